@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""One attention function and the kernels behind it.
+
+Shapes: b batch, l queries, s keys, n heads, k head width.
+
+Absent conditions are key positions with `key_valid` False. No kernel here ever sees an l x s mask: XLA gets a [b, 1, 1, s]
+row, splash gets segment ids, and cuDNN, which only knows a valid length, gets the keys sorted with the valid ones first
+(attention does not care about the order of keys).
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
+_SPLASH_BLOCK = 512
+
+
+def attention(
+    q: Float[Array, "b l n k"],
+    k: Float[Array, "b s n k"],
+    v: Float[Array, "b s n k"],
+    key_valid: Bool[Array, "b s"] | None = None,
+    *,
+    implementation: Implementation = "auto",
+) -> Float[Array, "b l n k"]:
+    """Attend from every query to the valid keys, softmax in float32; every sample needs at least one valid key."""
+    if implementation == "auto":
+        implementation = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
+        if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
+            implementation = "xla"  # cuDNN's fused kernel has no float32
+    if implementation == "splash":
+        return _splash(q, k, v, key_valid)
+    if implementation == "cudnn":
+        lengths = {}
+        if key_valid is not None:
+            order = jnp.argsort(~key_valid, axis=1, stable=True)[:, :, None, None]
+            k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
+            b, num_queries = q.shape[:2]
+            lengths = {
+                "query_seq_lengths": jnp.full((b,), num_queries, jnp.int32),
+                "key_value_seq_lengths": key_valid.sum(axis=1, dtype=jnp.int32),
+            }
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
+    mask = None if key_valid is None else key_valid[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+
+def _splash(q, k, v, key_valid, *, interpret: bool = False):
+    """TPU flash attention; pads both lengths to whole blocks here, so that no linear layer ever pays for padding."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    b, num_queries, heads, width = q.shape
+    num_keys = k.shape[1]
+    if key_valid is None:
+        key_valid = jnp.ones((b, num_keys), bool)
+    block = min(_SPLASH_BLOCK, -(-max(num_queries, num_keys) // 128) * 128)
+    pad_q, pad_k = -num_queries % block, -num_keys % block
+
+    def heads_first(x, pad):
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    q = heads_first(q * width**-0.5, pad_q)  # the kernel does not scale
+    k, v = heads_first(k, pad_k), heads_first(v, pad_k)
+    # Every query, padded or not, belongs to segment 1, so each one sees a valid key and no softmax is empty.
+    segments = kernels.SegmentIds(
+        q=jnp.ones((b, num_queries + pad_q), jnp.int32),
+        kv=jnp.pad(key_valid.astype(jnp.int32), ((0, 0), (0, pad_k))),
+    )
+    mask = masks.MultiHeadMask([masks.FullMask((num_queries + pad_q, num_keys + pad_k))] * heads)
+    sizes = dict.fromkeys(
+        ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block
+    )
+    kernel = kernels.make_splash_mha(
+        mask=mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=kernels.BlockSizes(**sizes, use_fused_bwd_kernel=True),
+        interpret=interpret,
+    )
+    out = jax.vmap(kernel)(q, k, v, segments)
+    return out.swapaxes(1, 2)[:, :num_queries]
+
+
+interpreted_splash = functools.partial(_splash, interpret=True)
+"""The TPU kernel run step by step on any backend: how its numerics are tested without a TPU."""

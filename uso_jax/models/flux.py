@@ -1,0 +1,384 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""FLUX.1's rectified-flow transformer with USO's conditioning and adapters.
+
+Sources: black-forest-labs/flux (model.py, modules/layers.py, math.py) and bytedance/USO (uso/flux/). Names are theirs,
+except where two of their tensors share a name: `img_mlp.0` and `.2` are `img_mlp/in_layer` and `/out_layer` here, and a
+single block's `linear1` is split into `linear1_qkv` and `linear1_mlp`, because USO's adapter covers the qkv part only.
+
+Sequence: [style | txt | img | ref_img]; style tokens carry the text's ids (zeros), references follow the target.
+Shapes: b batch, l tokens, d hidden_size, n heads, k head width, a rotary axes.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from uso_jax.attention import attention
+from uso_jax.models import stack
+from uso_jax.models.lora import DoubleProcessor, SingleProcessor
+from uso_jax.models.mlp import MLP, gelu_tanh
+from uso_jax.models.style import HierarchicalProjector, ProjectorConfig
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Sizes and numerics of the transformer; the defaults are FLUX.1-dev without USO's additions."""
+
+    in_channels: int = 64
+    vec_in_dim: int = 768
+    context_in_dim: int = 4096
+    hidden_size: int = 3072
+    mlp_ratio: float = 4.0
+    num_heads: int = 24
+    depth: int = 19
+    depth_single_blocks: int = 38
+    axes_dim: tuple[int, ...] = (16, 56, 56)
+    theta: int = 10_000
+    qkv_bias: bool = True
+    guidance_embed: bool = True
+    lora_rank: int = 0  # 0: no adapters; the released USO has 128
+    lora_scale: float = 1.0
+    projector: ProjectorConfig | None = None
+    dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids stay in float32
+    remat: str = "full"  # one of stack.REMAT_POLICIES
+    attention: str = "auto"  # one of attention.Implementation
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
+        if sum(self.axes_dim) != self.head_dim:
+            raise ValueError(f"axes_dim {self.axes_dim} must add up to the head width, {self.head_dim}")
+        if any(dim % 2 for dim in self.axes_dim):
+            raise ValueError(f"every entry of axes_dim {self.axes_dim} must be even: rotations act on pairs")
+        if self.remat not in stack.REMAT_POLICIES:
+            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be 0 (no adapters) or positive, not {self.lora_rank}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    def with_uso(self, lora_rank: int = 128, projector: ProjectorConfig | None = None) -> "FluxConfig":
+        """Add USO's adapters and style projector."""
+        return dataclasses.replace(self, lora_rank=lora_rank, projector=projector or ProjectorConfig())
+
+    @classmethod
+    def tiny(cls, **changes) -> "FluxConfig":
+        """Give a float32 model that runs in milliseconds, with every part of the full one."""
+        sizes = dict(
+            in_channels=16,
+            vec_in_dim=12,
+            context_in_dim=20,
+            hidden_size=32,
+            num_heads=2,
+            depth=2,
+            depth_single_blocks=2,
+            axes_dim=(4, 6, 6),
+            lora_rank=4,
+            projector=ProjectorConfig(siglip_tokens=4, style_tokens=2, siglip_dim=24, layers=(-2, -3, -4)),
+            dtype="float32",
+            remat="none",
+        )
+        return cls(**(sizes | changes))
+
+
+PRESETS = {
+    "flux-dev": FluxConfig(),
+    "flux-krea-dev": FluxConfig(),  # other weights, same shape
+    "flux-schnell": FluxConfig(guidance_embed=False),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- functions
+
+
+def timestep_embedding(t: Float[Array, " b"], dim: int = 256) -> Float[Array, "b {dim}"]:
+    """Embed times in [0, 1] as cosines, then sines, of 1000 t at `dim // 2` frequencies, in float32."""
+    exponents = -math.log(10_000) * np.arange(dim // 2, dtype=np.float32) / (dim // 2)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    if dim == 256:
+        # exp(exponents[12]) lies 0.02 ulp from a tie and torch rounds it the other way; 1000 t makes that ulp 3e-5.
+        frequencies[12] = np.nextafter(frequencies[12], np.float32(1))
+    angles = (1000.0 * t.astype(jnp.float32))[:, None] * jnp.asarray(frequencies)[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotary_embedding(ids: Float[Array, "b l a"], axes_dim: tuple[int, ...], theta: int) -> Float[Array, "b l 1 pairs 2"]:
+    """Give cosine and sine of every token's rotation angles, one block of pairs for each id axis, in float32."""
+    angles = [
+        ids[..., axis, None] * jnp.asarray(theta ** -(np.arange(0, dim, 2) / dim), jnp.float32)[None, None]
+        for axis, dim in enumerate(axes_dim)
+    ]
+    angles = jnp.concatenate(angles, axis=-1)
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)[:, :, None]
+
+
+def rotate(x: Float[Array, "b l n k"], pe: Float[Array, "_ l 1 pairs 2"]) -> Float[Array, "b l n k"]:
+    """Rotate neighbouring channel pairs of queries or keys by the token's angles, in float32."""
+    even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
+    cos, sin = pe[..., 0], pe[..., 1]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "b l d"], epsilon: float = 1e-6) -> Float[Array, "b l d"]:
+    """Normalise channels without learned parameters, in float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def modulate(x: Float[Array, "b l d"], mod: "ModulationOut") -> Float[Array, "b l d"]:
+    """Normalise, then scale and shift by the conditioning vector; back in the stream's dtype."""
+    return ((1 + mod.scale) * layer_norm(x) + mod.shift).astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- modules
+
+
+class QKNorm(nnx.Module):
+    """RMS-normalise queries and keys per head, in float32."""
+
+    def __init__(self, head_dim: int, *, rngs: nnx.Rngs):
+        self.query_norm = nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+        self.key_norm = nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(
+        self, q: Float[Array, "b l n k"], k: Float[Array, "b l n k"]
+    ) -> tuple[Float[Array, "b l n k"], Float[Array, "b l n k"]]:
+        return self.query_norm(q).astype(q.dtype), self.key_norm(k).astype(k.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """The parameters of one stream's attention."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, dtype = config.hidden_size, config.dtype
+        self.qkv = nnx.Linear(d, 3 * d, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.norm = QKNorm(config.head_dim, rngs=rngs)
+        self.proj = nnx.Linear(d, d, dtype=dtype, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class ModulationOut:
+    """Shift, scale and gate of one sublayer, each [b, 1, d]."""
+
+    shift: Array
+    scale: Array
+    gate: Array
+
+
+class Modulation(nnx.Module):
+    """Turn the conditioning vector into shift, scale and gate of one or two sublayers."""
+
+    def __init__(self, config: FluxConfig, num_sublayers: int, *, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.lin = nnx.Linear(d, 3 * num_sublayers * d, dtype=config.dtype, rngs=rngs)
+        self.num_sublayers = num_sublayers
+
+    def __call__(self, vec: Float[Array, "b d"]) -> list[ModulationOut]:
+        parts = jnp.split(self.lin(jax.nn.silu(vec))[:, None], 3 * self.num_sublayers, axis=-1)
+        return [ModulationOut(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+
+
+def _split_heads(qkv: Float[Array, "b l d3"], num_heads: int) -> list[Float[Array, "b l n k"]]:
+    b, length, _ = qkv.shape
+    return list(jnp.moveaxis(qkv.reshape(b, length, 3, num_heads, -1), 2, 0))
+
+
+def _merge_heads(x: Float[Array, "b l n k"]) -> Float[Array, "b l d"]:
+    return checkpoint_name(x.reshape(*x.shape[:2], -1), "attention")
+
+
+class DoubleStreamBlock(nnx.Module):
+    """Separate image and text weights around one joint attention."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        for stream in ("img", "txt"):
+            d, dtype = config.hidden_size, config.dtype
+            setattr(self, f"{stream}_mod", Modulation(config, 2, rngs=rngs))
+            setattr(self, f"{stream}_attn", SelfAttention(config, rngs=rngs))
+            setattr(self, f"{stream}_mlp", MLP(d, config.mlp_size, d, gelu_tanh, dtype=dtype, rngs=rngs))
+        if config.lora_rank:
+            self.processor = DoubleProcessor(d, config.lora_rank, dtype=dtype, rngs=rngs)
+
+    def _adapt(self, name: str, x: Array) -> Array | float:
+        return self.config.lora_scale * getattr(self.processor, name)(x) if self.config.lora_rank else 0.0
+
+    def __call__(
+        self,
+        img: Float[Array, "b i d"],
+        txt: Float[Array, "b t d"],
+        vec: Float[Array, "b d"],
+        pe: Float[Array, "_ i+t 1 pairs 2"],
+        key_valid: Bool[Array, "b i+t"] | None = None,
+    ) -> tuple[Float[Array, "b i d"], Float[Array, "b t d"]]:
+        img_mod1, img_mod2 = self.img_mod(vec)
+        txt_mod1, txt_mod2 = self.txt_mod(vec)
+
+        img_in, txt_in = modulate(img, img_mod1), modulate(txt, txt_mod1)
+        img_q, img_k, img_v = _split_heads(
+            self.img_attn.qkv(img_in) + self._adapt("qkv_lora1", img_in), self.config.num_heads
+        )
+        txt_q, txt_k, txt_v = _split_heads(
+            self.txt_attn.qkv(txt_in) + self._adapt("qkv_lora2", txt_in), self.config.num_heads
+        )
+        img_q, img_k = self.img_attn.norm(img_q, img_k)
+        txt_q, txt_k = self.txt_attn.norm(txt_q, txt_k)
+
+        q = rotate(jnp.concatenate([txt_q, img_q], axis=1), pe)
+        k = rotate(jnp.concatenate([txt_k, img_k], axis=1), pe)
+        v = jnp.concatenate([txt_v, img_v], axis=1)
+        out = _merge_heads(attention(q, k, v, key_valid, implementation=self.config.attention))
+        txt_out, img_out = jnp.split(out, [txt.shape[1]], axis=1)
+
+        img = img + img_mod1.gate * (self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
+        img = img + img_mod2.gate * self.img_mlp(modulate(img, img_mod2))
+        txt = txt + txt_mod1.gate * (self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
+        txt = txt + txt_mod2.gate * self.txt_mlp(modulate(txt, txt_mod2))
+        return img, txt
+
+
+class SingleStreamBlock(nnx.Module):
+    """Attention and MLP side by side on the joined sequence."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, dtype = config.hidden_size, config.dtype
+        self.config = config
+        self.modulation = Modulation(config, 1, rngs=rngs)
+        self.linear1_qkv = nnx.Linear(d, 3 * d, dtype=dtype, rngs=rngs)
+        self.linear1_mlp = nnx.Linear(d, config.mlp_size, dtype=dtype, rngs=rngs)
+        self.norm = QKNorm(config.head_dim, rngs=rngs)
+        self.linear2 = nnx.Linear(d + config.mlp_size, d, dtype=dtype, rngs=rngs)
+        if config.lora_rank:
+            self.processor = SingleProcessor(d, config.mlp_size, config.lora_rank, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        vec: Float[Array, "b d"],
+        pe: Float[Array, "_ l 1 pairs 2"],
+        key_valid: Bool[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        (mod,) = self.modulation(vec)
+        x_in = modulate(x, mod)
+        qkv = self.linear1_qkv(x_in)
+        if self.config.lora_rank:
+            qkv = qkv + self.config.lora_scale * self.processor.qkv_lora(x_in)
+        q, k, v = _split_heads(qkv, self.config.num_heads)
+        q, k = self.norm(q, k)
+        out = attention(rotate(q, pe), rotate(k, pe), v, key_valid, implementation=self.config.attention)
+        joined = jnp.concatenate([_merge_heads(out), gelu_tanh(self.linear1_mlp(x_in))], axis=-1)
+        out = self.linear2(joined)
+        if self.config.lora_rank:
+            out = out + self.config.lora_scale * self.processor.proj_lora(joined)
+        return x + mod.gate * out
+
+
+class FinalLayer(nnx.Module):
+    """Modulated projection back to latent channels."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, dtype = config.hidden_size, config.dtype
+        self.adaLN_modulation = nnx.Linear(d, 2 * d, dtype=dtype, rngs=rngs)
+        self.linear = nnx.Linear(d, config.in_channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b l d"], vec: Float[Array, "b d"]) -> Float[Array, "b l c"]:
+        shift, scale = jnp.split(self.adaLN_modulation(jax.nn.silu(vec))[:, None], 2, axis=-1)
+        return self.linear(modulate(x, ModulationOut(shift, scale, gate=scale)))
+
+
+class Flux(nnx.Module):
+    """Predict the velocity of packed latents from time, text and any number of style and content references."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        d, dtype = c.hidden_size, c.dtype
+        self.img_in = nnx.Linear(c.in_channels, d, dtype=dtype, rngs=rngs)
+        self.time_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.vector_in = MLP(c.vec_in_dim, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
+        if c.guidance_embed:
+            self.guidance_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.txt_in = nnx.Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
+        self.double_blocks = stack.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
+        self.single_blocks = stack.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)
+        self.final_layer = FinalLayer(c, rngs=rngs)
+        if c.projector is not None:
+            self.feature_embedder = HierarchicalProjector(c.projector, d, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        img: Float[Array, "b l c"],
+        img_ids: Float[Array, "_ l 3"],
+        txt: Float[Array, "b t context"],
+        timesteps: Float[Array, " b"],
+        y: Float[Array, "b vec"],
+        guidance: Float[Array, " b"] | None = None,
+        *,
+        style: Float[Array, "b s d"] | None = None,
+        style_valid: Bool[Array, "b s"] | None = None,
+        ref_img: Float[Array, "b r c"] | None = None,
+        ref_ids: Float[Array, "_ r 3"] | None = None,
+        ref_valid: Bool[Array, "b r"] | None = None,
+    ) -> Float[Array, "b l c"]:
+        """Give the float32 velocity of `img` at `timesteps`.
+
+        Args:
+          img, img_ids: the noisy target's packed tokens and their ids; a leading id axis of 1 serves the whole batch.
+          txt, y: T5 features and CLIP's pooled vector.
+          guidance: the distilled guidance scale; needed exactly when the config has `guidance_embed`.
+          style: style tokens from `feature_embedder`, prepended to the text.
+          ref_img, ref_ids: packed tokens of all content references, one after another.
+          style_valid, ref_valid: False where a sample lacks the token; equal to leaving the token out.
+        """
+        c = self.config
+        if (guidance is None) == c.guidance_embed:
+            raise ValueError(f"guidance must {'' if c.guidance_embed else 'not '}be given: guidance_embed={c.guidance_embed}")
+        if (ref_img is None) != (ref_ids is None):
+            raise ValueError("ref_img and ref_ids belong together")
+        b = img.shape[0]
+
+        dtype = jnp.dtype(c.dtype)
+        vec = self.time_in(timestep_embedding(timesteps).astype(dtype)) + self.vector_in(y.astype(dtype))
+        if guidance is not None:
+            vec = vec + self.guidance_in(timestep_embedding(guidance).astype(dtype))
+
+        num_img, num_txt = img.shape[1], txt.shape[1]
+        txt = self.txt_in(txt.astype(dtype))
+        img = self.img_in(img.astype(dtype))
+        # Validity by group, in sequence order: [style | txt | img | ref_img].
+        valid = [jnp.ones((b, num_txt), bool), jnp.ones((b, num_img), bool)]
+        if style is not None:
+            txt = jnp.concatenate([style.astype(dtype), txt], axis=1)
+            valid.insert(0, jnp.ones(style.shape[:2], bool) if style_valid is None else style_valid)
+        ids = [jnp.zeros((img_ids.shape[0], txt.shape[1], 3), img_ids.dtype), img_ids]
+        if ref_img is not None:
+            img = jnp.concatenate([img, self.img_in(ref_img.astype(dtype))], axis=1)
+            ids.append(ref_ids)
+            valid.append(jnp.ones(ref_img.shape[:2], bool) if ref_valid is None else ref_valid)
+        rows = max(x.shape[0] for x in ids)
+        ids = jnp.concatenate([jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in ids], axis=1)
+        pe = rotary_embedding(ids, c.axes_dim, c.theta)
+        key_valid = None if style_valid is None and ref_valid is None else jnp.concatenate(valid, axis=1)
+
+        img, txt = stack.scan(
+            self.double_blocks, lambda block, x: block(*x, vec, pe, key_valid), (img, txt), remat=c.remat
+        )
+        x = jnp.concatenate([txt, img], axis=1)
+        x = stack.scan(self.single_blocks, lambda block, x: block(x, vec, pe, key_valid), x, remat=c.remat)
+        x = x[:, txt.shape[1] : txt.shape[1] + num_img]
+        return self.final_layer(x, vec).astype(jnp.float32)

@@ -1,0 +1,26 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two-layer perceptron that every network here uses."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def gelu_tanh(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """GELU in its tanh approximation, which FLUX and SigLIP were trained with."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, in_dim: int, mid_dim: int, out_dim: int, activation: Callable, *, dtype, rngs: nnx.Rngs):
+        self.in_layer = nnx.Linear(in_dim, mid_dim, dtype=dtype, rngs=rngs)
+        self.out_layer = nnx.Linear(mid_dim, out_dim, dtype=dtype, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        return self.out_layer(self.activation(self.in_layer(x)))

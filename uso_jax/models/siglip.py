@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The SigLIP vision tower with its hidden states, from which USO reads style.
+
+Source: transformers, models/siglip/modeling_siglip.py (`SiglipVisionModel`); arXiv 2303.15343. Names are transformers'.
+Shapes: b batch, h w pixels, s vision tokens, c hidden_size.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from uso_jax.attention import attention
+from uso_jax.models import stack
+from uso_jax.models.mlp import MLP, gelu_tanh
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """Sizes of the tower; the defaults are google/siglip-so400m-patch14-384."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    image_size: int = 384
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+    dtype: str = "float32"
+    remat: str = "full"
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}")
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def tiny(cls, **changes) -> "SiglipConfig":
+        """Give a tower that fits `FluxConfig.tiny`'s projector."""
+        sizes = dict(
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=5,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            remat="none",
+        )
+        return cls(**(sizes | changes))
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class SiglipOutput:
+    """What the tower gives: normalised tokens, the pooled vector, and the hidden states that were asked for."""
+
+    last_hidden_state: Float[Array, "b s c"]
+    pooler_output: Float[Array, "b c"]
+    hidden_states: Float[Array, "b levels s c"]
+
+
+def _norm(config: SiglipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )
+
+
+class SiglipAttention(nnx.Module):
+    """Multi-head attention with separate query, key and value projections."""
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+        self.num_heads = config.num_attention_heads
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, nnx.Linear(config.hidden_size, config.hidden_size, dtype=config.dtype, rngs=rngs))
+
+    def __call__(self, queries: Float[Array, "b q c"], keys: Float[Array, "b s c"]) -> Float[Array, "b q c"]:
+        q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)
+        q, k, v = (x.reshape(*x.shape[:2], self.num_heads, -1) for x in (q, k, v))
+        # 729 tokens and a head width of 72: too short and too narrow for the fused kernels to pay.
+        out = attention(q, k, v, implementation="xla")
+        return self.out_proj(out.reshape(queries.shape))
+
+
+class SiglipLayer(nnx.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.layer_norm1 = _norm(c, rngs)
+        self.self_attn = SiglipAttention(c, rngs=rngs)
+        self.layer_norm2 = _norm(c, rngs)
+        self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        y = self.layer_norm1(x).astype(x.dtype)
+        x = x + self.self_attn(y, y)
+        return x + self.mlp(self.layer_norm2(x).astype(x.dtype))
+
+
+class SiglipPoolingHead(nnx.Module):
+    """Pool the tokens by attention from one learned query."""
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.hidden_size)))
+        self.attention = SiglipAttention(c, rngs=rngs)
+        self.layernorm = _norm(c, rngs)
+        self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b c"]:
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+        x = self.attention(probe, x)
+        return (x + self.mlp(self.layernorm(x).astype(x.dtype)))[:, 0]
+
+
+class SiglipVision(nnx.Module):
+    """Encode images, normalised to [-1, 1] at `image_size` squared."""
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        patch = (c.patch_size, c.patch_size)
+        self.patch_embedding = nnx.Conv(3, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs)
+        self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
+        self.layers = stack.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
+        self.post_layernorm = _norm(c, rngs)
+        self.head = SiglipPoolingHead(c, rngs=rngs)
+
+    def __call__(self, pixels: Float[Array, "b h w 3"], hidden_states: tuple[int, ...] = ()) -> SiglipOutput:
+        """Encode images; `hidden_states` lists the entries to keep of transformers' tuple of num_hidden_layers + 1.
+
+        Entry 0 is the embedding, entry i the output of layer i; negative numbers count from the end.
+        """
+        num_layers = self.config.num_hidden_layers
+        for entry in hidden_states:
+            if not -num_layers - 1 <= entry <= num_layers:
+                raise ValueError(f"hidden state {entry} does not exist: the tower has {num_layers} layers")
+        wanted = jnp.asarray([entry % (num_layers + 1) for entry in hidden_states], jnp.int32)
+
+        x = self.patch_embedding(pixels.astype(self.config.dtype))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x + self.position_embedding.embedding[...].astype(x.dtype)[None]
+        kept = jnp.broadcast_to(x[:, None], (x.shape[0], len(hidden_states), *x.shape[1:]))
+
+        def step(layer, carry):
+            # Only the wanted states are carried, so memory does not grow with depth.
+            index, x, kept = carry
+            index, x = index + 1, layer(x)
+            return index, x, jnp.where((wanted == index)[None, :, None, None], x[:, None], kept)
+
+        carry = (jnp.zeros((), jnp.int32), x, kept)
+        _, x, kept = stack.scan(self.layers, step, carry, remat=self.config.remat)
+        x = self.post_layernorm(x).astype(x.dtype)
+        return SiglipOutput(x, self.head(x), kept)

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks of identical blocks: parameters on a leading layer axis, one scan over them, rematerialised by a named policy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    # Keep only each block's input; recompute everything else in the backward pass.
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # Also keep the attention output, the dearest thing to recompute on long sequences.
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    # Keep the result of every linear layer; recompute norms, activations and attention weights.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Keep everything.
+    "none": None,
+}
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Build `depth` differently initialised copies of a block as one module with a leading layer axis."""
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make))(rngs)
+
+
+def scan(blocks: nnx.Module, step: Callable[[nnx.Module, Any], Any], carry: Any, *, remat: str = "none") -> Any:
+    """Apply `carry = step(block, carry)` for each block of a stack in order."""
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry, layer):
+        return jax.tree.map(constrain_batch, step(nnx.merge(graphdef, layer), carry)), None
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(body, carry, params)[0]
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep the leading axis split over the mesh's batch axes; does nothing outside of such a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if x.ndim == 0 or not axes or x.shape[0] % _size(mesh, axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def _size(mesh, axes: tuple[str, ...]) -> int:
+    size = 1
+    for axis in axes:
+        size *= mesh.shape[axis]
+    return size

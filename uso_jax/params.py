@@ -1,0 +1,88 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters by path: a model's numbers as a flat dict of "/"-joined paths, and ordered rules over those paths.
+
+The same rules decide sharding, what is trained and at which rate: `((regex, value), ...)`, matched against the whole path,
+first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped in silence.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uso_jax.errors import InputError
+
+T = TypeVar("T")
+Rules = Sequence[tuple[str, T]]
+Params = dict[str, jax.Array]
+
+
+def of(model: nnx.Module) -> Params:
+    """Give a model's parameters by path."""
+    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give the shapes of a model's parameters without making it."""
+    state = nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+class Structure:
+    """A model without its parameters: `structure(params)` is the model again, inside jit or out."""
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self._make = make
+        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+        self._variables = {"/".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+        self.shapes = {path: leaf.get_value() for path, (_, leaf) in self._variables.items()}
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draw initial parameters; call it under jit to place them as the outputs' shardings say."""
+        return of(self._make(nnx.Rngs(rng)))
+
+    def __call__(self, params: Mapping[str, Any]) -> nnx.Module:
+        """Put the model together around `params`, which must be complete."""
+        if params.keys() != self.shapes.keys():
+            missing, stray = sorted(self.shapes.keys() - params.keys()), sorted(params.keys() - self.shapes.keys())
+            raise ValueError(f"parameters do not fit the model: missing {missing[:5]}, stray {stray[:5]}")
+        leaves = [(path, leaf.replace(params[name])) for name, (path, leaf) in self._variables.items()]
+        return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+
+
+def match(rules: Rules, paths: Iterable[str], what: str = "rules") -> dict[str, Any]:
+    """Give each path the value of its first matching rule.
+
+    Raises:
+      InputError: a path has no rule, or a rule has no path; `what` names the rules in the message.
+    """
+    used, values, unmatched = set(), {}, []
+    for path in paths:
+        for i, (regex, value) in enumerate(rules):
+            if re.fullmatch(regex, path):
+                # A later, more general rule counts as used when it would have matched: shadowing is how defaults work.
+                values[path] = value
+                used.add(i)
+                break
+        else:
+            unmatched.append(path)
+    if unmatched:
+        raise InputError(f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) at the end")
+    unused = [rules[i][0] for i in range(len(rules)) if i not in used]
+    if unused:
+        raise InputError(f"{what}: {', '.join(map(repr, unused))} matches no parameter; correct or remove it")
+    return values
+
+
+def cast(params: Mapping[str, jax.Array], dtype) -> Params:
+    """Convert floating parameters to `dtype`."""
+    return {k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in params.items()}
+
+
+def count(params: Mapping[str, Any]) -> int:
+    """Count the numbers in parameters or their shapes."""
+    return sum(x.size for x in params.values())
