@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""USO's training, by variant.
+
+    python scripts/train.py --config configs/uso.py                 mini: a small USO on drawn triplets, 10 CPU minutes
+    python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
+    python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
+
+Any value is overridden on the command line: --config.stages.disentanglement.learning_rate=1e-4
+"""
+
+from ml_collections import ConfigDict
+
+PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
+LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
+BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
+BASE = ((r"transformer/(feature_embedder|.*/processor)/.*", None), (r"transformer/.*", 1.0), (r".*", None))
+
+
+def get_config(variant: str = "mini") -> ConfigDict:
+    """Give the configuration of a variant: mini, flux_dev or flux_dev_joint."""
+    variants = {"mini": mini}
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
+    return ConfigDict(variants[variant]() | {"variant": variant})
+
+
+def stage(**changes) -> dict:
+    """Give a stage with UNO's trainer settings, which USO's paper leaves unsaid."""
+    defaults = dict(
+        steps=1000,
+        train=BOTH,  # (regex over parameter paths, learning-rate multiplier; None: frozen); first match wins
+        conditions=("content", "style"),  # whose tokens are in the sequence
+        batch_size=16,  # over all devices
+        target_size=(512, 512),  # (height, width) in pixels
+        content_size=(256, 256),
+        tasks={"style_subject": 1.0},  # weights, in sources that offer a choice
+        learning_rate=8e-5,
+        warmup_steps=100,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        clip_norm=1.0,
+        accumulate=1,  # micro-batches a step
+        ema_decay=0.0,  # 0: none
+        text_dropout=0.1,
+        content_dropout=0.0,
+        style_dropout=0.0,
+        guidance=1.0,  # embedded scale in the loss; 4 is for sampling
+        shift_mu=None,  # of the training times; None: FLUX's, by token count
+    )
+    return defaults | changes
+
+
+def mini() -> dict:
+    """Give a small USO at 32 pixels that learns on two CPU cores."""
+    small = dict(target_size=(32, 32), content_size=(32, 32), batch_size=24, weight_decay=0.01, warmup_steps=50)
+    return dict(
+        seed=0,
+        run=("base", "style_alignment", "disentanglement"),  # stages, in order
+        model=dict(
+            transformer=dict(
+                in_channels=48,
+                vec_in_dim=64,
+                context_in_dim=64,
+                hidden_size=128,
+                mlp_ratio=4.0,
+                num_heads=4,
+                depth=2,
+                depth_single_blocks=3,
+                axes_dim=(8, 12, 12),
+                theta=10_000,
+                qkv_bias=True,
+                guidance_embed=False,
+                lora_rank=32,
+                lora_scale=1.0,
+                projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6)),
+                dtype="float32",
+                remat="none",
+                attention="auto",
+            ),
+            autoencoder=dict(kind="patch", patch_size=8, z_channels=48),
+            siglip=dict(
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=6,
+                num_attention_heads=4,
+                image_size=32,
+                patch_size=8,
+                layer_norm_eps=1e-6,
+                dtype="float32",
+                remat="none",
+            ),
+            text=dict(kind="words", length=12, width=64, num_slots=4096),
+            patch=1,  # latents a side of one token
+            reference_offset="d",  # content tokens follow the target diagonally
+            weights="",  # weights directory; "": from random numbers
+            frozen_dtype="float32",  # of what no stage trains
+        ),
+        data=dict(
+            source="procedural",
+            procedural=dict(
+                train=dict(split="train", seed=0, size=32, length=10_000_000, preserved=0.5, style_words=1.0),
+                heldout=dict(split="heldout_styles", seed=1, size=32, length=100_000, preserved=0.5, style_words=0.0),
+            ),
+            emoji=dict(train=dict(data_dir="", split="train"), heldout=dict(data_dir="", split="heldout_subjects")),
+            json=dict(train=dict(path=""), heldout=dict(path="")),
+            num_styles=1,
+            num_threads=2,
+        ),
+        stages=dict(
+            base=stage(
+                **small, steps=1200, train=BASE, conditions=("content",), tasks={"text": 1.0, "subject": 2.0},
+                learning_rate=1e-3, text_dropout=0.05, content_dropout=0.0,
+            ),
+            style_alignment=stage(
+                **small, steps=300, train=PROJECTOR, conditions=("style",), tasks={"style": 1.0}, learning_rate=2e-3,
+            ),
+            disentanglement=stage(
+                **small, steps=400, train=LORA, tasks={"style_subject": 1.0}, learning_rate=1e-3,
+                content_dropout=0.1, style_dropout=0.1,
+            ),
+        ),
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        checkpoint=dict(every=500, keep=2),
+        log_every=10,
+        heldout=dict(
+            num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
+        ),
+    )

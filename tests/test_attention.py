@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel of the attention wrapper against softmax written out."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uso_jax.attention import attention, interpreted_splash
+
+
+def plain(q, k, v, key_valid=None):
+    weights = jnp.einsum("blnk,bsnk->bnls", q, k) / math.sqrt(q.shape[-1])
+    if key_valid is not None:
+        weights = jnp.where(key_valid[:, None, None, :], weights, -jnp.inf)
+    return jnp.einsum("bnls,bsnk->blnk", jax.nn.softmax(weights, axis=-1), v)
+
+
+def inputs(queries: int, keys: int, heads: int = 2, width: int = 16):
+    """Draw queries, keys and values, and validity with one full row, one with holes, and one with a single key."""
+    rng = np.random.default_rng(queries + keys)
+    draw = lambda length: jnp.asarray(rng.standard_normal((3, length, heads, width)), jnp.float32)
+    valid = np.stack([np.ones(keys, bool), rng.random(keys) < 0.5, np.arange(keys) == keys - 1])
+    return draw(queries), draw(keys), draw(keys), jnp.asarray(valid)
+
+
+def xla(*args):
+    return attention(*args, implementation="xla")
+
+
+@pytest.mark.parametrize("masked", (False, True))
+def test_xla(masked):
+    q, k, v, valid = inputs(7, 11)
+    valid = valid if masked else None
+    np.testing.assert_allclose(xla(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
+
+
+def test_invalid_keys_have_no_influence():
+    q, k, v, valid = inputs(5, 9)
+    loss = lambda k, v: jnp.square(xla(q, k, v, valid)).sum()
+    for gradient in jax.grad(loss, argnums=(0, 1))(k, v):
+        np.testing.assert_array_equal(gradient[~valid], 0)
+    far = jnp.where(valid[:, :, None, None], k, 1e4), jnp.where(valid[:, :, None, None], v, 1e4)
+    np.testing.assert_array_equal(xla(q, *far, valid), xla(q, k, v, valid))
+
+
+# Lengths below one block, just over one, and different for queries and keys.
+@pytest.mark.parametrize("queries, keys", ((5, 5), (129, 129), (40, 200)))
+@pytest.mark.parametrize("masked", (False, True))
+def test_splash(queries, keys, masked):
+    q, k, v, valid = inputs(queries, keys, heads=1, width=128)
+    valid = valid if masked else None
+    np.testing.assert_allclose(interpreted_splash(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
+
+
+def test_splash_gradients():
+    # Not the sample with a single valid key: its true gradient of keys is 0, the difference of two equal large numbers.
+    q, k, v, valid = (x[:2] for x in inputs(129, 140, width=128))
+    loss = lambda kernel: lambda q, k, v: jnp.square(kernel(q, k, v, valid)).sum()
+    got = jax.grad(loss(interpreted_splash), argnums=(0, 1, 2))(q, k, v)
+    want = jax.grad(loss(plain), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()), rtol=0)
+
+
+def test_splash_takes_many_blocks(monkeypatch):
+    monkeypatch.setattr("uso_jax.attention._SPLASH_BLOCK", 128)
+    q, k, v, valid = inputs(300, 260, heads=1, width=128)
+    np.testing.assert_allclose(interpreted_splash(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masked", (False, True))
+def test_cudnn_sorts_the_valid_keys_first(monkeypatch, masked):
+    """Everything but the kernel: XLA stands in for it and gets the same lengths."""
+    real, seen = jax.nn.dot_product_attention, []
+
+    def stand_in(*args, implementation, **options):
+        seen.append((implementation, set(options)))
+        return real(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v, valid = inputs(7, 11)
+    valid = valid if masked else None
+    got = attention(q, k, v, valid, implementation="cudnn")
+    np.testing.assert_allclose(got, plain(q, k, v, valid), atol=1e-5, rtol=0)
+    assert seen == [("cudnn", {"query_seq_lengths", "key_value_seq_lengths"} if masked else set())]

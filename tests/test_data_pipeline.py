@@ -1,0 +1,152 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: shapes, absent conditions, exact resume, sharding, errors."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from uso_jax.data import images
+from uso_jax.data.pipeline import batches, open_source
+from uso_jax.data.procedural import ProceduralSource
+from uso_jax.data.record import Triplet
+from uso_jax.errors import InputError
+
+SIZES = {"target_size": (16, 24), "content_size": (8, 8), "style_size": (12, 10), "num_styles": 2}
+
+
+class Numbered:
+    """Example i is a picture of value i, with i % 3 style images, and content where i is even."""
+
+    def __init__(self, length, bad=()):
+        self.length, self.bad = length, bad
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise InputError(f"example {index} is bad: replace it.")
+        picture = np.full((16, 16, 3), index, np.uint8)
+        content, styles = (picture if index % 2 == 0 else None), (picture,) * (index % 3)
+        task = {(True, True): "style_subject", (True, False): "subject", (False, True): "style", (False, False): "text"}
+        task = task[content is not None, bool(styles)]
+        return Triplet(str(index), content, styles, picture, task, "shifted", str(index))
+
+
+def number(prompt):
+    return {"ids": np.array([int(prompt)], np.int32)}
+
+
+def letters(prompt):
+    return {"ids": np.frombuffer(prompt.ljust(80).encode()[:80], np.uint8).astype(np.int32)}
+
+
+def stream(source, **options):
+    return batches(source, **({"batch_size": 4, "seed": 0, "tokenize": number, **SIZES} | options))
+
+
+def ids(dataset, count=None):
+    return [batch["ids"][:, 0].tolist() for batch in itertools.islice(dataset, count)]
+
+
+def test_shapes_and_absent_conditions():
+    (batch,) = itertools.islice(stream(Numbered(6), batch_size=6, shuffle=False), 1)
+    shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert shapes == {
+        "target": ((6, 16, 24, 3), np.uint8),
+        "content": ((6, 8, 8, 3), np.uint8),
+        "content_valid": ((6,), bool),
+        "style": ((6, 2, 12, 10, 3), np.uint8),
+        "style_valid": ((6, 2), bool),
+        "ids": ((6, 1), np.int32),
+    }
+    for index in range(6):
+        assert (batch["target"][index] == index).all()
+        assert batch["content_valid"][index] == (index % 2 == 0)
+        assert (batch["content"][index] == (index if index % 2 == 0 else 0)).all()
+        assert batch["style_valid"][index].tolist() == [slot < index % 3 for slot in range(2)]
+        assert (batch["style"][index] == index * batch["style_valid"][index][:, None, None, None]).all()
+
+
+def test_six_batches_equal_three_and_three_resumed():
+    source = ProceduralSource(size=16, length=10)  # several epochs pass
+    options = {"batch_size": 4, "tokenize": letters, "seed": 5}
+    whole = list(itertools.islice(stream(source, **options), 6))
+    first = iter(stream(source, **options))
+    halves = [next(first) for _ in range(3)]
+    state = json.loads(json.dumps(first.get_state()))
+    second = iter(stream(source, **options, num_threads=1))
+    second.set_state(state)
+    halves += [next(second) for _ in range(3)]
+    for a, b in zip(whole, halves, strict=True):
+        assert set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_epochs_are_whole_and_reshuffled():
+    order = np.concatenate(ids(stream(Numbered(8)), 6)).reshape(3, 8)
+    assert all(sorted(epoch) == list(range(8)) for epoch in order.tolist())
+    assert len({tuple(epoch) for epoch in order.tolist()}) == 3
+    assert ids(stream(Numbered(8)), 2) == order[0].reshape(2, 4).tolist()
+    assert ids(stream(Numbered(8), seed=1), 2) != order[0].reshape(2, 4).tolist()
+
+
+def test_without_shuffle_and_repeat_the_remainder_is_dropped():
+    assert ids(stream(Numbered(10), shuffle=False, repeat=False)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_batch_may_exceed_the_source_when_it_repeats():
+    (first,) = ids(stream(Numbered(3), batch_size=7), 1)
+    assert len(first) == 7 and sorted(first[:3]) == sorted(first[3:6]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_processes_share_the_global_order(repeat):
+    one = ids(stream(Numbered(11), repeat=repeat), 7)
+    two = [ids(stream(Numbered(11), repeat=repeat, process_index=index, process_count=2), 7) for index in range(2)]
+    assert len(one) == (7 if repeat else 2)
+    assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
+
+
+def test_bad_example_is_an_input_error():
+    with pytest.raises(InputError) as caught:
+        ids(stream(Numbered(6, bad=(2,)), shuffle=False), 1)
+    assert type(caught.value) is InputError and str(caught.value) == "example 2 is bad: replace it."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": Numbered(0)}, "source is empty"),
+        ({"batch_size": 5, "process_count": 2}, "positive multiple"),
+        ({"process_index": 2, "process_count": 2}, "process_index 2"),
+        ({"batch_size": 9, "repeat": False}, "larger than the 8 examples"),
+        ({"num_styles": 1}, "num_styles is 1"),
+        ({"tokenize": lambda prompt: {"target": np.zeros(1)}}, "tokenize returns target"),
+    ],
+)
+def test_wrong_options(options, message):
+    source = options.pop("source", Numbered(8))
+    with pytest.raises(InputError, match=message):
+        next(iter(stream(source, **options)))
+
+
+def test_open_source():
+    source = open_source({"name": "procedural", "split": "heldout", "length": 7})
+    assert (source.split, len(source)) == ("heldout", 7)
+    with pytest.raises(InputError, match="unknown data source 'web'; use one of procedural, emoji, json"):
+        open_source({"name": "web"})
+    with pytest.raises(InputError, match="'procedural': got an unexpected keyword argument 'lenght'"):
+        open_source({"name": "procedural", "lenght": 7})
+    with pytest.raises(InputError, match="'json': missing a required argument: 'path'"):
+        open_source({"name": "json"})
+
+
+def test_cover_crops_the_centre_and_squash_does_not():
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[:, 10:30] = 255
+    assert (images.cover(picture, (20, 20)) == 255).all()
+    assert images.cover(picture, (20, 40)) is picture
+    assert 0.4 < images.squash(picture, (20, 20)).mean() / 255 < 0.6

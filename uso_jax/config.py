@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a ConfigDict at the edge to frozen, validated dataclasses inside."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from uso_jax import params, sharding
+from uso_jax.errors import InputError
+from uso_jax.flow import Shift
+from uso_jax.models.autoencoder import AutoEncoderConfig
+from uso_jax.models.flux import FluxConfig
+from uso_jax.models.patch_codec import PatchCodecConfig
+from uso_jax.models.siglip import SiglipConfig
+from uso_jax.models.style import ProjectorConfig
+from uso_jax.models.words import WordsConfig
+from uso_jax.stage import StageConfig
+from uso_jax.system import SystemConfig
+from uso_jax.text import WordsTextConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Sources of training and held-out triplets (see uso_jax.data.pipeline.open_source) and how they are read."""
+
+    train: Mapping[str, Any]
+    heldout: Mapping[str, Any]
+    num_styles: int
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class HeldoutConfig:
+    """How a stage is judged on triplets it never trains on."""
+
+    num_batches: int
+    batch_size: int
+    every: int  # steps between held-out losses; 0: only before and after a stage
+    grid_every: int  # steps between sample grids; 0: only after a stage
+    grid_rows: int
+    num_steps: int  # Euler steps of a sample
+    guidance: float
+    shift: Shift
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything `fit` needs."""
+
+    variant: str
+    seed: int
+    system: SystemConfig
+    frozen_dtype: str  # of parameters that no stage trains
+    weights: str  # weights directory; "" starts from random numbers
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    mesh: Mapping[str, int]
+    rules: params.Rules
+    checkpoint_every: int
+    checkpoint_keep: int
+    log_every: int
+    heldout: HeldoutConfig
+
+    def fingerprint(self) -> dict:
+        """Give what a checkpoint must agree on to be continued, as JSON: the networks, the stages and the data."""
+        parts = {"seed": self.seed, "system": self.system, "data": self.data.train, "stages": self.stages}
+        return json.loads(json.dumps(parts, default=dataclasses.asdict))
+
+
+def from_config_dict(config: ConfigDict) -> TrainConfig:
+    """Build and validate the configuration.
+
+    Raises:
+      InputError: a value makes no sense; the message names it.
+    """
+    model = config.model.to_dict()
+    try:
+        system = SystemConfig(
+            transformer=_flux(model["transformer"]),
+            autoencoder=_choose(model["autoencoder"], {"patch": PatchCodecConfig, "flux": AutoEncoderConfig}),
+            siglip=SiglipConfig(**model["siglip"]),
+            text=_choose(model["text"], {"words": lambda **sizes: WordsTextConfig(WordsConfig(**sizes))}),
+            patch=model["patch"],
+            reference_offset=model["reference_offset"],
+        )
+        stages = tuple(StageConfig(name=name, **_tuples(config.stages[name].to_dict())) for name in config.run)
+        for stage in stages:
+            stage.check_sizes(system.pixels_per_token)
+        source = config.data[config.data.source].to_dict()
+    except KeyError as error:
+        raise InputError(f"config: {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config: {error}") from error
+    return TrainConfig(
+        variant=config.variant,
+        seed=config.seed,
+        system=system,
+        frozen_dtype=config.model.frozen_dtype,
+        weights=config.model.weights,
+        data=DataConfig(
+            train={"name": config.data.source} | source["train"],
+            heldout={"name": config.data.source} | source["heldout"],
+            num_styles=config.data.num_styles,
+            num_threads=config.data.num_threads,
+        ),
+        stages=stages,
+        mesh=config.mesh.to_dict(),
+        rules=sharding.RULES,
+        checkpoint_every=config.checkpoint.every,
+        checkpoint_keep=config.checkpoint.keep,
+        log_every=config.log_every,
+        heldout=HeldoutConfig(**config.heldout.to_dict()),
+    )
+
+
+def _flux(sizes: dict) -> FluxConfig:
+    sizes = _tuples(sizes)
+    return FluxConfig(**(sizes | {"projector": ProjectorConfig(**_tuples(sizes["projector"]))}))
+
+
+def _choose(sizes: dict, kinds: Mapping[str, Any]):
+    sizes = _tuples(sizes)
+    kind = sizes.pop("kind")
+    if kind not in kinds:
+        raise InputError(f"config: kind must be one of {', '.join(kinds)}, not {kind!r}")
+    return kinds[kind](**sizes)
+
+
+def _tuples(values: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

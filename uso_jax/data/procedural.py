@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drawn triplets without files or network: exact ground truth for content, style and layout.
+
+    content = (subject s, its plain look)    style = (another subject t, style B)    target = (subject s, style B)
+
+Example i of a split depends on (seed, split, i) alone, so any example can be drawn at any time, in any process.
+What the splits hold out (see `Subject.heldout` and `styles.combinations`):
+
+    train              seen subjects,      seen combinations of family and colours
+    heldout_subjects   held-out subjects,  seen combinations
+    heldout_styles     seen subjects,      held-out combinations
+    heldout            held-out subjects,  held-out combinations
+
+The subject of a style image is always a seen one. `meta` of a triplet holds "subject", "pose" and "style" of the
+target, so `render(SUBJECTS[other], meta["pose"], meta["style"], size)` is an exact counterfactual.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+
+from uso_jax.data.canvas import Pose
+from uso_jax.data.record import CONDITIONS, Triplet
+from uso_jax.data.styles import PLAIN, STYLE_FAMILIES, Style, render
+from uso_jax.data.subjects import SUBJECTS, Subject, subject_names
+from uso_jax.errors import InputError
+
+__all__ = ["PLAIN", "SPLITS", "STYLE_FAMILIES", "SUBJECTS", "Pose", "ProceduralSource", "Style", "Subject", "render"]
+
+SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout")
+SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in another place")
+
+
+class ProceduralSource:
+    """A random-access source of `length` drawn triplets.
+
+    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
+    preserved: share of examples with a content image whose target keeps its pose.
+    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+    style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
+        subject example whose target is styled always does: nothing else says which style is wanted.
+    plain: share of subject and text examples whose target has the plain look.
+    subjects, families: restrict what is drawn; None takes all. Held-out subjects named here stay held out.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        size: int = 32,
+        length: int = 1_000_000,
+        tasks: Mapping[str, float | int] | None = None,
+        preserved: float | int = 0.5,
+        empty_prompt: float | int = 0.5,
+        style_words: float | int = 0.0,
+        plain: float | int = 0.3,
+        num_styles: int = 1,
+        scale: Sequence[float | int] = (0.62, 0.9),
+        turn: float | int = 0.35,
+        subjects: Sequence[str] | None = None,
+        families: Sequence[str] | None = None,
+    ):
+        if split not in SPLITS:
+            raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+        if size < 8 or length < 1 or num_styles < 1:
+            raise InputError(
+                f"procedural data: size is {size}, length {length} and num_styles {num_styles};"
+                " the size must be at least 8, the others 1."
+            )
+        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words, "plain": plain}
+        for name, share in shares.items():
+            if not 0.0 <= share <= 1.0:
+                raise InputError(f"procedural data: {name} is {share}; it is a share from 0 to 1.")
+        self.split, self.seed, self.size, self.length = split, seed, size, length
+        self.preserved, self.empty_prompt, self.style_words, self.plain = preserved, empty_prompt, style_words, plain
+        self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
+        self.tasks, self._task_edges = _task_table({"style_subject": 1.0} if tasks is None else tasks)
+        self.families = _known("style family", families, STYLE_FAMILIES)
+        self.heldout_styles = split in ("heldout_styles", "heldout")
+        chosen = _known("subject", subjects, tuple(SUBJECTS))
+        self.seen = tuple(name for name in chosen if not SUBJECTS[name].heldout)
+        self.subjects = tuple(n for n in chosen if SUBJECTS[n].heldout) if split in SPLITS[1::2] else self.seen
+        if not self.subjects or len(self.seen) < 2:
+            raise InputError(
+                f"procedural data: split {split!r} needs at least one of its own and two seen subjects among"
+                f" {', '.join(chosen)}; held out are {', '.join(subject_names(heldout=True))}."
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"example {index} of {self.length}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        task = self.tasks[int(np.searchsorted(self._task_edges, rng.random(), side="right"))]
+        has_content, has_style = CONDITIONS[task]
+        subject = SUBJECTS[_pick(rng, self.subjects)]
+        pose = self._pose(rng)
+        is_plain = not has_style and rng.random() < self.plain
+        style = Style.plain(rng, subject) if is_plain else Style.draw(rng, self.families, heldout=self.heldout_styles)
+        preserved = has_content and rng.random() < self.preserved
+        meta = {"subject": subject.name, "family": style.family, "pose": pose, "style": style}
+
+        content = None
+        if has_content:
+            meta["content_pose"] = pose if preserved else self._pose(rng)
+            meta["content_style"] = Style.plain(rng, subject)
+            content = render(subject, meta["content_pose"], meta["content_style"], self.size)
+        styles = ()
+        if has_style:
+            others = [name for name in self.seen if name != subject.name]
+            meta["style_subjects"] = tuple(_pick(rng, others) for _ in range(self.num_styles))
+            styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
+
+        words = rng.random() < self.style_words or (task == "subject" and not is_plain)
+        sentence = "{}" if preserved or task == "text" else _pick(rng, SENTENCES)
+        prompt = sentence.format(subject.phrase) + (f", {style.words}" if words else "")
+        if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
+            prompt = ""
+        return Triplet(
+            prompt=prompt,
+            content=content,
+            styles=styles,
+            target=render(subject, pose, style, self.size),
+            task=task,
+            layout="preserved" if preserved else "shifted",
+            key=f"procedural/{self.split}/{self.seed}/{index}",
+            meta=meta,
+        )
+
+    def _pose(self, rng: np.random.Generator) -> Pose:
+        return Pose.draw(rng, scale=self.scale, turn=self.turn)
+
+
+def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return names[rng.integers(len(names))]
+
+
+def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Check a restriction; the order of `known` is kept, so that it does not matter how the user lists them."""
+    if names is None:
+        return known
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise InputError(
+            f"procedural data: unknown {what} {', '.join(map(repr, strange))}; known are {', '.join(known)}."
+        )
+    return tuple(name for name in known if name in names)
+
+
+def _task_table(tasks: Mapping[str, float | int]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Tasks with a positive weight and the upper edges of their shares of [0, 1), the last one left out."""
+    strange = [name for name in tasks if name not in CONDITIONS]
+    if strange or any(not weight >= 0 for weight in tasks.values()) or not sum(tasks.values()) > 0:
+        raise InputError(
+            f"procedural data: tasks {dict(tasks)} must give a weight of at least 0 to some of {', '.join(CONDITIONS)}"
+            " and a positive one to at least one."
+        )
+    names = tuple(name for name in CONDITIONS if tasks.get(name, 0) > 0)
+    edges = np.cumsum([tasks[name] for name in names])
+    return names, edges[:-1] / edges[-1]

@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The canonical training record that every source yields and the pipeline reads.
+
+Prompt convention: "" means "keep the layout, only restyle" and is allowed where the layout is preserved; where the
+layout is shifted, the prompt is a natural sentence.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from uso_jax.errors import InputError
+
+Task = Literal["subject", "style", "style_subject", "text"]
+Layout = Literal["preserved", "shifted"]
+
+# Which conditions each task carries: (content, styles).
+CONDITIONS: dict[str, tuple[bool, bool]] = {
+    "subject": (True, False),
+    "style": (False, True),
+    "style_subject": (True, True),
+    "text": (False, False),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Triplet:
+    """A content image, style images and the target that joins them.
+
+    Images are uint8 [h, w, 3], of any size; `task` is a Task and `layout` a Layout. `meta` holds ground truth where the
+    source knows it (subject, style, pose); nothing in training reads it. `key` is unique within the source. Wrong
+    values are an InputError, also without a type checker.
+    """
+
+    prompt: str
+    content: np.ndarray | None
+    styles: tuple[np.ndarray, ...]
+    target: np.ndarray
+    task: str
+    layout: str
+    key: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.task not in CONDITIONS:
+            raise InputError(f"triplet {self.key!r}: task is {self.task!r}; use one of {', '.join(CONDITIONS)}.")
+        if self.layout not in get_args(Layout):
+            raise InputError(f"triplet {self.key!r}: layout is {self.layout!r}; use one of preserved, shifted.")
+        if not isinstance(self.prompt, str):
+            raise InputError(f"triplet {self.key!r}: the prompt must be text, not {type(self.prompt).__name__}.")
+        if not self.prompt and self.layout == "shifted":
+            raise InputError(f"triplet {self.key!r}: a shifted layout needs a prompt; say what the target shows.")
+        has = (self.content is not None, bool(self.styles))
+        if has != CONDITIONS[self.task]:
+            raise InputError(
+                f"triplet {self.key!r}: task {self.task!r} wants content {_yes(CONDITIONS[self.task][0])} and style"
+                f" {_yes(CONDITIONS[self.task][1])}, but content is {_yes(has[0])} and style {_yes(has[1])}."
+            )
+        for name, image in self._images():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+                raise InputError(
+                    f"triplet {self.key!r}: the {name} image is {image.dtype} {list(image.shape)};"
+                    " images are uint8 [height, width, 3]."
+                )
+
+    def _images(self):
+        if self.content is not None:
+            yield "content", self.content
+        for style in self.styles:
+            yield "style", style
+        yield "target", self.target
+
+
+def task_of(*, content: bool, styles: bool) -> Task:
+    """Name the task that has these conditions."""
+    return next(task for task, conditions in CONDITIONS.items() if conditions == (content, styles))
+
+
+def _yes(present: bool) -> str:
+    return "present" if present else "absent"

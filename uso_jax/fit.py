@@ -1,0 +1,240 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one `fit` runs every stage of a configuration, from its parameters to its summary."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from uso_jax import sharding
+from uso_jax.checkpoint import Checkpoints
+from uso_jax.config import TrainConfig
+from uso_jax.data.pipeline import batches, open_source
+from uso_jax.errors import InputError
+from uso_jax.heldout import Judge, pipeline_options
+from uso_jax.initial import initial_params
+from uso_jax.metrics import Metrics
+from uso_jax.params import Params
+from uso_jax.system import System
+from uso_jax.train import TrainState, init_state, make_train_step, state_shardings
+
+
+@dataclass
+class _Run:
+    """What all stages of one `fit` share."""
+
+    config: TrainConfig
+    system: System
+    mesh: Mesh
+    where: dict  # parameter path -> NamedSharding
+    trained: set[str]  # parameters that any stage trains: float32, and in every checkpoint
+    workdir: pathlib.Path
+    checkpoints: Checkpoints
+    metrics: Metrics
+    record: dict  # what the next checkpoint will say: stage, step, data position, seconds, finished stages
+
+    def first_step(self, index: int) -> int:
+        """Give the global step at which a stage starts."""
+        return sum(stage.steps for stage in self.config.stages[:index])
+
+    def save(self, state: TrainState, frozen: Params) -> None:
+        """Write a checkpoint of the stage that `record` is in."""
+        step = self.first_step(self.record["stage"]) + self.record["step"]
+        self.checkpoints.save(step, self.arrays(state, frozen), self.record)
+
+    def arrays(self, state: TrainState, frozen: Params) -> dict:
+        """Give what a checkpoint holds."""
+        params = {path: value for path, value in {**frozen, **state.params}.items() if path in self.trained}
+        return {"params": params, "opt_state": state.opt_state, "ema": state.ema}
+
+
+def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
+    """Run or resume every stage; write checkpoints, metrics, sample grids and summary.json; give the summary.
+
+    Raises:
+      InputError: bad data, sizes or storage, a checkpoint of another configuration, or a loss that is not finite.
+    """
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
+    mesh = sharding.make_mesh(config.mesh)
+    system = System(config.system)
+    where = sharding.shardings(mesh, config.rules, system.shapes)
+    rates = [stage.rates(system.shapes) for stage in config.stages]
+    _check_batches(config, mesh)
+
+    # Resume: 1. the record says which stage and step; 2. parameters start as in a fresh run; 3. the checkpoint replaces
+    # the trained ones, the optimizer and the average; 4. the data iterator moves to where it was.
+    record = {"config": config.fingerprint(), "stage": 0, "step": 0, "data": None, "seconds": 0.0, "stages": []}
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint_keep)
+    latest = checkpoints.latest()
+    if latest is not None:
+        saved = checkpoints.record(latest)
+        _check_same_config(saved["config"], record["config"], workdir)
+        record = saved
+    run = _Run(
+        config=config,
+        system=system,
+        mesh=mesh,
+        where=where,
+        trained=set().union(*rates),
+        workdir=workdir,
+        checkpoints=checkpoints,
+        metrics=Metrics(workdir, latest or 0),
+        record=record,
+    )
+    try:
+        with jax.set_mesh(mesh):
+            params = initial_params(config, system, where, run.trained)
+            for index in range(record["stage"], len(config.stages)):
+                if index > record["stage"]:
+                    record |= {"stage": index, "step": 0, "data": None, "seconds": 0.0}
+                    latest = None
+                params = _run_stage(run, index, params, rates[index], latest)
+    finally:
+        run.metrics.close()
+        checkpoints.close()
+    summary = {"variant": config.variant, "stages": record["stages"]}
+    temporary = workdir / "summary.json.tmp"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, workdir / "summary.json")
+    return summary
+
+
+def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], latest: int | None) -> Params:
+    """Train one stage from its start or, if `latest` is given, from that checkpoint; give all parameters after it."""
+    config, record, stage, offset = run.config, run.record, run.config.stages[index], run.first_step(index)
+
+    # ---------------------------------------------------------------------------------------- parameters
+    state = init_state(stage, rates, {path: params[path] for path in rates}, run.where)
+    if latest is not None:
+        arrays = run.checkpoints.restore(latest, run.arrays(state, params))
+        params = params | arrays["params"]
+        state = TrainState(
+            step=jax.device_put(jnp.asarray(record["step"], jnp.int32), sharding.replicated(run.mesh)),
+            params={path: params[path] for path in rates},
+            opt_state=arrays["opt_state"],
+            ema=arrays["ema"],
+        )
+    frozen = {path: value for path, value in params.items() if path not in rates}
+
+    # ---------------------------------------------------------------------------------------- data and step
+    judge = Judge(config, run.system, run.mesh, stage)
+    if len(record["stages"]) == index:
+        before = judge.loss(frozen | state.result)
+        record["stages"].append({"name": stage.name, "steps": stage.steps, "heldout_loss_before": before})
+    data = iter(
+        batches(
+            open_source(config.data.train, stage.tasks),
+            batch_size=stage.batch_size,
+            seed=config.seed + index,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **pipeline_options(config, stage),
+        )
+    )
+    if record["data"] is not None:
+        data.set_state(record["data"])
+    train_step = jax.jit(
+        make_train_step(run.system, stage, rates, config.seed + 1_000_003 * (index + 1)),
+        donate_argnums=0,
+        out_shardings=(state_shardings(state, run.where), sharding.replicated(run.mesh)),
+    )
+
+    # ---------------------------------------------------------------------------------------- train loop
+    waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
+    earlier, started = record["seconds"], time.monotonic()
+    bar = tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
+    for step in range(record["step"] + 1, stage.steps + 1):
+        batch = sharding.global_batch(run.mesh, next(data))
+        state, values = train_step(state, frozen, batch)
+        if waiting is not None:
+            _report(run, stage.name, offset, bar, *waiting)
+        waiting = step, values
+        bar.update()
+        last = step == stage.steps
+        due = {name: last or (every and step % every == 0) for name, every in _intervals(config).items()}
+        if any(due.values()):
+            # Before anything is judged or saved, every loss up to here is known to be finite.
+            _report(run, stage.name, offset, bar, *waiting)
+            waiting = None
+        if due["heldout"] and not last:
+            run.metrics.write(offset + step, stage.name, {"heldout_loss": judge.loss(frozen | state.result)})
+        if due["grid"]:
+            judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
+        if due["checkpoint"]:
+            seconds = earlier + time.monotonic() - started
+            record |= {"step": step, "data": data.get_state(), "seconds": seconds}
+            run.save(state, frozen)
+    bar.close()
+
+    # ---------------------------------------------------------------------------------------- result
+    after = judge.loss(frozen | state.result)
+    record["stages"][index] |= {"seconds": round(record["seconds"], 1), "heldout_loss_after": after}
+    run.metrics.write(offset + stage.steps, stage.name, {"heldout_loss": after})
+    return frozen | state.result
+
+
+def _intervals(config: TrainConfig) -> dict[str, int]:
+    return {
+        "checkpoint": config.checkpoint_every,
+        "heldout": config.heldout.every,
+        "grid": config.heldout.grid_every,
+    }
+
+
+def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dict[str, jax.Array]) -> None:
+    """Record a step's metrics; stop the run if its loss or gradient is not finite."""
+    numbers = {key: float(value) for key, value in values.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        bar.close()
+        last = run.checkpoints.latest()
+        kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is step {last}"
+        raise InputError(
+            f"stage {name!r} diverged at step {offset + step}: loss {numbers['loss']}, gradient norm"
+            f" {numbers['grad_norm']}; {kept}. Lower --config.stages.{name}.learning_rate or check the data"
+        )
+    bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
+    if step % run.config.log_every == 0:
+        run.metrics.write(offset + step, name, numbers)
+
+
+def _check_batches(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuse batches that do not divide over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {f"stages.{stage.name}.batch_size / accumulate": stage.batch_size // stage.accumulate for stage in config.stages}
+    sizes["heldout.batch_size"] = config.heldout.batch_size
+    for name, size in sizes.items():
+        if size % ways:
+            raise InputError(f"config.{name} is {size}, which does not divide over {ways} (data x fsdp) devices")
+
+
+def _check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
+    """Refuse to continue a run under other settings; name the first ones that differ."""
+
+    def differences(a, b, path):
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                yield from differences(x, y, f"{path}[{i}]")
+        elif a != b:
+            yield f"{path} was {a!r}, is {b!r}"
+
+    if found := list(differences(saved, wanted, "")):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InputError(
+            f"{workdir} holds checkpoints of another configuration ({'; '.join(found[:3])}{more});"
+            " choose another --workdir, or the same settings to continue"
+        )

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Judging a stage on triplets it never trains on: a loss with fixed draws, and pictures."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uso_jax import grid, objective, sharding
+from uso_jax.config import TrainConfig
+from uso_jax.data.pipeline import batches, open_source
+from uso_jax.params import Params
+from uso_jax.stage import StageConfig
+from uso_jax.system import System
+
+_SEED = 20_25  # of the draws, whatever the run's own seed is
+
+
+def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
+    """Give the data pipeline's arguments that training and judging share."""
+    side = config.system.siglip.image_size
+    return dict(
+        target_size=stage.target_size,
+        content_size=stage.content_size,
+        style_size=(side, side),
+        num_styles=config.data.num_styles,
+        tokenize=config.system.text.tokenize,
+        num_threads=config.data.num_threads,
+    )
+
+
+class Judge:
+    """The held-out batches of one stage and what can be asked about them."""
+
+    def __init__(self, config: TrainConfig, system: System, mesh: Mesh, stage: StageConfig):
+        self.settings, self.system, self.mesh = config.heldout, system, mesh
+        nothing = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, accumulate=1)
+        self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, **nothing)
+        stream = batches(
+            open_source(config.data.heldout, stage.tasks),
+            batch_size=self.settings.batch_size,
+            seed=0,
+            shuffle=False,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **pipeline_options(config, stage),
+        )
+        self.batches = list(itertools.islice(iter(stream), self.settings.num_batches))
+        self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
+        self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
+
+    def loss(self, params: Params) -> float:
+        """Give the flow-matching loss, without dropout and with the same noise and times every time."""
+        losses = [
+            self._loss(params, sharding.global_batch(self.mesh, batch), number)
+            for number, batch in enumerate(self.batches)
+        ]
+        return float(np.mean(jax.device_get(losses)))
+
+    def grid(self, params: Params, path: pathlib.Path) -> None:
+        """Write a picture of the first held-out triplets: content | style | generated | target."""
+        batch = sharding.global_batch(self.mesh, self.batches[0])
+        generated = np.asarray(self._sample(params, batch))
+        rows = slice(0, self.settings.grid_rows)
+        columns = {}
+        if "content" in self.stage.conditions:
+            columns["content"] = self.batches[0]["content"][rows]
+        if "style" in self.stage.conditions:
+            columns["style"] = self.batches[0]["style"][rows, 0]
+        columns |= {"generated": generated[rows], "target": self.batches[0]["target"][rows]}
+        if jax.process_index() == 0:
+            grid.save(grid.draw(columns), path)
+
+    def _loss_of(self, params: Params, batch, number):
+        draws = objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, self.stage)
+        return objective.flow_matching_loss(params, self.system, self.stage, batch, draws)
+
+    def _sample_of(self, params: Params, batch):
+        conditions = {name: name in self.stage.conditions for name in ("content", "style")}
+        height, width = self.stage.target_size
+        return self.system.generate(
+            params,
+            self.system.inputs(params, batch, **conditions),
+            jax.random.key(_SEED),
+            height=height,
+            width=width,
+            num_steps=self.settings.num_steps,
+            guidance=self.settings.guidance,
+            shift=self.settings.shift,
+        )

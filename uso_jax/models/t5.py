@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The T5 v1.1 encoder, whose hidden states are FLUX's `txt` tokens.
+
+Source: transformers, models/t5/modeling_t5.py (`T5EncoderModel`); arXiv 1910.10683. Names are transformers',
+except that a block's `layer.0` and `layer.1` dissolve: their norms are `layer_norm_0` and `layer_norm_1` here.
+Shapes: b batch, l tokens, d d_model, n heads, k d_kv.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from uso_jax.models import stack
+from uso_jax.models.mlp import gelu_tanh
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes and numerics of the encoder; the defaults are google/t5-v1_1-xxl."""
+
+    vocab_size: int = 32128
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dtype: str = "bfloat16"  # of matrix products and the residual; float16 overflows in this network
+    remat: str = "full"  # one of stack.REMAT_POLICIES
+
+    def __post_init__(self):
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or buckets % 2:
+            raise ValueError(f"relative_attention_num_buckets must be even and at least 4, not {buckets}")
+        if distance <= buckets // 4:
+            raise ValueError(f"relative_attention_max_distance must exceed {buckets // 4} here, not {distance}")
+        if self.remat not in stack.REMAT_POLICIES:
+            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
+
+    @classmethod
+    def tiny(cls, **changes) -> "T5Config":
+        """Give a float32 encoder that fits `FluxConfig.tiny`'s text tokens."""
+        sizes = dict(
+            vocab_size=64,
+            d_model=20,
+            d_kv=8,
+            d_ff=40,
+            num_layers=2,
+            num_heads=4,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=16,
+            dtype="float32",
+            remat="none",
+        )
+        return cls(**(sizes | changes))
+
+
+def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Give the bucket of every key's distance from every query, [length, length].
+
+    Half of the buckets are for keys after the query. Of each half, the first half holds one distance a bucket, the rest
+    grows logarithmically up to `max_distance`, and what is further away shares the last one.
+    """
+    relative = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.abs(relative)
+    half = num_buckets // 2
+    exact = half // 2
+    growth = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    large = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+    return np.where(distance < exact, distance, large) + half * (relative > 0)
+
+
+def _norm(config: T5Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=jnp.float32, rngs=rngs)
+
+
+def _linear(config: T5Config, in_dim: int, out_dim: int, rngs: nnx.Rngs, **options) -> nnx.Linear:
+    return nnx.Linear(in_dim, out_dim, use_bias=False, dtype=config.dtype, rngs=rngs, **options)
+
+
+class T5Attention(nnx.Module):
+    """Multi-head self-attention on unscaled products plus a position bias."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        c = config
+        inner = c.num_heads * c.d_kv
+        # The factor d_kv**-0.5 that attention lacks is in the initial queries instead.
+        small = nnx.initializers.variance_scaling(1 / c.d_kv, "fan_in", "normal")
+        self.q = _linear(c, c.d_model, inner, rngs, kernel_init=small)
+        self.k = _linear(c, c.d_model, inner, rngs)
+        self.v = _linear(c, c.d_model, inner, rngs)
+        self.o = _linear(c, inner, c.d_model, rngs)
+        self.num_heads = c.num_heads
+
+    def __call__(
+        self, x: Float[Array, "b l d"], bias: Float[Array, "1 n l l"], valid: Bool[Array, "b 1 1 l"] | None
+    ) -> Float[Array, "b l d"]:
+        q, k, v = (layer(x).reshape(*x.shape[:2], self.num_heads, -1) for layer in (self.q, self.k, self.v))
+        # `uso_jax.attention` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
+        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=valid, scale=1.0, implementation="xla")
+        return self.o(out.reshape(*x.shape[:2], -1))
+
+
+class T5DenseReluDense(nnx.Module):
+    """The feed-forward part, gated by a GELU despite its name."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        c = config
+        self.wi_0 = _linear(c, c.d_model, c.d_ff, rngs)
+        self.wi_1 = _linear(c, c.d_model, c.d_ff, rngs)
+        self.wo = _linear(c, c.d_ff, c.d_model, rngs)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return self.wo(gelu_tanh(self.wi_0(x)) * self.wi_1(x))
+
+
+class T5Block(nnx.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.layer_norm_0 = _norm(config, rngs)
+        self.SelfAttention = T5Attention(config, rngs=rngs)
+        self.layer_norm_1 = _norm(config, rngs)
+        self.DenseReluDense = T5DenseReluDense(config, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b l d"], bias: Float[Array, "1 n l l"], valid: Bool[Array, "b 1 1 l"] | None
+    ) -> Float[Array, "b l d"]:
+        x = x + self.SelfAttention(self.layer_norm_0(x).astype(x.dtype), bias, valid)
+        return x + self.DenseReluDense(self.layer_norm_1(x).astype(x.dtype))
+
+
+class T5Encoder(nnx.Module):
+    """Encode token ids; every layer adds the same position bias, from the table that torch keeps in its first block."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.shared = nnx.Embed(c.vocab_size, c.d_model, dtype=c.dtype, rngs=rngs)
+        self.relative_attention_bias = nnx.Embed(
+            c.relative_attention_num_buckets, c.num_heads, dtype=jnp.float32, rngs=rngs
+        )
+        self.block = stack.stack(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
+        self.final_layer_norm = _norm(c, rngs)
+
+    def position_bias(self, length: int) -> Float[Array, "1 n {length} {length}"]:
+        """Give what every layer adds to its attention scores, in float32."""
+        c = self.config
+        buckets = relative_position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
+        return jnp.moveaxis(self.relative_attention_bias(jnp.asarray(buckets, jnp.int32)), -1, 0)[None]
+
+    def __call__(self, input_ids: Int[Array, "b l"], valid: Bool[Array, "b l"] | None = None) -> Float[Array, "b l d"]:
+        """Give the normalised last hidden state; an id outside the vocabulary makes its sample NaN.
+
+        Without `valid` padding is attended to like any other token, which is how FLUX uses T5. With it, every sample
+        needs at least one valid token, and the outputs at invalid positions mean nothing.
+        """
+        bias = self.position_bias(input_ids.shape[1])
+        mask = None if valid is None else valid[:, None, None, :]
+        step = lambda block, x: block(x, bias, mask)
+        x = stack.scan(self.block, step, self.shared(input_ids), remat=self.config.remat)
+        return self.final_layer_norm(x).astype(x.dtype)

@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The flow-matching loss of USO's stages, with its random draws made apart from it.
+
+    L_pre = E || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2        paper Eq. (5), w(t) = 1
+
+Drawing first keeps the loss a pure function of numbers: gradient accumulation only cuts the draws, and a held-out loss
+uses the same draws every time. Shapes: b batch, l target tokens, d token channels.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from uso_jax import flow
+from uso_jax.params import Params
+from uso_jax.stage import StageConfig
+from uso_jax.system import Batch, System
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Draws:
+    """Everything random in one step."""
+
+    noise: Float[Array, "b l d"]
+    t: Float[Array, " b"]
+    drop_text: Bool[Array, " b"]
+    drop_content: Bool[Array, " b"]
+    drop_style: Bool[Array, " b"]
+
+
+def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
+    """Draw noise, times and dropped conditions for a whole batch."""
+    keys = dict(zip(("noise", "t", "text", "content", "style"), jax.random.split(rng, 5), strict=True))
+    rows, columns = system.token_grid(*stage.target_size)
+    b, num_tokens = stage.batch_size, rows * columns
+    mu = flow.shift_mu(num_tokens) if stage.shift_mu is None else stage.shift_mu
+    drop = lambda name, rate: jax.random.bernoulli(keys[name], rate, (b,))
+    return Draws(
+        noise=jax.random.normal(keys["noise"], (b, num_tokens, system.config.transformer.in_channels)),
+        t=flow.sample_times(keys["t"], b, mu),
+        drop_text=drop("text", stage.text_dropout),
+        drop_content=drop("content", stage.content_dropout),
+        drop_style=drop("style", stage.style_dropout),
+    )
+
+
+def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
+    """Replace dropped prompts by the empty one and mark dropped images as absent."""
+    empty = {
+        name: jnp.where(draws.drop_text[:, None], jnp.asarray(null)[None], batch[name])
+        for name, null in system.null_tokens.items()
+    }
+    valid = {
+        "content_valid": batch["content_valid"] & ~draws.drop_content,
+        "style_valid": batch["style_valid"] & ~draws.drop_style[:, None],
+    }
+    return {**batch, **empty, **valid}
+
+
+def flow_matching_loss(
+    params: Params, system: System, stage: StageConfig, batch: Batch, draws: Draws
+) -> Float[Array, ""]:
+    """Give the mean squared velocity error of a batch, in float32."""
+    batch = drop_conditions(system, batch, draws)
+    x0 = system.encode_images(params, batch["target"])
+    inputs = system.inputs(
+        params, batch, content="content" in stage.conditions, style="style" in stage.conditions
+    )
+    x_t = flow.interpolate(x0, draws.noise, draws.t)
+    predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
+    return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))

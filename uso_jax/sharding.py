@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The device mesh and where every parameter lives on it.
+
+Axes: "data" copies the model and splits the batch, "fsdp" splits the batch and the parameters, "tensor" splits
+parameters and activations inside a layer.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from uso_jax import params
+from uso_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Stacked blocks carry a leading layer axis: their kernels are [layer, in, out].
+RULES: params.Rules = (
+    (r"transformer/.*_blocks/processor/.*/down/kernel", (None, "fsdp", None)),
+    (r"transformer/.*_blocks/processor/.*/up/kernel", (None, None, "tensor")),
+    (r"transformer/.*_blocks/.*(proj|out_layer|linear2)/kernel", (None, "tensor", "fsdp")),
+    (r"transformer/.*_blocks/.*kernel", (None, "fsdp", "tensor")),
+    (r"transformer/(?!feature_embedder).*kernel", ("fsdp", None)),
+    (r"siglip/layers/.*kernel", (None, "fsdp", None)),
+    (r".*", ()),
+)
+
+
+def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
+    """Lay out the devices; at most one axis may be -1, which takes what the others leave."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [shape[axis] for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh {dict(shape)}: sizes are positive, and at most one may be -1 (take the rest)")
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"mesh {dict(shape)} does not divide {len(devices)} devices; correct --config.mesh")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    """Give every parameter its place by the first rule that matches its path."""
+    placed = {}
+    for path, spec in params.match(rules, shapes, "sharding rules").items():
+        shape = shapes[path].shape
+        if len(spec) > len(shape):
+            raise InputError(f"sharding rules: {path} has shape {list(shape)}, too few dimensions for {tuple(spec)}")
+        for size, axis in zip(shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise InputError(
+                    f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"
+                    f" {axis!r} of size {mesh.shape[axis]}; change --config.mesh.{axis}"
+                )
+        placed[path] = NamedSharding(mesh, P(*spec))
+    return placed
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Give the place of a value that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Place this process's share of a batch on its devices, as part of the global batch."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

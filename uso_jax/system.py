@@ -1,0 +1,197 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A complete USO: transformer, image codec, style tower and text encoder, as structures around one flat parameter dict.
+
+Parameter paths start with the component: transformer/, autoencoder/, siglip/, text/.
+Shapes: b batch, h w target pixels, hc wc content pixels, hs ws style pixels, n style images, l target tokens, r content
+tokens, t text tokens, d token channels.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
+
+from uso_jax import flow
+from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.models.patch_codec import PatchCodec, PatchCodecConfig
+from uso_jax.models.siglip import SiglipConfig, SiglipVision
+from uso_jax.params import Params, Structure
+from uso_jax.text import TextConfig, TextEncoder
+
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """The networks of one USO and how content tokens are placed."""
+
+    transformer: FluxConfig
+    autoencoder: AutoEncoderConfig | PatchCodecConfig
+    siglip: SiglipConfig
+    text: TextConfig
+    patch: int = 2  # latents a side of one token
+    reference_offset: flow.OffsetMode = "d"
+
+    def __post_init__(self):
+        z, c = self.autoencoder.z_channels, self.transformer.in_channels
+        if c != z * self.patch**2:
+            raise ValueError(f"transformer.in_channels {c} must be z_channels {z} times patch {self.patch} squared")
+        if (p := self.transformer.projector) is not None:
+            has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
+            if has != wants:
+                raise ValueError(f"projector expects {has} (tokens, width) of the style tower, which gives {wants}")
+        has, wants = (self.text.txt_width, self.text.vec_width), (self.transformer.context_in_dim, self.transformer.vec_in_dim)
+        if has != wants:
+            raise ValueError(f"the transformer expects text of (context_in_dim, vec_in_dim) {wants}, not {has}")
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.autoencoder.downscale * self.patch
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Inputs:
+    """What the transformer sees of a batch, apart from time and noise; None where the batch has no such condition."""
+
+    txt: Float[Array, "b t context"]
+    y: Float[Array, "b vec"]
+    img_ids: Float[Array, "1 l 3"]
+    features: Float[Array, "b n 3 s c"] | None = None
+    style_valid: Bool[Array, "b n"] | None = None
+    ref_img: Float[Array, "b r d"] | None = None
+    ref_ids: Float[Array, "1 r 3"] | None = None
+    ref_valid: Bool[Array, " b"] | None = None
+
+
+def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Map bytes to [-1, 1]: the range of the autoencoder and, with its mean and deviation of 0.5, of SigLIP."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_bytes(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """Map [-1, 1] to bytes, clipped and rounded."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+class System:
+    """The structures of all components; parameters are always passed in, so every method is pure."""
+
+    def __init__(self, config: SystemConfig):
+        self.config = config
+        codec = AutoEncoder if isinstance(config.autoencoder, AutoEncoderConfig) else PatchCodec
+        self.structures = {
+            "transformer": Structure(lambda rngs: Flux(config.transformer, rngs=rngs)),
+            "autoencoder": Structure(lambda rngs: codec(config.autoencoder, rngs=rngs)),
+            "siglip": Structure(lambda rngs: SiglipVision(config.siglip, rngs=rngs)),
+            "text": Structure(lambda rngs: TextEncoder(config.text, rngs=rngs)),
+        }
+        self.shapes = {
+            f"{name}/{path}": shape
+            for name, structure in self.structures.items()
+            for path, shape in structure.shapes.items()
+        }
+        self.null_tokens = config.text.tokenize("")
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draw initial parameters of every component."""
+        keys = jax.random.split(rng, len(self.structures))
+        return {
+            f"{name}/{path}": value
+            for key, (name, structure) in zip(keys, self.structures.items(), strict=True)
+            for path, value in structure.init(key).items()
+        }
+
+    def module(self, params: Params, name: str) -> nnx.Module:
+        """Put one component together."""
+        prefix = f"{name}/"
+        return self.structures[name]({k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)})
+
+    def encode_images(self, params: Params, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b l d"]:
+        """Give the packed latents of images, by the posterior mean."""
+        return flow.pack(self.module(params, "autoencoder").encode(to_float(images)), self.config.patch)
+
+    def decode_tokens(self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int) -> UInt8[Array, "b h w 3"]:
+        """Give the images of packed latents; `height` and `width` count pixels."""
+        grid = self.token_grid(height, width)
+        latent = flow.unpack(tokens, *grid, self.config.patch)
+        return to_bytes(self.module(params, "autoencoder").decode(latent))
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Give the rows and columns of tokens of an image."""
+        side = self.config.pixels_per_token
+        return height // side, width // side
+
+    def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
+        """Encode a batch's text and, if wanted, its content and style images, each image once."""
+        config = self.config
+        tokens = {name: batch[name] for name in self.null_tokens}
+        txt, y = self.module(params, "text")(**tokens)
+        grid = self.token_grid(*batch["target"].shape[1:3])
+        inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
+        if style and config.transformer.projector is not None:
+            b, n = batch["style"].shape[:2]
+            pixels = to_float(batch["style"]).reshape(b * n, *batch["style"].shape[2:])
+            tower = self.module(params, "siglip")
+            states = tower(pixels, hidden_states=config.transformer.projector.layers).hidden_states
+            inputs.features = states.reshape(b, n, *states.shape[1:])
+            inputs.style_valid = batch["style_valid"]
+        if content:
+            size = self.token_grid(*batch["content"].shape[1:3])
+            inputs.ref_img = self.encode_images(params, batch["content"])
+            inputs.ref_ids = flow.reference_ids(grid, [size], config.reference_offset)[0][None]
+            inputs.ref_valid = batch["content_valid"]
+        return inputs
+
+    def velocity(
+        self, params: Params, inputs: Inputs, x_t: Float[Array, "b l d"], t: Float[Array, " b"], guidance: float
+    ) -> Float[Array, "b l d"]:
+        """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale."""
+        model = self.module(params, "transformer")
+        conditions = {}
+        if inputs.features is not None:
+            style = model.feature_embedder(inputs.features)
+            per_image = style.shape[1] // inputs.style_valid.shape[1]
+            conditions |= {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
+        if inputs.ref_img is not None:
+            valid = jnp.broadcast_to(inputs.ref_valid[:, None], inputs.ref_img.shape[:2])
+            conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": valid}
+        scale = jnp.full_like(t, guidance) if self.config.transformer.guidance_embed else None
+        return model(x_t, inputs.img_ids, inputs.txt, t, inputs.y, scale, **conditions)
+
+    def generate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        rng: jax.Array,
+        *,
+        height: int,
+        width: int,
+        num_steps: int,
+        guidance: float,
+        shift: flow.Shift,
+    ) -> UInt8[Array, "b h w 3"]:
+        """Sample images of `height` x `width` pixels by Euler steps from noise drawn from `rng`."""
+        rows, columns = self.token_grid(height, width)
+        shape = (inputs.txt.shape[0], rows * columns, self.config.transformer.in_channels)
+        times = jnp.asarray(self.schedule(num_steps, height, width, shift), jnp.float32)
+        tokens = flow.integrate(
+            lambda x, t: self.velocity(params, inputs, x, t, guidance), jax.random.normal(rng, shape), times
+        )
+        return self.decode_tokens(params, tokens, height, width)
+
+    def schedule(self, num_steps: int, height: int, width: int, shift: flow.Shift):
+        """Give the sampling times; the shift counts tokens as FLUX does, whatever the codec's downscale is."""
+        rows, columns = self.token_grid(height, width)
+        return flow.schedule(num_steps, 16 * rows, 16 * columns, shift)
+
+    def without_adapters(self) -> "System":
+        """Give the plain text-to-image system: no LoRA, no projector."""
+        transformer = dataclasses.replace(self.config.transformer, lora_rank=0, projector=None)
+        return System(dataclasses.replace(self.config, transformer=transformer))
