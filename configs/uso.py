@@ -11,6 +11,13 @@ Any value is overridden on the command line: --config.stages.disentanglement.lea
 
 from ml_collections import ConfigDict
 
+EMOJI = dict(
+    data_dir="data",  # where the prepared set is, or will be
+    manual_dir="",  # folder of the downloaded tarballs, needed once (docs/data.md)
+    train=dict(split="train"),
+    heldout=dict(split="heldout_subjects"),
+)
+
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
 BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
@@ -19,7 +26,7 @@ BASE = ((r"transformer/(feature_embedder|.*/processor)/.*", None), (r"transforme
 
 def get_config(variant: str = "mini") -> ConfigDict:
     """Give the configuration of a variant: mini, flux_dev or flux_dev_joint."""
-    variants = {"mini": mini}
+    variants = {"mini": mini, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     return ConfigDict(variants[variant]() | {"variant": variant})
@@ -54,6 +61,7 @@ def stage(**changes) -> dict:
 
 def mini() -> dict:
     """Give a small USO at 32 pixels that learns on two CPU cores."""
+    families = ("flat", "outline", "stripes", "checker", "neon", "shadow", "ripple", "rays", "gradient", "polka")
     small = dict(target_size=(32, 32), content_size=(32, 32), batch_size=24, weight_decay=0.01, warmup_steps=50)
     return dict(
         seed=0,
@@ -100,10 +108,14 @@ def mini() -> dict:
         data=dict(
             source="procedural",
             procedural=dict(
-                train=dict(split="train", seed=0, size=32, length=10_000_000, preserved=0.5, style_words=1.0),
-                heldout=dict(split="heldout_styles", seed=1, size=32, length=100_000, preserved=0.5, style_words=0.0),
+                size=32,
+                preserved=0.5,  # share of targets that keep the content's pose
+                style_words=1.0,  # share of captions that also name the style
+                families=families,
+                train=dict(split="train", seed=0, length=10_000_000),
+                heldout=dict(split="heldout_styles", seed=1, length=100_000),
             ),
-            emoji=dict(train=dict(data_dir="", split="train"), heldout=dict(data_dir="", split="heldout_subjects")),
+            emoji=EMOJI,
             json=dict(train=dict(path=""), heldout=dict(path="")),
             num_styles=1,
             num_threads=2,
@@ -128,3 +140,101 @@ def mini() -> dict:
             num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
         ),
     )
+
+
+def flux_dev() -> dict:
+    """Give the paper's two stages on FLUX.1-dev; batch, steps, rate and resolution are its appendix F.1.1."""
+    fit = dict(batch_size=16, content_size=(512, 512))
+    return dict(
+        seed=0,
+        run=("style_alignment", "disentanglement"),
+        model=dict(
+            transformer=dict(
+                in_channels=64,
+                vec_in_dim=768,
+                context_in_dim=4096,
+                hidden_size=3072,
+                mlp_ratio=4.0,
+                num_heads=24,
+                depth=19,
+                depth_single_blocks=38,
+                axes_dim=(16, 56, 56),
+                theta=10_000,
+                qkv_bias=True,
+                guidance_embed=True,
+                lora_rank=128,
+                lora_scale=1.0,
+                projector=dict(siglip_tokens=729, style_tokens=64, siglip_dim=1152, layers=(-2, -11, -20)),
+                dtype="bfloat16",
+                remat="full",
+                attention="auto",
+            ),
+            autoencoder=dict(
+                kind="flux",
+                in_channels=3,
+                ch=128,
+                out_ch=3,
+                ch_mult=(1, 2, 4, 4),
+                num_res_blocks=2,
+                z_channels=16,
+                scale_factor=0.3611,
+                shift_factor=0.1159,
+                norm_groups=32,
+                dtype="float32",
+            ),
+            siglip=dict(
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=27,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+                layer_norm_eps=1e-6,
+                dtype="float32",
+                remat="full",
+            ),
+            text=dict(
+                kind="t5_clip",
+                t5=dict(dtype="bfloat16", remat="full"),  # t5-v1_1-xxl
+                clip=dict(dtype="bfloat16", remat="full"),  # clip-vit-large-patch14
+                t5_length=512,
+                t5_tokenizer="google/t5-v1_1-xxl",
+                clip_tokenizer="openai/clip-vit-large-patch14",
+            ),
+            patch=2,
+            reference_offset="d",
+            weights="weights/flux-dev",  # made by: python -m convert import FILE... --to weights/flux-dev
+            frozen_dtype="bfloat16",
+        ),
+        data=dict(
+            source="json",
+            procedural=dict(size=1024, train=dict(split="train"), heldout=dict(split="heldout_styles")),
+            emoji=EMOJI,
+            json=dict(train=dict(path="triplets/train.json"), heldout=dict(path="triplets/heldout.json")),
+            num_styles=1,
+            num_threads=16,
+        ),
+        stages=dict(
+            style_alignment=stage(
+                **fit, steps=23_000, train=PROJECTOR, conditions=("style",), tasks={"style": 1.0}, target_size=(768, 768)
+            ),
+            disentanglement=stage(
+                **fit | dict(batch_size=64), steps=21_000, train=LORA, target_size=(1024, 1024),
+                content_dropout=0.125, style_dropout=0.125,
+            ),
+        ),
+        mesh=dict(data=1, fsdp=-1, tensor=1),
+        checkpoint=dict(every=500, keep=3),
+        log_every=10,
+        heldout=dict(
+            num_batches=4, batch_size=16, every=1000, grid_every=1000, grid_rows=8, num_steps=25, guidance=4.0,
+            shift="upstream",
+        ),
+    )
+
+
+def flux_dev_joint() -> dict:
+    """Give one stage that trains projector and adapters together, dropping either reference with p = 0.25."""
+    config = flux_dev()
+    joint = config["stages"]["disentanglement"] | dict(train=BOTH, content_dropout=0.25, style_dropout=0.25)
+    return config | dict(run=("joint",), stages=dict(joint=joint))

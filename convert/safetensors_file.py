@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors files read with distrust and written in one pass.
 
-The format: 8 bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes
-without gaps. Everything the header says is checked against the file before any memory is taken for tensors.
+The format: 8 bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors'
+bytes without gaps. Everything the header says is checked against the file before any memory is taken for tensors.
 """
 
 import contextlib
@@ -35,9 +35,10 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # What people pass by mistake, by its first bytes.
+_PICKLE = "a pickled torch file, which can run code when it is opened; take the safetensors release of the same weights"
 _OTHER_KINDS = {
-    b"PK\x03\x04": "a pickled torch file, which can run code when it is opened; save it as safetensors where you trust it",
-    b"\x80\x02": "a pickled torch file, which can run code when it is opened; save it as safetensors where you trust it",
+    b"PK\x03\x04": _PICKLE,
+    b"\x80\x02": _PICKLE,
     b"GGUF": "a GGUF file; take the safetensors release of the same weights",
     b"version https://git-lfs": "a Git LFS pointer, not the weights; fetch them with: git lfs pull",
     b"<": "a web page, not weights; the download probably needs a login",
@@ -61,7 +62,8 @@ class SafetensorsFile:
         self.path = pathlib.Path(path)
         try:
             if not self.path.is_file():
-                raise InputError(f"{path}: {'is a directory' if self.path.is_dir() else 'no such file'}; give a .safetensors file")
+                problem = "is a directory" if self.path.is_dir() else "does not exist"
+                raise InputError(f"{path} {problem}; give a .safetensors file")
             self.size = self.path.stat().st_size
             self.tensors, self.metadata = self._header()
         except OSError as error:
@@ -85,7 +87,8 @@ class SafetensorsFile:
         with self.path.open("rb") as file:
             start = file.read(64)
             for magic, kind in _OTHER_KINDS.items():
-                if start.startswith(magic):
+                # These bytes could also be a header's length, but then the header's brace follows.
+                if start.startswith(magic) and start[8:9] != b"{":
                     raise InputError(f"{self.path} is {kind}")
             length = int.from_bytes(start[:8], "little")
             if self.size < 8 or not 2 <= length <= min(self.size - 8, MAX_HEADER):

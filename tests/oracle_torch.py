@@ -250,13 +250,15 @@ def _module(kind: type, *config, **sizes) -> nnx.Module:
     return structure({path: jnp.asarray(x) for path, x in weights.items()})
 
 
-def _norms(name: str) -> list[nnx.Module]:
+def norms(name: str) -> list[nnx.Module]:
     if name == "query_key":
         norm = _module(flux.QKNorm, _NORMED)
         return [norm.query_norm, norm.key_norm]
     if name == "projector":
         sizes = style.ProjectorConfig(siglip_tokens=3, style_tokens=2, siglip_dim=_NORMED)
-        return [getattr(_module(style.HierarchicalProjector, sizes, 8), f"{level}_layer_norm") for level in style.LEVELS]
+        return [
+            getattr(_module(style.HierarchicalProjector, sizes, 8), f"{level}_layer_norm") for level in style.LEVELS
+        ]
     if name == "siglip":
         tower = _module(siglip.SiglipVision, siglip.SiglipConfig.tiny(hidden_size=_NORMED))
         layer = _module(siglip.SiglipLayer, tower.config)
@@ -272,7 +274,7 @@ def norm_outputs(name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     if name == "modulated":
         return np.asarray(flux.layer_norm(jnp.asarray(x[:, 0]))), F.layer_norm(t[:, 0], size, eps=1e-6).numpy()
     got, want = [], []
-    for norm in _norms(name):
+    for norm in norms(name):
         got.append(np.asarray(norm(jnp.asarray(x))))
         weight = torch.from_numpy(np.array(norm.scale[...]))
         if name == "query_key":

@@ -91,7 +91,9 @@ def test_packing(patch):
     assert tokens.shape == (2, 12, 5 * patch**2)
     np.testing.assert_array_equal(flow.unpack(tokens, 4, 3, patch), latent)
     # Token 4 is row 1, column 1; its first channels are channel 0 of the patch, row by row.
-    np.testing.assert_array_equal(tokens[:, 4, : patch**2], latent[:, patch : 2 * patch, patch : 2 * patch, 0].reshape(2, -1))
+    np.testing.assert_array_equal(
+        tokens[:, 4, : patch**2], latent[:, patch : 2 * patch, patch : 2 * patch, 0].reshape(2, -1)
+    )
 
 
 def test_position_ids():

@@ -10,14 +10,16 @@ row, splash gets segment ids, and cuDNN, which only knows a valid length, gets t
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
-_SPLASH_BLOCK = 512
+_SPLASH_BLOCK, _LANES = 512, 128
 
 
 def attention(
@@ -50,20 +52,40 @@ def attention(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
+def batch_axes(size: int) -> tuple[str, ...]:
+    """Give the axes of the mesh in force that split a batch of `size`; none outside of a mesh or if it does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
 def _splash(q, k, v, key_valid, *, interpret: bool = False):
-    """TPU flash attention; pads both lengths to whole blocks here, so that no linear layer ever pays for padding."""
+    """TPU flash attention: each device runs the kernel on its own samples and heads."""
+    key_valid = jnp.ones(k.shape[:2], bool) if key_valid is None else key_valid
+    local = functools.partial(_local_splash, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, key_valid)
+    # XLA cannot split a kernel by itself.
+    batch = batch_axes(q.shape[0]) or None
+    heads = "tensor" if "tensor" in mesh.axis_names and q.shape[2] % mesh.shape["tensor"] == 0 else None
+    spec = P(batch, None, heads, None)
+    sharded = jax.shard_map(local, in_specs=(spec, spec, spec, P(batch, None)), out_specs=spec, check_vma=False)
+    return sharded(q, k, v, key_valid)
+
+
+def _local_splash(q, k, v, key_valid, *, interpret: bool):
+    """Pad lengths to whole blocks and heads to whole lanes, here, so that no linear layer ever pays for padding."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, num_queries, heads, width = q.shape
     num_keys = k.shape[1]
-    if key_valid is None:
-        key_valid = jnp.ones((b, num_keys), bool)
-    block = min(_SPLASH_BLOCK, -(-max(num_queries, num_keys) // 128) * 128)
-    pad_q, pad_k = -num_queries % block, -num_keys % block
+    block = min(_SPLASH_BLOCK, -(-max(num_queries, num_keys) // _LANES) * _LANES)
+    pad_q, pad_k, pad_width = -num_queries % block, -num_keys % block, -width % _LANES
 
     def heads_first(x, pad):
-        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, pad_width))).swapaxes(1, 2)
 
     q = heads_first(q * width**-0.5, pad_q)  # the kernel does not scale
     k, v = heads_first(k, pad_k), heads_first(v, pad_k)
@@ -84,7 +106,7 @@ def _splash(q, k, v, key_valid, *, interpret: bool = False):
         interpret=interpret,
     )
     out = jax.vmap(kernel)(q, k, v, segments)
-    return out.swapaxes(1, 2)[:, :num_queries]
+    return out.swapaxes(1, 2)[:, :num_queries, :, :width]
 
 
 interpreted_splash = functools.partial(_splash, interpret=True)

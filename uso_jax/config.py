@@ -14,14 +14,16 @@ from uso_jax import params, sharding
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
+from uso_jax.models.clip import ClipTextConfig
 from uso_jax.models.flux import FluxConfig
 from uso_jax.models.patch_codec import PatchCodecConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.style import ProjectorConfig
+from uso_jax.models.t5 import T5Config
 from uso_jax.models.words import WordsConfig
 from uso_jax.stage import StageConfig
 from uso_jax.system import SystemConfig
-from uso_jax.text import WordsTextConfig
+from uso_jax.text import T5ClipConfig, WordsTextConfig
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,14 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             transformer=_flux(model["transformer"]),
             autoencoder=_choose(model["autoencoder"], {"patch": PatchCodecConfig, "flux": AutoEncoderConfig}),
             siglip=SiglipConfig(**model["siglip"]),
-            text=_choose(model["text"], {"words": lambda **sizes: WordsTextConfig(WordsConfig(**sizes))}),
+            text=_choose(model["text"], {"words": _words, "t5_clip": _t5_clip}),
             patch=model["patch"],
             reference_offset=model["reference_offset"],
         )
         stages = tuple(StageConfig(name=name, **_tuples(config.stages[name].to_dict())) for name in config.run)
         for stage in stages:
             stage.check_sizes(system.pixels_per_token)
-        source = config.data[config.data.source].to_dict()
+        source = _sources(config.data.source, config.data[config.data.source].to_dict())
     except KeyError as error:
         raise InputError(f"config: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
@@ -103,8 +105,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         frozen_dtype=config.model.frozen_dtype,
         weights=config.model.weights,
         data=DataConfig(
-            train={"name": config.data.source} | source["train"],
-            heldout={"name": config.data.source} | source["heldout"],
+            **source,
             num_styles=config.data.num_styles,
             num_threads=config.data.num_threads,
         ),
@@ -118,9 +119,23 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
     )
 
 
+def _sources(name: str, arguments: dict) -> dict[str, dict]:
+    """Give the arguments of the training and the held-out source: what they share, then what is their own."""
+    own = {split: arguments.pop(split) for split in ("train", "heldout")}
+    return {split: {"name": name} | arguments | values for split, values in own.items()}
+
+
 def _flux(sizes: dict) -> FluxConfig:
     sizes = _tuples(sizes)
     return FluxConfig(**(sizes | {"projector": ProjectorConfig(**_tuples(sizes["projector"]))}))
+
+
+def _words(**sizes) -> WordsTextConfig:
+    return WordsTextConfig(WordsConfig(**sizes))
+
+
+def _t5_clip(t5: dict, clip: dict, **values) -> T5ClipConfig:
+    return T5ClipConfig(t5=T5Config(**t5), clip=ClipTextConfig(**clip), **values)
 
 
 def _choose(sizes: dict, kinds: Mapping[str, Any]):

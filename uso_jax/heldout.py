@@ -65,13 +65,13 @@ class Judge:
         """Write a picture of the first held-out triplets: content | style | generated | target."""
         batch = sharding.global_batch(self.mesh, self.batches[0])
         generated = np.asarray(self._sample(params, batch))
-        rows = slice(0, self.settings.grid_rows)
+        local, rows = self.batches[0], slice(0, self.settings.grid_rows)
         columns = {}
         if "content" in self.stage.conditions:
-            columns["content"] = self.batches[0]["content"][rows]
+            columns["content"] = _blank_absent(local["content"], local["content_valid"])[rows]
         if "style" in self.stage.conditions:
-            columns["style"] = self.batches[0]["style"][rows, 0]
-        columns |= {"generated": generated[rows], "target": self.batches[0]["target"][rows]}
+            columns["style"] = _blank_absent(local["style"][:, 0], local["style_valid"][:, 0])[rows]
+        columns |= {"generated": generated[rows], "target": local["target"][rows]}
         if jax.process_index() == 0:
             grid.save(grid.draw(columns), path)
 
@@ -92,3 +92,7 @@ class Judge:
             guidance=self.settings.guidance,
             shift=self.settings.shift,
         )
+
+
+def _blank_absent(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    return np.where(valid[:, None, None, None], images, np.uint8(240))

@@ -27,7 +27,7 @@ RULES: params.Rules = (
     (r"transformer/.*_blocks/.*(proj|out_layer|linear2)/kernel", (None, "tensor", "fsdp")),
     (r"transformer/.*_blocks/.*kernel", (None, "fsdp", "tensor")),
     (r"transformer/(?!feature_embedder).*kernel", ("fsdp", None)),
-    (r"siglip/layers/.*kernel", (None, "fsdp", None)),
+    (r"(siglip/layers|text/t5/block|text/clip/layers)/.*kernel", (None, "fsdp", None)),
     (r".*", ()),
 )
 

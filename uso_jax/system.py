@@ -8,11 +8,13 @@ tokens, t text tokens, d token channels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
@@ -97,7 +99,11 @@ class System:
             for name, structure in self.structures.items()
             for path, shape in structure.shapes.items()
         }
-        self.null_tokens = config.text.tokenize("")
+
+    @functools.cached_property
+    def null_tokens(self) -> dict[str, np.ndarray]:
+        """The empty prompt's tokens."""
+        return self.config.text.tokenize("")
 
     def init(self, rng: jax.Array) -> Params:
         """Draw initial parameters of every component."""

@@ -3,17 +3,47 @@
 """From a prompt to what the transformer reads: features of every text token and one pooled vector.
 
 Tokens are made on the host, one prompt at a time; encoding runs on the device.
-Shapes: b batch, t text tokens, d width.
+Shapes: b batch, t text tokens, d width, v pooled width.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from uso_jax.errors import InputError
 from uso_jax.models import words
+from uso_jax.models.clip import ClipText, ClipTextConfig
+from uso_jax.models.t5 import T5Config, T5Encoder
 from uso_jax.models.words import Words, WordsConfig
+
+
+@dataclass(frozen=True)
+class T5ClipConfig:
+    """FLUX's text: T5 features and CLIP's pooled vector; tokenizers are local folders or names in the hub's cache."""
+
+    t5: T5Config = T5Config()
+    clip: ClipTextConfig = ClipTextConfig()
+    t5_length: int = 512
+    t5_tokenizer: str = "google/t5-v1_1-xxl"
+    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+
+    @property
+    def txt_width(self) -> int:
+        return self.t5.d_model
+
+    @property
+    def vec_width(self) -> int:
+        return self.clip.hidden_size
+
+    def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
+        """Give the prompt's token ids, padded or cut to fixed lengths; the names are the encoder's arguments."""
+        return {
+            "t5_ids": _token_ids(self.t5_tokenizer, prompt, self.t5_length),
+            "clip_ids": _token_ids(self.clip_tokenizer, prompt, self.clip.max_position_embeddings),
+        }
 
 
 @dataclass(frozen=True)
@@ -31,18 +61,44 @@ class WordsTextConfig:
         return self.words.width
 
     def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
-        """Give the prompt's token arrays, the arguments of the encoder by name."""
-        return words.tokenize(self.words, prompt)
+        """Give the prompt's word slots; the names are the encoder's arguments."""
+        return {"words": words.tokenize(self.words, prompt)}
 
 
-TextConfig = WordsTextConfig
+TextConfig = T5ClipConfig | WordsTextConfig
 
 
 class TextEncoder(nnx.Module):
     """Encode token arrays to (text features, pooled vector)."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        self.words = Words(config.words, rngs=rngs)
+        self.config = config
+        if isinstance(config, WordsTextConfig):
+            self.words = Words(config.words, rngs=rngs)
+        else:
+            self.t5 = T5Encoder(config.t5, rngs=rngs)
+            self.clip = ClipText(config.clip, rngs=rngs)
 
-    def __call__(self, **tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t d"], Float[Array, "b v"]]:
-        return self.words(tokens["words"])
+    def __call__(self, **tokens: Int[Array, "b _"]) -> tuple[Float[Array, "b t d"], Float[Array, "b v"]]:
+        """Give (text features, pooled vector) of the arrays that the config's `tokenize` makes."""
+        if isinstance(self.config, WordsTextConfig):
+            return self.words(tokens["words"])
+        return self.t5(tokens["t5_ids"]), self.clip(tokens["clip_ids"]).pooler_output
+
+
+def _token_ids(tokenizer: str, prompt: str, length: int) -> np.ndarray:
+    encoded = _tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
+    return np.asarray(encoded["input_ids"], np.int32)
+
+
+@functools.cache
+def _tokenizer(name: str):
+    from transformers import AutoTokenizer  # slow to import, and mini does without
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"tokenizer {name!r} is neither a folder nor in the hub's cache; copy its files here and name the folder"
+            " in --config.model.text.t5_tokenizer or .clip_tokenizer"
+        ) from error

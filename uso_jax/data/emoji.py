@@ -12,7 +12,7 @@ layout "preserved" the target keeps the content's placement, with "shifted" it h
     heldout_style      seen subjects, but the style is that of a team never seen in train (emojione)
 
 The artwork is not part of this project: put the seven npm tarballs into a folder (the error for a missing one holds
-the command), call `prepare`, and read with `EmojiSource`. Neither needs TensorFlow.
+the command) and give it to `EmojiSource`, which prepares the set when it is first asked for. Nothing needs TensorFlow.
 """
 
 import functools
@@ -183,17 +183,26 @@ def prepare(manual_dir: Path | str, data_dir: Path | str, config: EmojiConfig | 
 
 
 class EmojiSource:
-    """Random access to a prepared split; `config` names the data set where `data_dir` holds several."""
+    """Random access to a split of the set in `data_dir`, which is first made from `manual_dir` if there is none.
 
-    def __init__(self, data_dir: Path | str, split: str = "train", config: str | None = None):
+    `config` names the data set where `data_dir` holds several.
+    """
+
+    def __init__(
+        self, data_dir: Path | str, split: str = "train", config: str | None = None, manual_dir: Path | str = ""
+    ):
         if split not in SPLITS:
             raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         root = Path(data_dir) / EmojiTriplets.name
-        known = sorted(path.parent.parent.name for path in root.glob("*/*/dataset_info.json"))
+        known = _prepared(root)
+        if not known and manual_dir:
+            prepare(manual_dir, data_dir)
+            known = _prepared(root)
         if not known or (config is not None and config not in known):
             wanted = f" named {config!r}" if config else ""
             raise InputError(
-                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): prepare it."
+                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): set manual_dir to the"
+                " folder of the downloaded tarballs to make it."
             )
         if config is None and len(set(known)) > 1:
             raise InputError(f"{data_dir} holds several emoji data sets: set config to one of {', '.join(known)}.")
@@ -224,6 +233,10 @@ class EmojiSource:
             key=key,
             meta=text,
         )
+
+
+def _prepared(root: Path) -> list[str]:
+    return sorted(path.parent.parent.name for path in root.glob("*/*/dataset_info.json"))
 
 
 def _pick(rng: np.random.Generator, names):

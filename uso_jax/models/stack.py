@@ -9,6 +9,8 @@ import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from uso_jax.attention import batch_axes
+
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -19,8 +21,6 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep everything.
     "none": None,
 }
-
-BATCH_AXES = ("data", "fsdp")
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -42,15 +42,5 @@ def scan(blocks: nnx.Module, step: Callable[[nnx.Module, Any], Any], carry: Any,
 
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keep the leading axis split over the mesh's batch axes; does nothing outside of such a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    if x.ndim == 0 or not axes or x.shape[0] % _size(mesh, axes):
-        return x
-    return jax.lax.with_sharding_constraint(x, P(axes))
-
-
-def _size(mesh, axes: tuple[str, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    return size
+    axes = batch_axes(x.shape[0]) if x.ndim else ()
+    return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x

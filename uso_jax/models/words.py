@@ -25,12 +25,12 @@ class WordsConfig:
     num_slots: int = 4096
 
 
-def tokenize(config: WordsConfig, prompt: str) -> dict[str, np.ndarray]:
+def tokenize(config: WordsConfig, prompt: str) -> Int[np.ndarray, " t"]:
     """Hash the prompt's first words to slots; 0 fills the rest."""
     words = re.findall(r"\w+", prompt.lower())[: config.length]
     slots = np.zeros(config.length, np.int32)
     slots[: len(words)] = [zlib.crc32(word.encode()) % (config.num_slots - 1) + 1 for word in words]
-    return {"words": slots}
+    return slots
 
 
 class Words(nnx.Module):

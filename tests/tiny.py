@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mini made so small that a stage of a few steps takes seconds, most of them compilation."""
+
+import pathlib
+import runpy
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from uso_jax.config import TrainConfig, from_config_dict
+
+ROOT = pathlib.Path(__file__).parents[1]
+_USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
+# A sequence of 6 style, 5 text, 16 target and 16 content tokens.
+_SIZES = {
+    "model.transformer.in_channels": 16,
+    "model.transformer.vec_in_dim": 16,
+    "model.transformer.context_in_dim": 16,
+    "model.transformer.hidden_size": 32,
+    "model.transformer.num_heads": 2,
+    "model.transformer.axes_dim": (4, 6, 6),
+    "model.transformer.depth": 1,
+    "model.transformer.depth_single_blocks": 1,
+    "model.transformer.lora_rank": 4,
+    "model.transformer.projector.siglip_tokens": 4,
+    "model.transformer.projector.style_tokens": 2,
+    "model.transformer.projector.siglip_dim": 24,
+    "model.transformer.projector.layers": (-2, -3, -4),
+    "model.autoencoder.patch_size": 4,
+    "model.autoencoder.z_channels": 16,
+    "model.siglip.hidden_size": 24,
+    "model.siglip.intermediate_size": 40,
+    "model.siglip.num_hidden_layers": 4,
+    "model.siglip.num_attention_heads": 2,
+    "model.siglip.image_size": 16,
+    "model.text.length": 5,
+    "model.text.width": 16,
+    "model.text.num_slots": 64,
+    "data.procedural.train.size": 16,
+    "data.procedural.train.length": 64,
+    "data.procedural.heldout.size": 16,
+    "data.procedural.heldout.length": 16,
+    "data.num_threads": 1,
+    "log_every": 1,
+    "heldout.num_batches": 1,
+    "heldout.batch_size": 8,
+    "heldout.grid_rows": 2,
+    "heldout.num_steps": 2,
+}
+
+
+def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
+    """Give a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
+    stage = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0) | stage_changes
+    config: ConfigDict = _USO["get_config"]("mini")
+    with config.unlocked():
+        config.stages.joint = _USO["stage"](train=_USO["BOTH"])
+    for name in run:
+        config.stages[name].update(stage)
+    config.update_from_flattened_dict(_SIZES | {"run": run} | (changes or {}))
+    return from_config_dict(config)
+
+
+def compile_cheaply(directory: pathlib.Path):
+    """Spend little on optimising what runs for milliseconds, and compile the same program once; a fixture's body."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    _configure(settings)
+    yield
+    _configure(before)
+
+
+def _configure(settings: dict):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
