@@ -7,7 +7,6 @@ bytes without gaps. Everything the header says is checked against the file befor
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,9 @@ import numpy as np
 
 from uso_jax.errors import InputError
 
-MAX_HEADER = 100_000_000  # bytes; the reference implementation's limit
+MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
+MAX_TENSORS = 100_000
+MAX_AXES = 8
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -35,10 +36,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # What people pass by mistake, by its first bytes.
-_PICKLE = "a pickled torch file, which can run code when it is opened; take the safetensors release of the same weights"
 _OTHER_KINDS = {
-    b"PK\x03\x04": _PICKLE,
-    b"\x80\x02": _PICKLE,
     b"GGUF": "a GGUF file; take the safetensors release of the same weights",
     b"version https://git-lfs": "a Git LFS pointer, not the weights; fetch them with: git lfs pull",
     b"<": "a web page, not weights; the download probably needs a login",
@@ -68,20 +66,31 @@ class SafetensorsFile:
             self.tensors, self.metadata = self._header()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-        self.sha256: str | None = None
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Give every tensor in file order, as views of the mapped file; `sha256` is known after the last one."""
-        data = np.memmap(self.path, np.uint8, "r")
-        offset = min((tensor.start for tensor in self.tensors.values()), default=self.size)
-        digest = hashlib.sha256(data[:offset])
-        for key, tensor in sorted(self.tensors.items(), key=lambda item: item[1].start):
-            raw = data[tensor.start : tensor.stop]
-            # Hashed while its pages are in memory, so the disk is read once.
-            digest.update(raw)
-            array = raw.view(tensor.dtype)
-            yield key, (array if array.flags.aligned else array.copy()).reshape(tensor.shape)
-        self.sha256 = digest.hexdigest()
+        """Give every tensor in file order."""
+        for key in sorted(self.tensors, key=lambda key: self.tensors[key].start):
+            yield key, self.read(key)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read a tensor, or rows `start` to `stop` of its first axis."""
+        tensor = self.tensors[key]
+        if not tensor.shape:
+            return self._load(tensor.dtype, 1, tensor.start).reshape(())
+        start, stop, _ = slice(start, stop).indices(tensor.shape[0])
+        row = math.prod(tensor.shape[1:])
+        data = self._load(tensor.dtype, (stop - start) * row, tensor.start + start * row * tensor.dtype.itemsize)
+        return data.reshape(stop - start, *tensor.shape[1:])
+
+    def _load(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        # Not mapped: a mapped file of 24 GB would count as memory of this process page by page.
+        try:
+            data = np.fromfile(self.path, dtype, count, offset=offset)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); check its disk") from error
+        if data.size != count:
+            raise self._damaged("it became shorter while it was read")
+        return data
 
     def _header(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         with self.path.open("rb") as file:
@@ -101,6 +110,8 @@ class SafetensorsFile:
             raise self._damaged(f"its header is not valid JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is not a JSON object")
+        if len(header) > MAX_TENSORS:
+            raise self._damaged(f"it names {len(header):,} tensors; no network has more than {MAX_TENSORS:,}")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise self._damaged("__metadata__ must map strings to strings")
@@ -126,6 +137,8 @@ class SafetensorsFile:
             raise self._damaged(f"tensor {key} needs dtype, shape and two data_offsets") from error
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise self._damaged(f"tensor {key}: shape and offsets must be non-negative integers")
+        if len(shape) > MAX_AXES or max(numbers) >= 2**63:
+            raise self._damaged(f"tensor {key} has an absurd shape")
         if not isinstance(name, str) or name not in DTYPES:
             raise InputError(f"{self.path}: tensor {key} has dtype {name!r}; known are {', '.join(DTYPES)}")
         if not start <= stop <= self.size - begin:

@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
+import difflib
 import pathlib
-import sys
+import re
+from collections.abc import Iterator
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from uso_jax.config import from_config_dict
-from uso_jax.errors import exit_cleanly
+from uso_jax.errors import InputError, exit_cleanly
 from uso_jax.fit import fit
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/uso.py", "Configuration file, with :variant.", lock_config=True)
@@ -21,8 +23,11 @@ def main(_) -> None:
     """Train, then print what was learned."""
     config = from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
+    # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
-    print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
+    if config.variant == "mini":
+        print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
+    print(end="", flush=True)
     summary = fit(config, workdir)
     print(f"\n{'stage':<18}{'steps':>8}{'seconds':>10}{'held-out loss before':>23}{'after':>10}")
     for stage in summary["stages"]:
@@ -33,5 +38,41 @@ def main(_) -> None:
     print(f"\nPictures: {workdir}/samples   curves: tensorboard --logdir {workdir}/tensorboard")
 
 
+@exit_cleanly
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line and load the configuration; a mistake in either ends in one sentence."""
+    try:
+        # First, so that the user's own --verbosity wins; absl's default would show JAX's search for a TPU.
+        rest = flags.FLAGS([argv[0], "--verbosity=-1", *argv[1:]])
+        _ = _CONFIG.value.variant  # a file that cannot be read is only reported when it is used
+        return rest
+    except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        # What a configuration file raises comes as a printed traceback, which ends in the message.
+        message = str(error).strip().splitlines()[-1].strip().rpartition("Error: ")[2]
+        raise InputError(_unknown_setting(argv) or message) from error
+
+
+def _unknown_setting(argv: list[str]) -> str | None:
+    """Name the first --config.KEY that the configuration lacks, and the most similar one that it has."""
+    given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
+    try:
+        config = config_flags.ConfigFileFlagParser("config").parse(given[1] if given else _CONFIG.default)
+        known = set(_keys(config))
+    except (OSError, TypeError, ValueError):
+        return None
+    for key in re.findall(r"^--?config\.([^=\n]+)", "\n".join(argv), re.M):
+        if key not in known:
+            similar = difflib.get_close_matches(key, sorted(known), 1, cutoff=0)[0]
+            return f"there is no setting --config.{key}; did you mean --config.{similar}?"
+    return None
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

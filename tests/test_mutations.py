@@ -18,7 +18,7 @@ from test_oracles import BLOCK, NORM
 from convert.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.table import to_flax
 from uso_jax import flow
-from uso_jax.models import autoencoder, flux, siglip
+from uso_jax.models import autoencoder, flux, siglip, style
 from uso_jax.params import Structure
 
 CASE = "style_subject"
@@ -45,10 +45,13 @@ def run(model, **inputs):
     return golden.velocity(model, CASE, features={0: features[:, None]}, **inputs)
 
 
+# Op by op: all mistakes share the compiled operations, where a jitted scan would be compiled anew for each.
+@jax.disable_jit()
 def velocity(**mistake):
     return error(run(model(**mistake)), arrays()[f"velocity_{CASE}"]) / VELOCITY
 
 
+@jax.disable_jit()
 def denoised(shift="upstream"):
     g, sampling, network = arrays(), CONFIG["sampling"], model()
     times = flow.schedule(sampling["denoise_steps"], sampling["height"], sampling["width"], shift)
@@ -158,7 +161,7 @@ MISTAKES = {
         change_ids(lambda ids: ids.at[:, :NUM_STYLE, 1].set(jnp.arange(float(NUM_STYLE)))),
     ),
     # formulas
-    # A whole model's tolerance hides half of the difference between the two kinds of gelu; a block's does not.
+    # Through the whole golden model, the two kinds of gelu differ by 1.8 tolerances; a block alone tells them apart.
     "exact gelu in double blocks": (double_block, replace(flux, "gelu_tanh", erf)),
     "exact gelu in single blocks": (single_block, replace(flux, "gelu_tanh", erf)),
     "exact gelu in SigLIP": (hidden, replace(siglip, "gelu_tanh", erf)),
@@ -212,21 +215,12 @@ def test_mistake(name, monkeypatch):
     check, make = MISTAKES[name]
     if check is encoded and not golden.HAS_AUTOENCODER:
         pytest.skip("this golden directory has no autoencoder")
-    # Op by op, so that no compiled function outlives a patch, and all mistakes share the compiled ops.
-    with jax.disable_jit():
-        assert untouched(check) < 1
-        ratio = check(**(make(monkeypatch) or {}))
-    assert ratio > 3
+    assert untouched(check) < 1
+    assert check(**(make(monkeypatch) or {})) > 3
 
 
-def test_the_order_of_style_and_text_cannot_matter():
-    """No test above moves the style tokens: they share the text's weights and ids, so only convention orders them."""
-    network = model()
-    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
-    c = golden.flux_config()
-    ids = flow.position_ids(2, 3)[None]
-    inputs = (draw(0, 1, 6, c.in_channels), ids, draw(1, 1, 5, c.context_in_dim), jnp.ones(1), draw(2, 1, c.vec_in_dim))
-    style = draw(3, 1, 4, c.hidden_size)
-    with jax.disable_jit():
-        want = network(*inputs, jnp.ones(1), style=style)
-        assert error(network(*inputs, jnp.ones(1), style=style[:, ::-1]), want) < 1e-5
+def test_order_of_style_tokens_cannot_matter(monkeypatch):
+    """No mistake above moves them: style and text share weights and ids, so only convention orders their tokens."""
+    real = style.HierarchicalProjector.__call__
+    monkeypatch.setattr(style.HierarchicalProjector, "__call__", lambda self, features: real(self, features)[:, ::-1])
+    assert velocity() < 1

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one `fit` runs every stage of a configuration, from its parameters to its summary."""
 
+import errno
 import json
 import math
 import os
@@ -82,6 +83,9 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
         saved = checkpoints.record(latest)
         _check_same_config(saved["config"], record["config"], workdir)
         record = saved
+    if record["stage"] == len(config.stages) - 1 and record["step"] == config.stages[-1].steps:
+        checkpoints.close()
+        return _write_summary(config, record, workdir)
     run = _Run(
         config=config,
         system=system,
@@ -101,9 +105,21 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
                     record |= {"stage": index, "step": 0, "data": None, "seconds": 0.0}
                     latest = None
                 params = _run_stage(run, index, params, rates[index], latest)
+        return _write_summary(config, record, workdir)
+    except OSError as error:
+        # Checkpoints explain themselves; metrics, pictures and the summary can meet a full disk too.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"cannot write to {workdir}: {error.strerror}. Free some space and run the same command to continue"
+        ) from error
     finally:
         run.metrics.close()
         checkpoints.close()
+
+
+def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> dict:
+    """Write summary.json whole or not at all."""
     summary = {"variant": config.variant, "stages": record["stages"]}
     temporary = workdir / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
@@ -168,20 +184,18 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             # Before anything is judged or saved, every loss up to here is known to be finite.
             _report(run, stage.name, offset, bar, *waiting)
             waiting = None
-        if due["heldout"] and not last:
-            run.metrics.write(offset + step, stage.name, {"heldout_loss": judge.loss(frozen | state.result)})
+        if due["heldout"]:
+            after = judge.loss(frozen | state.result)
+            run.metrics.write(offset + step, stage.name, {"heldout_loss": after})
+            record["stages"][index]["heldout_loss_after"] = after
         if due["grid"]:
             judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
         if due["checkpoint"]:
             seconds = earlier + time.monotonic() - started
             record |= {"step": step, "data": data.get_state(), "seconds": seconds}
+            record["stages"][index]["seconds"] = round(seconds, 1)
             run.save(state, frozen)
     bar.close()
-
-    # ---------------------------------------------------------------------------------------- result
-    after = judge.loss(frozen | state.result)
-    record["stages"][index] |= {"seconds": round(record["seconds"], 1), "heldout_loss_after": after}
-    run.metrics.write(offset + stage.steps, stage.name, {"heldout_loss": after})
     return frozen | state.result
 
 
@@ -196,13 +210,15 @@ def _intervals(config: TrainConfig) -> dict[str, int]:
 def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dict[str, jax.Array]) -> None:
     """Record a step's metrics; stop the run if its loss or gradient is not finite."""
     numbers = {key: float(value) for key, value in values.items()}
+    # The parameters' own norm counts too: a step may end in numbers no later step can use, though its loss was finite.
     if not all(map(math.isfinite, numbers.values())):
         bar.close()
         last = run.checkpoints.latest()
         kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is step {last}"
         raise InputError(
-            f"stage {name!r} diverged at step {offset + step}: loss {numbers['loss']}, gradient norm"
-            f" {numbers['grad_norm']}; {kept}. Lower --config.stages.{name}.learning_rate or check the data"
+            f"stage {name!r} diverged at step {offset + step}: loss {numbers['loss']}, norm of gradients"
+            f" {numbers['grad_norm']}, of parameters {numbers['param_norm']}; {kept}. Lower"
+            f" --config.stages.{name}.learning_rate, with another --workdir, or check the data"
         )
     bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
     if step % run.config.log_every == 0:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run's numbers go: TensorBoard for people, metrics.jsonl for programs."""
 
+import contextlib
 import json
 import pathlib
 
@@ -29,6 +30,7 @@ class Metrics:
             self._board.add_scalar(f"{stage}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
+        """Write out what is buffered; what a full disk refuses now, it has refused to `write` before."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._board.close()

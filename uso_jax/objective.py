@@ -23,13 +23,13 @@ from uso_jax.system import Batch, System
 @jax.tree_util.register_dataclass
 @dataclass
 class Draws:
-    """Everything random in one step."""
+    """Everything random in one step; cut into micro-batches, it has one leading axis more."""
 
-    noise: Float[Array, "b l d"]
-    t: Float[Array, " b"]
-    drop_text: Bool[Array, " b"]
-    drop_content: Bool[Array, " b"]
-    drop_style: Bool[Array, " b"]
+    noise: Float[Array, "*micro b l d"]
+    t: Float[Array, "*micro b"]
+    drop_text: Bool[Array, "*micro b"]
+    drop_content: Bool[Array, "*micro b"]
+    drop_style: Bool[Array, "*micro b"]
 
 
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:

@@ -64,7 +64,6 @@ def match(rules: Rules, paths: Iterable[str], what: str = "rules") -> dict[str, 
     for path in paths:
         for i, (regex, value) in enumerate(rules):
             if re.fullmatch(regex, path):
-                # A later, more general rule counts as used when it would have matched: shadowing is how defaults work.
                 values[path] = value
                 used.add(i)
                 break

@@ -7,12 +7,13 @@ A stage's parameters are split in two: `state.params` is trained and is all the 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from uso_jax import objective
 from uso_jax.params import Params
@@ -23,12 +24,15 @@ from uso_jax.system import Batch, System
 @jax.tree_util.register_dataclass
 @dataclass
 class TrainState:
-    """What changes from step to step: trained parameters, their optimizer and their average ({} without one)."""
+    """What changes from step to step: trained parameters, their optimizer and their average ({} without one).
 
-    step: Int[Array, ""]
-    params: Params
+    Leaves are arrays or, in a state that only describes one, their shapes or shardings; so no types are promised here.
+    """
+
+    step: Any
+    params: dict[str, Any]
     opt_state: optax.OptState
-    ema: Params
+    ema: dict[str, Any]
 
     @property
     def result(self) -> Params:
@@ -85,7 +89,12 @@ def make_train_step(
         trainable = optax.apply_updates(state.params, updates)
         decay = stage.ema_decay
         ema = {path: decay * old + (1 - decay) * trainable[path] for path, old in state.ema.items()}
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(trainable),
+            "learning_rate": schedule(state.step),
+        }
         return TrainState(state.step + 1, trainable, opt_state, ema), metrics
 
     return train_step

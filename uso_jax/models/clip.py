@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's text transformer, whose pooled output is FLUX's `vec`.
+"""CLIP: the text transformer, whose pooled output is FLUX's `vec`, and the vision tower that metrics compare with it.
 
-Source: transformers, models/clip/modeling_clip.py (`CLIPTextModel`); arXiv 2103.00020. Names are transformers'.
-Shapes: b batch, l tokens, c hidden_size.
+Source: transformers, models/clip/modeling_clip.py (`CLIPTextModel`, `CLIPVisionModel`, `CLIPModel`); arXiv 2103.00020.
+Names are transformers', but each tower holds its own projection.
+Shapes: b batch, l text tokens, h w pixels, s vision tokens (the class token first), c hidden_size, d projection_dim.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -20,6 +22,16 @@ LEGACY_EOS = 2
 """What configs written before transformers 4.31 call the end-of-text token; the highest id marks the end instead."""
 
 
+def _check(config: "ClipTextConfig | ClipVisionConfig") -> None:
+    c = config
+    if c.hidden_size % c.num_attention_heads:
+        raise ValueError(f"hidden_size {c.hidden_size} does not divide into {c.num_attention_heads} heads")
+    if c.projection_dim < 0:
+        raise ValueError(f"projection_dim must be positive, or 0 for none, not {c.projection_dim}")
+    if c.remat not in stack.REMAT_POLICIES:
+        raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {c.remat!r}")
+
+
 @dataclass(frozen=True)
 class ClipTextConfig:
     """Sizes and numerics of the text transformer; the defaults are openai/clip-vit-large-patch14."""
@@ -32,16 +44,14 @@ class ClipTextConfig:
     max_position_embeddings: int = 77
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
+    projection_dim: int = 0  # of the embedding that is compared with images; 0: none, which is how FLUX reads CLIP
     dtype: str = "bfloat16"  # of matrix products and the residual; norms and softmax stay in float32
     remat: str = "full"  # one of stack.REMAT_POLICIES
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
+        _check(self)
         if not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.vocab_size}")
-        if self.remat not in stack.REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
 
     @classmethod
     def tiny(cls, **changes) -> "ClipTextConfig":
@@ -60,13 +70,103 @@ class ClipTextConfig:
         return cls(**(sizes | changes))
 
 
+@dataclass(frozen=True)
+class ClipVisionConfig:
+    """Sizes and numerics of the vision tower; the defaults are openai/clip-vit-base-patch32."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512  # of the embedding that is compared with texts; 0: none
+    dtype: str = "float32"
+    remat: str = "full"
+
+    def __post_init__(self):
+        _check(self)
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}")
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @classmethod
+    def tiny(cls, **changes) -> "ClipVisionConfig":
+        """Give a tower that runs in no time."""
+        sizes = dict(
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=10,
+            remat="none",
+        )
+        return cls(**(sizes | changes))
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Both towers; the defaults are openai/clip-vit-base-patch32 in float32, as a metric wants it."""
+
+    vision: ClipVisionConfig = ClipVisionConfig()
+    text: ClipTextConfig = ClipTextConfig(
+        hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512, dtype="float32"
+    )
+
+    def __post_init__(self):
+        image, text = self.vision.projection_dim, self.text.projection_dim
+        if not image or image != text:
+            raise ValueError(f"the towers need one projection_dim to meet in, not {image} (vision) and {text} (text)")
+
+    @classmethod
+    def tiny(cls, **changes) -> "ClipConfig":
+        """Give two tiny towers that meet."""
+        sizes = dict(vision=ClipVisionConfig.tiny(), text=ClipTextConfig.tiny(projection_dim=10))
+        return cls(**(sizes | changes))
+
+
+CLIP: Mapping[str, ClipConfig] = {
+    "B/32": ClipConfig(),
+    "B/16": ClipConfig(vision=ClipVisionConfig(patch_size=16)),
+    "L/14": ClipConfig(
+        vision=ClipVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text=ClipTextConfig(projection_dim=768, dtype="float32"),
+    ),
+}
+"""The released models, by OpenAI's short names."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass
 class ClipTextOutput:
-    """What the text transformer gives: normalised tokens and the one at the end of the text."""
+    """What the text transformer gives: normalised tokens, the one at the end of the text, and its projection."""
 
     last_hidden_state: Float[Array, "b l c"]
     pooler_output: Float[Array, "b c"]
+    text_embeds: Float[Array, "b d"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class ClipVisionOutput:
+    """What the vision tower gives: tokens (not normalised), the normalised class token, and its projection."""
+
+    last_hidden_state: Float[Array, "b s c"]
+    pooler_output: Float[Array, "b c"]
+    image_embeds: Float[Array, "b d"] | None = None
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -79,7 +179,13 @@ def end_of_text(input_ids: Int[Array, "b l"], eos_token_id: int) -> Int[Array, "
     return jnp.argmax(input_ids if eos_token_id == LEGACY_EOS else input_ids == eos_token_id, axis=1)
 
 
-def _norm(config: ClipTextConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Scale vectors to length 1, in float32; zero stays zero, and its gradient finite."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+def _norm(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
     )
@@ -88,7 +194,7 @@ def _norm(config: ClipTextConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class ClipAttention(nnx.Module):
     """Multi-head self-attention with separate query, key and value projections."""
 
-    def __init__(self, config: ClipTextConfig, *, causal: bool, rngs: nnx.Rngs):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
         self.num_heads = config.num_attention_heads
         self.causal = causal
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -97,7 +203,7 @@ class ClipAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k, v = (y.reshape(*x.shape[:2], self.num_heads, -1) for y in (q, k, v))
-        # `uso_jax.attention` knows no causal mask, and 77 tokens need no fused kernel; the softmax is in float32.
+        # `uso_jax.attention` knows no causal mask, and 257 tokens at most need no fused kernel; softmax is in float32.
         out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation="xla")
         return self.out_proj(out.reshape(x.shape))
 
@@ -105,7 +211,7 @@ class ClipAttention(nnx.Module):
 class ClipLayer(nnx.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: ClipTextConfig, *, causal: bool, rngs: nnx.Rngs):
+    def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
         c = config
         self.layer_norm1 = _norm(c, rngs)
         self.self_attn = ClipAttention(c, causal=causal, rngs=rngs)
@@ -117,6 +223,10 @@ class ClipLayer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x).astype(x.dtype))
 
 
+def _projection(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(config.hidden_size, config.projection_dim, use_bias=False, dtype=config.dtype, rngs=rngs)
+
+
 class ClipText(nnx.Module):
     """Encode token ids; attention is causal, so padding after the end of the text cannot reach the pooled output."""
 
@@ -126,9 +236,10 @@ class ClipText(nnx.Module):
         self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
         self.layers = stack.stack(lambda rngs: ClipLayer(c, causal=True, rngs=rngs), c.num_hidden_layers, rngs)
         self.final_layer_norm = _norm(c, rngs)
+        self.text_projection = _projection(c, rngs) if c.projection_dim else None
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> ClipTextOutput:
-        """Give the normalised last hidden state, whole and at the end of the text, without CLIP's text projection.
+        """Give the normalised last hidden state, whole and at the end of the text, and the projection if there is one.
 
         An id outside the vocabulary makes what follows it NaN.
         """
@@ -139,4 +250,55 @@ class ClipText(nnx.Module):
         x = stack.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
         x = self.final_layer_norm(x).astype(x.dtype)
         end = end_of_text(input_ids, self.config.eos_token_id)
-        return ClipTextOutput(x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+        pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        return ClipTextOutput(x, pooled, None if self.text_projection is None else self.text_projection(pooled))
+
+
+class ClipVision(nnx.Module):
+    """Encode images of `image_size` squared, normalised by CLIP's mean and deviation."""
+
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        patch = (c.patch_size, c.patch_size)
+        self.class_embedding = nnx.Param(c.hidden_size**-0.5 * jax.random.normal(rngs.params(), (c.hidden_size,)))
+        self.patch_embedding = nnx.Conv(
+            3, c.hidden_size, patch, patch, padding="VALID", use_bias=False, dtype=c.dtype, rngs=rngs
+        )
+        self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
+        self.pre_layrnorm = _norm(c, rngs)
+        self.layers = stack.stack(lambda rngs: ClipLayer(c, causal=False, rngs=rngs), c.num_hidden_layers, rngs)
+        self.post_layernorm = _norm(c, rngs)
+        self.visual_projection = _projection(c, rngs) if c.projection_dim else None
+
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> ClipVisionOutput:
+        """Give all tokens, the class token, and the projection if there is one; other image sizes are refused."""
+        size = self.config.image_size
+        if pixels.shape[1:3] != (size, size):
+            raise ValueError(f"images must be {size} x {size} here, not {pixels.shape[1]} x {pixels.shape[2]}")
+        x = self.patch_embedding(pixels.astype(self.config.dtype))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+        x = jnp.concatenate([first, x], axis=1)
+        x = x + self.position_embedding.embedding[...].astype(x.dtype)[None]
+        x = self.pre_layrnorm(x).astype(x.dtype)
+        x = stack.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
+        pooled = self.post_layernorm(x[:, 0]).astype(x.dtype)
+        return ClipVisionOutput(x, pooled, None if self.visual_projection is None else self.visual_projection(pooled))
+
+
+class Clip(nnx.Module):
+    """Both towers of a CLIP and the scale that its training put on their products."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.text_model = ClipText(config.text, rngs=rngs)
+        self.vision_model = ClipVision(config.vision, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07, jnp.float32)))
+
+    def embed_images(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Give embeddings of length 1: products with those of images or texts are cosines."""
+        return unit(self.vision_model(pixels).image_embeds)
+
+    def embed_texts(self, input_ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """Give embeddings of length 1: products with those of images or texts are cosines."""
+        return unit(self.text_model(input_ids).text_embeds)
