@@ -44,6 +44,7 @@ def stage(**changes) -> dict:
         tasks={"style_subject": 1.0},  # weights, in sources that offer a choice
         learning_rate=8e-5,
         warmup_steps=100,
+        decay="constant",  # or "cosine", to zero at the last step
         weight_decay=0.01,
         betas=(0.9, 0.999),
         eps=1e-8,

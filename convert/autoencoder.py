@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Table of FLUX's autoencoder (black-forest-labs names)."""
+"""Tables of FLUX's autoencoder (black-forest-labs' and diffusers' names)."""
 
-from convert.table import CONV, NORM, Row
+from convert.table import CONV, CONV_1X1, NORM, Row
 
 # fmt: off
 _RESNET = (
@@ -36,5 +36,39 @@ AUTOENCODER: tuple[Row, ...] = tuple(
         *(_same(f"{half}.mid.attn_1.{name}", kind) for name, kind in _ATTENTION),
         _same(f"{half}.norm_out", NORM),
         _same(f"{half}.conv_out", CONV),
+    )
+)
+
+_RESNET_DIFFUSERS = (
+    ("norm1",         "norm1",        NORM),
+    ("conv1",         "conv1",        CONV),
+    ("norm2",         "norm2",        NORM),
+    ("conv2",         "conv2",        CONV),
+    ("conv_shortcut", "nin_shortcut", CONV),
+)
+_ATTENTION_DIFFUSERS = (
+    ("group_norm", "norm",     NORM),
+    ("to_q",       "q",        CONV_1X1),
+    ("to_k",       "k",        CONV_1X1),
+    ("to_v",       "v",        CONV_1X1),
+    ("to_out.0",   "proj_out", CONV_1X1),
+)
+
+# diffusers counts the decoder's levels from the lowest resolution.
+AUTOENCODER_DIFFUSERS: tuple[Row, ...] = tuple(
+    row
+    for half, blocks, levels, resamplers, resample in (
+        ("encoder", "down_blocks.{i}", "down/{i}", "downsamplers", "downsample"),
+        ("decoder", "up_blocks.{r}",   "up/{i}",   "upsamplers",   "upsample"),
+    )
+    for row in (
+        (f"{half}.conv_in",                       f"{half}/conv_in",                   CONV),
+        *((f"{half}.{blocks}.resnets.{{j}}.{a}",  f"{half}/{levels}/block/{{j}}/{b}",  kind) for a, b, kind in _RESNET_DIFFUSERS),
+        (f"{half}.{blocks}.{resamplers}.0.conv",  f"{half}/{levels}/{resample}/conv",  CONV),
+        *((f"{half}.mid_block.resnets.{i}.{a}",   f"{half}/mid/block_{i + 1}/{b}",     kind)
+          for i in range(2) for a, b, kind in _RESNET_DIFFUSERS),
+        *((f"{half}.mid_block.attentions.0.{a}",  f"{half}/mid/attn_1/{b}",            kind) for a, b, kind in _ATTENTION_DIFFUSERS),
+        (f"{half}.conv_norm_out",                 f"{half}/norm_out",                  NORM),
+        (f"{half}.conv_out",                      f"{half}/conv_out",                  CONV),
     )
 )

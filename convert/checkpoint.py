@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert import families
-from convert.families import Family, Shapes
-from convert.safetensors_file import SafetensorsFile
+from convert import families, lora
+from convert.families import Family
+from convert.shapes import Shapes
+from convert.source import File, Source, Sources, dequantise, sources
 from convert.table import Entry, expand
-from uso_jax import weights
+from uso_jax import sizes
 from uso_jax.errors import InputError
 
 
@@ -39,7 +40,7 @@ def read_config(path: str | pathlib.Path) -> dict[str, dict]:
         values = {section: value for section, value in values.items() if section != "sampling"}
         if isinstance(values.get("autoencoder"), dict):
             values["autoencoder"] = {k: v for k, v in values["autoencoder"].items() if k != "resolution"}
-    return weights.check_sections(values, str(path))
+    return sizes.check_sections(values, str(path))
 
 
 @dataclasses.dataclass
@@ -48,21 +49,24 @@ class Checkpoint:
 
     family: Family
     prefix: str
-    files: list[SafetensorsFile]
+    files: list[File]
     config: Any
     untold: list[str]  # sizes that neither the tensors nor --config tell
     shapes: dict[str, jax.ShapeDtypeStruct]
     entries: dict[str, Entry]
+    sources: Sources  # by the table's keys
     missing: list[str]
     wrong: list[str]
     stray: list[str]
     twice: list[str]
     ignored: int
+    quantised: int
+    notes: list[str]
 
     @property
     def names(self) -> str:
         """Name the files in a message."""
-        return ", ".join(str(file.path) for file in self.files)
+        return _names(self.files)
 
     @property
     def problems(self) -> dict[str, list[str]]:
@@ -81,88 +85,153 @@ class Checkpoint:
             lists = (f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in self.problems.items())
             raise InputError(f"{self.names}: the tensors do not fit {self.family.name}: {'; '.join(lists)}")
 
-    def dtypes(self) -> dict[str, np.dtype]:
-        """Give each parameter the narrowest dtype that keeps every tensor in it exact."""
+    def structs(self, dtype: np.dtype | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Give the parameters with `dtype`, or each with the narrowest one that keeps every tensor in it exact."""
         found: dict[str, set[np.dtype]] = {}
-        for file in self.files:
-            for key, tensor in file.tensors.items():
-                if entry := self.entries.get(key.removeprefix(self.prefix)):
-                    for path in entry.paths:
-                        found.setdefault(path, set()).add(tensor.dtype)
-        return {path: _common(dtypes) for path, dtypes in found.items()}
+        for key, entry in self.entries.items():
+            for piece in entry.pieces:
+                found.setdefault(piece.path, set()).add(self.sources[key].dtype)
+        return {
+            path: jax.ShapeDtypeStruct(struct.shape, dtype or _common(found[path]))
+            for path, struct in self.shapes.items()
+        }
 
 
 def _example(name: str) -> str:
     section, field = name.split(".")
-    return json.dumps({section: {field: weights.FIELDS[section][field]}})
+    return json.dumps({section: {field: sizes.FIELDS[section][field]}})
 
 
 def _common(dtypes: set[np.dtype]) -> np.dtype:
-    try:
-        return np.dtype(functools.reduce(jnp.promote_types, dtypes))
-    except ValueError:  # float8 has no implicit promotion
-        return np.dtype(np.float32)
+    return np.dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
-def recognise(files: Sequence[SafetensorsFile], config: weights.Sections) -> list[Checkpoint]:
-    """Group files by component, several files of one being its shards, and compare each with its model.
+def _names(files: Sequence[File]) -> str:
+    names = [str(file.path) for file in files]
+    return ", ".join(names if len(names) <= 3 else [*names[:2], f"... ({len(names)} files)"])
+
+
+def recognise(groups: Sequence[Sequence[File]], config: sizes.Sections, pad_ranks: bool = False) -> list[Checkpoint]:
+    """Sort the tensors of files into components and compare each with its model.
+
+    Args:
+      groups: files that belong together, such as the shards of one index; groups may also be shards of each other.
+      config: sizes that tensors do not tell, or that override what they tell.
+      pad_ranks: accept adapters of mixed ranks.
 
     Raises:
       InputError: a file is of no known family, shards are of different ones, or a size cannot be read.
     """
-    groups: dict[str, tuple[Family, str, list[SafetensorsFile]]] = {}
-    for file in files:
-        if (found := families.detect(file.tensors)) is None:
-            some = ", ".join(list(file.tensors)[:3]) or "none"
+    parts: dict[str, list] = {}
+    for group in groups:
+        found, twice = sources(group)
+        found, quantised = dequantise(found)
+        claims = families.detect(found)
+        if not claims:
+            some = ", ".join(list(found)[:3]) or "none"
             titles = "; ".join(family.title for family in families.FAMILIES)
-            raise InputError(f"{file.path}: no known family has its tensors ({some}); known: {titles}")
-        family, prefix = found
-        first = groups.setdefault(family.component, (family, prefix, []))
-        if first[:2] != found:
-            raise InputError(
-                f"{file.path} is {prefix}{family.name} but {first[2][0].path} is {first[1]}{first[0].name}:"
-                f" shards of one {family.component} must share a layout; import one of them"
-            )
-        first[2].append(file)
-    return [_compare(*group, config) for group in groups.values()]
+            raise InputError(f"{_names(group)}: no known family has its tensors ({some}); known: {titles}")
+        claimed = {key for _, _, keys in claims for key in keys}
+        ignore = "|".join(f"({family.ignore})" for family, _, _ in claims if family.ignore)
+        rest = [key for key in found if key not in claimed]
+        stray = [key for key in rest if not (ignore and re.fullmatch(ignore, key))]
+        for number, (family, prefix, keys) in enumerate(claims):
+            part = parts.setdefault(family.component, [family, prefix, [], {}, [], [], 0, 0])
+            if part[:2] != [family, prefix]:
+                raise InputError(
+                    f"{_names(group)} is {prefix}{family.name} but {_names(part[2])} is {part[1]}{part[0].name}:"
+                    f" shards of one {family.component} must share a layout; import one of them"
+                )
+            part[2] += group
+            part[4] += [key for key in keys if key in part[3]]
+            offset = len(part[2])  # keeps the tensors of later files behind those of earlier ones
+            for key in keys:
+                source = found[key]
+                place = (source.place[0] + offset, source.place[1])
+                part[3].setdefault(key, dataclasses.replace(source, place=place))
+            if number == 0:
+                part[4] += twice
+                part[5] += stray
+                part[6] += len(rest) - len(stray)
+                part[7] += quantised
+    return [_compare(*part, config=config, pad_ranks=pad_ranks) for part in parts.values()]
 
 
-def _compare(family: Family, prefix: str, files: list[SafetensorsFile], config: weights.Sections) -> Checkpoint:
-    shapes: dict[str, tuple[int, ...]] = {}
-    stray, twice, kinds, ignored = [], [], [], 0
-    for file in files:
-        for key, tensor in file.tensors.items():
-            name = key.removeprefix(prefix)
-            if family.ignore and re.fullmatch(family.ignore, key):
-                ignored += 1
-            elif not key.startswith(prefix):
-                stray.append(key)
-            elif name in shapes:
-                twice.append(key)
-            else:
-                shapes[name] = tensor.shape
-                if not jnp.issubdtype(tensor.dtype, jnp.floating):
-                    kinds.append(f"{key} is {tensor.dtype}, not floating")
-    names = ", ".join(str(file.path) for file in files)
-    sections, untold = _sizes(family, shapes, config, names)
-    model, targets = families.model(family, sections)
+def _compare(
+    family: Family,
+    prefix: str,
+    files: list[File],
+    found: Sources,
+    twice: list[str],
+    stray: list[str],
+    ignored: int,
+    quantised: int,
+    *,
+    config: sizes.Sections,
+    pad_ranks: bool,
+) -> Checkpoint:
+    kinds = [f"{key} is {s.dtype}, not floating" for key, s in found.items() if not jnp.issubdtype(s.dtype, jnp.floating)]
+    missing: list[str] = []
+    wrong: list[str] = []
+    notes: list[str] = []
+    found = {key.removeprefix(prefix): source for key, source in found.items()}
+    if family.component == "lora" and not kinds:
+        try:
+            adapters = lora.normalise(found, files, pad_ranks)
+        except InputError as error:
+            raise InputError(f"{_names(files)}: {error}") from error
+        if adapters.missing or adapters.wrong:
+            lists = {"missing": adapters.missing, "of wrong shape": adapters.wrong}
+            texts = (f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in lists.items() if v)
+            raise InputError(f"{_names(files)}: the tensors do not fit {family.name}: {'; '.join(texts)}")
+        found, notes = adapters.sources, adapters.notes
+    for alias, name in family.aliases.items():
+        if alias in found:
+            twin = found.pop(alias)
+            if found.setdefault(name, twin).shape != twin.shape:
+                wrong.append(f"{alias} differs from {name}, which it should equal")
+    shapes = {key: source.shape for key, source in found.items()}
+    sections, untold = _sizes(family, shapes, config, _names(files))
+    model, targets = families.model(family.component, sections)
     entries = expand(family.rows, targets)
-    stray += [prefix + key for key in shapes if key not in entries]
-    missing = [prefix + key for key in entries if key not in shapes]
-    wrong = kinds + [
-        f"{prefix}{key} is {list(shapes[key])}, not {list(entry.shape)}"
+    if family.component == "lora" and not untold:
+        filled = _fill_adapters(found, entries)
+        if filled:
+            notes.append(f"{filled} of {len(entries) // 2} adapters are not in the file and are zero")
+    stray = stray + [prefix + key for key in found if key not in entries]
+    missing += [prefix + key for key in entries if key not in found]
+    wrong += kinds + [
+        f"{prefix}{key} is {list(found[key].shape)}, not {list(entry.shape)}"
         for key, entry in entries.items()
-        if key in shapes and shapes[key] != entry.shape
+        if key in found and found[key].shape != entry.shape
     ]
-    return Checkpoint(family, prefix, files, model, untold, targets, entries, missing, wrong, stray, twice, ignored)
+    return Checkpoint(
+        family, prefix, files, model, untold, targets, entries, found, missing, wrong, stray, twice, ignored, quantised, notes
+    )
 
 
-def _sizes(family: Family, shapes: Shapes, config: weights.Sections, names: str) -> tuple[dict[str, dict], list[str]]:
+def _fill_adapters(found: Sources, entries: dict[str, Entry]) -> int:
+    """Add zeros for adapters that a file does not have at all; count them."""
+    filled = 0
+    dtype = next(iter(found.values())).dtype
+    for key, entry in entries.items():
+        if key.endswith(".down.weight") and key not in found and (up := key.replace(".down.", ".up.")) not in found:
+            for name, shape in ((key, entry.shape), (up, entries[up].shape)):
+
+                def read(start: int = 0, stop: int | None = None, *, shape=shape) -> np.ndarray:
+                    return np.zeros(shape, dtype)[start:stop]
+
+                found[name] = Source(dtype, shape, read, (0, 0))
+            filled += 1
+    return filled
+
+
+def _sizes(family: Family, shapes: Shapes, config: sizes.Sections, names: str) -> tuple[dict[str, dict], list[str]]:
     sections, untold = {}, []
     for section, fields in family.sizes.items():
         # An adapter's file tells what it needs of the transformer; only the fields it can tell are taken over.
         given = config.get(section, {})
-        own = weights.FIELDS[section] if section != "flux" or family.component == "transformer" else fields
+        own = sizes.FIELDS[section] if section != "flux" or family.component == "transformer" else fields
         sections[section] = {name: value for name, value in given.items() if name in own}
         for name, size in fields.items():
             if name in sections[section]:

@@ -2,30 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoint files this project knows, recognised by the names of their tensors, never by the file's name.
 
-To add a layout: write its table (see convert.table) and append a `Family` to `FAMILIES`.
+To add a layout: write its table (see convert.table) and append a `Family` to `FAMILIES`; the functions that read sizes
+off shapes are in convert.shapes.
 """
 
 import dataclasses
 import functools
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from convert.autoencoder import AUTOENCODER
-from convert.flux import LORA, PROJECTOR, TRANSFORMER
+from convert import lora
+from convert.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
+from convert.clip import TEXT
+from convert.csd import CSD
+from convert.dino import DINOV2, ORIGINAL, VIT
+from convert.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
+from convert.shapes import Size, always, ch_mult, count, dim, grid_size, has, image_size, known, lora_sizes, ratio
 from convert.siglip import VISION
+from convert.t5 import ALIASES, ENCODER
 from convert.table import Row
-from uso_jax import params, weights
+from uso_jax import params, sizes, weights
 from uso_jax.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoder
+from uso_jax.models.clip import ClipText
+from uso_jax.models.csd import Csd
+from uso_jax.models.dino import Dino
 from uso_jax.models.flux import Flux
 from uso_jax.models.siglip import SiglipVision
-
-Shapes = Mapping[str, tuple[int, ...]]
-Size = Callable[[Shapes], Any]  # reads one size off the tensors; None: they do not tell it
+from uso_jax.models.t5 import T5Encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,164 +43,235 @@ class Family:
     title: str
     component: str
     rows: Sequence[Row]
-    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of weights.FIELDS
-    prefixes: tuple[str, ...] = ("",)  # that all its keys may have
+    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of uso_jax.sizes.FIELDS
+    prefixes: tuple[str, ...] = ("",)  # that all its keys may have; the first is for writing
     ignore: str = ""  # regex of keys that belong to other networks in the same file
     foreign: str = ""  # regex of keys whose presence means that this is another, similar network
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys that hold the same tensor as another
+    pattern: str = ""  # regex of its keys, where the table does not tell them
+
+    @functools.cached_property
+    def regex(self) -> re.Pattern:
+        """Match the keys it knows, without prefix."""
+        if self.pattern:
+            return re.compile(self.pattern)
+        modules = ((m,) if isinstance(m, str) else m for m, _, _ in self.rows)
+        suffixes = (kind for _, _, kind in self.rows)
+        keys = [m + suffix for ms, kind in zip(modules, suffixes, strict=True) for m in ms for suffix in kind]
+        return re.compile("|".join(re.sub(r"\\{\w\\}", r"\\d+", re.escape(key)) for key in [*keys, *self.aliases]))
 
 
-# ---------------------------------------------------------------------------------------------------- reading sizes
-
-
-def dim(key: str, axis: int) -> Size:
-    """Take a size from one axis of a tensor."""
-
-    def read(shapes: Shapes) -> int:
-        # An empty tensor may claim any other size without a byte to show for it.
-        if len(shape := shapes[key]) <= axis or 0 in shape:
-            raise ValueError(f"tensor {key} has shape {list(shape)}")
-        return shape[axis]
-
-    return read
-
-
-def count(pattern: str) -> Size:
-    """Count the different numbers that `(\\d+)` takes in keys; a lone huge number counts once and is then stray."""
-    return lambda shapes: len({match[1] for key in shapes if (match := re.match(pattern, key))})
-
-
-def has(key: str) -> Size:
-    """Tell whether a tensor is there."""
-    return lambda shapes: key in shapes
-
-
-def ratio(size: Size, base: Size) -> Size:
-    """Divide two sizes."""
-    return lambda shapes: size(shapes) / base(shapes)
-
-
-def known(size: Size, values: Mapping[Any, Any]) -> Size:
-    """Look up what follows from a size in the released models only."""
-    return lambda shapes: values.get(size(shapes))
+def _flux_sizes(width: Size, head: Size, keys: Mapping[str, str], blocks: Sequence[str]) -> dict[str, dict[str, Size]]:
+    return {"flux": {
+        "in_channels":         dim(keys["img_in"], 1),
+        "vec_in_dim":          dim(keys["vector_in"], 1),
+        "context_in_dim":      dim(keys["txt_in"], 1),
+        "hidden_size":         width,
+        "mlp_ratio":           ratio(dim(keys["mlp"], 0), width),
+        "num_heads":           ratio(width, head, whole=True),
+        "depth":               count(rf"{blocks[0]}\.(\d+)\."),
+        "depth_single_blocks": count(rf"{blocks[1]}\.(\d+)\."),
+        "axes_dim":            known(head, {128: (16, 56, 56)}),
+        "qkv_bias":            has(keys["qkv_bias"]),
+        "guidance_embed":      has(keys["guidance_in"]),
+    }}  # fmt: skip
 
 
 # fmt: off
-_WIDTH    = dim("img_in.weight", 0)
-_HEAD     = dim("double_blocks.0.img_attn.norm.query_norm.scale", 0)
-_DOWN     = "double_blocks.0.processor.proj_lora1.down.weight"
-_LAST     = "single_blocks.0.processor.proj_lora.down.weight"  # reads [attention | mlp]
-_CH       = dim("encoder.conv_in.weight", 0)
-_PATCH    = dim("embeddings.patch_embedding.weight", 2)
-_POSITION = dim("embeddings.position_embedding.weight", 0)
+_BFL = {
+    "img_in": "img_in.weight", "vector_in": "vector_in.in_layer.weight", "txt_in": "txt_in.weight",
+    "mlp": "double_blocks.0.img_mlp.0.weight", "qkv_bias": "double_blocks.0.img_attn.qkv.bias",
+    "guidance_in": "guidance_in.in_layer.weight",
+}
+_DIFFUSERS = {
+    "img_in": "x_embedder.weight", "vector_in": "time_text_embed.text_embedder.linear_1.weight",
+    "txt_in": "context_embedder.weight", "mlp": "transformer_blocks.0.ff.net.0.proj.weight",
+    "qkv_bias": "transformer_blocks.0.attn.to_q.bias",
+    "guidance_in": "time_text_embed.guidance_embedder.linear_1.weight",
+}
+_COMFY = ("", "model.diffusion_model.", "diffusion_model.")  # bare, in a full checkpoint, and saved by its tools
+_VAE = ("", "vae.", "first_stage_model.")
+_PATCH = "embeddings.patch_embedding.weight"
+_HIGH = "feature_embedder.high_embedding_linear.0.weight"
+_ADAPTERS = {"lora": {"rank": lora_sizes("rank")}, "flux": {
+    name: lora_sizes(name) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
+}}
+_CSD = "backbone.conv1.weight"
 
 
-def _ch_mult(shapes: Shapes) -> tuple[int, ...]:
-    levels = count(r"encoder\.down\.(\d+)\.")(shapes)
-    return tuple(dim(f"encoder.down.{i}.block.0.conv1.weight", 0)(shapes) // _CH(shapes) for i in range(levels))
+def _dino(patch: str, cls: str, pos: str, fc1: str, layers: str, scale: bool) -> dict[str, Size]:
+    return {
+        "hidden_size":         dim(cls, 2),
+        "intermediate_size":   dim(fc1, 0),
+        "num_hidden_layers":   count(layers),
+        "num_attention_heads": ratio(dim(cls, 2), always(64), whole=True),
+        "image_size":          grid_size(patch, pos, axis=1),
+        "patch_size":          dim(patch, 2),
+        "layer_scale":         always(scale),
+    }
 
 
-def _image_size(shapes: Shapes) -> int:
-    patch, positions = _PATCH(shapes), _POSITION(shapes)
-    # 384 is no multiple of 14: that model drops a margin, which no shape shows.
-    return 384 if (patch, positions) == (14, 729) else patch * math.isqrt(positions)
+def _original(scale: bool) -> dict[str, Size]:
+    return _dino("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", r"blocks\.(\d+)\.", scale)
+
+
+def _transformers(fc1: str, scale: bool) -> dict[str, Size]:
+    patch, layers = "embeddings.patch_embeddings.projection.weight", r"encoder\.layer\.(\d+)\."
+    return _dino(patch, "embeddings.cls_token", "embeddings.position_embeddings", f"encoder.layer.0.{fc1}.weight", layers, scale)
+
+
+def _without_scale(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row[1] not in ("mask_token", "blocks/ls1", "blocks/ls2"))
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("flux", "FLUX transformer (black-forest-labs names)", "transformer", TRANSFORMER, {"flux": {
-        "in_channels":         dim("img_in.weight", 1),
-        "vec_in_dim":          dim("vector_in.in_layer.weight", 1),
-        "context_in_dim":      dim("txt_in.weight", 1),
-        "hidden_size":         _WIDTH,
-        "mlp_ratio":           ratio(dim("double_blocks.0.img_mlp.0.weight", 0), _WIDTH),
-        "num_heads":           lambda shapes: _WIDTH(shapes) // _HEAD(shapes),
-        "depth":               count(r"double_blocks\.(\d+)\."),
-        "depth_single_blocks": count(r"single_blocks\.(\d+)\."),
-        "axes_dim":            known(_HEAD, {128: (16, 56, 56)}),
-        "qkv_bias":            has("double_blocks.0.img_attn.qkv.bias"),
-        "guidance_embed":      has("guidance_in.in_layer.weight"),
-    }}),
-    Family("uso-lora", "USO adapters for FLUX", "lora", LORA, {
-        "lora": {
-            "rank":                dim(_DOWN, 0),
-        },
-        "flux": {
-            "hidden_size":         dim(_DOWN, 1),
-            "mlp_ratio":           ratio(lambda shapes: dim(_LAST, 1)(shapes) - dim(_DOWN, 1)(shapes), dim(_DOWN, 1)),
-            "depth":               count(r"double_blocks\.(\d+)\."),
-            "depth_single_blocks": count(r"single_blocks\.(\d+)\."),
-        },
-    }),
+    Family("flux", "FLUX transformer (black-forest-labs names)", "transformer", TRANSFORMER,
+        _flux_sizes(dim("img_in.weight", 0), dim("double_blocks.0.img_attn.norm.query_norm.scale", 0), _BFL,
+                    ("double_blocks", "single_blocks")),
+        prefixes=_COMFY),
+    Family("flux-diffusers", "FLUX transformer (diffusers names)", "transformer", TRANSFORMER_DIFFUSERS,
+        _flux_sizes(dim("x_embedder.weight", 0), dim("transformer_blocks.0.attn.norm_q.weight", 0), _DIFFUSERS,
+                    ("transformer_blocks", "single_transformer_blocks"))),
+    Family("uso-lora", "USO adapters for FLUX", "lora", LORA, _ADAPTERS, prefixes=("", "diffusion_model."),
+        pattern=r"(double|single)_blocks\.\d+\.processor\..*"),
+    Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
+        pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
+    Family("diffusers-lora", "adapters for FLUX (diffusers names, as PEFT and ai-toolkit write them)", "lora", LORA, _ADAPTERS,
+        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_2)?\.|(single_)?transformer_blocks\.).*" + lora.HALF),
+    Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
+        pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
         "projector": {
-            "siglip_tokens": dim("feature_embedder.high_embedding_linear.0.weight", 1),
-            "style_tokens":  dim("feature_embedder.high_embedding_linear.0.weight", 0),
+            "siglip_tokens": dim(_HIGH, 1),
+            "style_tokens":  dim(_HIGH, 0),
             "siglip_dim":    dim("feature_embedder.high_projection.weight", 1),
         },
         "flux": {"hidden_size": dim("feature_embedder.high_projection.weight", 0)},
     }),
     Family("siglip", "SigLIP vision tower (transformers names)", "siglip", VISION, {"siglip": {
-        "hidden_size":         dim("embeddings.patch_embedding.weight", 0),
+        "hidden_size":         dim(_PATCH, 0),
         "intermediate_size":   dim("encoder.layers.0.mlp.fc1.weight", 0),
         "num_hidden_layers":   count(r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads": known(dim("embeddings.patch_embedding.weight", 0), {768: 12, 1024: 16, 1152: 16}),
-        "image_size":          _image_size,
-        "patch_size":          _PATCH,
-    }}, prefixes=("vision_model.", ""), ignore=r"text_model\..*|logit_(scale|bias)",
+        "num_attention_heads": known(dim(_PATCH, 0), {768: 12, 1024: 16, 1152: 16}),
+        "image_size":          image_size(_PATCH, "embeddings.position_embedding.weight"),
+        "patch_size":          dim(_PATCH, 2),
+    }}, prefixes=("vision_model.", ""), ignore=r"text_model\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids",
         foreign=r"(vision_model\.)?embeddings\.class_embedding"),
     Family("flux-ae", "FLUX autoencoder (black-forest-labs names)", "autoencoder", AUTOENCODER, {"autoencoder": {
         "in_channels":    dim("encoder.conv_in.weight", 1),
-        "ch":             _CH,
+        "ch":             dim("encoder.conv_in.weight", 0),
         "out_ch":         dim("decoder.conv_out.weight", 0),
-        "ch_mult":        _ch_mult,
+        "ch_mult":        ch_mult(r"encoder\.down\.(\d+)\.", "encoder.down.{}.block.0.conv1.weight"),
         "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
         "z_channels":     dim("decoder.conv_in.weight", 1),
+    }}, prefixes=_VAE),
+    Family("flux-ae-diffusers", "FLUX autoencoder (diffusers names)", "autoencoder", AUTOENCODER_DIFFUSERS, {"autoencoder": {
+        "in_channels":    dim("encoder.conv_in.weight", 1),
+        "ch":             dim("encoder.conv_in.weight", 0),
+        "out_ch":         dim("decoder.conv_out.weight", 0),
+        "ch_mult":        ch_mult(r"encoder\.down_blocks\.(\d+)\.", "encoder.down_blocks.{}.resnets.0.conv1.weight"),
+        "num_res_blocks": count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "z_channels":     dim("decoder.conv_in.weight", 1),
     }}),
+    Family("t5", "T5 encoder (transformers names)", "t5", ENCODER, {"t5": {
+        "vocab_size":     dim("shared.weight", 0),
+        "d_model":        dim("shared.weight", 1),
+        "d_kv":           ratio(dim("encoder.block.0.layer.0.SelfAttention.q.weight", 0),
+                                dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 1), whole=True),
+        "d_ff":           dim("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0),
+        "num_layers":     count(r"encoder\.block\.(\d+)\."),
+        "num_heads":      dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 1),
+        "relative_attention_num_buckets": dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 0),
+    }}, prefixes=("", "text_encoders.t5xxl.transformer.", "t5xxl.transformer."), aliases=ALIASES,
+        ignore=r"decoder\..*|lm_head\..*|(text_encoders\.)?t5xxl\.(logit_scale|transformer\.(decoder|lm_head)\..*)|spiece_model"),
+    Family("clip-text", "CLIP text transformer (transformers names)", "clip", TEXT, {"clip": {
+        "vocab_size":              dim("embeddings.token_embedding.weight", 0),
+        "hidden_size":             dim("embeddings.token_embedding.weight", 1),
+        "intermediate_size":       dim("encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers":       count(r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads":     known(dim("embeddings.token_embedding.weight", 1), {512: 8, 768: 12, 1024: 16, 1280: 20}),
+        "max_position_embeddings": dim("embeddings.position_embedding.weight", 0),
+        "eos_token_id":            known(dim("embeddings.token_embedding.weight", 0), {49408: 49407}),
+        "projection_dim":          always(0),  # FLUX reads the text without CLIP's projection
+    }}, prefixes=("text_model.", "", "text_encoders.clip_l.transformer.text_model.", "clip_l.transformer.text_model."),
+        ignore=r"vision_model\..*|(.*\.)?logit_scale|(.*\.)?(text|visual)_projection(\.weight)?|(.*\.)?embeddings\.position_ids",
+        foreign=r"text_model\.head\..*|logit_bias|(vision_model\.)?embeddings\.patch_embedding\.bias"),
+    Family("csd", "CSD style encoder (its authors' names)", "csd", CSD, {"csd": {
+        "hidden_size":         dim(_CSD, 0),
+        "intermediate_size":   dim("backbone.transformer.resblocks.0.mlp.c_fc.weight", 0),
+        "num_hidden_layers":   count(r"backbone\.transformer\.resblocks\.(\d+)\."),
+        "num_attention_heads": ratio(dim(_CSD, 0), always(64), whole=True),
+        "image_size":          grid_size(_CSD, "backbone.positional_embedding", axis=0),
+        "patch_size":          dim(_CSD, 2),
+        "projection_dim":      dim("last_layer_style", 1),
+    }}, prefixes=("", "module.")),
+    Family("dino", "DINO (its authors' names)", "dino", _without_scale(ORIGINAL), {"dino": _original(False)},
+        prefixes=("", "backbone.", "module.backbone."), ignore=r"(module\.)?head\..*"),
+    Family("dino-vit", "DINO (transformers names)", "dino", _without_scale(VIT),
+        {"dino": _transformers("intermediate.dense", False)}, prefixes=("", "vit."), ignore=r"pooler\..*|classifier\..*"),
+    Family("dinov2", "DINOv2 (its authors' names)", "dinov2", ORIGINAL, {"dinov2": _original(True)}, ignore=r"head\..*"),
+    Family("dinov2-transformers", "DINOv2 (transformers names)", "dinov2", DINOV2,
+        {"dinov2": _transformers("mlp.fc1", True)}, prefixes=("", "dinov2."), ignore=r"classifier\..*"),
 )
 # fmt: on
 
 
 # ---------------------------------------------------------------------------------------------------- recognition
 
-
-@functools.cache
-def _pattern(name: str) -> re.Pattern:
-    family = next(family for family in FAMILIES if family.name == name)
-    keys = (re.escape(module + suffix) for module, _, kind in family.rows for suffix in kind)
-    return re.compile("|".join(re.sub(r"\\{\w\\}", r"\\d+", key) for key in keys))
+_SECOND = 8  # keys that another network in the same file must have at least
 
 
-def detect(keys: Iterable[str]) -> tuple[Family, str] | None:
-    """Give the family, and the prefix of its keys, that explains the most keys; None if none explains any."""
-    keys, best, most = list(keys), None, 0
+def detect(keys: Iterable[str]) -> list[tuple[Family, str, list[str]]]:
+    """Give the families in a file with the prefix and the list of their keys: those that explain the most keys first."""
+    keys = list(keys)
+    candidates: list[tuple[Family, str, list[str]]] = []
     for family in FAMILIES:
-        if family.foreign and any(re.fullmatch(family.foreign, key) for key in keys):
-            continue
-        for prefix in family.prefixes:
-            inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
-            found = sum(_pattern(family.name).fullmatch(key) is not None for key in inner)
-            if found > most:
-                best, most = (family, prefix), found
-    return best
+        if not (family.foreign and any(re.fullmatch(family.foreign, key) for key in keys)):
+            for prefix in family.prefixes:
+                match, skip = family.regex.fullmatch, len(prefix)
+                own = [key for key in keys if key.startswith(prefix) and match(key, skip)]
+                candidates.append((family, prefix, own))
+    found: list[tuple[Family, str, list[str]]] = []
+    while candidates:
+        best = max(candidates, key=lambda candidate: len(candidate[2]))
+        # A few names in common with another network do not make a second component.
+        if len(best[2]) < (_SECOND if found else 1):
+            break
+        found.append(best)
+        gone = set(best[2])
+        candidates = [(f, prefix, [key for key in own if key not in gone]) for f, prefix, own in candidates]
+    return found
+
+
+def by_name(name: str) -> Family:
+    """Give a family."""
+    return next(family for family in FAMILIES if family.name == name)
 
 
 def for_component(component: str, name: str) -> Family:
     """Give the family to export a component in: the one it came from, or the component's first."""
     fitting = [family for family in FAMILIES if family.component == component]
     if not fitting:
-        raise InputError(f"{component} has no export; components are {', '.join(f.component for f in FAMILIES)}")
+        known_ = ", ".join(dict.fromkeys(family.component for family in FAMILIES))
+        raise InputError(f"{component} has no export; components are {known_}")
     return next((family for family in fitting if family.name == name), fitting[0])
 
 
-def model(family: Family, sections: weights.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """Give the config of these sizes, and the parameters of its model that the family's tensors fill."""
-    if family.component == "siglip":
-        config = weights.build("siglip", {"siglip": {"num_attention_heads": 1, **sections["siglip"]}})
-        return config, params.shapes(lambda rngs: SiglipVision(config, rngs=rngs))
-    if family.component == "autoencoder":
-        config = weights.build("autoencoder", sections)
-        return config, params.shapes(lambda rngs: AutoEncoder(config, rngs=rngs))
+_MODELS = {
+    "siglip": SiglipVision, "autoencoder": AutoEncoder, "t5": T5Encoder, "clip": ClipText, "csd": Csd, "dino": Dino,
+    "dinov2": Dino,
+}  # fmt: skip
+
+
+def model(component: str, sections: sizes.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Give the config of these sizes, and the parameters of its model that the component's tensors fill."""
+    if component in _MODELS:
+        # How heads are cut, and which token ends a text, is seen in no shape; unless it is told, the check comes later.
+        loose = {name: 1 for name in ("num_attention_heads", "eos_token_id") if name in sizes.FIELDS[component]}
+        config = sizes.build(component, {component: loose | dict(sections[component])})
+        return config, params.shapes(lambda rngs: _MODELS[component](config, rngs=rngs))
     # No shape depends on how heads are rotated, nor any adapter's on how many there are.
     flux = {"num_heads": 1, **sections["flux"]}
     flux.setdefault("axes_dim", (flux["hidden_size"] // flux["num_heads"],))
-    config = weights.build("flux", {**sections, "flux": flux})
-    return config, weights.split(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[family.component]
+    config = sizes.build("flux", {**sections, "flux": flux})
+    return config, weights.split(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[component]

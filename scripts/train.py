@@ -14,7 +14,8 @@ from uso_jax.config import from_config_dict
 from uso_jax.errors import InputError, exit_cleanly
 from uso_jax.fit import fit
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/uso.py", "Configuration file, with :variant.", lock_config=True)
+_DEFAULT = "configs/uso.py"
+_CONFIG = config_flags.DEFINE_config_file("config", None, f"Configuration file:variant; default {_DEFAULT}.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
 
 
@@ -41,23 +42,23 @@ def main(_) -> None:
 @exit_cleanly
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line and load the configuration; a mistake in either ends in one sentence."""
+    given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
+    file = given[1] if given else _DEFAULT
     try:
-        # First, so that the user's own --verbosity wins; absl's default would show JAX's search for a TPU.
-        rest = flags.FLAGS([argv[0], "--verbosity=-1", *argv[1:]])
+        # First, so that the user's own win. absl's default verbosity would show JAX's search for a TPU.
+        rest = flags.FLAGS([argv[0], "--verbosity=-1", f"--config={file}", *argv[1:]])
         _ = _CONFIG.value.variant  # a file that cannot be read is only reported when it is used
         return rest
     except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         # What a configuration file raises comes as a printed traceback, which ends in the message.
         message = str(error).strip().splitlines()[-1].strip().rpartition("Error: ")[2]
-        raise InputError(_unknown_setting(argv) or message) from error
+        raise InputError(_unknown_setting(argv, file) or message) from error
 
 
-def _unknown_setting(argv: list[str]) -> str | None:
+def _unknown_setting(argv: list[str], file: str) -> str | None:
     """Name the first --config.KEY that the configuration lacks, and the most similar one that it has."""
-    given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
     try:
-        config = config_flags.ConfigFileFlagParser("config").parse(given[1] if given else _CONFIG.default)
-        known = set(_keys(config))
+        known = set(_keys(flags.FLAGS["config"].parser.parse(file)))
     except (OSError, TypeError, ValueError):
         return None
     for key in re.findall(r"^--?config\.([^=\n]+)", "\n".join(argv), re.M):

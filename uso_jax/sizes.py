@@ -11,7 +11,8 @@ from typing import Any
 
 from uso_jax.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoderConfig
-from uso_jax.models.clip import ClipTextConfig
+from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
+from uso_jax.models.dino import DinoConfig
 from uso_jax.models.flux import FluxConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.style import ProjectorConfig
@@ -24,6 +25,9 @@ NETWORKS: Mapping[str, type] = {  # components with a section of their own name
     "autoencoder": AutoEncoderConfig,
     "t5": T5Config,
     "clip": ClipTextConfig,
+    "csd": ClipVisionConfig,
+    "dino": DinoConfig,
+    "dinov2": DinoConfig,
 }
 NEEDS = {  # what adapters need of the transformer
     "lora": ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks"),

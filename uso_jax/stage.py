@@ -27,6 +27,7 @@ class StageConfig:
     tasks: Mapping[str, float]  # weights of "text", "subject", "style", "style_subject" in sources that offer a choice
     learning_rate: float
     warmup_steps: int
+    decay: str  # of the learning rate after warm-up: "constant", or "cosine" down to zero at the last step
     weight_decay: float
     betas: tuple[float, float]
     eps: float
@@ -47,6 +48,8 @@ class StageConfig:
             raise InputError(f"{where}: batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
         if unknown := set(self.conditions) - set(CONDITIONS):
             raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
+        if self.decay not in ("constant", "cosine"):
+            raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
         for name in ("text_dropout", "content_dropout", "style_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -72,10 +75,13 @@ class StageConfig:
         return rates
 
     def schedule(self) -> optax.Schedule:
-        """Give the learning rate by step: linear warm-up, then constant, as in UNO's trainer."""
-        return optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps) if self.warmup_steps else (
-            optax.constant_schedule(self.learning_rate)
-        )
+        """Give the learning rate by step: linear warm-up, then constant, as in UNO's trainer, or a cosine."""
+        rate, warmup = self.learning_rate, self.warmup_steps
+        if self.decay == "constant":
+            after = optax.constant_schedule(rate)
+        else:
+            after = optax.cosine_decay_schedule(rate, max(self.steps - warmup, 1))
+        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
     def optimizer(self, rates: Mapping[str, float]) -> optax.GradientTransformation:
         """Make AdamW with clipping over exactly the parameters in `rates`."""

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes read off the shapes of a checkpoint's tensors.
+
+A reader raises KeyError for a tensor that is missing, ValueError for one that makes no sense, and gives None for what
+shapes do not tell.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+Size = Callable[[Shapes], Any]
+
+MAX_LAYERS = 512  # of any network known; a header may claim millions
+
+
+def dim(key: str, axis: int) -> Size:
+    """Take a size from one axis of a tensor."""
+
+    def read(shapes: Shapes) -> int:
+        # An empty tensor may claim any other size without a byte to show for it.
+        if len(shape := shapes[key]) <= axis or 0 in shape:
+            raise ValueError(f"tensor {key} has shape {list(shape)}")
+        return shape[axis]
+
+    return read
+
+
+def always(value: Any) -> Size:
+    """Give what holds for every file of the family."""
+    return lambda shapes: value
+
+
+def count(pattern: str) -> Size:
+    """Count the different numbers that `(\\d+)` takes in keys; a lone huge number counts once and is then stray."""
+
+    def read(shapes: Shapes) -> int:
+        found = len({match[1] for key in shapes if (match := re.match(pattern, key))})
+        if found > MAX_LAYERS:
+            raise ValueError(f"the tensors name {found:,} layers")
+        return found
+
+    return read
+
+
+def has(key: str) -> Size:
+    """Tell whether a tensor is there."""
+    return lambda shapes: key in shapes
+
+
+def ratio(size: Size, base: Size, whole: bool = False) -> Size:
+    """Divide two sizes."""
+    return lambda shapes: size(shapes) // base(shapes) if whole else size(shapes) / base(shapes)
+
+
+def known(size: Size, values: Mapping[Any, Any]) -> Size:
+    """Look up what follows from a size in the released models only."""
+    return lambda shapes: values.get(size(shapes))
+
+
+def ch_mult(levels: str, conv: str) -> Size:
+    """Give the widths of an autoencoder's levels, as multiples of the first convolution's."""
+
+    def read(shapes: Shapes) -> tuple[int, ...]:
+        number, base = count(levels)(shapes), dim("encoder.conv_in.weight", 0)(shapes)
+        if number > 16:
+            raise ValueError(f"{number} levels halve the image more often than it has pixels")
+        return tuple(dim(conv.format(i), 0)(shapes) // base for i in range(number))
+
+    return read
+
+
+def grid_size(patch: str, positions: str, axis: int) -> Size:
+    """Give the side of the images that a position embedding with a class token was made for."""
+    return lambda shapes: dim(patch, 2)(shapes) * math.isqrt(max(dim(positions, axis)(shapes) - 1, 0))
+
+
+def image_size(patch: str, positions: str) -> Size:
+    """Give the side of SigLIP's images."""
+
+    def read(shapes: Shapes) -> int:
+        side, number = dim(patch, 2)(shapes), dim(positions, 0)(shapes)
+        # 384 is no multiple of 14: that model drops a margin, which no shape shows.
+        return 384 if (side, number) == (14, 729) else side * math.isqrt(number)
+
+    return read
+
+
+# ---------------------------------------------------------------------------------------------------- adapters
+
+_FLUX1 = {"mlp_ratio": 4.0, "depth": 19, "depth_single_blocks": 38}  # of the only width that is public
+_BLOCKS = {"depth": "double_blocks", "depth_single_blocks": "single_blocks"}
+
+
+def lora_sizes(name: str) -> Size:
+    """Read a size off adapters under USO's names, of which any may be absent."""
+
+    def first(shapes: Shapes, pattern: str) -> tuple[int, ...] | None:
+        key = next((key for key in shapes if re.fullmatch(pattern, key)), None)
+        if key is not None:
+            dim(key, 1)(shapes)
+            return shapes[key]
+        return None
+
+    def width(shapes: Shapes) -> int | None:
+        reads_stream = first(shapes, r".*\.(qkv_lora[12]?|proj_lora[12])\.down\.weight")
+        writes_stream = first(shapes, r".*\.proj_lora[12]?\.up\.weight")
+        return reads_stream[1] if reads_stream else writes_stream[0] if writes_stream else None
+
+    def read(shapes: Shapes) -> Any:
+        if name == "rank":
+            down = first(shapes, r".*\.down\.weight")
+            if down is None:
+                raise ValueError("no adapter has a down tensor")
+            if down[0] > (width(shapes) or down[0]):
+                raise ValueError(f"rank {down[0]:,} is more than the width, {width(shapes):,}")
+            return down[0]
+        hidden = width(shapes)
+        if name == "hidden_size":
+            return hidden
+        if name == "mlp_ratio" and hidden and (down := first(shapes, r"single_blocks\.\d+\.processor\.proj_lora\.down\.weight")):
+            return (down[1] - hidden) / hidden
+        if hidden == 3072:
+            return _FLUX1[name]
+        if name == "mlp_ratio":
+            return None
+        numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{_BLOCKS[name]}\.(\d{{1,9}})\.", key))}
+        # Adapters of some blocks only do not tell how many the transformer has.
+        return len(numbers) if 0 < len(numbers) <= MAX_LAYERS and numbers == set(range(len(numbers))) else None
+
+    return read
