@@ -2,32 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring checkpoints into a weights directory, and back.
 
+    python -m convert download flux-dev uso siglip
     python -m convert import flux1-dev.safetensors dit_lora.safetensors projector.safetensors --to weights
-    python -m convert export weights --component lora --to dit_lora.safetensors
+    python -m convert export WORKDIR --format uso --to my_style
     python -m convert inspect dit_lora.safetensors
 
 Files are recognised by their tensors, whatever they are called; several files of one component are its shards.
 """
 
 import argparse
+import os
 import pathlib
-import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from convert import safetensors_file
+from convert import download, exporting, inspecting, training
 from convert.checkpoint import Checkpoint, read_config, recognise
-from convert.families import for_component
-from convert.safetensors_file import SafetensorsFile
-from convert.table import expand, to_flax
+from convert.exporting import Output, Part
+from convert.importing import import_checkpoint
+from convert.source import open_files
 from uso_jax import weights
 from uso_jax.errors import InputError, exit_cleanly
+
+DTYPES: Mapping[str, np.dtype | None] = {
+    "keep": None,
+    **dict.fromkeys(("bf16", "bfloat16"), np.dtype(ml_dtypes.bfloat16)),
+    **dict.fromkeys(("fp16", "float16"), np.dtype(np.float16)),
+    **dict.fromkeys(("fp32", "float32"), np.dtype(np.float32)),
+}
+FORMATS = ("uso", "diffusers", "peft", "bfl")
 
 
 @exit_cleanly
@@ -44,31 +52,44 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="import | export | inspect")
+    commands = parser.add_subparsers(required=True, metavar="import | export | inspect | download")
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
-    sizes = "sizes that the tensors do not tell, in sections flux, lora, projector, siglip, autoencoder"
-    config = dict(metavar="JSON", help=sizes)
-    sub = command("import", import_files, "Read safetensors files into a weights directory.")
-    sub.add_argument("files", nargs="+", metavar="FILE")
+    config = dict(metavar="JSON", help="sizes that the tensors do not tell, by section, as in a manifest's config")
+    pad = dict(action="store_true", help="fill adapters of mixed ranks up to the largest with zeros")
+    dtype = dict(choices=DTYPES, default="keep", metavar="DTYPE", help="cast to bf16, fp16 or fp32 (default: keep)")
+
+    sub = command("import", import_files, "Read weight files into a weights directory.")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="safetensors, an index.json of shards, or .bin/.pth")
     sub.add_argument("--to", required=True, metavar="DIR", help="weights directory; made if it does not exist")
     sub.add_argument("--config", **config)
-    sub.add_argument("--dtype", choices=("keep", "bfloat16", "float32"), default="keep", help="cast to (default: keep)")
+    sub.add_argument("--dtype", **dtype)
+    sub.add_argument("--pad-ranks", **pad)
     sub.add_argument("--overwrite", action="store_true", help="replace components that exist")
 
-    sub = command("export", export, "Write one component as a safetensors file with upstream's tensor names.")
-    sub.add_argument("directory", metavar="DIR", help="weights directory")
-    sub.add_argument("--component", required=True, metavar="NAME", help="such as transformer, lora or projector")
-    sub.add_argument("--to", required=True, metavar="FILE", help="the file to write")
-    sub.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    sub = command("export", export, "Write weights for other programs.")
+    sub.add_argument("directory", metavar="DIR", help="weights directory, a training's --workdir, or one checkpoint of it")
+    sub.add_argument("--to", required=True, metavar="OUT", help="a .safetensors file, or a folder for files of usual names")
+    sub.add_argument("--format", choices=FORMATS, help="layout (default: what the component was imported from)")
+    sub.add_argument("--component", metavar="NAME", help="such as lora, projector, transformer, or merged: both in one")
+    sub.add_argument("--base", metavar="DIR", help="weights directory with the transformer that a training adapted")
+    sub.add_argument("--dtype", **dtype)
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--ema", dest="average", action="store_true", default=None, help="a training's average (default)")
+    which.add_argument("--raw", dest="average", action="store_false", help="a training's last parameters instead")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
     sub = command("inspect", inspect, "Say what files or a weights directory hold, from headers and manifests.")
-    sub.add_argument("files", nargs="+", metavar="FILE", help="safetensors files, or one weights directory")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="weight files, or one weights directory")
     sub.add_argument("--config", **config)
+    sub.add_argument("--pad-ranks", **pad)
+
+    sub = command("download", download.main, "Fetch the needed files of public checkpoints into the hub's cache.")
+    download.add_arguments(sub)
     return parser
 
 
@@ -81,66 +102,106 @@ def import_files(args: argparse.Namespace) -> None:
     for checkpoint in found:
         checkpoint.check()
         weights.check_writable(args.to, checkpoint.family.component, args.overwrite)
+    dtype = DTYPES[args.dtype]
     for checkpoint in found:
-        family = checkpoint.family
-        with _bar(len(checkpoint.entries), family.component) as bar:
-            params = to_flax(family.rows, checkpoint.shapes, _tensors(checkpoint, args.dtype, bar))
-            bar.set_postfix_str("writing")
-            manifest = {
-                "family": family.name,
-                "prefix": checkpoint.prefix,
-                "config": weights.describe(family.component, checkpoint.config),
-                "sources": [
-                    {"file": file.path.name, "size": file.size, "sha256": file.sha256} for file in checkpoint.files
-                ],
-            }
-            weights.save(args.to, family.component, params, manifest, args.overwrite)
-            bar.set_postfix_str("")
-        del params  # before the next component is read
-        _show_component(args.to, family.component)
-
-
-def _tensors(checkpoint: Checkpoint, dtype: str, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
-    dtypes = checkpoint.dtypes()
-    for file in checkpoint.files:
-        for key, tensor in file:
-            entry = checkpoint.entries.get(key.removeprefix(checkpoint.prefix))
-            if entry is None:
-                continue  # of another network in the same file
-            wanted = dtypes[entry.paths[0]] if dtype == "keep" else jnp.dtype(dtype)
-            yield key.removeprefix(checkpoint.prefix), tensor.astype(wanted, copy=False)
-            bar.update()
+        component = checkpoint.family.component
+        structs = checkpoint.structs(dtype).values()
+        with _bar(sum(s.size * s.dtype.itemsize for s in structs), component) as bar:
+            warnings = import_checkpoint(checkpoint, args.to, dtype, args.overwrite, bar)
+        for warning in warnings:
+            print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
+        inspecting.show_component(args.to, component)
 
 
 # ---------------------------------------------------------------------------------------------------- export
 
 
 def export(args: argparse.Namespace) -> None:
-    """Export a component under the names, and in the layout, that it was imported from."""
-    path = pathlib.Path(args.to)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; give the name of a file in it")
-    if path.exists() and not args.overwrite:
-        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path.parent} is not a directory; make it first")
-    manifest = weights.manifest(args.directory, args.component)
-    family = for_component(args.component, manifest["family"])
-    shapes = weights.shapes(args.directory, args.component)
-    entries = expand(family.rows, shapes)
-    # Wide dtypes first, so that every tensor starts at a multiple of its own width.
-    order = sorted(entries, key=lambda key: -shapes[entries[key].paths[0]].dtype.itemsize)
-    layout = {
-        f"{manifest.get('prefix', family.prefixes[0])}{key}": (shapes[entries[key].paths[0]].dtype, entries[key].shape)
-        for key in order
-    }
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    structs = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=host) for k, s in shapes.items()}
-    params = {k: np.asarray(v) for k, v in weights.load(args.directory, args.component, structs).items()}
-    with _bar(len(order), args.component) as bar:
-        tensors = (bar.update() or entries[key].join(params) for key in order)
-        safetensors_file.write(path, layout, tensors, {"format": "pt"})
-    print(f"{path}  {len(order):,} tensors  {_size(path.stat().st_size)}  ({family.title})")
+    """Export components of a weights directory or of a training."""
+    parts = _parts(args)
+    outputs = _outputs(args, parts)
+    target, dtype = pathlib.Path(args.to), DTYPES[args.dtype]
+    single = target.suffix == ".safetensors"
+    if single and len(outputs) > 1:
+        names = " and ".join(output.name for output in outputs)
+        raise InputError(f"this makes {names}; give --to a folder, or choose one by --component")
+    paths = [target if single else target / output.name for output in outputs]
+    texts = [{p.parent / name: text for name, text in o.beside.items()} for p, o in zip(paths, outputs, strict=True)]
+    _check_places(target, single, [*paths, *(path for files in texts if not single for path in files)], args.overwrite)
+    made = [] if single or target.exists() else [target]
+    try:
+        for path in made:
+            path.mkdir()
+        for output, path, files in zip(outputs, paths, texts, strict=True):
+            size = sum((dtype or own).itemsize * int(np.prod(shape)) for own, shape in output.layout.values())
+            with _bar(size, output.name) as bar:
+                exporting.write(output, path, dtype, bar)
+            for name, text in files.items() if not single else ():
+                name.write_text(text, encoding="utf-8")
+            print(f"{path}  {len(output.layout):,} tensors  {inspecting.size(path.stat().st_size)}  ({output.title})")
+    except (InputError, OSError) as error:
+        for path in made:
+            for file in path.iterdir() if path.is_dir() else ():
+                file.unlink()
+            path.rmdir()
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot write {target}: {error.strerror}; choose another place with --to") from error
+
+
+def _parts(args: argparse.Namespace) -> dict[str, Part]:
+    if not pathlib.Path(args.directory).is_dir() or not training.is_training(args.directory):
+        if args.average is not None:
+            raise InputError(f"{args.directory} is not a training; only those have an average to choose by --ema or --raw")
+        return exporting.open_directory(args.directory)
+    parts = training.open_training(args.directory, args.average)
+    if args.base is not None:
+        return exporting.open_directory(args.base) | parts
+    return parts
+
+
+def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output]:
+    """Decide what to write: the named component, or what the format is usually wanted for."""
+    component, layout = args.component, args.format
+    if component is None:
+        if layout is None:
+            raise InputError("give --format, --component or both: what is to be written?")
+        if layout == "uso":
+            if outputs := exporting.uso(parts):
+                return outputs
+            raise InputError(f"{args.directory} has neither lora nor projector, only {', '.join(sorted(parts))}")
+        component = "merged" if layout == "bfl" and "lora" in parts else "transformer" if layout == "bfl" else "lora"
+    needed = ("transformer", "lora") if component == "merged" else (component,)
+    for name in needed:
+        if name not in parts:
+            more = "; give --base" if name == "transformer" and args.base is None else ""
+            raise InputError(f"{args.directory} has no {name}, only {', '.join(sorted(parts)) or 'nothing'}{more}")
+    if component in ("merged", "transformer") and (layout or component == "merged"):
+        if layout not in (None, "bfl", "diffusers"):
+            raise InputError(f"a transformer has no layout {layout!r}; it may be bfl or diffusers")
+        return [exporting.transformer(parts, layout == "diffusers", component == "merged")]
+    if layout is None or (layout == "uso" and component in ("lora", "projector")):
+        return [exporting.native(parts[component], component)]
+    if component == "lora" and layout in ("diffusers", "peft"):
+        return [exporting.adapters(parts[component], layout == "peft")]
+    if component == "autoencoder" and layout in ("bfl", "diffusers"):
+        return [exporting.autoencoder(parts[component], layout == "diffusers")]
+    raise InputError(f"{component} has no layout {layout!r}; leave --format out to write it as it was imported")
+
+
+def _check_places(target: pathlib.Path, single: bool, paths: Sequence[pathlib.Path], overwrite: bool) -> None:
+    folder = target.absolute().parent if single or not target.is_dir() else target.absolute()
+    if single and target.is_dir():
+        raise InputError(f"{target} is a directory; give the name of a file in it")
+    if not single and target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; give a folder, or a name that ends in .safetensors")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a directory; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}: permission denied; choose another place with --to")
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
 
 
 # ---------------------------------------------------------------------------------------------------- inspect
@@ -151,46 +212,11 @@ def inspect(args: argparse.Namespace) -> None:
     if any(pathlib.Path(file).is_dir() for file in args.files):
         for directory in args.files:
             for component in weights.components(directory):
-                _show_component(directory, component)
+                inspecting.show_component(directory, component)
         return
     for i, checkpoint in enumerate(_recognise(args)):
         print(end="\n" if i else "")
-        _show_checkpoint(checkpoint)
-
-
-def _show_checkpoint(found: Checkpoint) -> None:
-    tensors = [tensor for file in found.files for tensor in file.tensors.values()]
-    dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-    size = sum(file.size for file in found.files)
-    print(f"{found.names}  ({_size(size)})")
-    sizes = weights.describe(found.family.component, found.config)
-    lines = {
-        "family": f"{found.family.name}: {found.family.title}",
-        "component": found.family.component,
-        "tensors": f"{len(tensors):,} {' and '.join(dtypes)}",
-        "parameters": f"{sum(struct.size for struct in found.shapes.values()):,}",
-    }
-    for section, values in sizes.items():
-        told = {k: v for k, v in values.items() if f"{section}.{k}" not in found.untold}
-        own = section == found.family.component or found.family.component == "transformer"
-        lines[section if own else f"needs {section}"] = ", ".join(f"{k} {_plain(v)}" for k, v in told.items())
-    if found.untold:
-        lines["not told"] = f"{', '.join(found.untold)}; import needs --config"
-    if found.ignored:
-        lines["ignored"] = f"{found.ignored:,} tensors of other networks"
-    lines |= {name: _some(keys) for name, keys in found.problems.items()}
-    lines["verdict"] = "does not fit the model" if found.problems else "complete, nothing missing and nothing stray"
-    _print_table(lines)
-
-
-def _show_component(directory: str, component: str) -> None:
-    manifest = weights.manifest(directory, component)
-    rank = manifest["config"].get("lora", {}).get("rank")
-    size = _size(sum(manifest["files"].values()))
-    print(
-        f"{pathlib.Path(directory) / f'{component:<11}'}  {manifest['parameters']:>14,} parameters"
-        f"  {manifest['dtype']:<8}  {size:>8}{f'  rank {rank}' if rank else ''}"
-    )
+        inspecting.show_checkpoint(checkpoint)
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
@@ -198,40 +224,14 @@ def _show_component(directory: str, component: str) -> None:
 
 def _recognise(args: argparse.Namespace) -> list[Checkpoint]:
     config = read_config(args.config) if args.config else {}
-    return recognise([SafetensorsFile(file) for file in args.files], config)
+    return recognise([open_files([file]) for file in args.files], config, args.pad_ranks)
 
 
 def _bar(total: int, name: str) -> tqdm:
-    shape = "{desc:<12}{percentage:3.0f}% {bar:30} {n_fmt}/{total_fmt} tensors  {elapsed}{postfix}"
-    return tqdm(total=total, desc=name, bar_format=shape, leave=False, disable=None, file=sys.stderr)
-
-
-def _print_table(lines: dict[str, str]) -> None:
-    width = max(map(len, lines))
-    columns = min(shutil.get_terminal_size().columns, 120)
-    for name, value in lines.items():
-        indent = " " * (width + 4)
-        text = textwrap.wrap(value, columns, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-        print(f"  {name:<{width}}  " + "\n".join(text).lstrip())
-
-
-def _plain(value) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(str, value))})"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _some(keys: Sequence[str]) -> str:
-    return f"{len(keys):,}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-
-
-def _size(size: int) -> str:
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007
-        if value < 1024:
-            break
-        value /= 1024
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return tqdm(
+        total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None, file=sys.stderr,
+        dynamic_ncols=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def _compare(
     sections, untold = _sizes(family, shapes, config, _names(files))
     model, targets = families.model(family.component, sections)
     entries = expand(family.rows, targets)
-    if family.component == "lora" and not untold:
+    if family.component == "lora":
         filled = _fill_adapters(found, entries)
         if filled:
             notes.append(f"{filled} of {len(entries) // 2} adapters are not in the file and are zero")

@@ -137,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
         pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
     Family("diffusers-lora", "adapters for FLUX (diffusers names, as PEFT and ai-toolkit write them)", "lora", LORA, _ADAPTERS,
-        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_2)?\.|(single_)?transformer_blocks\.).*" + lora.HALF),
+        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_2)?\.|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
     Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
         pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {

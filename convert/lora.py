@@ -208,7 +208,7 @@ def _peft_config(file: File) -> dict:
 
 def _check(pair: _Pair, result: Adapters) -> None:
     if pair.down is None or pair.up is None:
-        result.missing.append(f"{pair.module}: {'down' if pair.down is None else 'up'}")
+        result.missing.append(f"{pair.module}.{'down' if pair.down is None else 'up'}")
         return
     down, up = pair.down.shape, pair.up.shape
     # An empty tensor may claim any other size without a byte to show for it.

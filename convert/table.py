@@ -13,6 +13,7 @@ The model's own parameter shapes decide what must exist, so stray, missing and w
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,7 @@ class Entry:
             yield piece, self.flax(tensor[offset : offset + size] if self.shape else tensor)
             offset += size
 
-    def join(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    def join(self, params: Mapping[str, Any]) -> np.ndarray:
         """Undo `split`, taking this entry's layer out of stacked parameters."""
         parts = []
         for piece in self.pieces:
@@ -183,7 +184,7 @@ def to_flax(rows: Sequence[Row], shapes: Shapes, tensors: Iterable[tuple[str, np
 
 
 def to_torch(
-    rows: Sequence[Row], shapes: Shapes, params: Mapping[str, np.ndarray]
+    rows: Sequence[Row], shapes: Shapes, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Give the torch tensors of a model's parameters, one at a time, in the table's order."""
     for key, entry in expand(rows, shapes).items():

@@ -15,7 +15,7 @@ from uso_jax.errors import InputError, exit_cleanly
 from uso_jax.fit import fit
 
 _DEFAULT = "configs/uso.py"
-_CONFIG = config_flags.DEFINE_config_file("config", None, f"Configuration file:variant; default {_DEFAULT}.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, f"Configuration file, with :variant; default {_DEFAULT}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
 
 
@@ -45,8 +45,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
     file = given[1] if given else _DEFAULT
     try:
-        # First, so that the user's own win. absl's default verbosity would show JAX's search for a TPU.
-        rest = flags.FLAGS([argv[0], "--verbosity=-1", f"--config={file}", *argv[1:]])
+        # Before the user's own, which win. absl's default verbosity would show JAX's search for a TPU.
+        defaults = ["--verbosity=-1"] if given else ["--verbosity=-1", f"--config={file}"]
+        rest = flags.FLAGS([argv[0], *defaults, *argv[1:]])
         _ = _CONFIG.value.variant  # a file that cannot be read is only reported when it is used
         return rest
     except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:

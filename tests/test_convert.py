@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints into the weights directory and back, and everything that may be wrong with them."""
 
+import errno
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ from convert import families
 from convert.__main__ import main
 from convert.checkpoint import recognise
 from convert.safetensors_file import SafetensorsFile
-from uso_jax import weights
+from uso_jax import weights, weights_files
 from uso_jax.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoderConfig
 from uso_jax.models.flux import Flux, FluxConfig
@@ -133,8 +134,8 @@ def test_shards_prefix_and_other_networks(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 tensors of other networks" in out and "nothing missing" in out
     main(["import", *files, "--to", str(tmp_path / "w"), "--config", CONFIG])
-    main(["export", str(tmp_path / "w"), "--component", "siglip", "--to", str(tmp_path / "out")])
-    got = load_file(tmp_path / "out")
+    main(["export", str(tmp_path / "w"), "--component", "siglip", "--to", str(tmp_path / "out.safetensors")])
+    got = load_file(tmp_path / "out.safetensors")
     assert got.keys() == tensors.keys()
     for key in got:
         np.testing.assert_array_equal(got[key], tensors[key])
@@ -146,8 +147,8 @@ def test_mixed_dtypes_stay_exact(tmp_path):
     tensors[key] = tensors[key].astype(np.float16)
     save_file(tensors, tmp_path / "mixed")
     main(["import", str(tmp_path / "mixed"), "--to", str(tmp_path / "w")])
-    main(["export", str(tmp_path / "w"), "--component", "lora", "--to", str(tmp_path / "out")])
-    for name, value in load_file(tmp_path / "out").items():
+    main(["export", str(tmp_path / "w"), "--component", "lora", "--to", str(tmp_path / "out.safetensors")])
+    for name, value in load_file(tmp_path / "out.safetensors").items():
         np.testing.assert_array_equal(value, tensors[name])
 
 
@@ -158,7 +159,7 @@ def test_overwrite(tmp_path, capsys):
     main(["import", golden_path("lora"), "--to", str(to), "--dtype", "bfloat16", "--overwrite"])
     assert weights.manifest(to, "lora")["dtype"] == "bfloat16"
     assert [path.name for path in to.iterdir()] == ["lora"]
-    out = tmp_path / "out"
+    out = tmp_path / "out.safetensors"
     out.write_text("precious")
     assert "--overwrite" in fails_after(capsys, "export", to, "--component", "lora", "--to", out)
     assert out.read_text() == "precious"
@@ -196,7 +197,7 @@ def released(path, name: str) -> SafetensorsFile:
     ],
 )
 def test_released_sizes_are_told_by_the_tensors(name, component, want, tmp_path):
-    (found,) = recognise([released(tmp_path / "x", name)], {})
+    (found,) = recognise([[released(tmp_path / "x", name)]], {})
     found.check()
     assert found.family.component == component
     assert weights.describe(component, found.config) == weights.describe(component, want)
@@ -204,8 +205,8 @@ def test_released_sizes_are_told_by_the_tensors(name, component, want, tmp_path)
 
 def test_foreign_networks_are_not_mistaken_for_siglip():
     keys = [f"vision_model.{key}" for key in golden.tensors("siglip")]
-    assert families.detect(keys)[0].name == "siglip"
-    assert families.detect([*keys, "vision_model.embeddings.class_embedding"]) is None
+    assert [found[0].name for found in families.detect(keys)] == ["siglip"]
+    assert families.detect([*keys, "vision_model.embeddings.class_embedding"]) == []
 
 
 def test_inspect(capsys, imported):
@@ -269,8 +270,11 @@ def test_lying_headers(header, data, length, message, tmp_path, capsys):
     ("content", "message"),
     [
         (b"", "does not fit a file"),
-        (b"PK\x03\x04" + bytes(100), "pickled"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P", "pickled"),
+        (b"PK\x03\x04" + bytes(100), "not a sound torch file"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P", "not a sound torch file"),
+        (b'{"weight_map": 3}', "nor an index of shards"),
+        (b'{"weight_map": {"a": "../x"}}', "not the name of a file beside"),
+        (b'{"weight_map": {"a": "gone"}}', "download the missing shard"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html>", "web page"),
         (b"GGUF" + bytes(100), "GGUF"),
@@ -315,14 +319,16 @@ KEY = "single_blocks.1.processor.qkv_lora.up.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(KEY), f"1 missing ({KEY})"),
-        (lambda t: t.update(alpha=t[KEY]), "1 stray (alpha)"),
+        (lambda t: t.pop(KEY), f"1 missing ({KEY.removesuffix('.weight')})"),
+        (lambda t: t.update({"other.weight": t[KEY]}), "1 stray (other.weight)"),
         (lambda t: t.update({KEY: t[KEY].T.copy()}), "1 of wrong shape"),
+        (lambda t: t.update({KEY: t[KEY][1:].copy()}), "1 of wrong shape"),
         (lambda t: t.update({KEY: t[KEY].astype("i4")}), "int32, not floating"),
         (lambda t: t.update({KEY.replace("1", "999999999"): t[KEY]}), "999999999"),
-        (lambda t: t.pop(DOWN), "lora.rank cannot be told"),
-        (lambda t: t.update({DOWN: np.zeros((2**40, 0), "f4")}), "cannot be told"),
-        (lambda t: t.update(golden.tensors("projector")), "18 stray (feature_embedder"),
+        (lambda t: t.pop(DOWN), "1 missing (double_blocks.0.processor.proj_lora1.down)"),
+        (lambda t: t.update({DOWN: np.zeros((2**40, 0), "f4")}), "not of one rank"),
+        (lambda t: t.update({DOWN: t[DOWN][:2].copy(), DOWN.replace("down", "up"): t[DOWN.replace("down", "up")][:, :2].copy()}),
+         "different ranks (2, 4)"),
     ],
 )
 def test_tensors_that_do_not_fit(change, message, tmp_path, capsys):
@@ -378,22 +384,32 @@ def test_places_that_cannot_be_written(tmp_path, capsys, imported):
     for to in (tmp_path / "file", tmp_path / "file" / "below"):
         assert "not a writable directory" in fails(capsys, "import", golden_path("lora"), "--to", to)
     export = ["export", imported, "--component"]
-    assert "make it first" in fails(capsys, *export, "lora", "--to", tmp_path / "file" / "below")
-    assert "is a directory" in fails(capsys, *export, "lora", "--to", tmp_path)
-    assert "has no vae, only" in fails(capsys, *export, "vae", "--to", tmp_path / "out")
-    assert "has no ../" in fails(capsys, *export, "../x", "--to", tmp_path / "out")
+    below = tmp_path / "file" / "below.safetensors"
+    assert "make it first" in fails(capsys, *export, "lora", "--to", below)
+    assert "is a file" in fails(capsys, *export, "lora", "--to", tmp_path / "file")
+    assert "has no vae, only" in fails(capsys, *export, "vae", "--to", tmp_path / "out.safetensors")
+    assert "has no ../" in fails(capsys, *export, "../x", "--to", tmp_path / "out.safetensors")
     assert "not a weights directory" in fails(
-        capsys, "export", tmp_path / "no", "--component", "x", "--to", tmp_path / "o"
+        capsys, "export", tmp_path / "no", "--component", "x", "--to", tmp_path / "o.safetensors"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_failing_write_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
     def full(*args, **kwargs):
-        raise ValueError("RESOURCE_EXHAUSTED: no space left on device\nand much more")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights.ocp.Checkpointer, "save", full)
-    assert "no space left" in fails(capsys, "import", golden_path("lora"), "--to", tmp_path / "a" / "b")
+    monkeypatch.setattr(weights_files.Writer, "write", full)
+    assert "No space left" in fails(capsys, "import", golden_path("lora"), "--to", tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_export_leaves_nothing_behind(tmp_path, capsys, monkeypatch, imported):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights_files.StoredArray, "part", full)
+    assert "No space left" in fails(capsys, "export", imported, "--format", "uso", "--to", tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -457,11 +473,11 @@ def test_damaged_components(small):
         weights.load(directory, "lora", shapes)
     manifest = directory / "lora" / "manifest.json"
     good = manifest.read_text()
-    for bad in ("{", "[]", "{}", good.replace("float32[3]", "float32[3"), good.replace('"format": 1', '"format": "x"')):
+    for bad in ("{", "[]", "{}", good.replace("float32[3]", "float32[3"), good.replace('"format": 2', '"format": "x"')):
         manifest.write_text(bad)
         with pytest.raises(InputError, match=r"manifest"):
             weights.manifest(directory, "lora")
-    manifest.write_text(good.replace('"format": 1', '"format": 2'))
+    manifest.write_text(good.replace('"format": 2', '"format": 3'))
     with pytest.raises(InputError, match="update uso_jax"):
         weights.manifest(directory, "lora")
     manifest.unlink()

@@ -239,7 +239,8 @@ def loss_function(*conditions: str):
 
 
 def loss(batch, conditions=("content", "style"), **drop):
-    (stage,) = tiny.config("joint", **dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 0.0) | drop).stages
+    rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 0.0) | drop
+    (stage,) = tiny.config("joint", **rates).stages
     return float(loss_function(*conditions)(batch, objective.draw(jax.random.key(0), system(), stage)))
 
 

@@ -4,7 +4,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
       InputError: a value makes no sense; the message names it.
     """
     model = config.model.to_dict()
+    _check_known("data.source", [config.data.source], [k for k, v in config.data.items() if isinstance(v, ConfigDict)])
+    _check_known("run", config.run, list(config.stages))
     try:
         system = SystemConfig(
             transformer=_flux(model["transformer"]),
@@ -117,6 +119,12 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         log_every=config.log_every,
         heldout=HeldoutConfig(**config.heldout.to_dict()),
     )
+
+
+def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"config: {what} {name!r} is unknown; known are {', '.join(known)}")
 
 
 def _sources(name: str, arguments: dict) -> dict[str, dict]:

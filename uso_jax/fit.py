@@ -170,32 +170,31 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     # ---------------------------------------------------------------------------------------- train loop
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
     earlier, started = record["seconds"], time.monotonic()
-    bar = tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
-    for step in range(record["step"] + 1, stage.steps + 1):
-        batch = sharding.global_batch(run.mesh, next(data))
-        state, values = train_step(state, frozen, batch)
-        if waiting is not None:
-            _report(run, stage.name, offset, bar, *waiting)
-        waiting = step, values
-        bar.update()
-        last = step == stage.steps
-        due = {name: last or (every and step % every == 0) for name, every in _intervals(config).items()}
-        if any(due.values()):
-            # Before anything is judged or saved, every loss up to here is known to be finite.
-            _report(run, stage.name, offset, bar, *waiting)
-            waiting = None
-        if due["heldout"]:
-            after = judge.loss(frozen | state.result)
-            run.metrics.write(offset + step, stage.name, {"heldout_loss": after})
-            record["stages"][index]["heldout_loss_after"] = after
-        if due["grid"]:
-            judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
-        if due["checkpoint"]:
-            seconds = earlier + time.monotonic() - started
-            record |= {"step": step, "data": data.get_state(), "seconds": seconds}
-            record["stages"][index]["seconds"] = round(seconds, 1)
-            run.save(state, frozen)
-    bar.close()
+    with tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True) as bar:
+        for step in range(record["step"] + 1, stage.steps + 1):
+            batch = sharding.global_batch(run.mesh, next(data))
+            state, values = train_step(state, frozen, batch)
+            if waiting is not None:
+                _report(run, stage.name, offset, bar, *waiting)
+            waiting = step, values
+            bar.update()
+            last = step == stage.steps
+            due = {name: last or (every and step % every == 0) for name, every in _intervals(config).items()}
+            if any(due.values()):
+                # Before anything is judged or saved, every loss up to here is known to be finite.
+                _report(run, stage.name, offset, bar, *waiting)
+                waiting = None
+            if due["heldout"]:
+                after = judge.loss(frozen | state.result)
+                run.metrics.write(offset + step, stage.name, {"heldout_loss": after})
+                record["stages"][index]["heldout_loss_after"] = after
+            if due["grid"]:
+                judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
+            if due["checkpoint"]:
+                seconds = earlier + time.monotonic() - started
+                record |= {"step": step, "data": data.get_state(), "seconds": seconds}
+                record["stages"][index]["seconds"] = round(seconds, 1)
+                run.save(state, frozen)
     return frozen | state.result
 
 
@@ -212,7 +211,6 @@ def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dic
     numbers = {key: float(value) for key, value in values.items()}
     # The parameters' own norm counts too: a step may end in numbers no later step can use, though its loss was finite.
     if not all(map(math.isfinite, numbers.values())):
-        bar.close()
         last = run.checkpoints.latest()
         kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is step {last}"
         raise InputError(
@@ -228,7 +226,7 @@ def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dic
 def _check_batches(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse batches that do not divide over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {f"stages.{stage.name}.batch_size / accumulate": stage.batch_size // stage.accumulate for stage in config.stages}
+    sizes = {f"stages.{s.name}.batch_size / accumulate": s.batch_size // s.accumulate for s in config.stages}
     sizes["heldout.batch_size"] = config.heldout.batch_size
     for name, size in sizes.items():
         if size % ways:

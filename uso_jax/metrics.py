@@ -31,6 +31,6 @@ class Metrics:
 
     def close(self) -> None:
         """Write out what is buffered; what a full disk refuses now, it has refused to `write` before."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._board.close()
+        for part in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                part.close()

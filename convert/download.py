@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The public checkpoints by short names, fetched with huggingface_hub: its cache, its login, its HF_HUB_OFFLINE.
+
+Only this command uses the network; everything else works on local paths. An interrupted download goes on where it
+stopped when the same command is run again.
+"""
+
+import argparse
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from uso_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where files lie: a repository of the hub, and exactly those of its files that are needed."""
+
+    repo: str
+    files: tuple[str, ...]
+    licence: str
+    weights: tuple[str, ...] = ()  # what to import, if not all .safetensors of `files`
+
+    @property
+    def imported(self) -> tuple[str, ...]:
+        return self.weights or tuple(name for name in self.files if name.endswith(".safetensors"))
+
+
+_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+# fmt: off
+RELEASES = {
+    "flux-dev":     Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), "FLUX.1 [dev] non-commercial"),
+    "flux-schnell": Release("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors",), "Apache-2.0"),
+    "flux-krea":    Release("black-forest-labs/FLUX.1-Krea-dev", ("flux1-krea-dev.safetensors",), "FLUX.1 [dev] non-commercial"),
+    "flux-dev-fp8": Release("Comfy-Org/flux1-dev", ("flux1-dev-fp8.safetensors",), "FLUX.1 [dev] non-commercial"),
+    "autoencoder":  Release("black-forest-labs/FLUX.1-schnell", ("ae.safetensors",), "Apache-2.0"),
+    "uso":          Release("bytedance-research/USO",
+                            ("uso_flux_v1.0/dit_lora.safetensors", "uso_flux_v1.0/projector.safetensors"), "Apache-2.0"),
+    "siglip":       Release("google/siglip-so400m-patch14-384",
+                            ("model.safetensors", "preprocessor_config.json", "config.json"), "Apache-2.0"),
+    "t5":           Release("xlabs-ai/xflux_text_encoders",
+                            ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+                             "model.safetensors.index.json", "spiece.model", *_TOKENIZER), "Apache-2.0",
+                            weights=("model.safetensors.index.json",)),
+    "clip":         Release("openai/clip-vit-large-patch14",
+                            ("model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", *_TOKENIZER), "MIT"),
+    "csd":          Release("yuxi-liu-wired/CSD", ("model.safetensors",), "MIT"),
+    "dino":         Release("facebook/dino-vits16", ("pytorch_model.bin", "preprocessor_config.json"), "Apache-2.0",
+                            weights=("pytorch_model.bin",)),
+    "dinov2":       Release("facebook/dinov2-base", ("model.safetensors", "preprocessor_config.json"), "Apache-2.0"),
+}
+# fmt: on
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    listed = "; ".join(f"{name} ({release.repo}, {release.licence})" for name, release in RELEASES.items())
+    parser.epilog = f"names: {listed}"
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one of {', '.join(RELEASES)}")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fetch releases and print where they are and how to import them."""
+    for name in args.names:
+        if name not in RELEASES:
+            raise InputError(f"{name!r} is not a release; releases are {', '.join(RELEASES)}")
+    for name in args.names:
+        release = RELEASES[name]
+        folder = fetch(release, args.revision)
+        print(f"{name}: {folder}")
+        print(f"  python -m convert import {' '.join(str(folder / file) for file in release.imported)} --to weights")
+
+
+def fetch(release: Release, revision: str | None = None, hub: Any = None) -> pathlib.Path:
+    """Bring a release's files into the hub's cache and give the folder.
+
+    Args:
+      release: what to fetch.
+      revision: branch, tag or commit.
+      hub: stands for the huggingface_hub module in tests.
+
+    Raises:
+      InputError: no access, no network, or a file is missing from the repository.
+    """
+    if hub is None:
+        import huggingface_hub as hub  # slow to import
+    errors = hub.errors
+    page = f"https://huggingface.co/{release.repo}"
+    try:
+        folder = pathlib.Path(hub.snapshot_download(release.repo, revision=revision, allow_patterns=list(release.files)))
+    except errors.GatedRepoError as error:
+        raise InputError(f"{release.repo} is gated; accept its licence at {page}, then run: hf auth login") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise InputError(f"{page} does not exist at this revision, or needs a login: hf auth login") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise InputError(
+            f"{release.repo} is not in the hub's cache and cannot be reached; unset HF_HUB_OFFLINE or check the network"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{release.repo} could not be fetched ({reason[:200]}); run the same command to go on") from error
+    if gone := [name for name in release.files if not (folder / name).is_file() and name in _needed(release)]:
+        raise InputError(f"{page} has no {', '.join(gone)}; give another --revision")
+    return folder
+
+
+def _needed(release: Release) -> set[str]:
+    """Give the files that must be there; small ones about tokenizers differ between repositories."""
+    return {name for name in release.files if name.endswith((".safetensors", ".bin", ".model"))} | set(release.imported)

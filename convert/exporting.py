@@ -1,0 +1,233 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Components out of a weights directory or a training's checkpoint, tensor by tensor, in the layouts of other programs.
+
+An adapter's scale goes into its `up`, because no layout written here has a place for it.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from convert import families, lora, safetensors_file
+from convert.families import Family
+from convert.table import expand
+from uso_jax import sizes, weights
+from uso_jax.errors import InputError
+
+ADAPTED = {  # an adapter's module, and the one it is added to
+    "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",
+    "double_blocks/processor/qkv_lora2": "double_blocks/txt_attn/qkv",
+    "double_blocks/processor/proj_lora1": "double_blocks/img_attn/proj",
+    "double_blocks/processor/proj_lora2": "double_blocks/txt_attn/proj",
+    "single_blocks/processor/qkv_lora": "single_blocks/linear1_qkv",
+    "single_blocks/processor/proj_lora": "single_blocks/linear2",
+}
+
+
+@dataclasses.dataclass
+class Part:
+    """A component to export: parameters by path, read when they are indexed, and the sizes they have."""
+
+    params: Mapping[str, Any]
+    config: sizes.Sections
+    family: str = ""  # it was imported from
+    prefix: str | None = None
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in self.params.items()}
+
+
+def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
+    """Give the components of a weights directory."""
+    parts = {}
+    for component in weights.components(directory):
+        record = weights.manifest(directory, component)
+        params = weights.read(directory, component)
+        parts[component] = Part(params, record["config"], record["family"], record.get("prefix"))
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------- what is written
+
+
+@dataclasses.dataclass
+class Output:
+    """One file to write: its name where a folder is written, its tensors by key, and text files that go beside it."""
+
+    name: str
+    title: str
+    layout: dict[str, tuple[np.dtype, tuple[int, ...]]]
+    tensor: Callable[[str], np.ndarray]
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def native(part: Part, component: str) -> Output:
+    """Write a component under the names that it was imported from, or else its first family's."""
+    family = families.for_component(component, part.family)
+    if family.component == "lora":
+        family = families.by_name("uso-lora")  # other layouts were brought into this one
+        return _plain(f"{component}.safetensors", family, _scaled(part), family.prefixes[0])
+    prefix = family.prefixes[0] if part.prefix is None or family.name != part.family else part.prefix
+    return _plain(f"{component}.safetensors", family, part, prefix)
+
+
+def uso(parts: Mapping[str, Part]) -> list[Output]:
+    """Write adapters and projector as upstream releases them, which is also what ComfyUI recognises."""
+    outputs = []
+    if "lora" in parts:
+        outputs.append(_plain("dit_lora.safetensors", families.by_name("uso-lora"), _scaled(parts["lora"])))
+    if "projector" in parts:
+        outputs.append(_plain("projector.safetensors", families.by_name("uso-projector"), parts["projector"]))
+    return outputs
+
+
+def adapters(part: Part, peft: bool) -> Output:
+    """Write adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
+    rank = part.config["lora"]["rank"]
+    part = _scaled(part)
+    if not peft:
+        family = dataclasses.replace(families.by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
+        return _plain("pytorch_lora_weights.safetensors", family, part)
+    family = dataclasses.replace(families.by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": lora.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
+    }  # fmt: skip
+    output = _plain("adapter_model.safetensors", family, part)
+    output.beside = {"adapter_config.json": json.dumps(config, indent=2) + "\n"}
+    return output
+
+
+def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
+    """Write the transformer, with its adapters added to its weights if wanted."""
+    part = parts["transformer"]
+    if merge:
+        sections = {name: dict(values) for name, values in part.config.items()}
+        weights.add_sections(sections, parts["lora"].config, "the lora")
+        part = _merged(part, _scaled(parts["lora"]))
+    if not diffusers:
+        return _plain("transformer.safetensors", families.by_name("flux"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", families.by_name("flux-diffusers"), part)
+    output.beside = {"config.json": json.dumps(_diffusers_config(part.config["flux"]), indent=2) + "\n"}
+    return output
+
+
+def autoencoder(part: Part, diffusers: bool) -> Output:
+    """Write the autoencoder."""
+    if not diffusers:
+        return _plain("ae.safetensors", families.by_name("flux-ae"), part)
+    c = {**sizes.FIELDS["autoencoder"], **part.config["autoencoder"]}
+    levels = len(c["ch_mult"])
+    config = {
+        "_class_name": "AutoencoderKL", "in_channels": c["in_channels"], "out_channels": c["out_ch"],
+        "latent_channels": c["z_channels"], "block_out_channels": [c["ch"] * mult for mult in c["ch_mult"]],
+        "layers_per_block": c["num_res_blocks"], "norm_num_groups": c["norm_groups"],
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "scaling_factor": c["scale_factor"], "shift_factor": c["shift_factor"], "use_quant_conv": False,
+        "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
+    }  # fmt: skip
+    output = _plain("diffusion_pytorch_model.safetensors", families.by_name("flux-ae-diffusers"), part)
+    output.beside = {"config.json": json.dumps(config, indent=2) + "\n"}
+    return output
+
+
+def _diffusers_config(flux: Mapping) -> dict:
+    c = {**sizes.FIELDS["flux"], **flux}
+    if c["mlp_ratio"] != 4 or not c["qkv_bias"]:
+        raise InputError("diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias")
+    return {
+        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c["in_channels"],
+        "num_layers": c["depth"], "num_single_layers": c["depth_single_blocks"],
+        "attention_head_dim": c["hidden_size"] // c["num_heads"], "num_attention_heads": c["num_heads"],
+        "joint_attention_dim": c["context_in_dim"], "pooled_projection_dim": c["vec_in_dim"],
+        "guidance_embeds": c["guidance_embed"], "axes_dims_rope": list(c["axes_dim"]),
+    }  # fmt: skip
+
+
+def _plain(name: str, family: Family, part: Part, prefix: str = "") -> Output:
+    shapes = part.shapes
+    try:
+        entries = expand(family.rows, shapes)
+    except AssertionError as error:
+        raise InputError(f"these weights cannot be written as {family.title}: {error}") from error
+    dtypes = {key: np.dtype(shapes[entry.pieces[0].path].dtype) for key, entry in entries.items()}
+    layout = {f"{prefix}{key}": (dtypes[key], entry.shape) for key, entry in entries.items()}
+    return Output(name, family.title, layout, lambda key: entries[key[len(prefix) :]].join(part.params))
+
+
+# ---------------------------------------------------------------------------------------------------- arithmetic
+
+
+class _Computed:
+    """A parameter made from others when it is indexed."""
+
+    def __init__(self, base, rows: Callable[[slice | int], np.ndarray]):
+        self.shape, self.dtype, self._rows = base.shape, base.dtype, rows
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._rows(row)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.stack([self._rows(row) for row in range(self.shape[0])])
+
+
+def _scaled(part: Part) -> Part:
+    """Multiply an adapter's scale into `up`."""
+    scale = part.config["lora"].get("scale", 1.0)
+    if scale == 1:
+        return part
+
+    def up(x):
+        return _Computed(x, lambda row: (np.asarray(x[row], np.float32) * np.float32(scale)).astype(x.dtype))
+
+    params = {path: up(x) if path.endswith("/up/kernel") else x for path, x in part.params.items()}
+    return dataclasses.replace(part, params=params)
+
+
+def _merged(part: Part, adapters: Part) -> Part:
+    """Add adapters to the weights they adapt, in float32."""
+
+    def merged(base, down, up):
+        def row(i):
+            delta = np.asarray(down[i], np.float32) @ np.asarray(up[i], np.float32)
+            return (np.asarray(base[i], np.float32) + delta).astype(base.dtype)
+
+        return _Computed(base, row)
+
+    params = dict(part.params)
+    for adapter, module in ADAPTED.items():
+        if f"{adapter}/down/kernel" in adapters.params:
+            halves = (adapters.params[f"{adapter}/{half}/kernel"] for half in ("down", "up"))
+            params[f"{module}/kernel"] = merged(params[f"{module}/kernel"], *halves)
+    return dataclasses.replace(part, params=params)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def write(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm) -> None:
+    """Write one file, each tensor cast to `dtype` if there is one.
+
+    Raises:
+      InputError: it could not be written; an existing file is untouched.
+    """
+    # Wide dtypes first, so that every tensor starts at a multiple of its own width.
+    order = sorted(output.layout, key=lambda key: -(dtype or output.layout[key][0]).itemsize)
+    layout = {key: (dtype or output.layout[key][0], output.layout[key][1]) for key in order}
+
+    def tensors() -> Iterator[np.ndarray]:
+        for key in order:
+            with np.errstate(over="ignore"):
+                yield output.tensor(key).astype(layout[key][0], copy=False)
+            bar.update(math.prod(layout[key][1]) * layout[key][0].itemsize)
+
+    safetensors_file.write(path, layout, tensors(), {"format": "pt"})

@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training has made, read from its own checkpoint: WORKDIR/checkpoints/STEP, without any other weights."""
+
+import json
+import logging
+import pathlib
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from convert.exporting import Part
+from uso_jax import sizes, weights
+from uso_jax.errors import InputError
+
+
+def is_training(directory: str | pathlib.Path) -> bool:
+    """Tell whether a folder is a training's, or one checkpoint of it."""
+    return _step(pathlib.Path(directory)) is not None
+
+
+def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[str, Part]:
+    """Give the components that a training trained, as of its last checkpoint or of the one that is given.
+
+    Args:
+      directory: the training's --workdir, or WORKDIR/checkpoints/STEP.
+      average: take the moving average of the parameters; None: where there is one.
+
+    Raises:
+      InputError: the checkpoint cannot be read or has no average.
+    """
+    step = _step(pathlib.Path(directory).absolute())
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        record = json.loads((step / "record" / "metadata").read_text(encoding="utf-8"))
+        system = record["config"]["system"]["transformer"]
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(step / "arrays").item_metadata.tree
+            has_average = bool(tree.get("ema"))
+            if average and not has_average:
+                raise InputError(f"{step} has no average of its parameters; export them --raw")
+            # Parameters that earlier stages trained have no average in this one.
+            wanted = {"params": tree["params"]} | ({"ema": tree["ema"]} if has_average and average is not False else {})
+            args = {
+                name: {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths} for name, paths in wanted.items()
+            }
+            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
+            arrays = checkpointer.restore(step / "arrays", args=restore)
+    except InputError:
+        raise
+    except Exception as error:  # TensorStore raises bare Exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{step} cannot be read as a training's checkpoint: {reason}") from error
+    params = {**arrays["params"], **arrays.get("ema", {})}
+    prefix = "transformer/"
+    parts = weights.split({k.removeprefix(prefix): np.asarray(v) for k, v in params.items() if k.startswith(prefix)})
+    sections = _sections(system)
+    return {
+        name: Part(found, {key: sections[key] for key in ("flux", name) if key in sections})
+        for name, found in parts.items()
+        if found
+    }
+
+
+def _sections(transformer: dict) -> sizes.Sections:
+    flux = {name: transformer[name] for name in sizes.FIELDS["flux"] if name in transformer}
+    sections = {"flux": flux}
+    if transformer.get("lora_rank"):
+        sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
+    if transformer.get("projector"):
+        sections["projector"] = transformer["projector"]
+    return sizes.check_sections(sections, "the checkpoint's configuration")
+
+
+def _step(directory: pathlib.Path) -> pathlib.Path | None:
+    """Find the folder of one checkpoint."""
+    if (directory / "arrays").is_dir() and (directory / "record").is_dir():
+        return directory
+    folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+    try:
+        steps = [path for path in folder.iterdir() if path.name.isdigit() and (path / "arrays").is_dir()]
+    except OSError:
+        return None
+    return max(steps, key=lambda path: int(path.name), default=None)

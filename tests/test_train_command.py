@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python scripts/train.py` as a user runs it: what it says, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+SMALL = [
+    "--config.stages.base.steps=5",
+    "--config.stages.style_alignment.steps=5",
+    "--config.stages.disentanglement.steps=5",
+    "--config.model.transformer.hidden_size=32",
+    "--config.model.transformer.num_heads=2",
+    "--config.model.transformer.axes_dim=(4, 6, 6)",
+    "--config.model.transformer.depth=1",
+    "--config.model.transformer.depth_single_blocks=1",
+    "--config.heldout.num_batches=1",
+    "--config.heldout.batch_size=8",
+    "--config.heldout.num_steps=2",
+]
+
+
+def train(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "scripts/train.py", *arguments],
+        cwd=tiny.ROOT,
+        env=inherited | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_trains_every_stage(tmp_path):
+    run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0] == f"Training variant 'mini' in {tmp_path}: base, style_alignment, disentanglement."
+    assert "12 B" in lines[1] and "--config configs/uso.py:flux_dev" in lines[1]
+    table = [line.split() for line in lines if line]
+    start = next(i for i, words in enumerate(table) if words[0] == "stage")
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["base", "style_alignment", "disentanglement"]
+    for words, stage in zip(table[start + 1 :], stages, strict=False):
+        losses = [f"{stage[f'heldout_loss_{when}']:.4f}" for when in ("before", "after")]
+        assert words == [stage["name"], "5", f"{stage['seconds']:.0f}", *losses]
+    assert str(tmp_path / "samples") in lines[-1] and "tensorboard --logdir" in lines[-1]
+    # Only progress bars go to stderr: no warnings, and no search for a TPU.
+    assert "Warning" not in run.stderr and "initialize backend" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config", "configs/uso.py", "--config.stages.base.step=3"],
+            "there is no setting --config.stages.base.step; did you mean --config.stages.base.steps?",
+        ),
+        (
+            ["--config.stage.base.steps", "3"],
+            "there is no setting --config.stage.base.steps; did you mean --config.stages.base.steps?",
+        ),
+        (["--config=configs/uso.py:nonsense"], "unknown variant 'nonsense'; known are mini, flux_dev, flux_dev_joint"),
+        (["--config.seed=abc"], "flag --config.seed=abc: invalid literal for int() with base 10: 'abc'"),
+        (["--config=absent.py"], "[Errno 2] No such file or directory: 'absent.py'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message, tmp_path):
+    run = train(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"error: {message}\n"
+    assert not (tmp_path / "run").exists()
