@@ -72,14 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace components that exist")
 
     sub = command("export", export, "Write weights for other programs.")
-    sub.add_argument("directory", metavar="DIR", help="weights directory, a training's --workdir, or one checkpoint of it")
-    sub.add_argument("--to", required=True, metavar="OUT", help="a .safetensors file, or a folder for files of usual names")
+    sub.add_argument(
+        "directory", metavar="DIR", help="weights directory, a training's --workdir, or one checkpoint of it"
+    )
+    sub.add_argument(
+        "--to", required=True, metavar="OUT", help="a .safetensors file, or a folder for files of usual names"
+    )
     sub.add_argument("--format", choices=FORMATS, help="layout (default: what the component was imported from)")
     sub.add_argument("--component", metavar="NAME", help="such as lora, projector, transformer, or merged: both in one")
     sub.add_argument("--base", metavar="DIR", help="weights directory with the transformer that a training adapted")
     sub.add_argument("--dtype", **dtype)
     which = sub.add_mutually_exclusive_group()
-    which.add_argument("--ema", dest="average", action="store_true", default=None, help="a training's average (default)")
+    which.add_argument(
+        "--ema", dest="average", action="store_true", default=None, help="a training's average (default)"
+    )
     which.add_argument("--raw", dest="average", action="store_false", help="a training's last parameters instead")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
@@ -152,7 +158,9 @@ def export(args: argparse.Namespace) -> None:
 def _parts(args: argparse.Namespace) -> dict[str, Part]:
     if not pathlib.Path(args.directory).is_dir() or not training.is_training(args.directory):
         if args.average is not None:
-            raise InputError(f"{args.directory} is not a training; only those have an average to choose by --ema or --raw")
+            raise InputError(
+                f"{args.directory} is not a training; only those have an average to choose by --ema or --raw"
+            )
         return exporting.open_directory(args.directory)
     parts = training.open_training(args.directory, args.average)
     if args.base is not None:

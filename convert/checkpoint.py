@@ -170,7 +170,9 @@ def _compare(
     config: sizes.Sections,
     pad_ranks: bool,
 ) -> Checkpoint:
-    kinds = [f"{key} is {s.dtype}, not floating" for key, s in found.items() if not jnp.issubdtype(s.dtype, jnp.floating)]
+    kinds = [
+        f"{key} is {s.dtype}, not floating" for key, s in found.items() if not jnp.issubdtype(s.dtype, jnp.floating)
+    ]
     missing: list[str] = []
     wrong: list[str] = []
     notes: list[str] = []
@@ -206,7 +208,21 @@ def _compare(
         if key in found and found[key].shape != entry.shape
     ]
     return Checkpoint(
-        family, prefix, files, model, untold, targets, entries, found, missing, wrong, stray, twice, ignored, quantised, notes
+        family,
+        prefix,
+        files,
+        model,
+        untold,
+        targets,
+        entries,
+        found,
+        missing,
+        wrong,
+        stray,
+        twice,
+        ignored,
+        quantised,
+        notes,
     )
 
 
@@ -217,10 +233,7 @@ def _fill_adapters(found: Sources, entries: dict[str, Entry]) -> int:
     for key, entry in entries.items():
         if key.endswith(".down.weight") and key not in found and (up := key.replace(".down.", ".up.")) not in found:
             for name, shape in ((key, entry.shape), (up, entries[up].shape)):
-
-                def read(start: int = 0, stop: int | None = None, *, shape=shape) -> np.ndarray:
-                    return np.zeros(shape, dtype)[start:stop]
-
+                read = lambda start=0, stop=None, shape=shape: np.zeros(shape, dtype)[start:stop]
                 found[name] = Source(dtype, shape, read, (0, 0))
             filled += 1
     return filled

@@ -8,8 +8,8 @@ stopped when the same command is run again.
 
 import argparse
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from uso_jax.errors import InputError
 
@@ -74,23 +74,24 @@ def main(args: argparse.Namespace) -> None:
         print(f"  python -m convert import {' '.join(str(folder / file) for file in release.imported)} --to weights")
 
 
-def fetch(release: Release, revision: str | None = None, hub: Any = None) -> pathlib.Path:
+def fetch(release: Release, revision: str | None = None, snapshot: Callable | None = None) -> pathlib.Path:
     """Bring a release's files into the hub's cache and give the folder.
 
     Args:
       release: what to fetch.
       revision: branch, tag or commit.
-      hub: stands for the huggingface_hub module in tests.
+      snapshot: stands for huggingface_hub.snapshot_download in tests.
 
     Raises:
       InputError: no access, no network, or a file is missing from the repository.
     """
-    if hub is None:
-        import huggingface_hub as hub  # slow to import
-    errors = hub.errors
+    import huggingface_hub  # slow to import
+    from huggingface_hub import errors
+
+    snapshot = snapshot or huggingface_hub.snapshot_download
     page = f"https://huggingface.co/{release.repo}"
     try:
-        folder = pathlib.Path(hub.snapshot_download(release.repo, revision=revision, allow_patterns=list(release.files)))
+        folder = pathlib.Path(snapshot(release.repo, revision=revision, allow_patterns=list(release.files)))
     except errors.GatedRepoError as error:
         raise InputError(f"{release.repo} is gated; accept its licence at {page}, then run: hf auth login") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
@@ -101,7 +102,9 @@ def fetch(release: Release, revision: str | None = None, hub: Any = None) -> pat
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{release.repo} could not be fetched ({reason[:200]}); run the same command to go on") from error
+        raise InputError(
+            f"{release.repo} could not be fetched ({reason[:200]}); run the same command to go on"
+        ) from error
     if gone := [name for name in release.files if not (folder / name).is_file() and name in _needed(release)]:
         raise InputError(f"{page} has no {', '.join(gone)}; give another --revision")
     return folder

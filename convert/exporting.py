@@ -143,7 +143,9 @@ def autoencoder(part: Part, diffusers: bool) -> Output:
 def _diffusers_config(flux: Mapping) -> dict:
     c = {**sizes.FIELDS["flux"], **flux}
     if c["mlp_ratio"] != 4 or not c["qkv_bias"]:
-        raise InputError("diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias")
+        raise InputError(
+            "diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias"
+        )
     return {
         "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c["in_channels"],
         "num_layers": c["depth"], "num_single_layers": c["depth_single_blocks"],

@@ -58,7 +58,7 @@ class Family:
         modules = ((m,) if isinstance(m, str) else m for m, _, _ in self.rows)
         suffixes = (kind for _, _, kind in self.rows)
         keys = [m + suffix for ms, kind in zip(modules, suffixes, strict=True) for m in ms for suffix in kind]
-        return re.compile("|".join(re.sub(r"\\{\w\\}", r"\\d+", re.escape(key)) for key in [*keys, *self.aliases]))
+        return re.compile("|".join(re.sub(r"\\{\w\\}|\d+", r"\\d+", re.escape(key)) for key in [*keys, *self.aliases]))
 
 
 def _flux_sizes(width: Size, head: Size, keys: Mapping[str, str], blocks: Sequence[str]) -> dict[str, dict[str, Size]]:
@@ -137,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
         pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
     Family("diffusers-lora", "adapters for FLUX (diffusers names, as PEFT and ai-toolkit write them)", "lora", LORA, _ADAPTERS,
-        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_2)?\.|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
+        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\.|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
     Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
         pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
@@ -223,13 +223,16 @@ _SECOND = 8  # keys that another network in the same file must have at least
 
 def detect(keys: Iterable[str]) -> list[tuple[Family, str, list[str]]]:
     """Give the families in a file with the prefix and the list of their keys: those that explain the most keys first."""
-    keys = list(keys)
+    layers: dict[str, list[str]] = {}  # no pattern tells one number from another, so it is tried once for all of them
+    for key in keys:
+        layers.setdefault(re.sub(r"\d+", "0", key), []).append(key)
     candidates: list[tuple[Family, str, list[str]]] = []
     for family in FAMILIES:
-        if not (family.foreign and any(re.fullmatch(family.foreign, key) for key in keys)):
+        if not (family.foreign and any(re.fullmatch(family.foreign, key) for key in layers)):
             for prefix in family.prefixes:
-                match, skip = family.regex.fullmatch, len(prefix)
-                own = [key for key in keys if key.startswith(prefix) and match(key, skip)]
+                start, match = re.sub(r"\d+", "0", prefix), family.regex.fullmatch
+                fits = (name for name in layers if name.startswith(start) and match(name, len(start)))
+                own = [key for name in fits for key in layers[name]]
                 candidates.append((family, prefix, own))
     found: list[tuple[Family, str, list[str]]] = []
     while candidates:

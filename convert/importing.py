@@ -28,7 +28,9 @@ _ROWS = 32  # of a matrix at a time when it is transposed: several times as fast
 _WIDEST = {np.dtype(np.float16): 65504.0}
 
 
-def import_checkpoint(checkpoint: Checkpoint, directory: str, dtype: np.dtype | None, overwrite: bool, bar: tqdm) -> list[str]:
+def import_checkpoint(
+    checkpoint: Checkpoint, directory: str, dtype: np.dtype | None, overwrite: bool, bar: tqdm
+) -> list[str]:
     """Write a checked checkpoint as a component; give what the user should know of its numbers.
 
     Raises:
@@ -89,7 +91,12 @@ def _plan(checkpoint: Checkpoint, writer: Writer) -> list[tuple[str, int, int, l
 
 
 def _assemble(
-    checkpoint: Checkpoint, struct: jax.ShapeDtypeStruct, first: int, rows: int, parts: Sequence[Part], count: "_Counter"
+    checkpoint: Checkpoint,
+    struct: jax.ShapeDtypeStruct,
+    first: int,
+    rows: int,
+    parts: Sequence[Part],
+    count: "_Counter",
 ) -> np.ndarray:
     out = np.empty((rows, *struct.shape[1:]) if struct.shape else (), struct.dtype)
     for key, entry, offset, piece in parts:
@@ -141,13 +148,18 @@ class _Counter:
             bad = numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
             if bad:
                 self.bad[key] = self.bad.get(key, 0) + bad
-            if limit is not None and (over := int(np.count_nonzero(np.abs(numbers) >= limit + 16)) - int(np.isinf(numbers).sum())):
+            if limit is not None and (
+                over := int(np.count_nonzero(np.abs(numbers) >= limit + 16)) - int(np.isinf(numbers).sum())
+            ):
                 self.overflowing[key] = self.overflowing.get(key, 0) + over
 
     def warnings(self, structs: dict[str, jax.ShapeDtypeStruct]) -> list[str]:
         """Say what was found."""
         texts = []
-        for found, what in ((self.bad, "NaN or infinite"), (self.overflowing, "too large for float16 and became infinite")):
+        for found, what in (
+            (self.bad, "NaN or infinite"),
+            (self.overflowing, "too large for float16 and became infinite"),
+        ):
             if found:
                 some = ", ".join(list(found)[:3]) + (", ..." if len(found) > 3 else "")
                 texts.append(f"{sum(found.values()):,} numbers in {len(found):,} tensors are {what}: {some}")

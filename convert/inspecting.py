@@ -42,7 +42,8 @@ def show_checkpoint(found: Checkpoint) -> None:
     if found.ignored:
         lines["ignored"] = f"{found.ignored:,} tensors of other networks"
     lines |= {name: _some(keys) for name, keys in found.problems.items()}
-    lines["verdict"] = "does not fit the model" if found.problems else "complete, nothing missing and nothing stray"
+    complete = "complete, nothing missing and nothing stray" + ("; sizes are needed" if found.untold else "")
+    lines["verdict"] = "does not fit the model" if found.problems else complete
     _print_table(lines)
 
 

@@ -61,7 +61,9 @@ _HALVES = re.compile(
     r"\.(?:(?P<down>lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)"
     r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up|up))(?:\.default)?\.weight|\.(?P<alpha>alpha)"
 )
-HALF = r"\.((lora_[AB]|lora_(down|up)|lora\.(down|up)|lora_linear_layer\.(down|up))(\.default)?\.weight|alpha|dora_scale)"
+HALF = (
+    r"\.((lora_[AB]|lora_(down|up)|lora\.(down|up)|lora_linear_layer\.(down|up))(\.default)?\.weight|alpha|dora_scale)"
+)
 """How the keys of adapters end, whatever the layout."""
 
 
@@ -169,7 +171,9 @@ def _refuse_stray(stray: list[str]) -> None:
     modules = sorted({re.sub(r"\d+", "N", re.sub(HALF + r"$", "", key)) for key in stray})
     some = f"{', '.join(modules[:6])}{', ...' if len(modules) > 6 else ''}"
     if any(key.endswith("dora_scale") or "magnitude" in key for key in stray):
-        raise InputError(f"these adapters are DoRA ({some}), which scales columns and is not a LoRA; train a plain LoRA")
+        raise InputError(
+            f"these adapters are DoRA ({some}), which scales columns and is not a LoRA; train a plain LoRA"
+        )
     raise InputError(
         f"{len(stray)} stray: the adapters also change {some}, which USO has no adapters for; only the attention's qkv"
         " and output projections can be imported, so train for those, or merge the file into a transformer elsewhere"
@@ -226,7 +230,9 @@ def _join(name: str, parts: dict[int | None, _Pair], result: Adapters) -> tuple[
     width = next(iter(parts.values())).down.shape[1]
     for pair in parts.values():
         if pair.up.shape[0] != width or pair.down.shape[1] != width:
-            result.wrong.append(f"{pair.module}: {list(pair.down.shape)} and {list(pair.up.shape)} are not of width {width}")
+            result.wrong.append(
+                f"{pair.module}: {list(pair.down.shape)} and {list(pair.up.shape)} are not of width {width}"
+            )
     first = next(iter(parts.values()))
     if result.wrong:
         return first.down, first.up
@@ -237,6 +243,7 @@ def _join(name: str, parts: dict[int | None, _Pair], result: Adapters) -> tuple[
     dtypes = {up.dtype for up in ups if up}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     if shared:
+
         def up() -> np.ndarray:
             blocks = [np.zeros((width, first.rank), dtype) if u is None else u.read().astype(dtype) for u in ups]
             return np.concatenate(blocks)
@@ -275,13 +282,11 @@ def _scaled_up(pair: _Pair, rows: int) -> Source:
     up, factor = pair.up, pair.factor
     if factor == 1 and rows == up.shape[0]:
         return up
-    # A power of two changes no digit; anything else is kept in float32.
-    exact = factor != 0 and abs(math.frexp(factor)[0]) == 0.5
+    # A power of two changes no digit where the exponent has room; anything else is kept in float32.
+    exact = factor != 0 and abs(math.frexp(factor)[0]) == 0.5 and up.dtype != np.float16
     dtype = up.dtype if exact else np.dtype(np.float32)
 
-    def read() -> np.ndarray:
-        return (up.read(0, rows).astype(np.float32) * np.float32(factor)).astype(dtype)
-
+    read = lambda: (up.read(0, rows).astype(np.float32) * np.float32(factor)).astype(dtype)
     return computed(up, (rows, up.shape[1]), read, dtype)
 
 
@@ -313,9 +318,15 @@ def peft_rows(prefix: str) -> tuple[Row, ...]:
         rows += [(f"{prefix}{block}.{name}.lora_A", f"{adapter}/down", DENSE) for name in names]
         rows.append((tuple(f"{prefix}{block}.{name}.lora_B" for name in names), f"{adapter}/up", DENSE))
     for module, adapter in whole:
-        rows += [(f"{prefix}{module}.lora_A", f"{adapter}/down", DENSE), (f"{prefix}{module}.lora_B", f"{adapter}/up", DENSE)]
+        rows += [
+            (f"{prefix}{module}.lora_A", f"{adapter}/down", DENSE),
+            (f"{prefix}{module}.lora_B", f"{adapter}/up", DENSE),
+        ]
     return tuple(rows)
 
 
-TARGETS = r"(transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|single_transformer_blocks\.\d+\.proj_out)"
+TARGETS = (
+    r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
+    r"|single_transformer_blocks\.\d+\.proj_out"
+)
 """The adapted modules as a regular expression in diffusers' names, for PEFT's adapter_config.json."""

@@ -20,7 +20,7 @@ import numpy as np
 from uso_jax.errors import InputError
 
 MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
-MAX_TENSORS = 100_000
+MAX_TENSORS = 20_000  # released transformers have hundreds
 MAX_AXES = 8
 
 DTYPES = {

@@ -121,7 +121,11 @@ def lora_sizes(name: str) -> Size:
         hidden = width(shapes)
         if name == "hidden_size":
             return hidden
-        if name == "mlp_ratio" and hidden and (down := first(shapes, r"single_blocks\.\d+\.processor\.proj_lora\.down\.weight")):
+        if (
+            name == "mlp_ratio"
+            and hidden
+            and (down := first(shapes, r"single_blocks\.\d+\.processor\.proj_lora\.down\.weight"))
+        ):
             return (down[1] - hidden) / hidden
         if hidden == 3072:
             return _FLUX1[name]

@@ -3,11 +3,12 @@
 """Tensors that are read when they are asked for: from files, or made from other such tensors."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -34,13 +35,11 @@ class Source:
 Sources = dict[str, Source]
 
 
-def computed(like: Source, shape: Sequence[int], make: Callable[[], np.ndarray], dtype: np.dtype | None = None) -> Source:
+def computed(
+    like: Source, shape: Sequence[int], make: Callable[[], np.ndarray], dtype: np.dtype | None = None
+) -> Source:
     """Give a tensor that is made from others, from `like` first of all."""
-
-    def read(start: int = 0, stop: int | None = None) -> np.ndarray:
-        return make()[start:stop]
-
-    return Source(dtype or like.dtype, tuple(shape), read, like.place)
+    return Source(dtype or like.dtype, tuple(shape), lambda start=0, stop=None: make()[start:stop], like.place)
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -102,11 +101,7 @@ def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
             if key in found:
                 twice.append(key)
                 continue
-
-            def read(start: int = 0, stop: int | None = None, *, file=file, key=key) -> np.ndarray:
-                return file.read(key, start, stop)
-
-            found[key] = Source(tensor.dtype, tensor.shape, read, (number, tensor.start))
+            found[key] = Source(tensor.dtype, tensor.shape, functools.partial(file.read, key), (number, tensor.start))
     return found, twice
 
 
@@ -139,7 +134,7 @@ def _plain(source: Source) -> Source:
 
 def _scaled(key: str, source: Source, scale: Source) -> Source:
     by_row = math.prod(scale.shape) == (source.shape or (1,))[0] != 1
-    if math.prod(scale.shape) != 1 and not by_row or scale.dtype.kind not in "fV":
+    if (math.prod(scale.shape) != 1 and not by_row) or scale.dtype.kind not in "fV":
         raise InputError(f"the scale of {key} has shape {list(scale.shape)}; one number, or one a row, was expected")
 
     def read(start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -21,7 +21,9 @@ import numpy as np
 from uso_jax.errors import InputError
 
 Axes = tuple[int | None, ...] | None
-Leaf = tuple  # (Flax parameter, axes of the torch tensor in Flax order), optionally HALVES; None is a new axis of size 1
+Leaf = (
+    tuple  # (Flax parameter, axes of the torch tensor in Flax order), optionally HALVES; None is a new axis of size 1
+)
 Kind = Mapping[str, Leaf]  # by torch suffix
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # "/"-joined parameter path -> shape and dtype
 
@@ -110,7 +112,9 @@ def expand(rows: Sequence[Row], shapes: Shapes) -> dict[str, Entry]:
         for suffix, (leaf, axes, *halves) in kind.items():
             for numbers, paths in _matches([module + leaf for module in flax_modules], shapes):
                 unclaimed -= set(paths)
-                inner = [_torch_shape(shapes[path].shape[1:] if stacked else shapes[path].shape, axes) for path in paths]
+                inner = [
+                    _torch_shape(shapes[path].shape[1:] if stacked else shapes[path].shape, axes) for path in paths
+                ]
                 whole = [Piece(path, 0, shape[0] if shape else 1) for path, shape in zip(paths, inner, strict=True)]
                 groups = [whole] if len(torch_modules) == 1 else [[part] for part in _cut(whole[0], len(torch_modules))]
                 if halves:
@@ -128,7 +132,9 @@ def expand(rows: Sequence[Row], shapes: Shapes) -> dict[str, Entry]:
 def _torch_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     if axes is None:
         return tuple(shape)
-    return tuple(size for _, size in sorted((axis, size) for axis, size in zip(axes, shape, strict=True) if axis is not None))
+    return tuple(
+        size for _, size in sorted((axis, size) for axis, size in zip(axes, shape, strict=True) if axis is not None)
+    )
 
 
 def _cut(piece: Piece, parts: int) -> list[Piece]:
@@ -175,7 +181,12 @@ def to_flax(rows: Sequence[Row], shapes: Shapes, tensors: Iterable[tuple[str, np
     missing = sorted(set(entries) - seen)
     problems = [
         f"{len(found)} {name} ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
-        for name, found in (("missing", missing), ("stray", stray), ("given twice", duplicate), ("of wrong shape", wrong))
+        for name, found in (
+            ("missing", missing),
+            ("stray", stray),
+            ("given twice", duplicate),
+            ("of wrong shape", wrong),
+        )
         if found
     ]
     if problems:
@@ -183,9 +194,7 @@ def to_flax(rows: Sequence[Row], shapes: Shapes, tensors: Iterable[tuple[str, np
     return params
 
 
-def to_torch(
-    rows: Sequence[Row], shapes: Shapes, params: Mapping[str, Any]
-) -> Iterator[tuple[str, np.ndarray]]:
+def to_torch(rows: Sequence[Row], shapes: Shapes, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Give the torch tensors of a model's parameters, one at a time, in the table's order."""
     for key, entry in expand(rows, shapes).items():
         yield key, np.ascontiguousarray(entry.join(params))

@@ -42,7 +42,8 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
             # Parameters that earlier stages trained have no average in this one.
             wanted = {"params": tree["params"]} | ({"ema": tree["ema"]} if has_average and average is not False else {})
             args = {
-                name: {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths} for name, paths in wanted.items()
+                name: {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+                for name, paths in wanted.items()
             }
             restore = ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
             arrays = checkpointer.restore(step / "arrays", args=restore)

@@ -327,8 +327,12 @@ KEY = "single_blocks.1.processor.qkv_lora.up.weight"
         (lambda t: t.update({KEY.replace("1", "999999999"): t[KEY]}), "999999999"),
         (lambda t: t.pop(DOWN), "1 missing (double_blocks.0.processor.proj_lora1.down)"),
         (lambda t: t.update({DOWN: np.zeros((2**40, 0), "f4")}), "not of one rank"),
-        (lambda t: t.update({DOWN: t[DOWN][:2].copy(), DOWN.replace("down", "up"): t[DOWN.replace("down", "up")][:, :2].copy()}),
-         "different ranks (2, 4)"),
+        (
+            lambda t: t.update(
+                {DOWN: t[DOWN][:2].copy(), DOWN.replace("down", "up"): t[DOWN.replace("down", "up")][:, :2].copy()}
+            ),
+            "different ranks (2, 4)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(change, message, tmp_path, capsys):

@@ -49,7 +49,11 @@ def draw(rows, component, seed, **changes):
     values = {}
     for path, struct in shapes.items():
         noise = rng.normal(size=struct.shape).astype(np.float32)
-        values[path] = 1 + 0.3 * noise if path.endswith("scale") else 0.8 * noise * (struct.shape[-2] ** -0.5 if path.endswith("kernel") else 1)
+        values[path] = (
+            1 + 0.3 * noise
+            if path.endswith("scale")
+            else 0.8 * noise * (struct.shape[-2] ** -0.5 if path.endswith("kernel") else 1)
+        )
     return dict(to_torch(rows, shapes, values))
 
 
@@ -109,7 +113,11 @@ def separate(tensors, prefix="transformer."):
         _, kind, i, name, which = split_key(key)
         block = f"{prefix}transformer_blocks.{i}" if kind == "double" else f"{prefix}single_transformer_blocks.{i}"
         half = "lora_A.weight" if which == "down" else "lora_B.weight"
-        whole = {"processor.proj_lora1": "attn.to_out.0", "processor.proj_lora2": "attn.to_add_out", "processor.proj_lora": "proj_out"}
+        whole = {
+            "processor.proj_lora1": "attn.to_out.0",
+            "processor.proj_lora2": "attn.to_add_out",
+            "processor.proj_lora": "proj_out",
+        }
         if name in whole:
             out[f"{block}.{whole[name]}.{half}"] = value
             continue
@@ -182,7 +190,9 @@ def test_separate_q_k_v_become_one_adapter(tmp_path, capsys):
         ("double", 1, "qkv_lora1", ("to_q", None, "to_v")), ("double", 0, "proj_lora1", ("to_out.0",)),
     ):  # fmt: skip
         block = f"transformer.{'single_' * (kind == 'single')}transformer_blocks.{i}.attn"
-        halves = [(tensors[f"{block}.{p}.lora_B.weight"], tensors[f"{block}.{p}.lora_A.weight"]) if p else None for p in parts]
+        halves = [
+            (tensors[f"{block}.{p}.lora_B.weight"], tensors[f"{block}.{p}.lora_A.weight"]) if p else None for p in parts
+        ]
         want = np.concatenate([h[0].astype(np.float64) @ h[1] if h else np.zeros((32, 32)) for h in halves])
         np.testing.assert_allclose(product(got, f"{kind}_blocks.{i}.processor.{name}"), want, rtol=1e-6, atol=1e-7)
 
@@ -191,7 +201,7 @@ def test_adapters_of_some_modules(tmp_path, capsys):
     part = {key: value for key, value in uso().items() if "double_blocks.1" in key and "lora1" in key}
     save_file(part, tmp_path / "x")
     main(["inspect", str(tmp_path / "x")])
-    assert "flux.mlp_ratio, flux.depth, flux.depth_single_blocks; import needs --config" in capsys.readouterr().out
+    assert "not told    flux.mlp_ratio, flux.depth, flux.depth_single_blocks; import needs" in capsys.readouterr().out
     got = imported(tmp_path, part)
     assert got.keys() == uso().keys()
     for key, value in got.items():
@@ -254,7 +264,18 @@ def our_output(directory):
 
 
 def torch_base(directory, tmp_path):
-    main(["export", str(directory), "--component", "transformer", "--format", "diffusers", "--to", str(tmp_path / "base")])
+    main(
+        [
+            "export",
+            str(directory),
+            "--component",
+            "transformer",
+            "--format",
+            "diffusers",
+            "--to",
+            str(tmp_path / "base"),
+        ]
+    )
     return diffusers.FluxTransformer2DModel.from_pretrained(tmp_path / "base").eval()
 
 

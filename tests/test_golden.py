@@ -81,7 +81,7 @@ def test_autoencoder():
 def test_autoencoder_samples_the_posterior():
     ae = golden.autoencoder()
     image = jnp.repeat(nhwc(arrays()["ae_image"]), 64, axis=0)
-    mean, logvar = jnp.split(nhwc(arrays()["ae_moments"]), 2, axis=-1)
+    _, logvar = jnp.split(nhwc(arrays()["ae_moments"]), 2, axis=-1)
     samples = ae.encode(image, jax.random.key(0))
     scaled = (samples - ae.encode(image[:1])) / (ae.config.scale_factor * jnp.exp(0.5 * logvar))
     assert abs(float(scaled.mean())) < 0.05 and abs(float(scaled.std()) - 1) < 0.05
@@ -102,7 +102,9 @@ def test_packing():
     np.testing.assert_array_equal(flow.pack(nhwc(g["noise"])), g["img_tokens"])
     for i in (0, 1):
         np.testing.assert_array_equal(flow.pack(nhwc(g[f"ref_latent_{i}"])), g[f"ref_tokens_{i}"])
-    np.testing.assert_array_equal(flow.unpack(jnp.asarray(g["img_tokens"]), *golden.token_grid(g["noise"])), nhwc(g["noise"]))
+    np.testing.assert_array_equal(
+        flow.unpack(jnp.asarray(g["img_tokens"]), *golden.token_grid(g["noise"])), nhwc(g["noise"])
+    )
 
 
 def test_schedules():

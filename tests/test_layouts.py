@@ -40,7 +40,9 @@ def redraw(model: torch.nn.Module) -> torch.nn.Module:
     for name, value in model.named_parameters():
         noise = torch.randn(value.shape, generator=generator)
         fan_in = value[0].numel() if value.ndim > 1 else 1
-        value.data = 1 + 0.3 * noise if "norm" in name and value.ndim == 1 and "weight" in name else noise * 0.7 * fan_in**-0.5
+        value.data = (
+            1 + 0.3 * noise if "norm" in name and value.ndim == 1 and "weight" in name else noise * 0.7 * fan_in**-0.5
+        )
     return model.eval()
 
 
@@ -116,7 +118,18 @@ def test_diffusers_transformer(tmp_path, capsys):
     model = load(tmp_path / "w", "flux", Flux, dtype="float32", remat="none")
     assert error(run_flux(model), run_torch_flux(torch_flux())) < TOLERANCE
     # ... and out again, whole, into a folder that diffusers loads.
-    main(["export", str(tmp_path / "w"), "--format", "diffusers", "--component", "transformer", "--to", str(tmp_path / "o")])
+    main(
+        [
+            "export",
+            str(tmp_path / "w"),
+            "--format",
+            "diffusers",
+            "--component",
+            "transformer",
+            "--to",
+            str(tmp_path / "o"),
+        ]
+    )
     equal(tmp_path / "o" / "diffusion_pytorch_model.safetensors", state(torch_flux()))
     again = diffusers.FluxTransformer2DModel.from_pretrained(tmp_path / "o")
     assert error(run_torch_flux(again), run_torch_flux(torch_flux())) < 1e-5  # rounding follows how memory is aligned
@@ -124,7 +137,18 @@ def test_diffusers_transformer(tmp_path, capsys):
 
 def test_both_layouts_of_the_transformer_are_one_component(tmp_path):
     main(["import", golden_path("flux"), "--to", str(tmp_path / "w"), "--config", str(golden.DIR / "config.json")])
-    main(["export", str(tmp_path / "w"), "--component", "transformer", "--format", "diffusers", "--to", str(tmp_path / "d")])
+    main(
+        [
+            "export",
+            str(tmp_path / "w"),
+            "--component",
+            "transformer",
+            "--format",
+            "diffusers",
+            "--to",
+            str(tmp_path / "d"),
+        ]
+    )
     diffusers_file = str(tmp_path / "d" / "diffusion_pytorch_model.safetensors")
     main(["import", diffusers_file, "--to", str(tmp_path / "w2"), "--config", str(golden.DIR / "config.json")])
     main(["export", str(tmp_path / "w2"), "--format", "bfl", "--to", str(tmp_path / "b.safetensors")])
@@ -138,9 +162,16 @@ def golden_path(name: str) -> str:
 def torch_autoencoder():
     return redraw(
         diffusers.AutoencoderKL(
-            block_out_channels=(8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=1,
-            up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4, scaling_factor=0.5,
-            shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False,
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            layers_per_block=1,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+            shift_factor=0.1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
         )  # fmt: skip
     )
 
@@ -277,7 +308,10 @@ def test_a_full_checkpoint_of_comfyui_is_several_components(tmp_path):
     tensors = {f"model.diffusion_model.{key}": value for key, value in golden.tensors("flux").items()}
     tensors |= {f"vae.{key}": value for key, value in golden.tensors("ae").items()}
     tensors |= {f"text_encoders.t5xxl.transformer.{key}": value for key, value in state(t5).items()}
-    tensors |= {f"text_encoders.clip_l.transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in clip_state().items()}
+    tensors |= {
+        f"text_encoders.clip_l.transformer.text_model.{k.removeprefix('text_model.')}": v
+        for k, v in clip_state().items()
+    }
     tensors |= {f"text_encoders.{name}.logit_scale": np.ones((), np.float32) for name in ("t5xxl", "clip_l")}
     save_file(tensors, tmp_path / "x")
     sections = json.loads((golden.DIR / "config.json").read_text()) | {"clip": CLIP_CONFIG}
@@ -293,7 +327,9 @@ CLIP_CONFIG = {"num_attention_heads": 2, "eos_token_id": 63}
 
 @functools.cache
 def torch_t5():
-    sizes = dict(vocab_size=64, d_model=20, d_kv=8, d_ff=40, num_layers=2, num_heads=4, relative_attention_num_buckets=8)
+    sizes = dict(
+        vocab_size=64, d_model=20, d_kv=8, d_ff=40, num_layers=2, num_heads=4, relative_attention_num_buckets=8
+    )
     return redraw(transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj="gated-gelu")))
 
 
@@ -375,7 +411,12 @@ def test_a_training_pickle_with_its_command_line(tmp_path):
     for i in range(2):
         for name, size in (("norm1", 64), ("norm2", 64)):
             keys |= {f"blocks.{i}.{name}.weight": (size,), f"blocks.{i}.{name}.bias": (size,)}
-        for name, (o, n) in {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (96, 64), "mlp.fc2": (64, 96)}.items():
+        for name, (o, n) in {
+            "attn.qkv": (192, 64),
+            "attn.proj": (64, 64),
+            "mlp.fc1": (96, 64),
+            "mlp.fc2": (64, 96),
+        }.items():
             keys |= {f"blocks.{i}.{name}.weight": (o, n), f"blocks.{i}.{name}.bias": (o,)}
     tensors = {key: torch.randn(shape).to(torch.bfloat16) for key, shape in keys.items()}
     training = {"model_state_dict": tensors, "iter": 3, "args": argparse.Namespace(lr=0.1, name="x")}

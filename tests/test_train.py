@@ -58,7 +58,7 @@ def params() -> dict[str, jax.Array]:
 def batch(name: str = "joint") -> dict[str, np.ndarray]:
     config = tiny.config(name)
     (stage,) = config.stages
-    source = open_source(config.data.train, stage.tasks)
+    source = open_source(config.data.train, stage.data)
     return next(iter(batches(source, batch_size=8, seed=0, **pipeline_options(config, stage))))
 
 

@@ -4,9 +4,9 @@
 
 Shapes: b batch, l queries, s keys, n heads, k head width.
 
-Absent conditions are key positions with `key_valid` False. No kernel here ever sees an l x s mask: XLA gets a [b, 1, 1, s]
-row, splash gets segment ids, and cuDNN, which only knows a valid length, gets the keys sorted with the valid ones first
-(attention does not care about the order of keys).
+Absent conditions are key positions with `key_valid` False. No kernel here ever sees an l x s mask: XLA gets a row
+[b, 1, 1, s], splash gets segment ids, and cuDNN, which only knows a valid length, gets the keys sorted with the valid
+ones first (attention does not care about the order of keys).
 """
 
 import functools
@@ -53,7 +53,7 @@ def attention(
 
 
 def batch_axes(size: int) -> tuple[str, ...]:
-    """Give the axes of the mesh in force that split a batch of `size`; none outside of a mesh or if it does not divide."""
+    """Give the mesh axes that split a batch of `size`; none outside of a mesh or if it does not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()

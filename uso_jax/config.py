@@ -70,7 +70,15 @@ class TrainConfig:
 
     def fingerprint(self) -> dict:
         """Give what a checkpoint must agree on to be continued, as JSON: the networks, the stages and the data."""
-        parts = {"seed": self.seed, "system": self.system, "data": self.data.train, "stages": self.stages}
+        parts = {
+            "seed": self.seed,
+            "system": self.system,
+            "weights": self.weights,
+            "frozen_dtype": self.frozen_dtype,
+            "data": self.data.train,
+            "num_styles": self.data.num_styles,
+            "stages": self.stages,
+        }
         return json.loads(json.dumps(parts, default=dataclasses.asdict))
 
 

@@ -151,7 +151,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
         record["stages"].append({"name": stage.name, "steps": stage.steps, "heldout_loss_before": before})
     data = iter(
         batches(
-            open_source(config.data.train, stage.tasks),
+            open_source(config.data.train, stage.data),
             batch_size=stage.batch_size,
             seed=config.seed + index,
             process_index=jax.process_index(),

@@ -63,7 +63,7 @@ def schedule(num_steps: int, height: int, width: int, shift: Shift = "flux") -> 
 
 
 def sample_times(rng: jax.Array, num: int, mu: float, num_bins: int = 1000) -> Float[Array, " num"]:
-    """Draw training times as UNO's trainer does: uniform over a shifted table of `num_bins` times, both ends included."""
+    """Draw training times as UNO's trainer does: uniform over `num_bins` shifted times, both ends included."""
     table = time_shift(np.linspace(1.0, 0.0, num_bins), mu).astype(np.float32)
     return jnp.asarray(table)[jax.random.randint(rng, (num,), 0, num_bins)]
 

@@ -14,7 +14,7 @@ _GAP, _BACKGROUND, _INK = 6, (255, 255, 255), (40, 40, 40)
 
 
 def draw(columns: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]], cell: int = 128) -> Image.Image:
-    """Draw one row an example and one titled column an entry; images are scaled to `cell` pixels, small ones unsmoothed."""
+    """Draw one row an example and one titled column an entry; small images are enlarged without smoothing."""
     rows = max(len(images) for images in columns.values())
     title = 22
     width = _GAP + len(columns) * (cell + _GAP)

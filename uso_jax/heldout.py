@@ -41,7 +41,7 @@ class Judge:
         nothing = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, accumulate=1)
         self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, **nothing)
         stream = batches(
-            open_source(config.data.heldout, stage.tasks),
+            open_source(config.data.heldout, stage.data),
             batch_size=self.settings.batch_size,
             seed=0,
             shuffle=False,

@@ -67,9 +67,7 @@ def flow_matching_loss(
     """Give the mean squared velocity error of a batch, in float32."""
     batch = drop_conditions(system, batch, draws)
     x0 = system.encode_images(params, batch["target"])
-    inputs = system.inputs(
-        params, batch, content="content" in stage.conditions, style="style" in stage.conditions
-    )
+    inputs = system.inputs(params, batch, content="content" in stage.conditions, style="style" in stage.conditions)
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
     return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))

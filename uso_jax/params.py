@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters by path: a model's numbers as a flat dict of "/"-joined paths, and ordered rules over those paths.
 
-The same rules decide sharding, what is trained and at which rate: `((regex, value), ...)`, matched against the whole path,
-first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped in silence.
+The same rules decide sharding, what is trained and at which rate: `((regex, value), ...)`, matched against the whole
+path, first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped in silence.
 """
 
 import re
@@ -70,7 +70,9 @@ def match(rules: Rules, paths: Iterable[str], what: str = "rules") -> dict[str, 
         else:
             unmatched.append(path)
     if unmatched:
-        raise InputError(f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) at the end")
+        raise InputError(
+            f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) at the end"
+        )
     unused = [rules[i][0] for i in range(len(rules)) if i not in used]
     if unused:
         raise InputError(f"{what}: {', '.join(map(repr, unused))} matches no parameter; correct or remove it")

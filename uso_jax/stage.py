@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import optax
 
@@ -24,7 +25,7 @@ class StageConfig:
     batch_size: int  # over all devices
     target_size: tuple[int, int]  # pixels, (height, width)
     content_size: tuple[int, int]
-    tasks: Mapping[str, float]  # weights of "text", "subject", "style", "style_subject" in sources that offer a choice
+    data: Mapping[str, Any]  # further arguments of the source, if it knows them, such as the weights of its tasks
     learning_rate: float
     warmup_steps: int
     decay: str  # of the learning rate after warm-up: "constant", or "cosine" down to zero at the last step

@@ -48,7 +48,10 @@ class SystemConfig:
             has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
             if has != wants:
                 raise ValueError(f"projector expects {has} (tokens, width) of the style tower, which gives {wants}")
-        has, wants = (self.text.txt_width, self.text.vec_width), (self.transformer.context_in_dim, self.transformer.vec_in_dim)
+        has, wants = (
+            (self.text.txt_width, self.text.vec_width),
+            (self.transformer.context_in_dim, self.transformer.vec_in_dim),
+        )
         if has != wants:
             raise ValueError(f"the transformer expects text of (context_in_dim, vec_in_dim) {wants}, not {has}")
 
@@ -123,7 +126,9 @@ class System:
         """Give the packed latents of images, by the posterior mean."""
         return flow.pack(self.module(params, "autoencoder").encode(to_float(images)), self.config.patch)
 
-    def decode_tokens(self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int) -> UInt8[Array, "b h w 3"]:
+    def decode_tokens(
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
+    ) -> UInt8[Array, "b h w 3"]:
         """Give the images of packed latents; `height` and `width` count pixels."""
         grid = self.token_grid(height, width)
         latent = flow.unpack(tokens, *grid, self.config.patch)

@@ -108,7 +108,9 @@ def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
         for name, value in values.items():
             if sections.setdefault(section, {}).setdefault(name, value) != value:
                 has = sections[section][name]
-                raise InputError(f"{what} was made for a transformer with {name} {value}, this one has {has}; take one that fits")
+                raise InputError(
+                    f"{what} was made for a transformer with {name} {value}, this one has {has}; take one that fits"
+                )
 
 
 def split(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

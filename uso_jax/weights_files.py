@@ -116,13 +116,16 @@ class Writer:
         self.rows = {path: chunk_rows(s.shape, s.dtype.itemsize) if s.shape else 1 for path, s in structs.items()}
         self._origin = json.dumps([FORMAT, self._tensors(), origin], sort_keys=True)
         self._resumable = origin is not None
-        self._lock = self._made = None
+        self._lock = None
+        self._owns_folder = False
+        self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> "Writer":
         self._made = [path for path in self.target.parents if not path.exists()]
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            self._owns_folder = True
             origin = self.folder / "origin.json"
             if not (self._resumable and origin.is_file() and origin.read_text(encoding="utf-8") == self._origin):
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -179,7 +182,7 @@ class Writer:
         shutil.rmtree(old, ignore_errors=True)
 
     def __exit__(self, kind, error, trace) -> None:
-        if error is not None and not (isinstance(error, KeyboardInterrupt) and self._resumable):
+        if self._owns_folder and error is not None and not (isinstance(error, KeyboardInterrupt) and self._resumable):
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()

@@ -31,10 +31,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Triplet: ...
 
 
-def open_source(spec: Mapping[str, Any], tasks: Mapping[str, float] | None = None) -> Source:
+def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> Source:
     """Open the source that spec["name"] names, with the other entries of the mapping as its arguments.
 
-    `tasks` gives the weights of the tasks a training stage wants; a source without a choice ignores it.
+    `wishes` are further arguments, such as a training stage's tasks, for a source that knows them; others ignore them.
     """
     # Imported here: each reader brings its own dependencies, and only the chosen one should be needed.
     name, arguments = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
@@ -47,8 +47,7 @@ def open_source(spec: Mapping[str, Any], tasks: Mapping[str, float] | None = Non
     else:
         raise InputError(f"unknown data source {name!r}; use one of procedural, emoji, json.")
     signature = inspect.signature(source)
-    if tasks is not None and "tasks" in signature.parameters:
-        arguments.setdefault("tasks", tasks)
+    arguments |= {key: value for key, value in (wishes or {}).items() if key in signature.parameters}
     try:
         signature.bind(**arguments)
     except TypeError as error:

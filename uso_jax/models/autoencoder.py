@@ -6,6 +6,7 @@ Source: black-forest-labs/flux, modules/autoencoder.py; names are its own, chann
 Shapes: b batch, H W pixels, h w latent grid, c channels, z latent channels.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -122,11 +123,8 @@ class Upsample(nnx.Module):
 class Level(nnx.Module):
     """The residual blocks of one resolution and the change to the next."""
 
-    def __init__(
-        self, config: AutoEncoderConfig, channels: list[int], resample: str | None, *, rngs: nnx.Rngs
-    ):
-        pairs = zip(channels[:-1], channels[1:], strict=True)
-        self.block = nnx.List([ResnetBlock(config, i, o, rngs=rngs) for i, o in pairs])
+    def __init__(self, config: AutoEncoderConfig, channels: list[int], resample: str | None, *, rngs: nnx.Rngs):
+        self.block = nnx.List([ResnetBlock(config, i, o, rngs=rngs) for i, o in itertools.pairwise(channels)])
         self.downsample = Downsample(config, channels[-1], rngs=rngs) if resample == "down" else None
         self.upsample = Upsample(config, channels[-1], rngs=rngs) if resample == "up" else None
 
@@ -146,7 +144,7 @@ class Encoder(nnx.Module):
         widths = [c.ch, *(c.ch * mult for mult in c.ch_mult)]
         self.conv_in = _conv(c, c.in_channels, c.ch, 3, rngs)
         levels = []
-        for i, (in_ch, out_ch) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (in_ch, out_ch) in enumerate(itertools.pairwise(widths)):
             resample = "down" if i < len(c.ch_mult) - 1 else None
             levels.append(Level(c, [in_ch, *[out_ch] * c.num_res_blocks], resample, rngs=rngs))
         self.down = nnx.List(levels)

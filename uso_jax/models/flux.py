@@ -116,7 +116,9 @@ def timestep_embedding(t: Float[Array, " b"], dim: int = 256) -> Float[Array, "b
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rotary_embedding(ids: Float[Array, "b l a"], axes_dim: tuple[int, ...], theta: int) -> Float[Array, "b l 1 pairs 2"]:
+def rotary_embedding(
+    ids: Float[Array, "b l a"], axes_dim: tuple[int, ...], theta: int
+) -> Float[Array, "b l 1 pairs 2"]:
     """Give cosine and sine of every token's rotation angles, one block of pairs for each id axis, in float32."""
     angles = [
         ids[..., axis, None] * jnp.asarray(theta ** -(np.arange(0, dim, 2) / dim), jnp.float32)[None, None]
@@ -347,7 +349,9 @@ class Flux(nnx.Module):
         """
         c = self.config
         if (guidance is None) == c.guidance_embed:
-            raise ValueError(f"guidance must {'' if c.guidance_embed else 'not '}be given: guidance_embed={c.guidance_embed}")
+            raise ValueError(
+                f"guidance must {'' if c.guidance_embed else 'not '}be given: guidance_embed={c.guidance_embed}"
+            )
         if (ref_img is None) != (ref_ids is None):
             raise ValueError("ref_img and ref_ids belong together")
         b = img.shape[0]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks of identical blocks: parameters on a leading layer axis, one scan over them, rematerialised by a named policy."""
+"""Stacks of identical blocks: parameters on a leading layer axis, one scan, rematerialised by a named policy."""
 
 from collections.abc import Callable
 from typing import Any

@@ -42,7 +42,9 @@ class HierarchicalProjector(nnx.Module):
         c = config
         self.dtype = dtype
         for level in LEVELS:
-            setattr(self, f"{level}_embedding_linear", nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs))
+            setattr(
+                self, f"{level}_embedding_linear", nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
+            )
             norm = nnx.LayerNorm(c.siglip_dim, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
             setattr(self, f"{level}_layer_norm", norm)
             setattr(self, f"{level}_projection", nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs))

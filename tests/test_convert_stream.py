@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Imports that are killed, and how much memory they take."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import golden_files as golden
+import jax
+import make_checkpoint
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file, save_file
+
+from convert.__main__ import main
+from uso_jax import weights, weights_files
+from uso_jax.errors import InputError
+
+# Prints its peak memory in KiB, before and after.
+RUN = """
+import resource, sys
+from convert.__main__ import main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+main(sys.argv[1:])
+print("peak", before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+SLOW = """
+import sys, time
+from uso_jax import weights_files
+write = weights_files.Writer.write
+def slow(self, path, row, array):
+    write(self, path, row, array)
+    print("chunk", flush=True)
+    time.sleep(0.002)
+weights_files.Writer.write = slow
+from convert.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def start(code, *argv):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    )
+
+
+def fingerprint(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_ten_points(tmp_path, capsys):
+    """Every run but the last is killed after some chunks; what is seen is never half of it, and the end is the same."""
+    args = [golden.DIR / "flux_tiny.safetensors", "--config", golden.DIR / "config.json", "--to"]
+    main(["import", *map(str, args), str(tmp_path / "whole")])
+    want = fingerprint(tmp_path / "whole" / "transformer")
+    chunks = sum(name.startswith("params/") and name[-1].isdigit() for name in want)
+    rng, to, written = random.Random(0), tmp_path / "w", 0
+    for attempt in range(11):
+        process = start(SLOW, "import", *args, to)
+        if attempt == 10:
+            _, err = process.communicate()
+            assert process.returncode == 0, err.decode()
+            break
+        # The first kill strikes before any chunk, the others anywhere in a tenth of them.
+        for _ in range(rng.randint(0, chunks // 11) if attempt else 0):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.003))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        assert not to.exists() or weights.components(to) == []
+        partial = to / ".transformer.partial" / "params"
+        now = sum(path.name[-1].isdigit() for path in partial.rglob("*") if path.is_file()) if partial.exists() else 0
+        assert now >= written  # no work is lost
+        written = now
+    assert 0 < written < chunks
+    assert fingerprint(to / "transformer") == want
+    assert [path.name for path in to.iterdir()] == ["transformer"]
+
+
+def test_leftovers_of_another_import_are_not_used(tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    args = ["import", str(file), "--to", str(tmp_path / "w")]
+    tensors = dict(golden.tensors("dit_lora"))
+
+    def interrupted(self, path, row, array, write=weights_files.Writer.write):
+        write(self, path, row, array)
+        raise KeyboardInterrupt
+
+    save_file(tensors, file)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(weights_files.Writer, "write", interrupted)
+        main(args)
+    assert (tmp_path / "w" / ".lora.partial").exists() and weights.components(tmp_path / "w") == []
+    tensors = {key: value + 1 for key, value in tensors.items()}
+    save_file(tensors, file)
+    os.utime(file, ns=(1, 1))
+    main(args)
+    main(["export", str(tmp_path / "w"), "--format", "uso", "--to", str(tmp_path / "o.safetensors")])
+    got = load_file(tmp_path / "o.safetensors")
+    assert all(np.array_equal(got[key], value) for key, value in tensors.items())
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["lora"]
+
+
+def test_two_imports_into_one_place(tmp_path):
+    struct = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+    with weights_files.Writer(tmp_path, "lora", struct) as writer:
+        with (
+            pytest.raises(InputError, match="another process is writing"),
+            weights_files.Writer(tmp_path, "lora", struct),
+        ):
+            pass
+        writer.write("a", 0, np.ones(2, np.float32))
+        writer.finish({"config": {}})
+    assert weights.components(tmp_path) == ["lora"]
+
+
+def test_a_failed_replacement_keeps_what_was_there(tmp_path):
+    old = {"a": np.ones(2, np.float32)}
+    weights.save(tmp_path, "lora", old, {"config": {}})
+    with (
+        pytest.raises(InputError, match="cannot write"),
+        weights_files.Writer(tmp_path, "lora", {"a": jax.ShapeDtypeStruct((2,), np.float32)}),
+    ):
+        raise OSError(28, "No space left on device")
+    np.testing.assert_array_equal(weights.read(tmp_path, "lora")["a"], old["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(tmp_path):
+    """A gigabyte of the real widths; the largest tensor, single_blocks.*.linear1, has 132 MB."""
+    file = tmp_path / "x.safetensors"
+    make_checkpoint.make(file, make_checkpoint.layout("flux1-dev.safetensors", blocks=1))
+    process = start(RUN, "import", file, "--to", tmp_path / "w")
+    out, err = process.communicate()
+    assert process.returncode == 0, err.decode()
+    before, after = map(int, out.split(b"peak")[1].split())
+    assert (after - before) * 1024 < 4 * 132e6 < file.stat().st_size
+    record = weights.manifest(tmp_path / "w", "transformer")
+    assert record["sources"][0]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["config"]["flux"]["depth"] == record["config"]["flux"]["depth_single_blocks"] == 1
+
+
+def test_orbax_restores_a_component_sharded(tmp_path):
+    """The layout is an Orbax checkpoint, though Orbax did not write it."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a/b/kernel": rng.normal(size=(6, 8, 16)).astype(ml_dtypes.bfloat16),
+        "c": rng.normal(size=5).astype(np.float32),
+        "scalar": np.asarray(3, np.float16),
+    }
+    weights.save(tmp_path, "lora", arrays, {"config": {}})
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    places = {"a/b/kernel": NamedSharding(mesh, P(None, "x", "y"))}
+    args = {
+        path: ocp.ArrayRestoreArgs(
+            dtype=x.dtype, global_shape=x.shape, sharding=places.get(path, NamedSharding(mesh, P()))
+        )
+        for path, x in arrays.items()
+    }
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(tmp_path / "lora" / "params", args=ocp.args.PyTreeRestore(restore_args=args))
+    assert restored["a/b/kernel"].addressable_shards[0].data.shape == (6, 4, 4)
+    for path, want in arrays.items():
+        np.testing.assert_array_equal(restored[path], want)
+
+
+def test_chunks():
+    assert weights_files.chunk_rows((19, 3072, 12288), 2) == 1
+    assert weights_files.chunk_rows((38, 3072, 9216), 2) == 1
+    assert weights_files.chunk_rows((19, 3072), 2) == 19
+    assert weights_files.chunk_rows((32128, 4096), 2) == 8032  # divides the rows, so that all files are alike
+    assert weights_files.chunk_rows((7,), 2**40) == 1
+
+
+@pytest.mark.parametrize("rows", (1, 2, 3, 6))
+def test_parts_are_read_across_chunks(rows, tmp_path, monkeypatch):
+    x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
+    monkeypatch.setattr(weights_files, "CHUNK_BYTES", rows * 4 * 5 * 4)
+    weights.save(tmp_path, "lora", {"x": x}, {"config": {}})
+    assert len(list((tmp_path / "lora" / "params" / "x").glob("*.0.0"))) == 6 // rows
+    stored = weights.read(tmp_path, "lora")["x"]
+    for index in (
+        (slice(1, 5), slice(None), slice(2, 3)),
+        (slice(None), slice(1, 2), slice(None)),
+        (slice(5, 6),) + (slice(None),) * 2,
+    ):
+        np.testing.assert_array_equal(stored.part(index), x[index])
+    np.testing.assert_array_equal(stored[4], x[4])
+    np.testing.assert_array_equal(np.asarray(stored), x)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16", "float16"))
+def test_numbers_that_are_not_finite_are_counted(dtype, tmp_path, capsys):
+    tensors = {key: value.astype(dtype) for key, value in golden.tensors("projector").items()}
+    key = "feature_embedder.high_projection.weight"
+    tensors[key][0, :2] = np.nan, np.inf
+    save_file(tensors, tmp_path / "x")
+    main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w")])
+    assert f"2 numbers in 1 tensors are NaN or infinite: {key}" in capsys.readouterr().err
+
+
+def test_overflow_to_float16_is_counted(tmp_path, capsys):
+    tensors = {key: value.astype(ml_dtypes.bfloat16) for key, value in golden.tensors("projector").items()}
+    key = "feature_embedder.high_projection.weight"
+    tensors[key][0, :3] = 65504, 1e6, -3e38
+    save_file(tensors, tmp_path / "x")
+    main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w"), "--dtype", "fp16"])
+    assert "3 numbers in 1 tensors are too large for float16" in capsys.readouterr().err  # bfloat16 rounds 65504 up
+    record = json.loads((tmp_path / "w" / "projector" / "manifest.json").read_text())
+    assert record["dtype"] == "float16"
