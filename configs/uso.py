@@ -138,7 +138,7 @@ def mini() -> dict:
         stages=dict(
             base=stage(
                 **small,
-                steps=2500,
+                steps=2600,
                 train=BASE,
                 conditions=("content",),
                 data=base_data,

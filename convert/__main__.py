@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    one = dict(metavar="NAME", help="read one component only; clip_model, both towers of CLIP, is read only so")
     config = dict(metavar="JSON", help="sizes that the tensors do not tell, by section, as in a manifest's config")
     pad = dict(action="store_true", help="fill adapters of mixed ranks up to the largest with zeros")
     dtype = dict(choices=DTYPES, default="keep", metavar="DTYPE", help="cast to bf16, fp16 or fp32 (default: keep)")
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("import", import_files, "Read weight files into a weights directory.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="safetensors, an index.json of shards, or .bin/.pth")
     sub.add_argument("--to", required=True, metavar="DIR", help="weights directory; made if it does not exist")
+    sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--dtype", **dtype)
     sub.add_argument("--pad-ranks", **pad)
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("inspect", inspect, "Say what files or a weights directory hold, from headers and manifests.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="weight files, or one weights directory")
+    sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--pad-ranks", **pad)
 
@@ -232,14 +235,12 @@ def inspect(args: argparse.Namespace) -> None:
 
 def _recognise(args: argparse.Namespace) -> list[Checkpoint]:
     config = read_config(args.config) if args.config else {}
-    return recognise([open_files([file]) for file in args.files], config, args.pad_ranks)
+    return recognise([open_files([file]) for file in args.files], config, args.pad_ranks, args.component)
 
 
 def _bar(total: int, name: str) -> tqdm:
-    return tqdm(
-        total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None, file=sys.stderr,
-        dynamic_ncols=True,
-    )  # fmt: skip
+    numbers = dict(total=total, unit="B", unit_scale=True, unit_divisor=1024)
+    return tqdm(desc=name, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True, **numbers)
 
 
 if __name__ == "__main__":

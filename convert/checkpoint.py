@@ -111,13 +111,16 @@ def _names(files: Sequence[File]) -> str:
     return ", ".join(names if len(names) <= 3 else [*names[:2], f"... ({len(names)} files)"])
 
 
-def recognise(groups: Sequence[Sequence[File]], config: sizes.Sections, pad_ranks: bool = False) -> list[Checkpoint]:
+def recognise(
+    groups: Sequence[Sequence[File]], config: sizes.Sections, pad_ranks: bool = False, component: str | None = None
+) -> list[Checkpoint]:
     """Sort the tensors of files into components and compare each with its model.
 
     Args:
       groups: files that belong together, such as the shards of one index; groups may also be shards of each other.
       config: sizes that tensors do not tell, or that override what they tell.
       pad_ranks: accept adapters of mixed ranks.
+      component: the only one wanted; None: all that the files hold.
 
     Raises:
       InputError: a file is of no known family, shards are of different ones, or a size cannot be read.
@@ -126,7 +129,7 @@ def recognise(groups: Sequence[Sequence[File]], config: sizes.Sections, pad_rank
     for group in groups:
         found, twice = sources(group)
         found, quantised = dequantise(found)
-        claims = families.detect(found)
+        claims = families.detect(found, component)
         if not claims:
             some = ", ".join(list(found)[:3]) or "none"
             titles = "; ".join(family.title for family in families.FAMILIES)
@@ -154,6 +157,10 @@ def recognise(groups: Sequence[Sequence[File]], config: sizes.Sections, pad_rank
                 part[5] += stray
                 part[6] += len(rest) - len(stray)
                 part[7] += quantised
+    if component is not None:
+        if component not in parts:
+            raise InputError(f"the files hold {', '.join(parts)}, not {component}")
+        parts = {component: parts[component]}
     return [_compare(*part, config=config, pad_ranks=pad_ranks) for part in parts.values()]
 
 

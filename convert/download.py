@@ -22,22 +22,24 @@ class Release:
     files: tuple[str, ...]
     licence: str
     weights: tuple[str, ...] = ()  # what to import, if not all .safetensors of `files`
+    options: str = ""  # of the import
 
     @property
     def imported(self) -> tuple[str, ...]:
         return self.weights or tuple(name for name in self.files if name.endswith(".safetensors"))
 
 
+_DEV = "FLUX.1 [dev] non-commercial"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
 # fmt: off
 RELEASES = {
-    "flux-dev":     Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), "FLUX.1 [dev] non-commercial"),
+    "flux-dev":     Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), _DEV),
     "flux-schnell": Release("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors",), "Apache-2.0"),
-    "flux-krea":    Release("black-forest-labs/FLUX.1-Krea-dev", ("flux1-krea-dev.safetensors",), "FLUX.1 [dev] non-commercial"),
-    "flux-dev-fp8": Release("Comfy-Org/flux1-dev", ("flux1-dev-fp8.safetensors",), "FLUX.1 [dev] non-commercial"),
+    "flux-krea":    Release("black-forest-labs/FLUX.1-Krea-dev", ("flux1-krea-dev.safetensors",), _DEV),
+    "flux-dev-fp8": Release("Comfy-Org/flux1-dev", ("flux1-dev-fp8.safetensors",), _DEV),
     "autoencoder":  Release("black-forest-labs/FLUX.1-schnell", ("ae.safetensors",), "Apache-2.0"),
     "uso":          Release("bytedance-research/USO",
-                            ("uso_flux_v1.0/dit_lora.safetensors", "uso_flux_v1.0/projector.safetensors"), "Apache-2.0"),
+                            tuple(f"uso_flux_v1.0/{x}.safetensors" for x in ("dit_lora", "projector")), "Apache-2.0"),
     "siglip":       Release("google/siglip-so400m-patch14-384",
                             ("model.safetensors", "preprocessor_config.json", "config.json"), "Apache-2.0"),
     "t5":           Release("xlabs-ai/xflux_text_encoders",
@@ -46,6 +48,8 @@ RELEASES = {
                             weights=("model.safetensors.index.json",)),
     "clip":         Release("openai/clip-vit-large-patch14",
                             ("model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", *_TOKENIZER), "MIT"),
+    "clip-metric":  Release("openai/clip-vit-base-patch32", ("model.safetensors", "preprocessor_config.json",
+                            "tokenizer.json", "vocab.json", "merges.txt", *_TOKENIZER), "MIT", options="--component clip_model "),
     "csd":          Release("yuxi-liu-wired/CSD", ("model.safetensors",), "MIT"),
     "dino":         Release("facebook/dino-vits16", ("pytorch_model.bin", "preprocessor_config.json"), "Apache-2.0",
                             weights=("pytorch_model.bin",)),
@@ -70,8 +74,9 @@ def main(args: argparse.Namespace) -> None:
     for name in args.names:
         release = RELEASES[name]
         folder = fetch(release, args.revision)
+        files = " ".join(str(folder / file) for file in release.imported)
         print(f"{name}: {folder}")
-        print(f"  python -m convert import {' '.join(str(folder / file) for file in release.imported)} --to weights")
+        print(f"  python -m convert import {release.options}{files} --to weights")
 
 
 def fetch(release: Release, revision: str | None = None, snapshot: Callable | None = None) -> pathlib.Path:

@@ -16,7 +16,7 @@ import jax
 
 from convert import lora
 from convert.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
-from convert.clip import TEXT
+from convert.clip import CLIP, TEXT
 from convert.csd import CSD
 from convert.dino import DINOV2, ORIGINAL, VIT
 from convert.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
@@ -27,7 +27,7 @@ from convert.table import Row
 from uso_jax import params, sizes, weights
 from uso_jax.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoder
-from uso_jax.models.clip import ClipText
+from uso_jax.models.clip import Clip, ClipText
 from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino
 from uso_jax.models.flux import Flux
@@ -49,6 +49,7 @@ class Family:
     foreign: str = ""  # regex of keys whose presence means that this is another, similar network
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys that hold the same tensor as another
     pattern: str = ""  # regex of its keys, where the table does not tell them
+    asked_for: bool = False  # considered only when its component is asked for
 
     @functools.cached_property
     def regex(self) -> re.Pattern:
@@ -96,7 +97,22 @@ _HIGH = "feature_embedder.high_embedding_linear.0.weight"
 _ADAPTERS = {"lora": {"rank": lora_sizes("rank")}, "flux": {
     name: lora_sizes(name) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
 }}
+_CLIP_PATCH = "vision_model.embeddings.patch_embedding.weight"
 _CSD = "backbone.conv1.weight"
+_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _clip_text(prefix: str) -> dict[str, Size]:
+    tokens = f"{prefix}embeddings.token_embedding.weight"
+    return {
+        "vocab_size":              dim(tokens, 0),
+        "hidden_size":             dim(tokens, 1),
+        "intermediate_size":       dim(f"{prefix}encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers":       count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
+        "num_attention_heads":     known(dim(tokens, 1), {512: 8, 768: 12, 1024: 16, 1280: 20}),
+        "max_position_embeddings": dim(f"{prefix}embeddings.position_embedding.weight", 0),
+        "eos_token_id":            known(dim(tokens, 0), {49408: 49407}),
+    }
 
 
 def _dino(patch: str, cls: str, pos: str, fc1: str, layers: str, scale: bool) -> dict[str, Size]:
@@ -112,12 +128,14 @@ def _dino(patch: str, cls: str, pos: str, fc1: str, layers: str, scale: bool) ->
 
 
 def _original(scale: bool) -> dict[str, Size]:
-    return _dino("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", r"blocks\.(\d+)\.", scale)
+    patch, layers = "patch_embed.proj.weight", r"blocks\.(\d+)\."
+    return _dino(patch, "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", layers, scale)
 
 
 def _transformers(fc1: str, scale: bool) -> dict[str, Size]:
     patch, layers = "embeddings.patch_embeddings.projection.weight", r"encoder\.layer\.(\d+)\."
-    return _dino(patch, "embeddings.cls_token", "embeddings.position_embeddings", f"encoder.layer.0.{fc1}.weight", layers, scale)
+    cls, positions = "embeddings.cls_token", "embeddings.position_embeddings"
+    return _dino(patch, cls, positions, f"encoder.layer.0.{fc1}.weight", layers, scale)
 
 
 def _without_scale(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -136,8 +154,9 @@ FAMILIES: tuple[Family, ...] = (
         pattern=r"(double|single)_blocks\.\d+\.processor\..*"),
     Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
         pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
-    Family("diffusers-lora", "adapters for FLUX (diffusers names, as PEFT and ai-toolkit write them)", "lora", LORA, _ADAPTERS,
-        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\.|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
+    Family("diffusers-lora", "adapters for FLUX (diffusers names; PEFT, ai-toolkit)", "lora", LORA, _ADAPTERS,
+        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\."
+                r"|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
     Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
         pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
@@ -155,7 +174,8 @@ FAMILIES: tuple[Family, ...] = (
         "num_attention_heads": known(dim(_PATCH, 0), {768: 12, 1024: 16, 1152: 16}),
         "image_size":          image_size(_PATCH, "embeddings.position_embedding.weight"),
         "patch_size":          dim(_PATCH, 2),
-    }}, prefixes=("vision_model.", ""), ignore=r"text_model\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids",
+    }}, prefixes=("vision_model.", ""),
+        ignore=r"text_model\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids",
         foreign=r"(vision_model\.)?embeddings\.class_embedding"),
     Family("flux-ae", "FLUX autoencoder (black-forest-labs names)", "autoencoder", AUTOENCODER, {"autoencoder": {
         "in_channels":    dim("encoder.conv_in.weight", 1),
@@ -165,7 +185,8 @@ FAMILIES: tuple[Family, ...] = (
         "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
         "z_channels":     dim("decoder.conv_in.weight", 1),
     }}, prefixes=_VAE),
-    Family("flux-ae-diffusers", "FLUX autoencoder (diffusers names)", "autoencoder", AUTOENCODER_DIFFUSERS, {"autoencoder": {
+    Family("flux-ae-diffusers", "FLUX autoencoder (diffusers names)", "autoencoder", AUTOENCODER_DIFFUSERS,
+        {"autoencoder": {
         "in_channels":    dim("encoder.conv_in.weight", 1),
         "ch":             dim("encoder.conv_in.weight", 0),
         "out_ch":         dim("decoder.conv_out.weight", 0),
@@ -177,25 +198,31 @@ FAMILIES: tuple[Family, ...] = (
         "vocab_size":     dim("shared.weight", 0),
         "d_model":        dim("shared.weight", 1),
         "d_kv":           ratio(dim("encoder.block.0.layer.0.SelfAttention.q.weight", 0),
-                                dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 1), whole=True),
+                                dim(_BIAS, 1), whole=True),
         "d_ff":           dim("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0),
         "num_layers":     count(r"encoder\.block\.(\d+)\."),
-        "num_heads":      dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 1),
-        "relative_attention_num_buckets": dim("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 0),
+        "num_heads":      dim(_BIAS, 1),
+        "relative_attention_num_buckets": dim(_BIAS, 0),
     }}, prefixes=("", "text_encoders.t5xxl.transformer.", "t5xxl.transformer."), aliases=ALIASES,
         ignore=r"decoder\..*|lm_head\..*|(text_encoders\.)?t5xxl\.(logit_scale|transformer\.(decoder|lm_head)\..*)|spiece_model"),
     Family("clip-text", "CLIP text transformer (transformers names)", "clip", TEXT, {"clip": {
-        "vocab_size":              dim("embeddings.token_embedding.weight", 0),
-        "hidden_size":             dim("embeddings.token_embedding.weight", 1),
-        "intermediate_size":       dim("encoder.layers.0.mlp.fc1.weight", 0),
-        "num_hidden_layers":       count(r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads":     known(dim("embeddings.token_embedding.weight", 1), {512: 8, 768: 12, 1024: 16, 1280: 20}),
-        "max_position_embeddings": dim("embeddings.position_embedding.weight", 0),
-        "eos_token_id":            known(dim("embeddings.token_embedding.weight", 0), {49408: 49407}),
-        "projection_dim":          always(0),  # FLUX reads the text without CLIP's projection
+        **_clip_text(""),
+        "projection_dim": always(0),  # FLUX reads the text without CLIP's projection
     }}, prefixes=("text_model.", "", "text_encoders.clip_l.transformer.text_model.", "clip_l.transformer.text_model."),
         ignore=r"vision_model\..*|(.*\.)?logit_scale|(.*\.)?(text|visual)_projection(\.weight)?|(.*\.)?embeddings\.position_ids",
         foreign=r"text_model\.head\..*|logit_bias|(vision_model\.)?embeddings\.patch_embedding\.bias"),
+    Family("clip-model", "CLIP, both towers (transformers names)", "clip_model", CLIP, {
+        "clip_vision": {
+            "hidden_size":         dim("vision_model.embeddings.class_embedding", 0),
+            "intermediate_size":   dim("vision_model.encoder.layers.0.mlp.fc1.weight", 0),
+            "num_hidden_layers":   count(r"vision_model\.encoder\.layers\.(\d+)\."),
+            "num_attention_heads": ratio(dim("vision_model.embeddings.class_embedding", 0), always(64), whole=True),
+            "image_size":          grid_size(_CLIP_PATCH, "vision_model.embeddings.position_embedding.weight", axis=0),
+            "patch_size":          dim(_CLIP_PATCH, 2),
+            "projection_dim":      dim("visual_projection.weight", 0),
+        },
+        "clip_text": _clip_text("text_model.") | {"projection_dim": dim("text_projection.weight", 0)},
+    }, ignore=r".*\.position_ids", asked_for=True),
     Family("csd", "CSD style encoder (its authors' names)", "csd", CSD, {"csd": {
         "hidden_size":         dim(_CSD, 0),
         "intermediate_size":   dim("backbone.transformer.resblocks.0.mlp.c_fc.weight", 0),
@@ -208,8 +235,10 @@ FAMILIES: tuple[Family, ...] = (
     Family("dino", "DINO (its authors' names)", "dino", _without_scale(ORIGINAL), {"dino": _original(False)},
         prefixes=("", "backbone.", "module.backbone."), ignore=r"(module\.)?head\..*"),
     Family("dino-vit", "DINO (transformers names)", "dino", _without_scale(VIT),
-        {"dino": _transformers("intermediate.dense", False)}, prefixes=("", "vit."), ignore=r"pooler\..*|classifier\..*"),
-    Family("dinov2", "DINOv2 (its authors' names)", "dinov2", ORIGINAL, {"dinov2": _original(True)}, ignore=r"head\..*"),
+        {"dino": _transformers("intermediate.dense", False)}, prefixes=("", "vit."),
+        ignore=r"pooler\..*|classifier\..*"),
+    Family("dinov2", "DINOv2 (its authors' names)", "dinov2", ORIGINAL, {"dinov2": _original(True)},
+        ignore=r"head\..*"),
     Family("dinov2-transformers", "DINOv2 (transformers names)", "dinov2", DINOV2,
         {"dinov2": _transformers("mlp.fc1", True)}, prefixes=("", "dinov2."), ignore=r"classifier\..*"),
 )
@@ -221,13 +250,15 @@ FAMILIES: tuple[Family, ...] = (
 _SECOND = 8  # keys that another network in the same file must have at least
 
 
-def detect(keys: Iterable[str]) -> list[tuple[Family, str, list[str]]]:
-    """Give the families in a file with the prefix and the list of their keys: those that explain the most keys first."""
+def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Family, str, list[str]]]:
+    """Give the families in a file with the prefix and the list of their keys: what explains the most keys first."""
     layers: dict[str, list[str]] = {}  # no pattern tells one number from another, so it is tried once for all of them
     for key in keys:
         layers.setdefault(re.sub(r"\d+", "0", key), []).append(key)
     candidates: list[tuple[Family, str, list[str]]] = []
     for family in FAMILIES:
+        if family.asked_for and family.component != component:
+            continue
         if not (family.foreign and any(re.fullmatch(family.foreign, key) for key in layers)):
             for prefix in family.prefixes:
                 start, match = re.sub(r"\d+", "0", prefix), family.regex.fullmatch
@@ -262,7 +293,7 @@ def for_component(component: str, name: str) -> Family:
 
 _MODELS = {
     "siglip": SiglipVision, "autoencoder": AutoEncoder, "t5": T5Encoder, "clip": ClipText, "csd": Csd, "dino": Dino,
-    "dinov2": Dino,
+    "dinov2": Dino, "clip_model": Clip,
 }  # fmt: skip
 
 
@@ -270,8 +301,12 @@ def model(component: str, sections: sizes.Sections) -> tuple[Any, dict[str, jax.
     """Give the config of these sizes, and the parameters of its model that the component's tensors fill."""
     if component in _MODELS:
         # How heads are cut, and which token ends a text, is seen in no shape; unless it is told, the check comes later.
-        loose = {name: 1 for name in ("num_attention_heads", "eos_token_id") if name in sizes.FIELDS[component]}
-        config = sizes.build(component, {component: loose | dict(sections[component])})
+        loose = {name: 1 for name in ("num_attention_heads", "eos_token_id")}
+        filled = {
+            section: {name: value for name, value in loose.items() if name in sizes.FIELDS[section]} | dict(values)
+            for section, values in sections.items()
+        }
+        config = sizes.build(component, filled)
         return config, params.shapes(lambda rngs: _MODELS[component](config, rngs=rngs))
     # No shape depends on how heads are rotated, nor any adapter's on how many there are.
     flux = {"num_heads": 1, **sections["flux"]}

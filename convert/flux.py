@@ -19,8 +19,8 @@ _STREAM = (
 
 TRANSFORMER: tuple[Row, ...] = (
     ("img_in",                             "img_in",                        DENSE),
-    *((f"{m}_in.{l}",                      f"{m}_in/{l}",                   DENSE)
-      for m in ("time", "vector", "guidance") for l in ("in_layer", "out_layer")),
+    *((f"{m}_in.{n}",                      f"{m}_in/{n}",                   DENSE)
+      for m in ("time", "vector", "guidance") for n in ("in_layer", "out_layer")),
     ("txt_in",                             "txt_in",                        DENSE),
     *((f"double_blocks.{{i}}.{s}_{t}",     f"double_blocks/{s}_{f}",        k) for s in ("img", "txt") for t, f, k in _STREAM),
     ("single_blocks.{i}.modulation.lin",   "single_blocks/modulation/lin",  DENSE),

@@ -3,28 +3,28 @@
 """Checkpoints into a weights directory, a chunk of a parameter at a time.
 
 Never more than one chunk and the tensors it is made of are in memory. Chunks are made in the order of the source files,
-while another thread reads the same files for their SHA-256: whichever is ahead brings the pages in for the other, so a
-disk is read once.
+so that what was just read can be hashed at once, by another thread; it reads by itself only what was not.
 """
 
-import contextlib
 import hashlib
-import threading
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from convert.arrays import BFLOAT16, Buffer
 from convert.checkpoint import Checkpoint
-from convert.source import BFLOAT16, File
+from convert.source import File
 from convert.table import Entry, Piece
 from uso_jax import sizes, weights
 from uso_jax.errors import InputError
-from uso_jax.weights_files import Writer
+from uso_jax.weights_files import Writer, copy
 
 _BLOCK = 2**20  # numbers at a time: what fits a processor's cache
-_ROWS = 32  # of a matrix at a time when it is transposed: several times as fast as all at once
+_GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read
 _WIDEST = {np.dtype(np.float16): 65504.0}
 
 
@@ -41,15 +41,20 @@ def import_checkpoint(
     structs = checkpoint.structs(dtype)
     sections = sizes.describe(component, checkpoint.config)
     origin = [[str(f.path.absolute()), f.size, f.path.stat().st_mtime_ns] for f in checkpoint.files]
-    count = _Counter()
+    origin += [checkpoint.family.name, sections, checkpoint.notes]
+    by_columns = {piece.path for entry in checkpoint.entries.values() if entry.axes == (1, 0) for piece in entry.pieces}
+    count, memory = _Counter(), (Buffer(), Buffer())
     with (
-        Writer(directory, component, structs, [origin, checkpoint.family.name, sections, checkpoint.notes]) as writer,
-        _digests(checkpoint.files) as digests,
+        Writer(directory, component, structs, origin, by_columns) as writer,
+        Digests(checkpoint.files) as digests,
     ):
         for path, first, rows, parts in _plan(checkpoint, writer):
-            chunk = None
             if not writer.has(path, first) or rows > writer.rows[path]:
-                chunk = _assemble(checkpoint, structs[path], first, rows, parts, count)
+                shape = (rows, *structs[path].shape[1:]) if structs[path].shape else ()
+                columns = path in writer.by_columns
+                out = memory[0](shape[::-1] if columns else shape, structs[path].dtype)
+                chunk = out.T if columns else out
+                _assemble(chunk, checkpoint, first, parts, count, memory[1], digests)
                 writer.write(path, first, chunk)
             bar.update(rows / (structs[path].shape or (1,))[0] * structs[path].size * structs[path].dtype.itemsize)
         bar.set_postfix_str("SHA-256")
@@ -59,7 +64,7 @@ def import_checkpoint(
             "config": sections,
             "sources": [
                 {"file": file.path.name, "size": file.size, "sha256": digest}
-                for file, digest in zip(checkpoint.files, digests(), strict=True)
+                for file, digest in zip(checkpoint.files, digests.finish(), strict=True)
             ],
         }
         writer.finish(manifest)
@@ -91,37 +96,32 @@ def _plan(checkpoint: Checkpoint, writer: Writer) -> list[tuple[str, int, int, l
 
 
 def _assemble(
+    out: np.ndarray,
     checkpoint: Checkpoint,
-    struct: jax.ShapeDtypeStruct,
     first: int,
-    rows: int,
     parts: Sequence[Part],
     count: "_Counter",
-) -> np.ndarray:
-    out = np.empty((rows, *struct.shape[1:]) if struct.shape else (), struct.dtype)
+    memory: Buffer,
+    digests: "Digests",
+) -> None:
+    """Fill a chunk, whose first row is `first`, from the tensors it is made of."""
     for key, entry, offset, piece in parts:
         source = checkpoint.sources[key]
-        tensor = source.read(offset, offset + piece.stop - piece.start) if source.shape else source.read()
+        rows_ = (offset, offset + piece.stop - piece.start) if source.shape else (0, None)
+        if source.file is None:
+            tensor = source.read(*rows_)
+        else:
+            digests.wait()
+            tensor = source.read(*rows_, memory)
+            skipped = rows_[0] * math.prod(source.shape[1:]) * source.dtype.itemsize
+            digests.add(source.file, source.place[1] + skipped, tensor)
         if tensor.shape != (piece.stop - piece.start, *source.shape[1:])[: len(source.shape)]:
             raise InputError(f"{checkpoint.names}: tensor {key} changed while it was read; import it again")
         count(key, tensor, out.dtype)
         # Only the layer axis is counted from the chunk's first row.
         place = entry.place(piece)
         place = place if entry.layer is None else (place[0] - first, *place[1:])
-        _copy(out[place], entry.flax(tensor))
-    return out
-
-
-def _copy(out: np.ndarray, value: np.ndarray) -> None:
-    """Copy and cast; matrices in strips, because a transposed one read row by row misses the cache each time."""
-    if out.dtype == value.dtype == BFLOAT16:
-        out, value = out.view(np.uint16), value.view(np.uint16)  # numpy copies its own dtypes faster
-    with np.errstate(over="ignore", invalid="ignore"):  # counted and reported by _Counter
-        if out.ndim != 2 or value.flags.c_contiguous:
-            out[...] = value
-            return
-        for start in range(0, out.shape[1], _ROWS):
-            out[:, start : start + _ROWS] = value[:, start : start + _ROWS]
+        copy(out[place], entry.flax(tensor))
 
 
 class _Counter:
@@ -169,35 +169,64 @@ class _Counter:
 # ---------------------------------------------------------------------------------------------------- SHA-256
 
 
-@contextlib.contextmanager
-def _digests(files: Sequence[File]) -> Iterator:
-    """Compute the files' SHA-256 beside the body; the yielded function waits for them."""
-    found: list[str] = []
-    problems: list[OSError] = []
-    stop = threading.Event()
+class Digests:
+    """The SHA-256 of files while they are read in parts, mostly in their order."""
 
-    def run():
+    def __init__(self, files: Sequence[File]):
+        self._files = files
+        self._digests = [hashlib.sha256() for _ in files]
+        self._added = [0] * len(files)  # positions up to which bytes were added
+        self._hashed = [0] * len(files)  # ... and hashed
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future | None = None
+
+    def __enter__(self) -> "Digests":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, file: File, start: int, data: np.ndarray) -> None:
+        """Take the bytes of a file from `start`, which must not change before `wait`."""
+        number = next(i for i, other in enumerate(self._files) if other is file)
+        # A stack of small parameters is read from all over a file at once; following it would mean reading that twice.
+        if 0 <= start - self._added[number] <= _GAP:
+            self._last = self._pool.submit(self._update, number, start, data.reshape(-1).view(np.uint8))
+            self._added[number] = start + data.nbytes
+
+    def wait(self) -> None:
+        """Wait until what was added may change."""
         try:
-            for file in files:
-                digest, buffer = hashlib.sha256(), memoryview(bytearray(2**22))
-                with file.path.open("rb", buffering=0) as stream:
-                    while not stop.is_set() and (size := stream.readinto(buffer)):
-                        digest.update(buffer[:size])
-                found.append(digest.hexdigest())
+            if self._last is not None:
+                self._last.result()
         except OSError as error:
-            problems.append(error)
+            raise self._unreadable(error) from error
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    def finish(self) -> list[str]:
+        """Read what was not added, and give the digests."""
+        self.wait()
+        try:
+            for number, file in enumerate(self._files):
+                self._pool.submit(self._skip, number, file.size).result()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return [digest.hexdigest() for digest in self._digests]
 
-    def wait() -> list[str]:
-        thread.join()
-        if problems:
-            raise InputError(f"{files[len(found)].path}: cannot be read ({problems[0].strerror})")
-        return found
+    def _unreadable(self, error: OSError) -> InputError:
+        names = ", ".join(str(file.path) for file in self._files)
+        return InputError(f"{names}: cannot be read ({error.strerror}); check the disk")
 
-    try:
-        yield wait
-    finally:
-        stop.set()
-        thread.join()
+    def _update(self, number: int, start: int, data: np.ndarray) -> None:
+        self._skip(number, start)
+        self._digests[number].update(data)
+        self._hashed[number] += data.nbytes
+
+    def _skip(self, number: int, stop: int) -> None:
+        """Hash up to a position from the file itself."""
+        start = self._hashed[number]
+        with self._files[number].path.open("rb") as stream:
+            stream.seek(start)
+            while start < stop and (data := stream.read(min(2**20, stop - start))):
+                self._digests[number].update(data)
+                start += len(data)
+        self._hashed[number] = start

@@ -23,7 +23,7 @@ from convert.source import File, Source, Sources, computed
 from convert.table import DENSE, Row
 from uso_jax.errors import InputError
 
-_QKV = ("to_q", "to_k", "to_v")
+_QKV = ("to_q", "to_k", "to_v")  # of the image stream, and of single blocks
 _ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 # fmt: off
@@ -40,11 +40,14 @@ _MODULES: tuple[tuple[str, str, int | None], ...] = (  # module, USO's adapter o
     ("single_blocks.{i}.linear1",                 "single_blocks.{i}.processor.qkv_lora",   None),
     ("single_blocks.{i}.linear2",                 "single_blocks.{i}.processor.proj_lora",  None),
     # diffusers names: PEFT, ai-toolkit
-    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora1",  j) for j, name in enumerate(_QKV)),
-    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora2",  j) for j, name in enumerate(_ADDED_QKV)),
+    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora1",  j)
+      for j, name in enumerate(_QKV)),
+    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora2",  j)
+      for j, name in enumerate(_ADDED_QKV)),
     ("transformer_blocks.{i}.attn.to_out.0",      "double_blocks.{i}.processor.proj_lora1", None),
     ("transformer_blocks.{i}.attn.to_add_out",    "double_blocks.{i}.processor.proj_lora2", None),
-    *((f"single_transformer_blocks.{{i}}.attn.{name}", "single_blocks.{i}.processor.qkv_lora", j) for j, name in enumerate(_QKV)),
+    *((f"single_transformer_blocks.{{i}}.attn.{name}", "single_blocks.{i}.processor.qkv_lora", j)
+      for j, name in enumerate(_QKV)),
     ("single_transformer_blocks.{i}.proj_out",    "single_blocks.{i}.processor.proj_lora",  None),
 )
 # fmt: on

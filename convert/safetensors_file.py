@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from convert.arrays import Buffer, contiguous
 from uso_jax.errors import InputError
 
 MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
@@ -72,25 +73,26 @@ class SafetensorsFile:
         for key in sorted(self.tensors, key=lambda key: self.tensors[key].start):
             yield key, self.read(key)
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read a tensor, or rows `start` to `stop` of its first axis."""
-        tensor = self.tensors[key]
-        if not tensor.shape:
-            return self._load(tensor.dtype, 1, tensor.start).reshape(())
-        start, stop, _ = slice(start, stop).indices(tensor.shape[0])
+    def read(self, key: str, start: int = 0, stop: int | None = None, buffer: Buffer | None = None) -> np.ndarray:
+        """Read a tensor, or rows `start` to `stop` of its first axis, into a buffer if there is one."""
+        tensor, rows = self.tensors[key], 1
+        if tensor.shape:
+            start, stop, _ = slice(start, stop).indices(tensor.shape[0])
+            rows = max(stop - start, 0)
         row = math.prod(tensor.shape[1:])
-        data = self._load(tensor.dtype, (stop - start) * row, tensor.start + start * row * tensor.dtype.itemsize)
-        return data.reshape(stop - start, *tensor.shape[1:])
-
-    def _load(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        out = (buffer or np.empty)((rows * row,), tensor.dtype)
         # Not mapped: a mapped file of 24 GB would count as memory of this process page by page.
+        view = memoryview(out.view(np.uint8)) if out.size else b""
         try:
-            data = np.fromfile(self.path, dtype, count, offset=offset)
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(tensor.start + start * row * tensor.dtype.itemsize)
+                while view and (size := file.readinto(view)):
+                    view = view[size:]
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); check its disk") from error
-        if data.size != count:
+        if view:
             raise self._damaged("it became shorter while it was read")
-        return data
+        return out.reshape(rows, *tensor.shape[1:]) if tensor.shape else out.reshape(())
 
     def _header(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         with self.path.open("rb") as file:
@@ -189,7 +191,7 @@ def write(
             file.write(len(raw).to_bytes(8, "little") + raw)
             for (key, (dtype, shape)), tensor in zip(layout.items(), tensors, strict=True):
                 assert tensor.dtype == dtype and tensor.shape == shape, key
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+                file.write(contiguous(tensor).reshape(-1).view(np.uint8))
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another place with --to") from error

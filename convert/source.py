@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 
+from convert.arrays import BFLOAT16
 from convert.safetensors_file import SafetensorsFile
 from convert.torch_file import MAGIC, TorchFile
 from uso_jax.errors import InputError
 
 File = SafetensorsFile | TorchFile
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 
 
@@ -30,6 +30,7 @@ class Source:
     shape: tuple[int, ...]
     read: Callable[..., np.ndarray]
     place: tuple[int, int]  # file and offset, to read in the order of the disk
+    file: File | None = None  # where it lies as it is; `read` takes a Buffer then
 
 
 Sources = dict[str, Source]
@@ -101,7 +102,9 @@ def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
             if key in found:
                 twice.append(key)
                 continue
-            found[key] = Source(tensor.dtype, tensor.shape, functools.partial(file.read, key), (number, tensor.start))
+            direct = file if isinstance(file, SafetensorsFile) else None
+            read = functools.partial(file.read, key)
+            found[key] = Source(tensor.dtype, tensor.shape, read, (number, tensor.start), direct)
     return found, twice
 
 
@@ -129,7 +132,7 @@ def dequantise(found: Sources) -> tuple[Sources, int]:
 
 def _plain(source: Source) -> Source:
     read = lambda start=0, stop=None: source.read(start, stop).astype(BFLOAT16)
-    return dataclasses.replace(source, dtype=BFLOAT16, read=read)
+    return dataclasses.replace(source, dtype=BFLOAT16, read=read, file=None)
 
 
 def _scaled(key: str, source: Source, scale: Source) -> Source:
@@ -142,4 +145,4 @@ def _scaled(key: str, source: Source, scale: Source) -> Source:
         factor = factor[start:stop].reshape(-1, *[1] * (len(source.shape) - 1)) if by_row else factor[0]
         return source.read(start, stop).astype(np.float32) * factor
 
-    return dataclasses.replace(source, dtype=BFLOAT16, read=read)
+    return dataclasses.replace(source, dtype=BFLOAT16, read=read, file=None)

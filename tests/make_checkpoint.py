@@ -37,7 +37,7 @@ def layout(name: str, blocks: int | None = None, width: int = 1) -> dict[str, tu
 
 
 def numbers(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Draw finite numbers below 2, of all magnitudes: without the highest bit of the exponent there is no other kind."""
+    """Draw finite numbers below 2 of all magnitudes: without the exponent's highest bit there is no other kind."""
     bits = rng.integers(0, 2**16, math.prod(shape), np.uint16) & 0xBFFF
     return bits.view(BFLOAT16).reshape(shape)
 

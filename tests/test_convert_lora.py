@@ -25,8 +25,8 @@ from uso_jax.models.flux import Flux, FluxConfig
 
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 BFL = {
-    "processor.qkv_lora1": "img_attn.qkv", "processor.qkv_lora2": "txt_attn.qkv", "processor.proj_lora1": "img_attn.proj",
-    "processor.proj_lora2": "txt_attn.proj", "processor.qkv_lora": "linear1_qkv", "processor.proj_lora": "linear2",
+    "processor.qkv_lora1": "img_attn.qkv", "processor.proj_lora1": "img_attn.proj", "processor.qkv_lora": "linear1_qkv",
+    "processor.qkv_lora2": "txt_attn.qkv", "processor.proj_lora2": "txt_attn.proj", "processor.proj_lora": "linear2",
 }  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def separate(tensors, prefix="transformer."):
 
 def test_the_layouts_are_told_apart(tmp_path, capsys):
     for name, tensors in {
-        "uso-lora": uso(), "comfy-lora": comfy(uso()), "kohya-lora": kohya(uso(), 4.0), "diffusers-lora": separate(uso()),
+        "uso-lora": uso(), "comfy-lora": comfy(uso()), "kohya-lora": kohya(uso(), 4.0),
+        "diffusers-lora": separate(uso()),
     }.items():  # fmt: skip
         save_file(tensors, tmp_path / "x")
         main(["inspect", str(tmp_path / "x")])

@@ -183,6 +183,40 @@ def test_orbax_restores_a_component_sharded(tmp_path):
         np.testing.assert_array_equal(restored[path], want)
 
 
+def test_orbax_restores_what_was_imported_by_columns(tmp_path):
+    main(["import", str(golden.DIR / "dit_lora_tiny.safetensors"), "--to", str(tmp_path)])
+    orders = {json.loads(path.read_text())["order"] for path in (tmp_path / "lora" / "params").rglob(".zarray")}
+    assert "C" in orders  # several layers of the tiny model share a chunk
+    file = tmp_path / "x.safetensors"
+    save_file({key: np.asarray(value) for key, value in golden.tensors("siglip").items()}, file)
+    main(["import", str(file), "--to", str(tmp_path), "--config", str(golden.DIR / "config.json")])
+    folder = tmp_path / "siglip" / "params"
+    assert json.loads((folder / "head" / "mlp" / "in_layer" / "kernel" / ".zarray").read_text())["order"] == "F"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(folder)
+    loaded = weights.load(tmp_path, "siglip", weights.shapes(tmp_path, "siglip"))
+    for path, value in weights.read(tmp_path, "siglip").items():
+        np.testing.assert_array_equal(restored[path], value)
+        np.testing.assert_array_equal(loaded[path], value)
+
+
+def test_layers_by_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_files, "CHUNK_BYTES", 4 * 5 * 4)
+    x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
+    struct = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    with weights_files.Writer(tmp_path, "lora", struct, by_columns=["x"]) as writer:
+        for row in range(6):
+            writer.write("x", row, x[row : row + 1])
+        writer.finish({"config": {}})
+    stored = weights.read(tmp_path, "lora")["x"]
+    file = tmp_path / "lora" / "params" / "x" / "2.0.0"
+    assert file.read_bytes() == x[2].T.tobytes()
+    np.testing.assert_array_equal(stored, x)
+    np.testing.assert_array_equal(stored.part((slice(1, 4), slice(1, 3), slice(2, 5))), x[1:4, 1:3, 2:5])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        np.testing.assert_array_equal(checkpointer.restore(tmp_path / "lora" / "params")["x"], x)
+
+
 def test_chunks():
     assert weights_files.chunk_rows((19, 3072, 12288), 2) == 1
     assert weights_files.chunk_rows((38, 3072, 9216), 2) == 1

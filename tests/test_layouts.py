@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every layout in and out, against the programs that write it: diffusers, transformers, torch, ComfyUI's forms of float8."""
+"""Every layout in and out, against the programs that write it: diffusers, transformers, torch, ComfyUI."""
 
 import argparse
 import functools
@@ -172,7 +172,7 @@ def torch_autoencoder():
             shift_factor=0.1,
             use_quant_conv=False,
             use_post_quant_conv=False,
-        )  # fmt: skip
+        )
     )
 
 
@@ -437,8 +437,8 @@ def test_a_tensor_that_repeats_one_number_without_end(tmp_path, capsys):
 
 def test_without_torch(tmp_path):
     torch.save({"shared.weight": torch.ones(3)}, tmp_path / "x.bin")
-    code = f"import sys; sys.modules['torch'] = None; from convert.__main__ import main; main(['inspect', {str(tmp_path / 'x.bin')!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = "import sys; sys.modules['torch'] = None; from convert.__main__ import main; main(['inspect', sys.argv[1]])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.bin")], capture_output=True, text=True)
     assert done.returncode == 2 and "which only torch can read" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -456,3 +456,27 @@ def test_csd(tmp_path):
     main(["export", str(tmp_path / "w"), "--component", "csd", "--to", str(tmp_path / "o.safetensors")])
     equal(tmp_path / "o.safetensors", tensors)
     assert jax.devices()
+
+
+def test_both_towers_of_clip_are_read_when_asked_for(tmp_path, capsys):
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1)
+    text = dict(vocab_size=70, max_position_embeddings=16, eos_token_id=63, bos_token_id=0, pad_token_id=1, **sizes)
+    vision = dict(image_size=16, patch_size=8, **sizes)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)
+    model = redraw(transformers.CLIPModel(config))
+    model.save_pretrained(tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    tensors = load_file(file)
+    told = {"num_attention_heads": 1, "eos_token_id": 63}
+    args = ["--config", config_file(tmp_path, {"clip": told, "clip_text": told})]
+    main(["import", str(file), "--to", str(tmp_path / "w"), *args])
+    assert weights.components(tmp_path / "w") == ["clip"]
+    main(["import", str(file), "--to", str(tmp_path / "w"), "--component", "clip_model", *args])
+    assert weights.components(tmp_path / "w") == ["clip", "clip_model"]
+    found = weights.config(tmp_path / "w", "clip_model")
+    assert found.vision.patch_size == 8 and found.text.projection_dim == 10 and found.vision.image_size == 16
+    main(["export", str(tmp_path / "w"), "--component", "clip_model", "--to", str(tmp_path / "o.safetensors")])
+    equal(tmp_path / "o.safetensors", tensors)
+    with pytest.raises(SystemExit):
+        main(["import", str(file), "--to", str(tmp_path / "w2"), "--component", "transformer"])
+    assert "the files hold clip, not transformer" in capsys.readouterr().err

@@ -46,7 +46,10 @@ def initial_params(
         drawn = system.init(rng)  # what is not returned is never computed
         return {path: drawn[path].astype(dtypes[path]) for path in fresh}
 
-    return params | jax.jit(draw, out_shardings={path: where[path] for path in fresh})(jax.random.key(config.seed))
+    # Run once, so not worth optimising; on CPU that is most of the time a small run takes to start.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    draw = jax.jit(draw, out_shardings={path: where[path] for path in fresh}, compiler_options=options)
+    return params | draw(jax.random.key(config.seed))
 
 
 def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:

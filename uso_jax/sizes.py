@@ -11,7 +11,7 @@ from typing import Any
 
 from uso_jax.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoderConfig
-from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
+from uso_jax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
 from uso_jax.models.dino import DinoConfig
 from uso_jax.models.flux import FluxConfig
 from uso_jax.models.siglip import SiglipConfig
@@ -29,6 +29,10 @@ NETWORKS: Mapping[str, type] = {  # components with a section of their own name
     "dino": DinoConfig,
     "dinov2": DinoConfig,
 }
+PARTS: Mapping[str, Mapping[str, tuple[str, type]]] = {  # components of several sections: section -> field, class
+    "clip_model": {"clip_vision": ("vision", ClipVisionConfig), "clip_text": ("text", ClipTextConfig)},
+}
+_WHOLE = {"clip_model": ClipConfig}
 NEEDS = {  # what adapters need of the transformer
     "lora": ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks"),
     "projector": ("hidden_size",),
@@ -47,6 +51,7 @@ FIELDS: Sections = {  # what a section may say, with defaults: the released size
     "lora": {"rank": 128, "scale": 1.0},
     "projector": _defaults(ProjectorConfig, _RUN),
     **{name: _defaults(config_class, _RUN) for name, config_class in NETWORKS.items()},
+    **{name: _defaults(part, _RUN) for parts in PARTS.values() for name, (_, part) in parts.items()},
 }
 
 
@@ -54,6 +59,9 @@ def describe(component: str, config: Any) -> dict[str, dict]:
     """Give a manifest's `config`: the component's sizes, and those it needs a transformer to have, by section."""
     if component in NETWORKS:
         return {component: {name: getattr(config, name) for name in FIELDS[component]}}
+    if component in PARTS:
+        parts = {section: getattr(config, field) for section, (field, _) in PARTS[component].items()}
+        return {name: {field: getattr(part, field) for field in FIELDS[name]} for name, part in parts.items()}
     flux = {name: getattr(config, name) for name in NEEDS.get(component, FIELDS["flux"])}
     if component == "lora":
         return {"lora": {"rank": config.lora_rank, "scale": config.lora_scale}, "flux": flux}
@@ -92,10 +100,13 @@ def check_sections(sections: Any, where: str) -> dict[str, dict]:
 
 
 def build(model: str, sections: Sections, **changes) -> Any:
-    """Give the config of "flux" or of a component with its own section, with `changes` such as dtype."""
+    """Give the config of "flux" or of a component with sections of its own, with `changes` such as dtype."""
     try:
         if model in NETWORKS:
             return NETWORKS[model](**(dict(sections[model]) | changes))
+        if model in PARTS:
+            parts = PARTS[model].items()
+            return _WHOLE[model](**{field: part(**(dict(sections[name]) | changes)) for name, (field, part) in parts})
         values = dict(sections["flux"])
         if "lora" in sections:
             lora = {**FIELDS["lora"], **sections["lora"]}

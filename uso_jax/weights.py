@@ -6,10 +6,10 @@
     DIR/<component>/params/         an Orbax checkpoint: one flat dict, path -> array
 
 Paths are stored flat, as the one name a parameter has in rules, shardings and manifests: nesting would have to be
-undone on every load, and could not tell a list's "0" from a dict's. Orbax can only save a tree that is in memory, so the
-checkpoint is written here, in a layout that Orbax restores and that holds the plain bytes of each chunk of a parameter
-in a file of its own. It grows chunk by chunk, can be taken up again after a kill, and is read by mapping the files: a
-device's shard costs its own bytes, whatever the sharding (uso_jax.weights_files).
+undone on every load, and could not tell a list's "0" from a dict's. Orbax can only save a tree that is in memory, so
+the checkpoint is written here, in a layout that Orbax restores and that holds the plain bytes of each chunk of a
+parameter in a file of its own. It grows chunk by chunk, can be taken up again after a kill, and is read by mapping the
+files: a device's shard costs its own bytes, whatever the sharding (uso_jax.weights_files).
 
 A folder is written under a temporary name (it starts with a dot) and renamed when complete, so one that can be seen is
 whole.
