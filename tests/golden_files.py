@@ -117,6 +117,6 @@ def velocity(model: Flux, case: str, x=None, t=None, guidance=None, features=Non
         jnp.asarray(g["txt"]),
         scalar(sampling["t"]) if t is None else t,
         jnp.asarray(g["vec"]),
-        scalar(sampling["guidance"] if guidance is None else guidance),
+        scalar(sampling["guidance"] if guidance is None else guidance) if CONFIG["flux"]["guidance_embed"] else None,
         **conditions,
     )

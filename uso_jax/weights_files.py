@@ -84,7 +84,12 @@ class StoredArray:
         header = json.loads((folder / ".zarray").read_text(encoding="utf-8"))
         self.rows = header["chunks"][0] if self.shape else 1
         self._order = header["order"]
-        if header["shape"] != list(self.shape) or header["chunks"][1:] != list(self.shape[1:]) or self.rows < 1 or self._order not in "CF":
+        if (
+            header["shape"] != list(self.shape)
+            or header["chunks"][1:] != list(self.shape[1:])
+            or self.rows < 1
+            or self._order not in "CF"
+        ):
             raise ValueError(f"{folder / '.zarray'} contradicts the manifest")
 
     def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
