@@ -18,7 +18,7 @@ ORIGINAL: tuple[Row, ...] = (
     ("patch_embed.proj",            "patch_embed",           CONV),
     ("blocks.{i}.norm1",            "blocks/norm1",          NORM),
     ("blocks.{i}.attn.qkv",         tuple(f"blocks/attn/{p}" for p in _QKV), DENSE),
-    ("blocks.{i}.attn.proj",        "blocks/attn/proj",      DENSE),
+    ("blocks.{i}.attn.proj",        "blocks/attn/out_proj",  DENSE),
     ("blocks.{i}.ls1.gamma",        "blocks/ls1",            PARAM),
     ("blocks.{i}.norm2",            "blocks/norm2",          NORM),
     ("blocks.{i}.mlp.fc1",          "blocks/mlp/in_layer",   DENSE),
@@ -39,7 +39,7 @@ _ATTENTION: tuple[Row, ...] = (
     (f"{_LAYER}.attention.attention.query",     "blocks/attn/q_proj",     DENSE),
     (f"{_LAYER}.attention.attention.key",       "blocks/attn/k_proj",     DENSE),
     (f"{_LAYER}.attention.attention.value",     "blocks/attn/v_proj",     DENSE),
-    (f"{_LAYER}.attention.output.dense",        "blocks/attn/proj",       DENSE),
+    (f"{_LAYER}.attention.output.dense",        "blocks/attn/out_proj",   DENSE),
 )
 VIT: tuple[Row, ...] = (
     *_EMBEDDINGS,

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models import stack
+from uso_jax.models.mha import MultiHeadAttention
 from uso_jax.models.mlp import MLP
 
 LEGACY_EOS = 2
@@ -191,35 +192,21 @@ def _norm(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.Laye
     )
 
 
-class ClipAttention(nnx.Module):
-    """Multi-head self-attention with separate query, key and value projections."""
-
-    def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
-        self.num_heads = config.num_attention_heads
-        self.causal = causal
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nnx.Linear(config.hidden_size, config.hidden_size, dtype=config.dtype, rngs=rngs))
-
-    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q, k, v = (y.reshape(*x.shape[:2], self.num_heads, -1) for y in (q, k, v))
-        # `uso_jax.attention` knows no causal mask, and 257 tokens at most need no fused kernel; softmax is in float32.
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation="xla")
-        return self.out_proj(out.reshape(x.shape))
-
-
 class ClipLayer(nnx.Module):
     """One pre-norm transformer layer."""
 
     def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
         c = config
         self.layer_norm1 = _norm(c, rngs)
-        self.self_attn = ClipAttention(c, causal=causal, rngs=rngs)
+        self.self_attn = MultiHeadAttention(
+            c.hidden_size, c.num_attention_heads, causal=causal, dtype=c.dtype, rngs=rngs
+        )
         self.layer_norm2 = _norm(c, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, quick_gelu, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        x = x + self.self_attn(self.layer_norm1(x).astype(x.dtype))
+        y = self.layer_norm1(x).astype(x.dtype)
+        x = x + self.self_attn(y, y)
         return x + self.mlp(self.layer_norm2(x).astype(x.dtype))
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from uso_jax.attention import attention
 from uso_jax.models import stack
+from uso_jax.models.mha import MultiHeadAttention
 from uso_jax.models.mlp import MLP
 
 
@@ -121,35 +121,21 @@ def _norm(config: DinoConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-class DinoAttention(nnx.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
-        self.num_heads = config.num_attention_heads
-        for name in ("q_proj", "k_proj", "v_proj", "proj"):
-            setattr(self, name, nnx.Linear(config.hidden_size, config.hidden_size, dtype=config.dtype, rngs=rngs))
-
-    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q, k, v = (y.reshape(*x.shape[:2], self.num_heads, -1) for y in (q, k, v))
-        # A few hundred tokens: too short for the fused kernels to pay.
-        return self.proj(attention(q, k, v, implementation="xla").reshape(x.shape))
-
-
 class DinoBlock(nnx.Module):
     """One pre-norm transformer layer, its branches scaled in DINOv2."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         c = config
         self.norm1 = _norm(c, rngs)
-        self.attn = DinoAttention(c, rngs=rngs)
+        self.attn = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.ones((c.hidden_size,))) if c.layer_scale else None
         self.norm2 = _norm(c, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu, dtype=c.dtype, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones((c.hidden_size,))) if c.layer_scale else None
 
     def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
-        x = x + self._scaled(self.attn(self.norm1(x).astype(x.dtype)), self.ls1)
+        y = self.norm1(x).astype(x.dtype)
+        x = x + self._scaled(self.attn(y, y), self.ls1)
         return x + self._scaled(self.mlp(self.norm2(x).astype(x.dtype)), self.ls2)
 
     def _scaled(self, branch: Float[Array, "b s c"], scale: nnx.Param | None) -> Float[Array, "b s c"]:

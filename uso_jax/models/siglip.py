@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from uso_jax.attention import attention
 from uso_jax.models import stack
+from uso_jax.models.mha import MultiHeadAttention
 from uso_jax.models.mlp import MLP, gelu_tanh
 
 
@@ -73,29 +73,13 @@ def _norm(config: SiglipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-class SiglipAttention(nnx.Module):
-    """Multi-head attention with separate query, key and value projections."""
-
-    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
-        self.num_heads = config.num_attention_heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nnx.Linear(config.hidden_size, config.hidden_size, dtype=config.dtype, rngs=rngs))
-
-    def __call__(self, queries: Float[Array, "b q c"], keys: Float[Array, "b s c"]) -> Float[Array, "b q c"]:
-        q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)
-        q, k, v = (x.reshape(*x.shape[:2], self.num_heads, -1) for x in (q, k, v))
-        # 729 tokens and a head width of 72: too short and too narrow for the fused kernels to pay.
-        out = attention(q, k, v, implementation="xla")
-        return self.out_proj(out.reshape(queries.shape))
-
-
 class SiglipLayer(nnx.Module):
     """One pre-norm transformer layer."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         c = config
         self.layer_norm1 = _norm(c, rngs)
-        self.self_attn = SiglipAttention(c, rngs=rngs)
+        self.self_attn = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
         self.layer_norm2 = _norm(c, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
 
@@ -111,7 +95,7 @@ class SiglipPoolingHead(nnx.Module):
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         c = config
         self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.hidden_size)))
-        self.attention = SiglipAttention(c, rngs=rngs)
+        self.attention = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
         self.layernorm = _norm(c, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
 
