@@ -26,7 +26,7 @@ from convert.checkpoint import Checkpoint, read_config, recognise
 from convert.exporting import Output, Part
 from convert.importing import import_checkpoint
 from convert.source import open_files
-from uso_jax import weights
+from uso_jax import quantize, weights
 from uso_jax.errors import InputError, exit_cleanly
 
 DTYPES: Mapping[str, np.dtype | None] = {
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--dtype", **dtype)
+    sub.add_argument("--quantize", choices=quantize.MODES, metavar="MODE", help="large kernels to int8, fp8 or int4")
     sub.add_argument("--pad-ranks", **pad)
     sub.add_argument("--overwrite", action="store_true", help="replace components that exist")
 
@@ -116,7 +117,9 @@ def import_files(args: argparse.Namespace) -> None:
         component = checkpoint.family.component
         structs = checkpoint.structs(dtype).values()
         with _bar(sum(s.size * s.dtype.itemsize for s in structs), component) as bar:
-            warnings = import_checkpoint(checkpoint, args.to, dtype, args.overwrite, bar)
+            warnings = import_checkpoint(checkpoint, args.to, dtype, args.overwrite, bar, args.quantize)
+        if args.quantize and not quantize.choose(component, checkpoint.shapes):
+            warnings.append(f"the {component} has no kernels to quantise")
         for warning in warnings:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)

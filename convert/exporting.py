@@ -40,6 +40,7 @@ class Part:
     config: sizes.Sections
     family: str = ""  # it was imported from
     prefix: str | None = None
+    quantised: str = ""  # how
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -52,7 +53,8 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
     for component in weights.components(directory):
         record = weights.manifest(directory, component)
         params = weights.read(directory, component)
-        parts[component] = Part(params, record["config"], record["family"], record.get("prefix"))
+        mode = record.get("quantization", {}).get("mode", "")
+        parts[component] = Part(params, record["config"], record["family"], record.get("prefix"), mode)
     return parts
 
 
@@ -163,7 +165,8 @@ def _plain(name: str, family: Family, part: Part, prefix: str = "") -> Output:
         raise InputError(f"these weights cannot be written as {family.title}: {error}") from error
     dtypes = {key: np.dtype(shapes[entry.pieces[0].path].dtype) for key, entry in entries.items()}
     layout = {f"{prefix}{key}": (dtypes[key], entry.shape) for key, entry in entries.items()}
-    return Output(name, family.title, layout, lambda key: entries[key[len(prefix) :]].join(part.params))
+    title = f"{family.title}, dequantised from {part.quantised}" if part.quantised else family.title
+    return Output(name, title, layout, lambda key: entries[key[len(prefix) :]].join(part.params))
 
 
 # ---------------------------------------------------------------------------------------------------- arithmetic

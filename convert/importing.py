@@ -19,9 +19,9 @@ from convert.arrays import BFLOAT16, Buffer
 from convert.checkpoint import Checkpoint
 from convert.source import File
 from convert.table import Entry, Piece
-from uso_jax import sizes, weights
+from uso_jax import quantize, sizes, weights
 from uso_jax.errors import InputError
-from uso_jax.weights_files import Writer, copy
+from uso_jax.weights_files import Writer, chunk_rows, copy, text
 
 _BLOCK = 2**20  # numbers at a time: what fits a processor's cache
 _GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read
@@ -29,9 +29,22 @@ _WIDEST = {np.dtype(np.float16): 65504.0}
 
 
 def import_checkpoint(
-    checkpoint: Checkpoint, directory: str, dtype: np.dtype | None, overwrite: bool, bar: tqdm
+    checkpoint: Checkpoint,
+    directory: str,
+    dtype: np.dtype | None,
+    overwrite: bool,
+    bar: tqdm,
+    mode: str | None = None,
 ) -> list[str]:
     """Write a checked checkpoint as a component; give what the user should know of its numbers.
+
+    Args:
+      checkpoint: the files.
+      directory: the weights directory.
+      dtype: to cast to; None: keep.
+      overwrite: replace the component if it exists.
+      bar: is told the bytes that are done, before quantisation.
+      mode: quantise large kernels, see `uso_jax.quantize`; they are not cast first.
 
     Raises:
       InputError: it could not be read or written; nothing is left behind.
@@ -43,18 +56,31 @@ def import_checkpoint(
     origin = [[str(f.path.absolute()), f.size, f.path.stat().st_mtime_ns] for f in checkpoint.files]
     origin += [checkpoint.family.name, sections, checkpoint.notes]
     by_columns = {piece.path for entry in checkpoint.entries.values() if entry.axes == (1, 0) for piece in entry.pieces}
+    chosen = quantize.choose(component, structs) if mode else {}
+    kept = checkpoint.structs() if mode else structs
+    stored, chunks = dict(structs), {}
+    for path, struct in chosen.items():
+        stored |= (both := quantize.stored(path, struct, mode))
+        if len(struct.shape) == 3:  # layers of numbers and scales are written together
+            chunks |= dict.fromkeys(both, chunk_rows(struct.shape, kept[path].dtype.itemsize))
+    origin += [mode] if mode else []
     count, memory = _Counter(), (Buffer(), Buffer())
     with (
-        Writer(directory, component, structs, origin, by_columns) as writer,
+        Writer(directory, component, stored, origin, by_columns, chunks) as writer,
         Digests(checkpoint.files) as digests,
     ):
         for path, first, rows, parts in _plan(checkpoint, writer):
+            # The scales are written first.
             if not writer.has(path, first) or rows > writer.rows[path]:
+                own = kept[path].dtype if path in chosen else structs[path].dtype
                 shape = (rows, *structs[path].shape[1:]) if structs[path].shape else ()
                 columns = path in writer.by_columns
-                out = memory[0](shape[::-1] if columns else shape, structs[path].dtype)
+                out = memory[0](shape[::-1] if columns else shape, own)
                 chunk = out.T if columns else out
                 _assemble(chunk, checkpoint, first, parts, count, memory[1], digests)
+                if path in chosen:
+                    chunk, scales = quantize.quantise(chunk, mode)
+                    writer.write(quantize.scale_path(path), first, scales)
                 writer.write(path, first, chunk)
             bar.update(rows / (structs[path].shape or (1,))[0] * structs[path].size * structs[path].dtype.itemsize)
         bar.set_postfix_str("SHA-256")
@@ -67,8 +93,18 @@ def import_checkpoint(
                 for file, digest in zip(checkpoint.files, digests.finish(), strict=True)
             ],
         }
+        if chosen:
+            dtypes = sorted({str(s.dtype) for s in structs.values()})
+            manifest |= {
+                "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
+                "parameters": sum(s.size for s in structs.values()),
+                "quantization": {"mode": mode, "parameters": {path: text(s) for path, s in chosen.items()}},
+            }
         writer.finish(manifest)
-    return count.warnings(structs)
+    warnings = count.warnings(structs)
+    if chosen and count.bad:
+        warnings.append("where they are quantised, NaN became 0 and infinity the largest number of its group")
+    return warnings
 
 
 # ---------------------------------------------------------------------------------------------------- what to make

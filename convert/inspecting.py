@@ -51,9 +51,12 @@ def show_component(directory: str | pathlib.Path, component: str) -> None:
     """Print one line about a component of a weights directory."""
     manifest = weights.manifest(directory, component)
     rank = manifest["config"].get("lora", {}).get("rank")
+    more = f"  rank {rank}" if rank else ""
+    found = manifest.get("quantization")
+    more += f"  {len(found['parameters']):,} kernels {found['mode']}" if found else ""
     print(
         f"{pathlib.Path(directory) / f'{component:<11}'}  {manifest['parameters']:>14,} parameters"
-        f"  {manifest['dtype']:<8}  {size(sum(manifest['files'].values())):>8}{f'  rank {rank}' if rank else ''}"
+        f"  {manifest['dtype']:<8}  {size(sum(manifest['files'].values())):>8}{more}"
     )
 
 

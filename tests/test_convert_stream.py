@@ -149,11 +149,12 @@ def test_memory_is_bounded(tmp_path):
     """A gigabyte of the real widths; the largest tensor, single_blocks.*.linear1, has 132 MB."""
     file = tmp_path / "x.safetensors"
     make_checkpoint.make(file, make_checkpoint.layout("flux1-dev.safetensors", blocks=1))
-    process = start(RUN, "import", file, "--to", tmp_path / "w")
-    out, err = process.communicate()
-    assert process.returncode == 0, err.decode()
-    before, after = map(int, out.split(b"peak")[1].split())
-    assert (after - before) * 1024 < 4 * 132e6 < file.stat().st_size
+    for options in (("--quantize", "int4"), ("--overwrite",)):
+        process = start(RUN, "import", file, "--to", tmp_path / "w", *options)
+        out, err = process.communicate()
+        assert process.returncode == 0, err.decode()
+        before, after = map(int, out.split(b"peak")[1].split())
+        assert (after - before) * 1024 < 4 * 132e6 < file.stat().st_size
     record = weights.manifest(tmp_path / "w", "transformer")
     assert record["sources"][0]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record["config"]["flux"]["depth"] == record["config"]["flux"]["depth_single_blocks"] == 1

@@ -25,15 +25,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from uso_jax import sizes, weights_files
+from uso_jax import quantize, sizes, weights_files
 from uso_jax.errors import InputError
 from uso_jax.params import Params
+from uso_jax.quantize import QuantisedArray
 from uso_jax.sizes import FIELDS, NEEDS, Sections, build, check_sections, describe
 from uso_jax.weights_files import FORMAT, StoredArray, Writer
 
 __all__ = [
     "FIELDS", "Sections", "StoredArray", "Writer", "build", "check_sections", "check_writable", "components", "config",
-    "describe", "flux_component", "load", "manifest", "read", "save", "shapes", "split",
+    "describe", "flux_component", "load", "load_quantized", "manifest", "read", "save", "shapes", "split",
 ]  # fmt: skip
 
 Path = str | pathlib.Path
@@ -52,7 +53,9 @@ def components(directory: Path) -> list[str]:
 
 
 def manifest(directory: Path, component: str) -> dict[str, Any]:
-    """Read a component's manifest; `config` and `files` are checked, `tensors` become structs.
+    """Read a component's manifest; it is checked, and `tensors` become structs.
+
+    `quantization` is there for a component that was quantised: its `mode`, and its `parameters` as they were before.
 
     Raises:
       InputError: the component is missing, damaged or of another format.
@@ -71,6 +74,12 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
             raise InputError(f"{path} describes {record['component']!r}; the folder must keep the component's name")
         record["config"] = check_sections(record["config"], str(path))
         record["tensors"] = {path: weights_files.struct(text) for path, text in record["tensors"].items()}
+        if (found := record.get("quantization")) is not None:
+            found["parameters"] = {path: weights_files.struct(text) for path, text in found["parameters"].items()}
+            for path, struct in found["parameters"].items():
+                for name, stored in quantize.stored(path, struct, found["mode"]).items():
+                    if record["tensors"][name] != stored:
+                        raise ValueError(f"{name} does not have the shape of {path} in {found['mode']}")
         record["files"] = {name: int(size) for name, size in record["files"].items()}
         record |= {name: kind(record[name]) for name, kind in (("family", str), ("dtype", str), ("parameters", int))}
     except InputError:
@@ -81,8 +90,14 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
 
 
 def shapes(directory: Path, component: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give the shapes and dtypes of a component's parameters as they are stored."""
-    return manifest(directory, component)["tensors"]
+    """Give the shapes and dtypes of a component's parameters as they are stored, or were before they were quantised."""
+    return _shapes(manifest(directory, component))
+
+
+def _shapes(record: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    before = record.get("quantization", {}).get("parameters", {})
+    scales = {quantize.scale_path(path) for path in before}
+    return {path: before.get(path, struct) for path, struct in record["tensors"].items() if path not in scales}
 
 
 def config(directory: Path, model: str, **changes) -> Any:
@@ -169,8 +184,8 @@ def save(
         writer.finish(manifest)
 
 
-def read(directory: Path, component: str) -> dict[str, StoredArray]:
-    """Give a component's parameters as arrays on disk, whose parts are read when they are asked for.
+def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedArray]:
+    """Give a component's parameters as arrays on disk, whose parts are read (and dequantised) when they are asked for.
 
     Raises:
       InputError: the component is missing or damaged.
@@ -181,7 +196,12 @@ def read(directory: Path, component: str) -> dict[str, StoredArray]:
         if not (where / name).is_file() or (where / name).stat().st_size != size:
             raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
     try:
-        return {path: StoredArray(where / "params" / path, struct) for path, struct in record["tensors"].items()}
+        stored = {path: StoredArray(where / "params" / path, struct) for path, struct in record["tensors"].items()}
+        if "quantization" in record:
+            mode, before = record["quantization"]["mode"], record["quantization"]["parameters"]
+            for path, struct in before.items():
+                stored[path] = QuantisedArray(stored[path], stored.pop(quantize.scale_path(path)), struct, mode)
+        return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
 
@@ -189,13 +209,45 @@ def read(directory: Path, component: str) -> dict[str, StoredArray]:
 def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
     """Read a component's parameters, each cast to its struct's dtype and placed as its struct's sharding says.
 
-    Every device reads its own shard only; without a sharding a parameter goes to the default device.
+    Every device reads its own shard only; without a sharding a parameter goes to the default device. What was quantised
+    is dequantised, shard by shard.
 
     Raises:
       InputError: the component is missing or damaged, or is not of these shapes.
     """
+    _check_shapes(directory, component, shapes)
+    arrays = read(directory, component)
+    return _place(directory, component, {path: (arrays[path], struct) for path, struct in shapes.items()})
+
+
+def load_quantized(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """Read a component's parameters as `load` does, but quantised ones as their numbers and, beside them, their scales.
+
+    "x/kernel" becomes "x/kernel" in int8, float8_e4m3fn or int4, placed as its struct says, and "x/kernel_scale" in
+    float32, [layers,] groups of inputs, outputs, placed in the same way; their product is the kernel.
+
+    Raises:
+      InputError: the component is missing or damaged, or is not of these shapes.
+    """
+    _check_shapes(directory, component, shapes)
+    wanted: dict[str, tuple[Any, jax.ShapeDtypeStruct]] = {}
+    arrays = read(directory, component)
+    for path, struct in shapes.items():
+        array = arrays[path]
+        if not isinstance(array, QuantisedArray):
+            wanted[path] = array, struct
+            continue
+        for name, part, sharding in (
+            (path, array.values, struct.sharding),
+            (quantize.scale_path(path), array.scales, quantize.scale_sharding(struct.sharding, array.scales.shape)),
+        ):
+            wanted[name] = part, jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding)
+    return _place(directory, component, wanted)
+
+
+def _check_shapes(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     where = pathlib.Path(directory).absolute() / component
-    stored = manifest(directory, component)["tensors"]
+    stored = _shapes(manifest(directory, component))
     found = {
         "missing": sorted(shapes.keys() - stored.keys()),
         "stray": sorted(stored.keys() - shapes.keys()),
@@ -208,18 +260,22 @@ def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStr
     if problems := [f"{len(v)} {k} ({', '.join(v[:5])}{', ...' * (len(v) > 5)})" for k, v in found.items() if v]:
         raise InputError(f"{where} does not fit the model: {'; '.join(problems)}; its sizes are in manifest.json")
 
+
+def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.ShapeDtypeStruct]]) -> Params:
+    """Read arrays on disk, each as its struct says."""
+    where = pathlib.Path(directory).absolute() / component
     default = jax.config.jax_default_device or jax.local_devices()[0]
     default = jax.local_devices(backend=default)[0] if isinstance(default, str) else default
-    arrays = read(directory, component)
 
     def place(path: str) -> jax.Array:
-        array, sharding = arrays[path], shapes[path].sharding or jax.sharding.SingleDeviceSharding(default)
+        array, struct = wanted[path]
+        sharding = struct.sharding or jax.sharding.SingleDeviceSharding(default)
         parts: dict[str, np.ndarray] = {}  # devices that hold copies share one reading
 
         def part(index):
             key = str(index)
             if key not in parts:
-                parts[key] = array.part(index, shapes[path].dtype)
+                parts[key] = array.part(index, struct.dtype)
             return parts[key]
 
         return jax.make_array_from_callback(array.shape, sharding, part)
@@ -227,6 +283,6 @@ def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStr
     try:
         # Several at a time, so that the disk, the casts and the transfers overlap.
         with ThreadPoolExecutor(4) as pool:
-            return dict(zip(shapes, pool.map(place, shapes), strict=True))
+            return dict(zip(wanted, pool.map(place, wanted), strict=True))
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error

@@ -36,7 +36,11 @@ FORMAT = 2
 CHUNK_BYTES = 64 * 2**20
 
 _STRIP = 32  # columns of a matrix at a time when it is transposed: several times as fast as all at once
-_ZARR = {np.dtype(ml_dtypes.bfloat16): "bfloat16"} | {np.dtype(f"f{n}"): f"<f{n}" for n in (2, 4, 8)}
+_ZARR = {
+    **{np.dtype(getattr(ml_dtypes, name)): name for name in ("bfloat16", "float8_e4m3fn")},
+    **{np.dtype(f"f{n}"): f"<f{n}" for n in (2, 4, 8)},
+    np.dtype(np.int8): "|i1",
+}
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -45,6 +49,11 @@ def struct(text: str) -> jax.ShapeDtypeStruct:
     if (match := re.fullmatch(r"(\w+)\[((?:\d+(?:,\d+)*)?)\]", text)) is None:
         raise ValueError(f"{text!r} is not dtype[shape]")
     return jax.ShapeDtypeStruct(tuple(map(int, match[2].split(","))) if match[2] else (), jnp.dtype(match[1]))
+
+
+def text(struct: jax.ShapeDtypeStruct) -> str:
+    """Undo `struct`."""
+    return f"{struct.dtype}[{','.join(map(str, struct.shape))}]"
 
 
 def chunk_rows(shape: tuple[int, ...], itemsize: int) -> int:
@@ -133,6 +142,7 @@ class Writer:
       structs: shapes and dtypes of its parameters.
       origin: what the bytes are made from, in JSON terms; None: never go on from another writer's chunks.
       by_columns: parameters to store by columns where a chunk is one whole matrix.
+      rows: how many rows of the first axis make a chunk, where that is not left to `chunk_rows`.
     """
 
     def __init__(
@@ -142,12 +152,14 @@ class Writer:
         structs: Structs,
         origin: Any = None,
         by_columns: Collection[str] = (),
+        rows: Mapping[str, int] | None = None,
     ):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.target = pathlib.Path(directory).absolute() / component
         self.folder = self.target.with_name(f".{component}.partial")
         self.component, self.structs = component, structs
         self.rows = {path: chunk_rows(s.shape, s.dtype.itemsize) if s.shape else 1 for path, s in structs.items()}
+        self.rows |= rows or {}
         self.by_columns = {path for path in by_columns if self._is_matrix(path)}
         self._origin = json.dumps([FORMAT, self._tensors(), origin], sort_keys=True)
         self._resumable = origin is not None
@@ -254,7 +266,7 @@ class Writer:
         self._lock = lock
 
     def _tensors(self) -> dict[str, str]:
-        return {path: f"{s.dtype}[{','.join(map(str, s.shape))}]" for path, s in self.structs.items()}
+        return {path: text(s) for path, s in self.structs.items()}
 
     def _is_matrix(self, path: str) -> bool:
         shape = self.structs[path].shape
