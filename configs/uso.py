@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """USO's training, by variant.
 
-    python scripts/train.py --config configs/uso.py                 mini: a small USO on drawn triplets, 6 minutes on 2 cores
+    python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, 6 minutes on 2 cores
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
