@@ -18,6 +18,7 @@ from test_oracles import BLOCK, NORM
 from convert.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.table import to_flax
 from uso_jax import flow
+from uso_jax.errors import InputError
 from uso_jax.models import autoencoder, flux, siglip, style
 from uso_jax.params import Structure
 
@@ -224,3 +225,10 @@ def test_order_of_style_tokens_cannot_matter(monkeypatch):
     real = style.HierarchicalProjector.__call__
     monkeypatch.setattr(style.HierarchicalProjector, "__call__", lambda self, features: real(self, features)[:, ::-1])
     assert velocity() < 1
+
+
+@pytest.mark.parametrize("half", ["up", "down"])
+def test_transposed_adapters_are_refused(half):
+    # Their shape gives them away before any number is compared.
+    with pytest.raises(InputError, match="of wrong shape"):
+        model(edit=(rf".*processor.*{half}\.weight", lambda x: x.T))
