@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from test_golden import error
 from transformers.core_model_loading import revert_weight_conversion
 
 from convert import clip as clip_tables
@@ -29,12 +30,6 @@ TOLERANCE = 1e-5  # of the output's standard deviation
 CLIP, DINO, DINOV2 = ClipConfig.tiny(), DinoConfig.tiny(), DinoConfig.tiny(layer_scale=True)
 CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
 DINO_SIZES = (*CLIP_SIZES, "image_size", "patch_size")
-
-
-def error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / want.std())
 
 
 def redraw(model: torch.nn.Module, embedding_std: float = 1.0) -> torch.nn.Module:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from test_golden import error
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.clip import TEXT
@@ -27,12 +28,6 @@ TOLERANCE = 1e-5  # of the output's standard deviation
 T5 = T5Config.tiny(num_layers=3, num_heads=3)  # 3 heads of 8: narrower keys than the residual's 20, as no real T5 has
 CLIP = ClipTextConfig.tiny(num_hidden_layers=3)
 EOS = CLIP.eos_token_id
-
-
-def error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / want.std())
 
 
 def redraw(model: torch.nn.Module, embedding_std: float = 1.0) -> torch.nn.Module:

@@ -7,7 +7,6 @@ Shapes: b batch, h w target pixels, hc wc content pixels, hs ws style pixels, n 
 tokens, t text tokens, d token channels.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -201,8 +200,3 @@ class System:
         """Give the sampling times; the shift counts tokens as FLUX does, whatever the codec's downscale is."""
         rows, columns = self.token_grid(height, width)
         return flow.schedule(num_steps, 16 * rows, 16 * columns, shift)
-
-    def without_adapters(self) -> "System":
-        """Give the plain text-to-image system: no LoRA, no projector."""
-        transformer = dataclasses.replace(self.config.transformer, lora_rank=0, projector=None)
-        return System(dataclasses.replace(self.config, transformer=transformer))
