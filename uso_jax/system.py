@@ -159,14 +159,29 @@ class System:
             inputs.ref_valid = batch["content_valid"]
         return inputs
 
+    def style_tokens(self, params: Params, inputs: Inputs) -> Float[Array, "b s width"] | None:
+        """Project the inputs' style features; None where there are none."""
+        if inputs.features is None:
+            return None
+        return self.module(params, "transformer").feature_embedder(inputs.features)
+
     def velocity(
-        self, params: Params, inputs: Inputs, x_t: Float[Array, "b l d"], t: Float[Array, " b"], guidance: float
+        self,
+        params: Params,
+        inputs: Inputs,
+        x_t: Float[Array, "b l d"],
+        t: Float[Array, " b"],
+        guidance: float,
+        style: Float[Array, "b s width"] | None = None,
     ) -> Float[Array, "b l d"]:
-        """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale."""
+        """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale.
+
+        `style` are the inputs' style tokens where they are known already; otherwise they are projected here.
+        """
         model = self.module(params, "transformer")
         conditions = {}
-        if inputs.features is not None:
-            style = model.feature_embedder(inputs.features)
+        style = self.style_tokens(params, inputs) if style is None else style
+        if style is not None:
             per_image = style.shape[1] // inputs.style_valid.shape[1]
             conditions |= {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
         if inputs.ref_img is not None:
@@ -191,8 +206,9 @@ class System:
         rows, columns = self.token_grid(height, width)
         shape = (inputs.txt.shape[0], rows * columns, self.config.transformer.in_channels)
         times = jnp.asarray(self.schedule(num_steps, height, width, shift), jnp.float32)
+        style = self.style_tokens(params, inputs)  # the same in every step
         tokens = flow.integrate(
-            lambda x, t: self.velocity(params, inputs, x, t, guidance), jax.random.normal(rng, shape), times
+            lambda x, t: self.velocity(params, inputs, x, t, guidance, style), jax.random.normal(rng, shape), times
         )
         return self.decode_tokens(params, tokens, height, width)
 
