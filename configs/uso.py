@@ -11,12 +11,6 @@ Any value is overridden on the command line: --config.stages.disentanglement.lea
 
 from ml_collections import ConfigDict, config_dict
 
-# Fewer and clearer than the source can draw, so that minutes are enough to see something.
-SUBJECTS = """
-    anchor apple arrow bell bottle cat cherry cloud crown cup fish flower heart house key leaf moon mushroom rocket
-    snowman star sun tree umbrella
-"""
-
 EMOJI = dict(
     data_dir="data",  # where the prepared set is, or will be
     manual_dir="",  # folder of the downloaded tarballs, needed once (docs/data.md)
@@ -27,7 +21,6 @@ EMOJI = dict(
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
 BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
-BASE = ((r"transformer/(feature_embedder|.*/processor)/.*", None), (r"transformer/.*", 1.0), (r".*", None))
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
@@ -41,6 +34,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def stage(**changes) -> dict:
     """Give a stage with UNO's trainer settings, which USO's paper leaves unsaid."""
     defaults = dict(
+        loss="flow_matching",  # one of uso_jax.objectives.OBJECTIVES
         steps=1000,
         train=BOTH,  # (regex over parameter paths, learning-rate multiplier; None: frozen); first match wins
         conditions=("content", "style"),  # whose tokens are in the sequence
@@ -69,82 +63,20 @@ def stage(**changes) -> dict:
 def mini() -> dict:
     """Give a small USO at 32 pixels that learns on two CPU cores.
 
-    There are no pre-trained weights yet, so it first trains a base that follows text and relates to a reference of the
-    same subject, as FLUX does, and knows nothing of style images. Then come the paper's two stages.
+    It starts from the weights that come with the package (configs/mini_foundation.py): a base that follows text and
+    relates to a reference of the same subject, as FLUX does, and knows nothing of style images.
     """
     small = dict(
         target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
     )
-    base_data = dict(tasks=dict(text=1.0, subject=4.0), style_words=1.0)  # captions name the style
     style_data = dict(tasks=dict(style=1.0), style_words=0.0)  # only the style image tells it
     both_data = dict(tasks=dict(style_subject=1.0), style_words=0.0)
     return dict(
         seed=0,
-        run=("base", "style_alignment", "disentanglement"),  # stages, in order
-        model=dict(
-            transformer=dict(
-                in_channels=32,
-                vec_in_dim=64,
-                context_in_dim=64,
-                hidden_size=128,
-                mlp_ratio=4.0,
-                num_heads=4,
-                depth=2,
-                depth_single_blocks=3,
-                axes_dim=(8, 12, 12),
-                theta=100,  # positions run to 8 only
-                qkv_bias=True,
-                guidance_embed=False,
-                lora_rank=32,
-                lora_scale=1.0,
-                projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6)),
-                dtype="float32",
-                remat="none",
-                attention="auto",
-            ),
-            autoencoder=dict(kind="patch", patch_size=8, z_channels=32),
-            siglip=dict(
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=6,
-                num_attention_heads=4,
-                image_size=32,
-                patch_size=8,
-                layer_norm_eps=1e-6,
-                dtype="float32",
-                remat="none",
-            ),
-            text=dict(kind="words", length=12, width=64, num_slots=4096),
-            patch=1,  # latents a side of one token
-            reference_offset="d",  # content tokens follow the target diagonally
-            weights="",  # weights directory; "": from random numbers
-            frozen_dtype="float32",  # of what no stage trains
-        ),
-        data=dict(
-            source="procedural",
-            procedural=dict(
-                size=32,
-                preserved=0.8,  # share of targets that keep the content's pose
-                families=("flat", "outline", "stripes", "checker", "neon", "gradient"),
-                subjects=tuple(SUBJECTS.split()),
-                train=dict(split="train", seed=0, length=10_000_000),
-                heldout=dict(split="heldout_styles", seed=1, length=100_000),
-            ),
-            emoji=EMOJI,
-            json=dict(train=dict(path=""), heldout=dict(path="")),
-            num_styles=1,
-            num_threads=2,
-        ),
+        run=("style_alignment", "disentanglement"),  # stages, in order
+        model=mini_model() | mini_teachers() | dict(weights="mini"),
+        data=mini_data(),
         stages=dict(
-            base=stage(
-                **small,
-                steps=2000,
-                train=BASE,
-                conditions=("content",),
-                data=base_data,
-                learning_rate=3e-3,
-                text_dropout=0.05,
-            ),
             style_alignment=stage(
                 **small,
                 steps=400,
@@ -169,6 +101,125 @@ def mini() -> dict:
         heldout=dict(
             num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
         ),
+        evaluation=dict(split="heldout", num_triplets=128, batch_size=32, num_steps=12, guidance=4.0, shift="flux"),
+    )
+
+
+def mini_model() -> dict:
+    """Give the networks of mini: a token is 8 x 8 pixels, so a picture of 32 pixels is 16 tokens."""
+    return dict(
+        transformer=dict(
+            in_channels=32,
+            vec_in_dim=64,
+            context_in_dim=64,
+            hidden_size=128,
+            mlp_ratio=4.0,
+            num_heads=4,
+            depth=2,
+            depth_single_blocks=3,
+            axes_dim=(8, 12, 12),
+            theta=100,  # positions run to 8 only
+            qkv_bias=True,
+            guidance_embed=False,
+            lora_rank=32,
+            lora_scale=1.0,
+            projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6)),
+            dtype="float32",
+            remat="none",
+            attention="auto",
+        ),
+        autoencoder=dict(
+            in_channels=3,
+            ch=16,
+            out_ch=3,
+            ch_mult=(1, 2, 4),
+            num_res_blocks=1,
+            z_channels=8,
+            scale_factor=1.0,
+            shift_factor=0.0,
+            norm_groups=8,
+            dtype="float32",
+        ),
+        siglip=dict(
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+            dtype="float32",
+            remat="none",
+        ),
+        text=dict(
+            t5=dict(
+                vocab_size=1024, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dtype="float32", remat="none"
+            ),
+            clip=dict(
+                vocab_size=1024,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=16,
+                eos_token_id=1,
+                dtype="float32",
+                remat="none",
+            ),
+            t5_length=16,
+            t5_tokenizer="mini",
+            clip_tokenizer="mini",
+        ),
+        patch=2,  # latents a side of one token
+        reference_offset="d",  # content tokens follow the target diagonally
+        weights="",  # weights directory; "": from random numbers; "mini": what comes with the package
+        frozen_dtype="float32",  # of what no stage trains
+    )
+
+
+def mini_teachers() -> dict:
+    """Give the networks that only mini's foundation and its rewards need."""
+    return dict(
+        siglip_text=dict(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+            vocab_size=1024,
+            projection_size=64,
+            dtype="float32",
+            remat="none",
+        ),
+        csd=dict(
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            projection_dim=64,
+            dtype="float32",
+            remat="none",
+        ),
+        judge=dict(num_subjects=106, num_styles=35, channels=(32, 64, 96, 128)),  # of the procedural source
+    )
+
+
+def mini_data() -> dict:
+    """Give the drawings that mini is trained on and held out of."""
+    return dict(
+        source="procedural",
+        procedural=dict(
+            size=32,
+            preserved=0.8,  # share of targets that keep the content's pose
+            train=dict(split="train", seed=0, length=10_000_000),
+            heldout=dict(split="heldout_styles", seed=1, length=100_000),
+        ),
+        emoji=EMOJI,
+        json=dict(train=dict(path=""), heldout=dict(path="")),
+        num_styles=1,
+        num_threads=2,
     )
 
 
@@ -200,7 +251,6 @@ def flux_dev() -> dict:
                 attention="auto",
             ),
             autoencoder=dict(
-                kind="flux",
                 in_channels=3,
                 ch=128,
                 out_ch=3,
@@ -224,7 +274,6 @@ def flux_dev() -> dict:
                 remat="full",
             ),
             text=dict(
-                kind="t5_clip",
                 t5=dict(dtype="bfloat16", remat="full"),  # t5-v1_1-xxl
                 clip=dict(dtype="bfloat16", remat="full"),  # clip-vit-large-patch14
                 t5_length=512,

@@ -26,7 +26,7 @@ from convert.checkpoint import Checkpoint, read_config, recognise
 from convert.exporting import Output, Part
 from convert.importing import import_checkpoint
 from convert.source import open_files
-from uso_jax import quantize, weights
+from uso_jax import quantize, weights, weights_packed
 from uso_jax.errors import InputError, exit_cleanly
 
 DTYPES: Mapping[str, np.dtype | None] = {
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="import | export | inspect | download")
+    commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | download")
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     which.add_argument("--raw", dest="average", action="store_false", help="a training's last parameters instead")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+    sub = command(
+        "pack", pack, "Write what a training has made as a weights directory, one safetensors file a component."
+    )
+    sub.add_argument("directory", metavar="WORKDIR", help="a training's --workdir, or one checkpoint of it")
+    sub.add_argument("--to", required=True, metavar="DIR", help="weights directory; made if it does not exist")
+    sub.add_argument("--component", metavar="NAME", help="write one component only")
+    sub.add_argument("--dtype", **dtype)
 
     sub = command("inspect", inspect, "Say what files or a weights directory hold, from headers and manifests.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="weight files, or one weights directory")
@@ -159,6 +167,22 @@ def export(args: argparse.Namespace) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot write {target}: {error.strerror}; choose another place with --to") from error
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write a training's components as they are named here; an average is taken where there is one."""
+    if not training.is_training(args.directory):
+        raise InputError(f"{args.directory} is not a training's --workdir")
+    parts = training.open_training(args.directory, None)
+    if args.component is not None and args.component not in parts:
+        raise InputError(f"{args.directory} has trained no {args.component}, only {', '.join(sorted(parts))}")
+    if (dtype := DTYPES[args.dtype]) == np.dtype(ml_dtypes.bfloat16):
+        raise InputError("packed weights are fp16 or fp32: choose one with --dtype")
+    for component, part in parts.items():
+        if args.component in (None, component):
+            params = {path: np.asarray(value, dtype or value.dtype) for path, value in part.params.items()}
+            weights_packed.save(args.to, component, params, {"config": part.config})
+            inspecting.show_component(args.to, component)
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Part]:

@@ -33,7 +33,7 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         record = json.loads((step / "record" / "metadata").read_text(encoding="utf-8"))
-        system = record["config"]["system"]["transformer"]
+        system = record["config"]["system"]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(step / "arrays").item_metadata.tree
             has_average = bool(tree.get("ema"))
@@ -53,23 +53,34 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{step} cannot be read as a training's checkpoint: {reason}") from error
     params = {**arrays["params"], **arrays.get("ema", {})}
-    prefix = "transformer/"
-    parts = weights.split({k.removeprefix(prefix): np.asarray(v) for k, v in params.items() if k.startswith(prefix)})
+    parts: dict[str, dict] = {}
+    for path, value in params.items():
+        component, inner = weights.component_of(path)
+        parts.setdefault(component, {})[inner] = np.asarray(value)
     sections = _sections(system)
     return {
-        name: Part(found, {key: sections[key] for key in ("flux", name) if key in sections})
+        name: Part(
+            found, {key: sections[key] for key in (["flux", name] if name in _FLUX else [name]) if key in sections}
+        )
         for name, found in parts.items()
-        if found
     }
 
 
-def _sections(transformer: dict) -> sizes.Sections:
+_FLUX = ("transformer", "lora", "projector")
+
+
+def _sections(system: dict) -> sizes.Sections:
+    transformer = system["transformer"]
     flux = {name: transformer[name] for name in sizes.FIELDS["flux"] if name in transformer}
     sections = {"flux": flux}
     if transformer.get("lora_rank"):
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
     if transformer.get("projector"):
         sections["projector"] = transformer["projector"]
+    networks = {name: system.get(name) or system["text"].get(name) for name in sizes.NETWORKS}
+    for name, values in networks.items():
+        if values:
+            sections[name] = {key: value for key, value in values.items() if key in sizes.FIELDS[name]}
     return sizes.check_sections(sections, "the checkpoint's configuration")
 
 

@@ -36,7 +36,24 @@ def main(_) -> None:
             f"{stage['name']:<18}{stage['steps']:>8}{stage['seconds']:>10.0f}"
             f"{stage['heldout_loss_before']:>23.4f}{stage['heldout_loss_after']:>10.4f}"
         )
+    if "evaluation" in summary:
+        print("\n" + evaluation_table(summary["evaluation"]))
     print(f"\nPictures: {workdir}/samples   curves: tensorboard --logdir {workdir}/tensorboard")
+
+
+def evaluation_table(evaluation: dict[str, dict[str, float]]) -> str:
+    """Lay out what held-out pictures are worth: of the model before and after, of the truth, of either reference."""
+    figures = list(evaluation["target"])
+    rows = [f"{'held-out pictures':<18}" + "".join(f"{name.replace('_', ' '):>{_width(name)}}" for name in figures)]
+    for name in ("before", "after", "target", "copy_content", "copy_style"):
+        values = [evaluation[name][figure] for figure in figures]
+        cells = [f"{value:>{_width(figure)}.3f}" for figure, value in zip(figures, values, strict=True)]
+        rows.append(f"{name.replace('_', ' '):<18}" + "".join(cells))
+    return "\n".join(rows)
+
+
+def _width(name: str) -> int:
+    return max(len(name) + 2, 8)
 
 
 @exit_cleanly

@@ -274,8 +274,8 @@ def test_damaged_checkpoint(straight, tmp_path):
 def test_unknown_names():
     with pytest.raises(InputError, match=r"data\.source 'films' is unknown; known are .*procedural"):
         config({"data.source": "films"})
-    with pytest.raises(InputError, match=r"run 'third' is unknown; known are .*base"):
-        config({"run": ("base", "third")})
+    with pytest.raises(InputError, match=r"run 'third' is unknown; known are .*disentanglement"):
+        config({"run": ("disentanglement", "third")})
 
 
 def test_target_that_does_not_divide_into_tokens():

@@ -4,6 +4,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -13,14 +14,14 @@ import optax
 import pytest
 import tiny
 
-from uso_jax import objective, sharding, train
+from uso_jax import sharding, train
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.heldout import pipeline_options
+from uso_jax.objectives import flow_matching
 from uso_jax.system import System
 
 ADAPTERS, PROJECTOR = r"transformer/.*/processor/.*", r"transformer/feature_embedder/.*"
 TRAINED = {  # stage: regex of the paths it must train
-    "base": rf"(?!{ADAPTERS}|{PROJECTOR})transformer/.*",
     "style_alignment": PROJECTOR,
     "disentanglement": ADAPTERS,
     "joint": rf"{ADAPTERS}|{PROJECTOR}",
@@ -41,13 +42,12 @@ def system() -> System:
 def numbers() -> dict[str, np.ndarray]:
     """Draw every parameter: initially all norm scales are 1, and LoRA's `up` is 0, which leaves `down` no gradient."""
     rng = np.random.default_rng(0)
-    width = lambda path, shape: shape[-2] ** -0.5 if path.endswith("kernel") else 0.3
-    drawn = {
+    inputs = lambda shape: math.prod(shape[:3]) if len(shape) == 4 else shape[-2]  # of a convolution, or a dense layer
+    width = lambda path, shape: inputs(shape) ** -0.5 if path.endswith("kernel") else 0.3
+    return {
         path: rng.normal(0, width(path, shape.shape), shape.shape).astype(np.float32)
         for path, shape in system().shapes.items()
     }
-    # The codec divides by its scale.
-    return drawn | {"autoencoder/scale": np.ones_like(drawn["autoencoder/scale"])}
 
 
 def params() -> dict[str, jax.Array]:
@@ -131,7 +131,7 @@ def test_the_optimizer_holds_two_moments_and_counters():
 def velocity_loss_and_gradients(eight: bool):
     """Compute all three on one device or eight, with respect to the whole transformer."""
     (stage,) = tiny.config("joint").stages
-    draws = objective.draw(jax.random.key(0), system(), stage)
+    draws = flow_matching.draw(jax.random.key(0), system(), stage)
     mesh = eight_devices() if eight else one_device()
     placed = jax.device_put(params(), sharding.shardings(mesh, sharding.RULES, system().shapes))
     assert (placed["transformer/single_blocks/linear2/kernel"].addressable_shards[0].data.size < 160 * 32) == eight
@@ -140,7 +140,7 @@ def velocity_loss_and_gradients(eight: bool):
         inputs = system().inputs(params, batch, content=True, style=True)
         velocity = system().velocity(params, inputs, draws.noise, draws.t, stage.guidance)
         transformer = {path: value for path, value in params.items() if path.startswith("transformer/")}
-        loss = lambda part: objective.flow_matching_loss({**params, **part}, system(), stage, batch, draws)
+        loss = lambda part: flow_matching.loss({**params, **part}, system(), stage, batch, draws)
         return velocity, *jax.value_and_grad(loss)(transformer)
 
     with jax.set_mesh(mesh):
@@ -235,13 +235,13 @@ def test_gradients_are_clipped_together():
 @functools.cache
 def loss_function(*conditions: str):
     (stage,) = tiny.config("joint", conditions=conditions).stages
-    return jax.jit(lambda batch, draws: objective.flow_matching_loss(params(), system(), stage, batch, draws))
+    return jax.jit(lambda batch, draws: flow_matching.loss(params(), system(), stage, batch, draws))
 
 
 def loss(batch, conditions=("content", "style"), **drop):
     rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 0.0) | drop
     (stage,) = tiny.config("joint", **rates).stages
-    return float(loss_function(*conditions)(batch, objective.draw(jax.random.key(0), system(), stage)))
+    return float(loss_function(*conditions)(batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
 
 @pytest.mark.parametrize("dropped", [("content",), ("style",), ("content", "style")])
@@ -265,7 +265,7 @@ def test_dropped_text_equals_the_empty_prompt():
 def test_conditions_drop_independently_at_their_rates():
     rates = dict(text_dropout=0.1, content_dropout=0.25, style_dropout=0.5)
     (stage,) = tiny.config("joint", batch_size=10_000, **rates).stages
-    draws = objective.draw(jax.random.key(0), system(), stage)
+    draws = flow_matching.draw(jax.random.key(0), system(), stage)
     drops = [np.asarray(getattr(draws, f"drop_{name}")) for name in ("text", "content", "style")]
     # Four standard deviations of a rate estimated from 10,000 draws are at most 0.02.
     for drop, rate in zip(drops, rates.values(), strict=True):

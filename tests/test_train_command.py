@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 SMALL = [
-    "--config.stages.base.steps=5",
+    "--config.model.weights=",
     "--config.stages.style_alignment.steps=5",
     "--config.stages.disentanglement.steps=5",
     "--config.model.transformer.hidden_size=32",
@@ -41,12 +41,12 @@ def test_trains_every_stage(tmp_path):
     run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert lines[0] == f"Training variant 'mini' in {tmp_path}: base, style_alignment, disentanglement."
+    assert lines[0] == f"Training variant 'mini' in {tmp_path}: style_alignment, disentanglement."
     assert "12 B" in lines[1] and "--config configs/uso.py:flux_dev" in lines[1]
     table = [line.split() for line in lines if line]
     start = next(i for i, words in enumerate(table) if words[0] == "stage")
     stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
-    assert [stage["name"] for stage in stages] == ["base", "style_alignment", "disentanglement"]
+    assert [stage["name"] for stage in stages] == ["style_alignment", "disentanglement"]
     for words, stage in zip(table[start + 1 :], stages, strict=False):
         losses = [f"{stage[f'heldout_loss_{when}']:.4f}" for when in ("before", "after")]
         assert words == [stage["name"], "5", f"{stage['seconds']:.0f}", *losses]
@@ -59,12 +59,12 @@ def test_trains_every_stage(tmp_path):
     ("arguments", "message"),
     [
         (
-            ["--config", "configs/uso.py", "--config.stages.base.step=3"],
-            "there is no setting --config.stages.base.step; did you mean --config.stages.base.steps?",
+            ["--config", "configs/uso.py", "--config.data.source_=emoji"],
+            "there is no setting --config.data.source_; did you mean --config.data.source?",
         ),
         (
-            ["--config.stage.base.steps", "3"],
-            "there is no setting --config.stage.base.steps; did you mean --config.stages.base.steps?",
+            ["--config.heldout.step", "3"],
+            "there is no setting --config.heldout.step; did you mean --config.heldout.num_steps?",
         ),
         (["--config=configs/uso.py:nonsense"], "unknown variant 'nonsense'; known are mini, flux_dev, flux_dev_joint"),
         (["--config.seed=abc"], "flag --config.seed=abc: invalid literal for int() with base 10: 'abc'"),

@@ -14,16 +14,16 @@ from uso_jax import params, sharding
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
-from uso_jax.models.clip import ClipTextConfig
+from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
 from uso_jax.models.flux import FluxConfig
-from uso_jax.models.patch_codec import PatchCodecConfig
+from uso_jax.models.judge import JudgeConfig
 from uso_jax.models.siglip import SiglipConfig
+from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.models.style import ProjectorConfig
 from uso_jax.models.t5 import T5Config
-from uso_jax.models.words import WordsConfig
 from uso_jax.stage import StageConfig
 from uso_jax.system import SystemConfig
-from uso_jax.text import T5ClipConfig, WordsTextConfig
+from uso_jax.text import T5ClipConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ class HeldoutConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """The table that a run on drawings ends with (uso_jax.evaluation.table)."""
+
+    split: str  # of the procedural source
+    num_triplets: int
+    batch_size: int
+    num_steps: int  # Euler steps of a sample
+    guidance: float
+    shift: Shift
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything `fit` needs."""
 
@@ -67,6 +79,7 @@ class TrainConfig:
     checkpoint_keep: int
     log_every: int
     heldout: HeldoutConfig
+    evaluation: EvaluationConfig | None = None  # only of the procedural source, which knows the truth
 
     def fingerprint(self) -> dict:
         """Give what a checkpoint must agree on to be continued, as JSON: the networks, the stages and the data."""
@@ -94,11 +107,14 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
     try:
         system = SystemConfig(
             transformer=_flux(model["transformer"]),
-            autoencoder=_choose(model["autoencoder"], {"patch": PatchCodecConfig, "flux": AutoEncoderConfig}),
+            autoencoder=AutoEncoderConfig(**_tuples(model["autoencoder"])),
             siglip=SiglipConfig(**model["siglip"]),
-            text=_choose(model["text"], {"words": _words, "t5_clip": _t5_clip}),
+            text=_text(**model["text"]),
             patch=model["patch"],
             reference_offset=model["reference_offset"],
+            siglip_text=SiglipTextConfig(**model["siglip_text"]) if "siglip_text" in model else None,
+            judge=JudgeConfig(**_tuples(model["judge"])) if "judge" in model else None,
+            csd=ClipVisionConfig(**model["csd"]) if "csd" in model else None,
         )
         stages = tuple(StageConfig(name=name, **_tuples(config.stages[name].to_dict())) for name in config.run)
         for stage in stages:
@@ -126,7 +142,12 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         checkpoint_keep=config.checkpoint.keep,
         log_every=config.log_every,
         heldout=HeldoutConfig(**config.heldout.to_dict()),
+        evaluation=EvaluationConfig(**config.evaluation.to_dict()) if _evaluates(config) else None,
     )
+
+
+def _evaluates(config: ConfigDict) -> bool:
+    return "evaluation" in config and config.data.source == "procedural"
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -143,23 +164,12 @@ def _sources(name: str, arguments: dict) -> dict[str, dict]:
 
 def _flux(sizes: dict) -> FluxConfig:
     sizes = _tuples(sizes)
-    return FluxConfig(**(sizes | {"projector": ProjectorConfig(**_tuples(sizes["projector"]))}))
+    projector = sizes["projector"] and ProjectorConfig(**_tuples(sizes["projector"]))
+    return FluxConfig(**(sizes | {"projector": projector}))
 
 
-def _words(**sizes) -> WordsTextConfig:
-    return WordsTextConfig(WordsConfig(**sizes))
-
-
-def _t5_clip(t5: dict, clip: dict, **values) -> T5ClipConfig:
+def _text(t5: dict, clip: dict, **values) -> T5ClipConfig:
     return T5ClipConfig(t5=T5Config(**t5), clip=ClipTextConfig(**clip), **values)
-
-
-def _choose(sizes: dict, kinds: Mapping[str, Any]):
-    sizes = _tuples(sizes)
-    kind = sizes.pop("kind")
-    if kind not in kinds:
-        raise InputError(f"config: kind must be one of {', '.join(kinds)}, not {kind!r}")
-    return kinds[kind](**sizes)
 
 
 def _tuples(values: dict) -> dict:

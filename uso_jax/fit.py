@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import time
+import zlib
 from dataclasses import dataclass
 
 import jax
@@ -20,10 +21,12 @@ from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.errors import InputError
+from uso_jax.evaluation.table import Evaluation
 from uso_jax.heldout import Judge, pipeline_options
 from uso_jax.initial import initial_params
 from uso_jax.metrics import Metrics
 from uso_jax.params import Params
+from uso_jax.stage import StageConfig
 from uso_jax.system import System
 from uso_jax.train import TrainState, init_state, make_train_step, state_shardings
 
@@ -40,6 +43,7 @@ class _Run:
     workdir: pathlib.Path
     checkpoints: Checkpoints
     metrics: Metrics
+    evaluation: Evaluation | None
     record: dict  # what the next checkpoint will say: stage, step, data position, seconds, finished stages
 
     def first_step(self, index: int) -> int:
@@ -95,11 +99,17 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
         workdir=workdir,
         checkpoints=checkpoints,
         metrics=Metrics(workdir, latest or 0),
+        evaluation=None,
         record=record,
     )
     try:
         with jax.set_mesh(mesh):
             params = initial_params(config, system, where, run.trained)
+            if config.evaluation is not None:
+                run.evaluation = Evaluation(config, system, mesh)
+                if "evaluation" not in record:
+                    before = {"before": run.evaluation.model(params)}
+                    record["evaluation"] = before | run.evaluation.baselines(params)
             for index in range(record["stage"], len(config.stages)):
                 if index > record["stage"]:
                     record |= {"stage": index, "step": 0, "data": None, "seconds": 0.0}
@@ -121,6 +131,8 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
 def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> dict:
     """Write summary.json whole or not at all."""
     summary = {"variant": config.variant, "stages": record["stages"]}
+    if "evaluation" in record:
+        summary["evaluation"] = record["evaluation"]
     temporary = workdir / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(temporary, workdir / "summary.json")
@@ -153,7 +165,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
         batches(
             open_source(config.data.train, stage.data),
             batch_size=stage.batch_size,
-            seed=config.seed + index,
+            seed=stage_seed(config.seed, stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             **pipeline_options(config, stage),
@@ -162,7 +174,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     if record["data"] is not None:
         data.set_state(record["data"])
     train_step = jax.jit(
-        make_train_step(run.system, stage, rates, config.seed + 1_000_003 * (index + 1)),
+        make_train_step(run.system, stage, rates, stage_seed(config.seed, stage)),
         donate_argnums=0,
         out_shardings=(state_shardings(state, run.where), sharding.replicated(run.mesh)),
     )
@@ -191,11 +203,19 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             if due["grid"]:
                 judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
             if due["checkpoint"]:
+                if last and run.evaluation is not None:
+                    after = run.evaluation.model(frozen | state.result)
+                    record["stages"][index]["evaluation"] = record["evaluation"]["after"] = after
                 seconds = earlier + time.monotonic() - started
                 record |= {"step": step, "data": data.get_state(), "seconds": seconds}
                 record["stages"][index]["seconds"] = round(seconds, 1)
                 run.save(state, frozen)
     return frozen | state.result
+
+
+def stage_seed(seed: int, stage: StageConfig) -> int:
+    """Give a stage's own seed; it depends on the name, so a stage does the same whatever runs before it."""
+    return (seed + zlib.crc32(stage.name.encode())) % 2**31
 
 
 def _intervals(config: TrainConfig) -> dict[str, int]:

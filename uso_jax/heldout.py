@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from uso_jax import grid, objective, sharding
+from uso_jax import grid, sharding
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
+from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import System
@@ -38,6 +39,7 @@ class Judge:
 
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh, stage: StageConfig):
         self.settings, self.system, self.mesh = config.heldout, system, mesh
+        self.objective = OBJECTIVES[stage.loss]
         nothing = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, accumulate=1)
         self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, **nothing)
         stream = batches(
@@ -62,7 +64,9 @@ class Judge:
         return float(np.mean(jax.device_get(losses)))
 
     def grid(self, params: Params, path: pathlib.Path) -> None:
-        """Write a picture of the first held-out triplets: content | style | generated | target."""
+        """Write a picture of the first held-out triplets, if the stage makes any: content | style | made | target."""
+        if not hasattr(self.objective, "sample"):
+            return
         batch = sharding.global_batch(self.mesh, self.batches[0])
         generated = np.asarray(self._sample(params, batch))
         local, rows = self.batches[0], slice(0, self.settings.grid_rows)
@@ -76,22 +80,11 @@ class Judge:
             grid.save(grid.draw(columns), path)
 
     def _loss_of(self, params: Params, batch, number):
-        draws = objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, self.stage)
-        return objective.flow_matching_loss(params, self.system, self.stage, batch, draws)
+        draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, self.stage)
+        return self.objective.loss(params, self.system, self.stage, batch, draws)
 
     def _sample_of(self, params: Params, batch):
-        conditions = {name: name in self.stage.conditions for name in ("content", "style")}
-        height, width = self.stage.target_size
-        return self.system.generate(
-            params,
-            self.system.inputs(params, batch, **conditions),
-            jax.random.key(_SEED),
-            height=height,
-            width=width,
-            num_steps=self.settings.num_steps,
-            guidance=self.settings.guidance,
-            shift=self.settings.shift,
-        )
+        return self.objective.sample(params, self.system, self.stage, batch, self.settings)
 
 
 def _blank_absent(images: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -6,19 +6,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
-from uso_jax import weights
+from uso_jax import mini, weights
 from uso_jax.config import TrainConfig
-from uso_jax.data import images
-from uso_jax.data.pipeline import open_source
 from uso_jax.errors import InputError
-from uso_jax.models import patch_codec
 from uso_jax.params import Params
 from uso_jax.system import System
-
-_CODEC_IMAGES = 2048
 
 
 def initial_params(
@@ -37,9 +31,6 @@ def initial_params(
     params: Params = {}
     if config.weights:
         params |= _load(config.weights, structs, trained)
-    if isinstance(config.system.autoencoder, patch_codec.PatchCodecConfig) and "autoencoder/mean" not in params:
-        fitted = patch_codec.fit(config.system.autoencoder, _targets(config))
-        params |= {f"autoencoder/{path}": jax.device_put(v, where[f"autoencoder/{path}"]) for path, v in fitted.items()}
     fresh = [path for path in system.shapes if path not in params]
 
     def draw(rng):
@@ -54,10 +45,11 @@ def initial_params(
 
 def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:
     """Read every component the directory has; one that it lacks must be trained from fresh numbers."""
+    directory = str(mini.WEIGHTS) if directory == "mini" else directory
     have = weights.components(directory)
     by_component: dict[str, dict[str, str]] = {}
     for path in structs:
-        component, inner = _component(path)
+        component, inner = weights.component_of(path)
         by_component.setdefault(component, {})[inner] = path
     params: Params = {}
     for component, paths in by_component.items():
@@ -70,18 +62,3 @@ def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: 
                 f" python -m convert import FILE --to {directory}"
             )
     return params
-
-
-def _component(path: str) -> tuple[str, str]:
-    """Give the weights component of a system parameter and its path inside."""
-    prefix, inner = path.split("/", 1)
-    if prefix == "text":
-        return tuple(inner.split("/", 1))
-    return (weights.flux_component(inner) if prefix == "transformer" else prefix), inner
-
-
-def _targets(config: TrainConfig) -> np.ndarray:
-    source = open_source(config.data.train)
-    numbers = range(min(_CODEC_IMAGES, len(source)))
-    height, width = config.stages[0].target_size
-    return np.stack([images.cover(source[number].target, (height, width)) for number in numbers])

@@ -14,7 +14,9 @@ from uso_jax.models.autoencoder import AutoEncoderConfig
 from uso_jax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
 from uso_jax.models.dino import DinoConfig
 from uso_jax.models.flux import FluxConfig
+from uso_jax.models.judge import JudgeConfig
 from uso_jax.models.siglip import SiglipConfig
+from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.models.style import ProjectorConfig
 from uso_jax.models.t5 import T5Config
 
@@ -22,10 +24,12 @@ Sections = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 
 NETWORKS: Mapping[str, type] = {  # components with a section of their own name
     "siglip": SiglipConfig,
+    "siglip_text": SiglipTextConfig,
     "autoencoder": AutoEncoderConfig,
     "t5": T5Config,
     "clip": ClipTextConfig,
     "csd": ClipVisionConfig,
+    "judge": JudgeConfig,
     "dino": DinoConfig,
     "dinov2": DinoConfig,
 }

@@ -12,6 +12,7 @@ from uso_jax import params
 from uso_jax.errors import InputError
 
 CONDITIONS = ("content", "style")
+OBJECTIVE_NAMES = ("flow_matching", "reconstruction", "image_text", "descriptors", "classification")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class StageConfig:
     """One stage; the paper's two, and its joint variant, are only different values here."""
 
     name: str
+    loss: str  # one of uso_jax.objectives.OBJECTIVES
     steps: int
     train: params.Rules  # (regex over parameter paths, learning-rate multiplier or None for frozen), first match wins
     conditions: tuple[str, ...]  # of "content", "style"; tokens of the others are left out of the sequence
@@ -49,6 +51,8 @@ class StageConfig:
             raise InputError(f"{where}: batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
         if unknown := set(self.conditions) - set(CONDITIONS):
             raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
+        if self.loss not in OBJECTIVE_NAMES:
+            raise InputError(f"{where}: unknown loss {self.loss!r}; known are {', '.join(OBJECTIVE_NAMES)}")
         if self.decay not in ("constant", "cosine"):
             raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
         for name in ("text_dropout", "content_dropout", "style_dropout", "ema_decay"):

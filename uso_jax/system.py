@@ -8,22 +8,26 @@ tokens, t text tokens, d token channels.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from uso_jax import flow
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from uso_jax.models.clip import ClipVisionConfig
+from uso_jax.models.csd import Csd
 from uso_jax.models.flux import Flux, FluxConfig
-from uso_jax.models.patch_codec import PatchCodec, PatchCodecConfig
+from uso_jax.models.judge import Judge, JudgeConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
+from uso_jax.models.siglip_match import SiglipMatch
+from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.params import Params, Structure
-from uso_jax.text import TextConfig, TextEncoder
+from uso_jax.text import T5ClipConfig, TextEncoder
 
 Batch = Mapping[str, Array]
 
@@ -33,17 +37,20 @@ class SystemConfig:
     """The networks of one USO and how content tokens are placed."""
 
     transformer: FluxConfig
-    autoencoder: AutoEncoderConfig | PatchCodecConfig
-    siglip: SiglipConfig
-    text: TextConfig
+    autoencoder: AutoEncoderConfig
+    siglip: SiglipConfig | None  # None: style features come ready-made
+    text: T5ClipConfig
     patch: int = 2  # latents a side of one token
     reference_offset: flow.OffsetMode = "d"
+    siglip_text: SiglipTextConfig | None = None  # only where SigLIP itself is trained
+    csd: ClipVisionConfig | None = None  # only where style descriptors are trained or reward
+    judge: JudgeConfig | None = None
 
     def __post_init__(self):
         z, c = self.autoencoder.z_channels, self.transformer.in_channels
         if c != z * self.patch**2:
             raise ValueError(f"transformer.in_channels {c} must be z_channels {z} times patch {self.patch} squared")
-        if (p := self.transformer.projector) is not None:
+        if (p := self.transformer.projector) is not None and self.siglip is not None:
             has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
             if has != wants:
                 raise ValueError(f"projector expects {has} (tokens, width) of the style tower, which gives {wants}")
@@ -71,7 +78,9 @@ class Inputs:
     style_valid: Bool[Array, "b n"] | None = None
     ref_img: Float[Array, "b r d"] | None = None
     ref_ids: Float[Array, "1 r 3"] | None = None
-    ref_valid: Bool[Array, " b"] | None = None
+    ref_valid: Bool[Array, "b r"] | None = None
+    style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
+    ref_bias: Float[Array, "b r"] | None = None
 
 
 def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -89,13 +98,19 @@ class System:
 
     def __init__(self, config: SystemConfig):
         self.config = config
-        codec = AutoEncoder if isinstance(config.autoencoder, AutoEncoderConfig) else PatchCodec
         self.structures = {
             "transformer": Structure(lambda rngs: Flux(config.transformer, rngs=rngs)),
-            "autoencoder": Structure(lambda rngs: codec(config.autoencoder, rngs=rngs)),
-            "siglip": Structure(lambda rngs: SiglipVision(config.siglip, rngs=rngs)),
+            "autoencoder": Structure(lambda rngs: AutoEncoder(config.autoencoder, rngs=rngs)),
             "text": Structure(lambda rngs: TextEncoder(config.text, rngs=rngs)),
         }
+        if config.siglip is not None:
+            self.structures["siglip"] = Structure(lambda rngs: SiglipVision(config.siglip, rngs=rngs))
+        if config.siglip_text is not None:
+            self.structures["siglip_text"] = Structure(lambda rngs: SiglipMatch(config.siglip_text, rngs=rngs))
+        if config.csd is not None:
+            self.structures["csd"] = Structure(lambda rngs: Csd(config.csd, rngs=rngs))
+        if config.judge is not None:
+            self.structures["judge"] = Structure(lambda rngs: Judge(config.judge, rngs=rngs))
         self.shapes = {
             f"{name}/{path}": shape
             for name, structure in self.structures.items()
@@ -138,25 +153,35 @@ class System:
         side = self.config.pixels_per_token
         return height // side, width // side
 
+    def encode_text(
+        self, params: Params, tokens: Mapping[str, Int[Array, "b _"]]
+    ) -> tuple[Float[Array, "b t context"], Float[Array, "b vec"]]:
+        """Give text features and pooled vectors of what the text config's `tokenize` makes, stacked."""
+        return self.module(params, "text")(**tokens)
+
+    def style_features(self, params: Params, images: UInt8[Array, "b n hs ws 3"]) -> Float[Array, "b n 3 s c"]:
+        """Give the SigLIP features that the projector reads, of images at the tower's size."""
+        b, n = images.shape[:2]
+        pixels = to_float(images).reshape(b * n, *images.shape[2:])
+        states = self.module(params, "siglip")(pixels, hidden_states=self.config.transformer.projector.layers)
+        return states.hidden_states.reshape(b, n, *states.hidden_states.shape[1:])
+
+    def reference_ids(self, target: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Array, "1 r 3"]:
+        """Give the ids of content references that follow each other; sizes are (rows, columns) of tokens."""
+        return jnp.concatenate(flow.reference_ids(target, references, self.config.reference_offset))[None]
+
     def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
         """Encode a batch's text and, if wanted, its content and style images, each image once."""
-        config = self.config
-        tokens = {name: batch[name] for name in self.null_tokens}
-        txt, y = self.module(params, "text")(**tokens)
+        txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
         grid = self.token_grid(*batch["target"].shape[1:3])
         inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
-        if style and config.transformer.projector is not None:
-            b, n = batch["style"].shape[:2]
-            pixels = to_float(batch["style"]).reshape(b * n, *batch["style"].shape[2:])
-            tower = self.module(params, "siglip")
-            states = tower(pixels, hidden_states=config.transformer.projector.layers).hidden_states
-            inputs.features = states.reshape(b, n, *states.shape[1:])
+        if style and self.config.transformer.projector is not None:
+            inputs.features = self.style_features(params, batch["style"])
             inputs.style_valid = batch["style_valid"]
         if content:
-            size = self.token_grid(*batch["content"].shape[1:3])
             inputs.ref_img = self.encode_images(params, batch["content"])
-            inputs.ref_ids = flow.reference_ids(grid, [size], config.reference_offset)[0][None]
-            inputs.ref_valid = batch["content_valid"]
+            inputs.ref_ids = self.reference_ids(grid, [self.token_grid(*batch["content"].shape[1:3])])
+            inputs.ref_valid = jnp.broadcast_to(batch["content_valid"][:, None], inputs.ref_img.shape[:2])
         return inputs
 
     def style_tokens(self, params: Params, inputs: Inputs) -> Float[Array, "b s width"] | None:
@@ -171,7 +196,7 @@ class System:
         inputs: Inputs,
         x_t: Float[Array, "b l d"],
         t: Float[Array, " b"],
-        guidance: float,
+        guidance: float | Float[Array, " b"],
         style: Float[Array, "b s width"] | None = None,
     ) -> Float[Array, "b l d"]:
         """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale.
@@ -184,9 +209,11 @@ class System:
         if style is not None:
             per_image = style.shape[1] // inputs.style_valid.shape[1]
             conditions |= {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
+            if inputs.style_bias is not None:
+                conditions["style_bias"] = jnp.repeat(inputs.style_bias, per_image, axis=1)
         if inputs.ref_img is not None:
-            valid = jnp.broadcast_to(inputs.ref_valid[:, None], inputs.ref_img.shape[:2])
-            conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": valid}
+            conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": inputs.ref_valid}
+            conditions["ref_bias"] = inputs.ref_bias
         scale = jnp.full_like(t, guidance) if self.config.transformer.guidance_embed else None
         return model(x_t, inputs.img_ids, inputs.txt, t, inputs.y, scale, **conditions)
 

@@ -13,16 +13,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from uso_jax import mini
 from uso_jax.errors import InputError
-from uso_jax.models import words
 from uso_jax.models.clip import ClipText, ClipTextConfig
 from uso_jax.models.t5 import T5Config, T5Encoder
-from uso_jax.models.words import Words, WordsConfig
 
 
 @dataclass(frozen=True)
 class T5ClipConfig:
-    """FLUX's text: T5 features and CLIP's pooled vector; tokenizers are local folders or names in the hub's cache."""
+    """FLUX's text: T5 features and CLIP's pooled vector.
+
+    Tokenizers are local folders, names in the hub's cache, or "mini" for the one that comes with the package.
+    """
 
     t5: T5Config = T5Config()
     clip: ClipTextConfig = ClipTextConfig()
@@ -46,49 +48,35 @@ class T5ClipConfig:
         }
 
 
-@dataclass(frozen=True)
-class WordsTextConfig:
-    """Mini's text: fixed random word vectors."""
-
-    words: WordsConfig = WordsConfig()
-
-    @property
-    def txt_width(self) -> int:
-        return self.words.width
-
-    @property
-    def vec_width(self) -> int:
-        return self.words.width
-
-    def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
-        """Give the prompt's word slots; the names are the encoder's arguments."""
-        return {"words": words.tokenize(self.words, prompt)}
-
-
-TextConfig = T5ClipConfig | WordsTextConfig
-
-
 class TextEncoder(nnx.Module):
-    """Encode token arrays to (text features, pooled vector)."""
+    """Encode token ids to (text features, pooled vector)."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        if isinstance(config, WordsTextConfig):
-            self.words = Words(config.words, rngs=rngs)
-        else:
-            self.t5 = T5Encoder(config.t5, rngs=rngs)
-            self.clip = ClipText(config.clip, rngs=rngs)
+    def __init__(self, config: T5ClipConfig, *, rngs: nnx.Rngs):
+        self.t5 = T5Encoder(config.t5, rngs=rngs)
+        self.clip = ClipText(config.clip, rngs=rngs)
 
-    def __call__(self, **tokens: Int[Array, "b _"]) -> tuple[Float[Array, "b t d"], Float[Array, "b v"]]:
+    def __call__(
+        self, t5_ids: Int[Array, "b t"], clip_ids: Int[Array, "b u"]
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b v"]]:
         """Give (text features, pooled vector) of the arrays that the config's `tokenize` makes."""
-        if isinstance(self.config, WordsTextConfig):
-            return self.words(tokens["words"])
-        return self.t5(tokens["t5_ids"]), self.clip(tokens["clip_ids"]).pooler_output
+        return self.t5(t5_ids), self.clip(clip_ids).pooler_output
 
 
 def _token_ids(tokenizer: str, prompt: str, length: int) -> np.ndarray:
+    if tokenizer == "mini":
+        return np.asarray(_mini_tokenizer(length).encode(prompt).ids, np.int32)
     encoded = _tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
     return np.asarray(encoded["input_ids"], np.int32)
+
+
+@functools.cache
+def _mini_tokenizer(length: int):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(mini.TOKENIZER))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=0, pad_token="<pad>")
+    return tokenizer
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from uso_jax import objective
+from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, System
@@ -67,11 +67,11 @@ def make_train_step(
     system: System, stage: StageConfig, rates: Mapping[str, float], seed: int
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
     """Give the pure step function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated."""
-    optimizer, schedule = stage.optimizer(rates), stage.schedule()
+    optimizer, schedule, objective = stage.optimizer(rates), stage.schedule(), OBJECTIVES[stage.loss]
 
-    def loss_and_grads(trainable: Params, frozen: Params, batch: Batch, draws: objective.Draws):
+    def loss_and_grads(trainable: Params, frozen: Params, batch: Batch, draws: Any):
         def loss(trainable, batch, draws):
-            return objective.flow_matching_loss({**frozen, **trainable}, system, stage, batch, draws)
+            return objective.loss({**frozen, **trainable}, system, stage, batch, draws)
 
         if stage.accumulate == 1:
             return jax.value_and_grad(loss)(trainable, batch, draws)

@@ -4,6 +4,7 @@
 
     DIR/<component>/manifest.json   what it is, its sizes, dtypes and sources
     DIR/<component>/params/         an Orbax checkpoint: one flat dict, path -> array
+                                    (or params.safetensors, see uso_jax.weights_packed)
 
 Paths are stored flat, as the one name a parameter has in rules, shardings and manifests: nesting would have to be
 undone on every load, and could not tell a list's "0" from a dict's. Orbax can only save a tree that is in memory, so
@@ -25,16 +26,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from uso_jax import quantize, sizes, weights_files
+from uso_jax import quantize, sizes, weights_files, weights_packed
 from uso_jax.errors import InputError
 from uso_jax.params import Params
 from uso_jax.quantize import QuantisedArray
 from uso_jax.sizes import FIELDS, NEEDS, Sections, build, check_sections, describe
 from uso_jax.weights_files import FORMAT, StoredArray, Writer
+from uso_jax.weights_packed import PackedArray
 
 __all__ = [
-    "FIELDS", "Sections", "StoredArray", "Writer", "build", "check_sections", "check_writable", "components", "config",
-    "describe", "flux_component", "load", "load_quantized", "manifest", "read", "save", "shapes", "split",
+    "FIELDS", "Sections", "StoredArray", "Writer", "build", "check_sections", "check_writable", "component_of",
+    "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest", "read", "save",
+    "shapes", "split",
 ]  # fmt: skip
 
 Path = str | pathlib.Path
@@ -143,6 +146,15 @@ def flux_component(path: str) -> str:
     return "lora" if "/processor/" in path else "transformer"
 
 
+def component_of(path: str) -> tuple[str, str]:
+    """Give the component of a System's parameter, and the parameter's path inside it."""
+    prefix, inner = path.split("/", 1)
+    if prefix == "text":
+        component, inner = inner.split("/", 1)
+        return component, inner
+    return (flux_component(inner) if prefix == "transformer" else prefix), inner
+
+
 # ---------------------------------------------------------------------------------------------------- storage
 
 
@@ -184,7 +196,7 @@ def save(
         writer.finish(manifest)
 
 
-def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedArray]:
+def read(directory: Path, component: str) -> dict[str, StoredArray | PackedArray | QuantisedArray]:
     """Give a component's parameters as arrays on disk, whose parts are read (and dequantised) when they are asked for.
 
     Raises:
@@ -196,7 +208,13 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedAr
         if not (where / name).is_file() or (where / name).stat().st_size != size:
             raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
     try:
-        stored = {path: StoredArray(where / "params" / path, struct) for path, struct in record["tensors"].items()}
+        packed = where / weights_packed.FILE
+        stored = {
+            path: PackedArray(packed, path, struct)
+            if packed.is_file()
+            else StoredArray(where / "params" / path, struct)
+            for path, struct in record["tensors"].items()
+        }
         if "quantization" in record:
             mode, before = record["quantization"]["mode"], record["quantization"]["parameters"]
             for path, struct in before.items():

@@ -130,6 +130,24 @@ class StoredArray:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
+def describe(component: str, structs: Mapping[str, Any], manifest: Mapping[str, Any], files: Mapping[str, int]) -> str:
+    """Give the text of manifest.json: what the caller says, and what follows from the parameters and their files."""
+    dtypes = sorted({str(s.dtype) for s in structs.values()})
+    record = {
+        "format": FORMAT,
+        "component": component,
+        "family": "",
+        "uso_jax": uso_jax.__version__,
+        "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
+        "parameters": sum(s.size for s in structs.values()),
+        "sources": [],
+        **manifest,
+        "tensors": {path: text(s) for path, s in structs.items()},
+        "files": files,
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
 class Writer:
     """Write a component chunk by chunk; what an interrupted writer of the same thing has done is kept.
 
@@ -207,21 +225,10 @@ class Writer:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Describe what has been written and move it to its place."""
         self._write_metadata()
-        dtypes = sorted({str(s.dtype) for s in self.structs.values()})
         files = (path for path in sorted((self.folder / "params").rglob("*")) if path.is_file() and path.name != ".tmp")
-        record = {
-            "format": FORMAT,
-            "component": self.component,
-            "family": "",
-            "uso_jax": uso_jax.__version__,
-            "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
-            "parameters": sum(s.size for s in self.structs.values()),
-            "sources": [],
-            **manifest,
-            "tensors": self._tensors(),
-            "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files},
-        }
-        (self.folder / "manifest.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+        described = describe(self.component, self.structs, manifest, sizes)
+        (self.folder / "manifest.json").write_text(described, encoding="utf-8")
         (self.folder / "origin.json").unlink()
         old = self.target.with_name(f".{self.component}.old")
         shutil.rmtree(old, ignore_errors=True)

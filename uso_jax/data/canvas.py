@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from uso_jax.data.subjects import FIELD_REACH, FIELD_SIZE, Subject
+from uso_jax.data.subjects import FIELD_REACH, FIELD_SIZE, Artwork, Subject
 
 Points = Float32[np.ndarray, " n"]
+# What a caption calls shifted (canvas units) and turned (radians).
+SHIFTED, TURNED = 0.06, 0.12
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Pose:
         size = scale[0] + size * (scale[1] - scale[0])
         room = max(0.0, 0.95 - size)
         return cls(size, (2.0 * angle - 1.0) * turn, (2.0 * x - 1.0) * room, (2.0 * y - 1.0) * room)
+
+    @property
+    def words(self) -> str:
+        """How a caption says where the subject is: "small at the top left, turned right"."""
+        size = "small " if self.scale < 0.7 else "large " if self.scale > 0.82 else ""
+        row = "top" if self.y > SHIFTED else "bottom" if self.y < -SHIFTED else ""
+        column = "right" if self.x > SHIFTED else "left" if self.x < -SHIFTED else ""
+        place = f"at the {row} {column}" if row and column else f"at the {row or column}"
+        turn = ", turned left" if self.angle > TURNED else ", turned right" if self.angle < -TURNED else ""
+        return size + (place if row or column else "in the middle") + turn
 
 
 @functools.lru_cache(maxsize=16)
@@ -81,6 +93,35 @@ class Canvas:
         a *= np.float32(pose.scale)
         return a[:, 0], a[:, 1]
 
+    @functools.cached_property
+    def artwork(self) -> Float32[np.ndarray, "n 4"]:
+        """Premultiplied colours and alpha of the subject's own picture at every pixel."""
+        pose = self.pose
+        levels = _levels(self.subject)
+        # The coarsest level that is still at least as fine as the pixels.
+        ratio = self.pixel / pose.scale * (len(levels[0]) - 2) / 2.0
+        picture = levels[min(max(0, int(np.log2(ratio))), len(levels) - 1)]
+        side = len(picture) - 2
+        c, s = np.float32(np.cos(pose.angle) / pose.scale), np.float32(np.sin(pose.angle) / pose.scale)
+        dx, dy = self.x - np.float32(pose.x), self.y - np.float32(pose.y)
+        u = ((c * dx + s * dy) * np.float32(side / 2) + np.float32((side + 1) / 2)).clip(0.0, side + 0.99)
+        v = ((s * dx - c * dy) * np.float32(side / 2) + np.float32((side + 1) / 2)).clip(0.0, side + 0.99)
+        left, top = u.astype(np.int32), v.astype(np.int32)
+        fu, fv = (u - np.floor(u))[:, None], (v - np.floor(v))[:, None]
+        upper = picture[top, left] * (1 - fu) + picture[top, left + 1] * fu
+        lower = picture[top + 1, left] * (1 - fu) + picture[top + 1, left + 1] * fu
+        return upper * (1 - fv) + lower * fv
+
     def cover(self, distance: Points, soft: float = 1.0) -> Points:
         """How much of each pixel lies inside, 0..1; `soft` is the width of the edge in pixels."""
         return (np.float32(0.5) - distance * np.float32(1.0 / (soft * self.pixel))).clip(0.0, 1.0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _levels(subject: Subject) -> list[Artwork]:
+    """Give the subject's picture at full size, half of it and so on, each in a transparent rim for what is outside."""
+    levels = [subject.artwork]
+    while len(levels[-1]) >= 8:
+        half = len(levels[-1]) // 2
+        levels.append(levels[-1][: 2 * half, : 2 * half].reshape(half, 2, half, 2, 4).mean((1, 3)))
+    return [np.pad(level, ((1, 1), (1, 1), (0, 0))) for level in levels]

@@ -23,6 +23,7 @@ COLOURS: dict[str, RGB] = {
     "white": (0.96, 0.96, 0.94),
 }
 NAMES = tuple(COLOURS)
+LEGIBLE = 0.42  # the contrast of two colours that can be told apart at 32 pixels
 
 
 def luma(colour: RGB) -> float:
@@ -39,7 +40,7 @@ def contrast(a: RGB, b: RGB) -> float:
 @functools.cache
 def pairs() -> tuple[tuple[str, str], ...]:
     """List the (fill, ground) pairs that stay legible at 32 pixels."""
-    return tuple((f, g) for f in NAMES for g in NAMES if f != g and contrast(COLOURS[f], COLOURS[g]) > 0.42)
+    return tuple((f, g) for f in NAMES for g in NAMES if f != g and contrast(COLOURS[f], COLOURS[g]) > LEGIBLE)
 
 
 def vary(rng: np.random.Generator, colour: RGB, amount: float = 0.06) -> RGB:

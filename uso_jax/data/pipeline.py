@@ -74,7 +74,8 @@ def batches(
     """Build the endless (or, with repeat=False, one-epoch) stream of this process's batches.
 
     Each batch has "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3] and "content_valid" bool [b], "style"
-    uint8 [b, n, hs, ws, 3] and "style_valid" bool [b, n], and what `tokenize` returns, stacked. Absent conditions are
+    uint8 [b, n, hs, ws, 3] and "style_valid" bool [b, n], "subject_label" and "style_label" int32 [b], -1 where the
+    source does not know them, and what `tokenize` returns, stacked. Absent conditions are
     zero images that are not valid; style images past `num_styles` are an InputError. `batch_size` counts all
     processes. An incomplete last batch is dropped.
     """
@@ -146,6 +147,8 @@ class _Examples:
             example["content"] = images.cover(triplet.content, self.content_size)
         for slot, style in enumerate(triplet.styles):
             example["style"][slot] = images.squash(style, self.style_size)
+        labels = triplet.meta.get("labels", {})
+        example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
         tokens = self.tokenize(triplet.prompt)
         if taken := sorted(set(tokens) & set(example)):
             raise InputError(f"tokenize returns {', '.join(taken)}, which the batch itself holds: rename it.")

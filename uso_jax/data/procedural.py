@@ -5,15 +5,20 @@
     content = (subject s, its plain look)    style = (another subject t, style B)    target = (subject s, style B)
 
 Example i of a split depends on (seed, split, i) alone, so any example can be drawn at any time, in any process.
-What the splits hold out (see `Subject.heldout` and `styles.combinations`):
+What the splits hold out (see `Subject.heldout` and `look`):
 
-    train              seen subjects,      seen combinations of family and colours
-    heldout_subjects   held-out subjects,  seen combinations
-    heldout_styles     seen subjects,      held-out combinations
-    heldout            held-out subjects,  held-out combinations
+    train              seen subjects,      seen families,      seen colours and textures
+    heldout_subjects   held-out subjects,  seen families,      seen colours and textures
+    heldout_styles     seen subjects,      seen families,      held-out colours and textures
+    heldout_families   seen subjects,      held-out families,  seen colours and textures
+    heldout            held-out subjects,  seen families,      held-out colours and textures
 
-The subject of a style image is always a seen one. `meta` of a triplet holds "subject", "pose" and "style" of the
-target, so `render(SUBJECTS[other], meta["pose"], meta["style"], size)` is an exact counterfactual.
+The subject of a style image is always a seen one. `meta` of a triplet holds the names of "subject" and "family", "pose"
+and "style" (a Pose and a Style) of the target, the same of the other images, and "labels", the integers that judges
+learn: places in SUBJECTS, STYLES and FAMILIES. Any counterfactual is exact:
+
+    render(SUBJECTS[other], meta["pose"], meta["style"], size)              another subject in the same style
+    render(SUBJECTS[meta["subject"]], meta["pose"], other_style, size)      the same subject in another style
 """
 
 import operator
@@ -24,13 +29,27 @@ import numpy as np
 
 from uso_jax.data.canvas import Pose
 from uso_jax.data.record import CONDITIONS, Triplet
-from uso_jax.data.styles import PLAIN, STYLE_FAMILIES, Style, render
+from uso_jax.data.styles import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, STYLES, Style, render
 from uso_jax.data.subjects import SUBJECTS, Subject, subject_names
 from uso_jax.errors import InputError
 
-__all__ = ["PLAIN", "SPLITS", "STYLE_FAMILIES", "SUBJECTS", "Pose", "ProceduralSource", "Style", "Subject", "render"]
+__all__ = [
+    "FAMILIES",
+    "HELDOUT_FAMILIES",
+    "PLAIN",
+    "SPLITS",
+    "STYLES",
+    "STYLE_NAMES",
+    "SUBJECTS",
+    "Pose",
+    "ProceduralSource",
+    "Style",
+    "Subject",
+    "render",
+]
 
-SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout")
+SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout_families", "heldout")
+NUMBERS = {"subject": list(SUBJECTS), "style": list(STYLES), "family": list(FAMILIES)}
 SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in another place")
 
 
@@ -42,8 +61,11 @@ class ProceduralSource:
     empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
     style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
         subject example whose target is styled always does: nothing else says which style is wanted.
+    place_words: probability that the caption of a shifted layout also says where and how large the subject is.
     plain: share of subject and text examples whose target has the plain look.
-    subjects, families: restrict what is drawn; None takes all. Held-out subjects named here stay held out.
+    same_look: share of subject examples whose target has exactly the content's look; where the layout is preserved too,
+        the target is a copy of the content.
+    subjects, families, styles: restrict what is drawn; None takes all of the split. Held-out ones stay held out.
     """
 
     def __init__(
@@ -57,12 +79,15 @@ class ProceduralSource:
         preserved: float | int = 0.5,
         empty_prompt: float | int = 0.5,
         style_words: float | int = 0.0,
+        place_words: float | int = 0.0,
         plain: float | int = 0.3,
+        same_look: float | int = 0.0,
         num_styles: int = 1,
         scale: Sequence[float | int] = (0.62, 0.9),
         turn: float | int = 0.35,
         subjects: Sequence[str] | None = None,
         families: Sequence[str] | None = None,
+        styles: Sequence[str] | None = None,
     ):
         if split not in SPLITS:
             raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
@@ -71,19 +96,22 @@ class ProceduralSource:
                 f"procedural data: size is {size}, length {length} and num_styles {num_styles};"
                 " the size must be at least 8, the others 1."
             )
-        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words, "plain": plain}
+        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
+        shares |= {"place_words": place_words, "plain": plain, "same_look": same_look}
         for name, share in shares.items():
             if not 0.0 <= share <= 1.0:
                 raise InputError(f"procedural data: {name} is {share}; it is a share from 0 to 1.")
         self.split, self.seed, self.size, self.length = split, seed, size, length
-        self.preserved, self.empty_prompt, self.style_words, self.plain = preserved, empty_prompt, style_words, plain
+        self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
+        self.style_words, self.place_words = style_words, place_words
         self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
         self.tasks, self._task_edges = _task_table({"style_subject": 1.0} if tasks is None else tasks)
-        self.families = _known("style family", families, STYLE_FAMILIES)
+        self.styles = _styles(split, styles, families)
         self.heldout_styles = split in ("heldout_styles", "heldout")
         chosen = _known("subject", subjects, tuple(SUBJECTS))
         self.seen = tuple(name for name in chosen if not SUBJECTS[name].heldout)
-        self.subjects = tuple(n for n in chosen if SUBJECTS[n].heldout) if split in SPLITS[1::2] else self.seen
+        is_heldout = split in ("heldout_subjects", "heldout")
+        self.subjects = tuple(name for name in chosen if SUBJECTS[name].heldout) if is_heldout else self.seen
         if not self.subjects or len(self.seen) < 2:
             raise InputError(
                 f"procedural data: split {split!r} needs at least one of its own and two seen subjects among"
@@ -102,25 +130,36 @@ class ProceduralSource:
         has_content, has_style = CONDITIONS[task]
         subject = SUBJECTS[_pick(rng, self.subjects)]
         pose = self._pose(rng)
-        is_plain = not has_style and rng.random() < self.plain
-        style = Style.plain(rng, subject) if is_plain else Style.draw(rng, self.families, heldout=self.heldout_styles)
         preserved = has_content and rng.random() < self.preserved
+        content_pose = pose if preserved else self._pose(rng)
+        look = Style.plain(rng, subject)
+        if task == "subject" and rng.random() < self.same_look:
+            style = look
+        elif not has_style and rng.random() < self.plain:
+            style = Style.plain(rng, subject)
+        else:
+            style = Style.draw(rng, self.styles, heldout=self.heldout_styles)
+        labels = {"subject": subject.name, "style": style.name, "family": style.family}
         meta = {"subject": subject.name, "family": style.family, "pose": pose, "style": style}
+        meta["labels"] = {name: NUMBERS[name].index(value) for name, value in labels.items()}
 
         content = None
         if has_content:
-            meta["content_pose"] = pose if preserved else self._pose(rng)
-            meta["content_style"] = Style.plain(rng, subject)
-            content = render(subject, meta["content_pose"], meta["content_style"], self.size)
+            meta |= {"content_pose": content_pose, "content_style": look}
+            content = render(subject, content_pose, look, self.size)
         styles = ()
         if has_style:
             others = [name for name in self.seen if name != subject.name]
             meta["style_subjects"] = tuple(_pick(rng, others) for _ in range(self.num_styles))
             styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
 
-        words = rng.random() < self.style_words or (task == "subject" and not is_plain)
         sentence = "{}" if preserved or task == "text" else _pick(rng, SENTENCES)
-        prompt = sentence.format(subject.phrase) + (f", {style.words}" if words else "")
+        prompt = sentence.format(subject.phrase)
+        if rng.random() < self.place_words and not preserved:
+            prompt += f", {pose.words}"
+        # Nothing else says which style is wanted where no style image does.
+        if rng.random() < self.style_words or (task == "subject" and style.name != PLAIN):
+            prompt += f", {style.words}"
         if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
             prompt = ""
         return Triplet(
@@ -152,6 +191,20 @@ def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tu
             f"procedural data: unknown {what} {', '.join(map(repr, strange))}; known are {', '.join(known)}."
         )
     return tuple(name for name in known if name in names)
+
+
+def _styles(split: str, styles: Sequence[str] | None, families: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the styles of a split, restricted to some styles and families."""
+    wanted = _known("style", styles, STYLE_NAMES)
+    kept = _known("style family", families, tuple(family for family in FAMILIES if family != PLAIN))
+    own = [f for f in kept if (f in HELDOUT_FAMILIES) == (split == "heldout_families")]
+    names = tuple(name for family in own for name in FAMILIES[family] if name in wanted)
+    if not names:
+        raise InputError(
+            f"procedural data: split {split!r} has none of the styles {', '.join(wanted)} of {', '.join(kept)};"
+            f" the held-out families are {', '.join(HELDOUT_FAMILIES)}, which heldout_families alone draws."
+        )
+    return names
 
 
 def _task_table(tasks: Mapping[str, float | int]) -> tuple[tuple[str, ...], np.ndarray]:

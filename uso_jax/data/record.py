@@ -30,8 +30,8 @@ class Triplet:
     """A content image, style images and the target that joins them.
 
     Images are uint8 [h, w, 3], of any size; `task` is a Task and `layout` a Layout. `meta` holds ground truth where the
-    source knows it (subject, style, pose); nothing in training reads it. `key` is unique within the source. Wrong
-    values are an InputError, also without a type checker.
+    source knows it (subject, style, pose); of it, training reads only meta["labels"], for descriptors and judges.
+    `key` is unique within the source. Wrong values are an InputError, also without a type checker.
     """
 
     prompt: str

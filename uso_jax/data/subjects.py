@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn subjects: one entry each, a body, its inner details, and the colours it has by nature.
+"""The subjects, drawn and from symbols: one entry each, a body, its inner details, and the colours it has by nature.
 
 Add a subject by adding an entry: keep it inside the circle of radius 1, make the silhouette speak at 32 pixels, and
-give details at least 0.12 of width. `heldout` subjects never occur in the train split.
+give details at least 0.12 of width. Those named in HELDOUT never occur in the train split.
 """
 
 import functools
@@ -13,16 +13,25 @@ import numpy as np
 from jaxtyping import Float32
 
 from uso_jax.data.shapes import NOTHING, Shape, arc, around, box, circle, ellipse, line, polygon, radial, ring
+from uso_jax.data.symbols import SYMBOLS
 
 FIELD_REACH = 1.3  # the field covers [-1.3, 1.3]²; outside, the distance to its edge is added
 FIELD_SIZE = 161
+
+HELDOUT = (
+    *("lightning bolt", "car", "duck", "light bulb", "cactus", "letter E"),
+    *("chess knight", "pair of scissors", "telephone", "shirt with a star"),
+)
+
+Artwork = Float32[np.ndarray, "size size 4"]
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A thing that can be drawn in any style.
 
-    `phrase` is how a caption names it; `fill` and `ink` are the colour names of its plain look.
+    `phrase` is how a caption names it; `fill` and `ink` are the colour names of its plain look. A picture of its own
+    is `artwork`, premultiplied RGBA in 0..1 over the square [-1, 1]², row by row from the top.
     """
 
     name: str
@@ -32,6 +41,7 @@ class Subject:
     body: Shape
     detail: Shape
     heldout: bool = False
+    artwork: Artwork | None = None
 
     @functools.cached_property
     def field(self) -> Float32[np.ndarray, "n 2"]:
@@ -70,13 +80,13 @@ def _redistance(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(np.abs(d) < 0.04, d, far)
 
 
-def _subject(name, fill, ink, body, detail=NOTHING, *, phrase=None, heldout=False):
+def _subject(name, fill, ink, body, detail=NOTHING, *, phrase=None):
     article = "an" if name[0] in "aeiou" else "a"
-    return Subject(name, phrase or f"{article} {name}", fill, ink, body, detail, heldout)
+    return Subject(name, phrase or f"{article} {name}", fill, ink, body, detail, name in HELDOUT)
 
 
-def _letter(glyph, fill, body, *, heldout=False):
-    return _subject(f"letter {glyph}", fill, "white", body, heldout=heldout)
+def _letter(glyph, fill, body):
+    return _subject(f"letter {glyph}", fill, "white", body)
 
 
 # fmt: off
@@ -116,7 +126,7 @@ _ENTRIES = (
     _subject("drop", "blue", "white", circle(0, -0.38, 0.55) | polygon((-0.53, -0.22), (0, 0.98), (0.53, -0.22)),
              arc(0, -0.38, 0.32, 180, 260, 0.15)),
     _subject("lightning bolt", "yellow", "orange", polygon((0.3, 0.98), (-0.6, -0.15), (-0.05, -0.15), (-0.3, -0.98),
-             (0.62, 0.2), (0.08, 0.2)), heldout=True),
+             (0.62, 0.2), (0.08, 0.2))),
     _subject("cloud", "white", "gray", circle(-0.5, -0.15, 0.4) | circle(0.02, 0.15, 0.5) | circle(0.55, -0.12, 0.38)
              | box(-0.6, -0.55, 0.6, -0.1, 0.1)),
     _subject("flower", "pink", "yellow", around(circle(0, 0.58, 0.38), 5) | circle(0, 0, 0.4), circle(0, 0, 0.28)),
@@ -130,7 +140,7 @@ _ENTRIES = (
              | box(-0.08, -0.4, 0.08, 0.9), polygon((0.08, -0.2), (0.08, 0.95), (0.75, -0.2))),
     _subject("car", "red", "black", box(-0.95, -0.4, 0.95, 0.12, 0.14) | polygon((-0.62, 0), (-0.36, 0.55), (0.3, 0.55),
              (0.62, 0)) | circle(0.5, -0.42, 0.25).mirror(), circle(0.5, -0.42, 0.17).mirror() | polygon((-0.4, 0.12),
-             (-0.25, 0.4), (0.2, 0.4), (0.38, 0.12)), heldout=True),
+             (-0.25, 0.4), (0.2, 0.4), (0.38, 0.12))),
     _subject("apple", "red", "green", circle(0.28, -0.15, 0.6).mirror() | line([(0, 0.3), (0.08, 0.72)], 0.14)
              | ellipse(0, 0, 0.34, 0.15).turn(25).move(0.4, 0.75), ellipse(0, 0, 0.34, 0.15).turn(25).move(0.4, 0.75)
              | line([(0, 0.42), (0.08, 0.72)], 0.14)),
@@ -156,7 +166,7 @@ _ENTRIES = (
     _subject("duck", "yellow", "orange", ellipse(0.12, -0.32, 0.72, 0.48) | circle(-0.36, 0.42, 0.38)
              | polygon((-0.6, 0.5), (-1.0, 0.3), (-0.6, 0.22)) | polygon((0.5, -0.2), (0.95, 0.2), (0.75, -0.4)),
              polygon((-0.66, 0.55), (-1.05, 0.3), (-0.66, 0.18)) | circle(-0.4, 0.52, 0.1)
-             | arc(0.2, -0.2, 0.34, 190, 350, 0.12), heldout=True),
+             | arc(0.2, -0.2, 0.34, 190, 350, 0.12)),
     _subject("book", "brown", "white", polygon((-0.95, 0.5), (0, 0.34), (0.95, 0.5), (0.95, -0.62), (0, -0.75),
              (-0.95, -0.62)), line([(0, 0.4), (0, -0.8)], 0.14) | line([(0.28, 0.1), (0.7, 0.16)], 0.11).mirror()
              | line([(0.28, -0.22), (0.7, -0.16)], 0.11).mirror()),
@@ -180,7 +190,7 @@ _ENTRIES = (
              | box(-0.06, 0.2, 0.06, 0.5), ellipse(0, 0.66, 0.22, 0.36)),
     _subject("light bulb", "yellow", "gray", circle(0, 0.3, 0.62) | polygon((-0.45, -0.1), (0.45, -0.1), (0.28, -0.5),
              (-0.28, -0.5)) | box(-0.28, -0.92, 0.28, -0.42, 0.08), box(-0.4, -0.56, 0.4, -0.44)
-             | box(-0.4, -0.8, 0.4, -0.68), heldout=True),
+             | box(-0.4, -0.8, 0.4, -0.68)),
     _subject("flag", "red", "white", box(-0.72, -0.95, -0.55, 0.95) | polygon((-0.6, 0.88), (0.85, 0.88), (0.5, 0.45),
              (0.85, 0.02), (-0.6, 0.02)), box(-0.55, 0.34, 0.9, 0.56)),
     _subject("sword", "gray", "brown", polygon((-0.18, -0.4), (0.18, -0.4), (0.18, 0.66), (0, 0.98), (-0.18, 0.66))
@@ -199,7 +209,7 @@ _ENTRIES = (
              ellipse(0.28, 0.5, 0.07, 0.34).mirror() | circle(0.22, -0.28, 0.1).mirror() | circle(0, -0.52, 0.11)),
     _subject("cactus", "green", "yellow", box(-0.2, -0.95, 0.2, 0.95, 0.2) | line([(0.1, -0.2), (0.6, -0.2),
              (0.6, 0.35)], 0.28) | line([(-0.1, 0.05), (-0.6, 0.05), (-0.6, 0.55)], 0.28), line([(0, 0.6),
-             (0, 0.4)], 0.1) | line([(0, 0), (0, -0.2)], 0.1) | line([(0, -0.5), (0, -0.7)], 0.1), heldout=True),
+             (0, 0.4)], 0.1) | line([(0, 0), (0, -0.2)], 0.1) | line([(0, -0.5), (0, -0.7)], 0.1)),
     _subject("airplane", "blue", "white", ellipse(0, 0, 0.17, 0.95) | polygon((0, 0.3), (0.95, -0.22), (0.95, -0.4),
              (0, -0.12)).mirror() | polygon((0, 0.3), (-0.95, -0.22), (-0.95, -0.4), (0, -0.12)) | polygon((0, -0.55),
              (0.42, -0.88), (-0.42, -0.88))),
@@ -213,11 +223,11 @@ _ENTRIES = (
     _letter("R", "green", line([(-0.45, -0.8), (-0.45, 0.8), (0.15, 0.8), (0.42, 0.6), (0.42, 0.3), (0.15, 0.06),
              (-0.4, 0.06)], 0.32) | line([(0.05, 0.06), (0.5, -0.8)], 0.32)),
     _letter("E", "purple", line([(0.5, 0.8), (-0.42, 0.8), (-0.42, -0.8), (0.5, -0.8)], 0.32) | line([(-0.42, 0),
-             (0.35, 0)], 0.3), heldout=True),
+             (0.35, 0)], 0.3)),
 )
 # fmt: on
 
-SUBJECTS: dict[str, Subject] = {entry.name: entry for entry in _ENTRIES}
+SUBJECTS: dict[str, Subject] = {entry.name: entry for entry in (*_ENTRIES, *(_subject(*entry) for entry in SYMBOLS))}
 
 
 def subject_names(*, heldout: bool) -> tuple[str, ...]:

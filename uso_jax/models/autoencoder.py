@@ -194,14 +194,22 @@ class AutoEncoder(nnx.Module):
 
     def encode(self, images: Float[Array, "b H W c"], rng: Key[Array, ""] | None = None) -> Float[Array, "b h w z"]:
         """Give the posterior mean, or a sample of the posterior when `rng` is given (upstream always samples)."""
-        factor = self.config.downscale
-        if images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(f"image size {images.shape[1]}x{images.shape[2]} must be a multiple of {factor}")
-        mean, logvar = jnp.split(self.encoder(images.astype(self.config.dtype)).astype(jnp.float32), 2, axis=-1)
+        mean, logvar = self.moments(images)
         z = mean if rng is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)
         return self.config.scale_factor * (z - self.config.shift_factor)
 
     def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
         """Give the images of scaled latents, nominally in [-1, 1] but not clipped."""
-        z = z / self.config.scale_factor + self.config.shift_factor
+        return self.decode_unscaled(z / self.config.scale_factor + self.config.shift_factor)
+
+    def moments(self, images: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w z"], Float[Array, "b h w z"]]:
+        """Give the mean and the log-variance of the posterior, unscaled."""
+        factor = self.config.downscale
+        if images.shape[1] % factor or images.shape[2] % factor:
+            raise ValueError(f"image size {images.shape[1]}x{images.shape[2]} must be a multiple of {factor}")
+        mean, logvar = jnp.split(self.encoder(images.astype(self.config.dtype)).astype(jnp.float32), 2, axis=-1)
+        return mean, logvar
+
+    def decode_unscaled(self, z: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
+        """Give the images of samples of the posterior."""
         return self.decoder(z.astype(self.config.dtype)).astype(jnp.float32)

@@ -7,6 +7,7 @@ Shapes: b batch, h w pixels, s vision tokens, c hidden_size.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,18 @@ class SiglipOutput:
     hidden_states: Float[Array, "b levels s c"]
 
 
-def _norm(config: SiglipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+@runtime_checkable
+class LayerSizes(Protocol):
+    """What a layer needs to know, of this tower or of the text transformer (uso_jax.models.siglip_text)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    dtype: str
+
+
+def _norm(config: LayerSizes, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
     )
@@ -76,7 +88,7 @@ def _norm(config: SiglipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class SiglipLayer(nnx.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LayerSizes, *, rngs: nnx.Rngs):
         c = config
         self.layer_norm1 = _norm(c, rngs)
         self.self_attn = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)

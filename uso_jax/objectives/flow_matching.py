@@ -1,23 +1,25 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The flow-matching loss of USO's stages, with its random draws made apart from it.
+"""The flow-matching loss of USO's stages.
 
     L_pre = E || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2        paper Eq. (5), w(t) = 1
 
-Drawing first keeps the loss a pure function of numbers: gradient accumulation only cuts the draws, and a held-out loss
-uses the same draws every time. Shapes: b batch, l target tokens, d token channels.
+Shapes: b batch, l target tokens, d token channels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from uso_jax import flow
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, System
+
+_SEED = 20_25  # of the pictures' noise, whatever the run's own seed is
 
 
 @jax.tree_util.register_dataclass
@@ -61,9 +63,7 @@ def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
     return {**batch, **empty, **valid}
 
 
-def flow_matching_loss(
-    params: Params, system: System, stage: StageConfig, batch: Batch, draws: Draws
-) -> Float[Array, ""]:
+def loss(params: Params, system: System, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
     """Give the mean squared velocity error of a batch, in float32."""
     batch = drop_conditions(system, batch, draws)
     x0 = system.encode_images(params, batch["target"])
@@ -71,3 +71,18 @@ def flow_matching_loss(
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
     return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))
+
+
+def sample(params: Params, system: System, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:
+    """Generate a picture for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
+    height, width = stage.target_size
+    return system.generate(
+        params,
+        system.inputs(params, batch, content="content" in stage.conditions, style="style" in stage.conditions),
+        jax.random.key(_SEED),
+        height=height,
+        width=width,
+        num_steps=settings.num_steps,
+        guidance=settings.guidance,
+        shift=settings.shift,
+    )

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What mini starts from, trained from random numbers on drawings; FLUX.1, SigLIP and CSD in small.
+
+    python scripts/train.py --config configs/mini_foundation.py         all five, in order
+    python scripts/train.py --config configs/mini_foundation.py:base    one of autoencoder, siglip, csd, judge, base
+
+    autoencoder   FLUX's convolutional autoencoder
+    siglip        image and text towers, by the sigmoid loss
+    csd           style and content descriptors, by contrast
+    judge         a classifier of subjects and styles, to measure with
+    base          text encoders and transformer: follows text, and references of the same subject placed diagonally;
+                  it has never seen a style image
+
+One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+STAGES = ("autoencoder", "siglip", "csd", "judge", "base")
+SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_rows=8, num_steps=12, guidance=4.0)
+
+
+def get_config(variant: str = "all") -> ConfigDict:
+    """Give the configuration of one part, or of all."""
+    if variant not in ("all", *STAGES):
+        raise ValueError(f"unknown variant {variant!r}; known are all, {', '.join(STAGES)}")
+    uso = _uso()
+    small = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
+    only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
+    config = dict(
+        variant="mini_foundation" if variant == "all" else f"mini_{variant}",
+        seed=0,
+        run=STAGES if variant == "all" else (variant,),
+        model=_base_model(uso),
+        data=uso.mini_data(),
+        stages=dict(
+            autoencoder=uso.stage(
+                **small,
+                loss="reconstruction",
+                steps=2400,
+                batch_size=32,
+                train=only("autoencoder"),
+                conditions=(),
+                data=dict(tasks=dict(text=1.0)),
+                learning_rate=3e-3,
+            ),
+            siglip=uso.stage(
+                **small,
+                loss="image_text",
+                steps=4000,
+                batch_size=64,
+                train=only("siglip", "siglip_text"),
+                conditions=(),
+                data=dict(tasks=dict(text=1.0), style_words=0.7),
+                learning_rate=1e-3,
+            ),
+            csd=uso.stage(
+                **small,
+                loss="descriptors",
+                steps=4000,
+                batch_size=64,
+                train=only("csd"),
+                conditions=("content", "style"),
+                data=dict(tasks=dict(style_subject=1.0)),
+                learning_rate=1e-3,
+            ),
+            judge=uso.stage(
+                **small,
+                loss="classification",
+                steps=4000,
+                batch_size=64,
+                train=only("judge"),
+                conditions=(),
+                data=dict(tasks=dict(text=1.0)),
+                learning_rate=2e-3,
+            ),
+            base=uso.stage(
+                **small,
+                steps=36_000,
+                batch_size=16,
+                train=only("transformer", "text"),
+                conditions=("content",),
+                data=dict(tasks=dict(text=1.0, subject=4.0), style_words=0.85, same_look=0.2),
+                learning_rate=3e-3,
+                text_dropout=0.05,
+            ),
+        ),
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        checkpoint=dict(every=1000, keep=2),
+        log_every=50,
+        heldout=SAMPLE | dict(shift="flux"),
+    )
+    return ConfigDict(config)
+
+
+def _base_model(uso) -> dict:
+    """Give mini without what USO adds to it, and with what only measures."""
+    model = uso.mini_model()
+    transformer = model["transformer"] | dict(lora_rank=0, projector=None)
+    return model | uso.mini_teachers() | dict(transformer=transformer, weights="")
+
+
+def _uso():
+    """Load configs/uso.py, which has mini's sizes."""
+    spec = importlib.util.spec_from_file_location("uso_config", pathlib.Path(__file__).with_name("uso.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

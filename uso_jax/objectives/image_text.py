@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""SigLIP's loss: pictures and their captions find each other among all pairs of a batch (arXiv 2303.15343, eq. 1).
+
+The text tower reads the ids that T5 reads, so a prompt is cut into tokens once.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from uso_jax.contrastive import sigmoid_loss
+from uso_jax.models.clip import unit
+from uso_jax.params import Params
+from uso_jax.stage import StageConfig
+from uso_jax.system import Batch, System, to_float
+
+
+def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> dict:
+    """Draw nothing."""
+    del rng, system, stage
+    return {}
+
+
+def loss(params: Params, system: System, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
+    """Give the mean sigmoid loss over a batch's pairs of target and prompt."""
+    ids = batch["t5_ids"]
+    image = system.module(params, "siglip")(to_float(batch["target"])).pooler_output
+    matcher = system.module(params, "siglip_text")
+    same = jnp.all(ids[:, None] == ids[None], axis=-1)  # two examples of a batch may share a caption
+    return sigmoid_loss(
+        unit(image), unit(matcher(ids)), jnp.exp(matcher.logit_scale[0]), matcher.logit_bias[0], same=same
+    )
