@@ -61,6 +61,8 @@ def test_shapes_and_absent_conditions():
         "content_valid": ((6,), bool),
         "style": ((6, 2, 12, 10, 3), np.uint8),
         "style_valid": ((6, 2), bool),
+        "subject_label": ((6,), np.int32),
+        "style_label": ((6,), np.int32),
         "ids": ((6, 1), np.int32),
     }
     for index in range(6):

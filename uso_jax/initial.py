@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from uso_jax import mini, weights
 from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
+from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
 from uso_jax.system import System
 
@@ -30,7 +31,8 @@ def initial_params(
     }
     params: Params = {}
     if config.weights:
-        params |= _load(config.weights, structs, trained)
+        needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
+        params |= _load(config.weights, structs, trained, needed)
     fresh = [path for path in system.shapes if path not in params]
 
     def draw(rng):
@@ -43,8 +45,8 @@ def initial_params(
     return params | draw(jax.random.key(config.seed))
 
 
-def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:
-    """Read every component the directory has; one that it lacks must be trained from fresh numbers."""
+def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str], needed: set[str]) -> Params:
+    """Read every component the directory has; one that it lacks must be trained, or be needed by no stage."""
     directory = str(mini.WEIGHTS) if directory == "mini" else directory
     have = weights.components(directory)
     by_component: dict[str, dict[str, str]] = {}
@@ -56,7 +58,7 @@ def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: 
         if component in have:
             loaded = weights.load(directory, component, {inner: structs[path] for inner, path in paths.items()})
             params |= {paths[inner]: value for inner, value in loaded.items()}
-        elif not trained.issuperset(paths.values()):
+        elif component in needed and not trained.issuperset(paths.values()):
             raise InputError(
                 f"weights directory {directory} has no {component}, which no stage trains; convert it first:"
                 f" python -m convert import FILE --to {directory}"

@@ -54,11 +54,11 @@ class Structure:
         return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
 
 
-def match(rules: Rules, paths: Iterable[str], what: str = "rules") -> dict[str, Any]:
+def match(rules: Rules, paths: Iterable[str], what: str = "rules", *, use_all: bool = True) -> dict[str, Any]:
     """Give each path the value of its first matching rule.
 
     Raises:
-      InputError: a path has no rule, or a rule has no path; `what` names the rules in the message.
+      InputError: a path has no rule, or a rule has no path (unless not `use_all`); `what` names the rules in the message.
     """
     used, values, unmatched = set(), {}, []
     for path in paths:
@@ -74,7 +74,7 @@ def match(rules: Rules, paths: Iterable[str], what: str = "rules") -> dict[str, 
             f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) at the end"
         )
     unused = [rules[i][0] for i in range(len(rules)) if i not in used]
-    if unused:
+    if unused and use_all:
         raise InputError(f"{what}: {', '.join(map(repr, unused))} matches no parameter; correct or remove it")
     return values
 

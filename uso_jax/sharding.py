@@ -47,9 +47,12 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
 
 
 def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    """Give every parameter its place by the first rule that matches its path."""
+    """Give every parameter its place by the first rule that matches its path.
+
+    A rule may match nothing: the same rules serve systems with and without adapters.
+    """
     placed = {}
-    for path, spec in params.match(rules, shapes, "sharding rules").items():
+    for path, spec in params.match(rules, shapes, "sharding rules", use_all=False).items():
         shape = shapes[path].shape
         if len(spec) > len(shape):
             raise InputError(f"sharding rules: {path} has shape {list(shape)}, too few dimensions for {tuple(spec)}")

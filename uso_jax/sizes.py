@@ -97,7 +97,7 @@ def check_sections(sections: Any, where: str) -> dict[str, dict]:
             if type(value) is not type(default) or not items_fit:
                 wanted = "list of integers" if isinstance(default, tuple) else type(default).__name__
                 raise InputError(f"{where}: {section}.{name} must be of type {wanted}, not {value!r}")
-            if type(value) in (int, float) and value <= 0 and default != 0:
+            if type(value) in (int, float) and value <= 0 and default != 0 and name != "shift_factor":
                 raise InputError(f"{where}: {section}.{name} must be positive, not {value}")
             checked[section][name] = value
     return checked

@@ -14,6 +14,12 @@ from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, System, to_float
 
 
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    del stage
+    return {"autoencoder", "judge"}
+
+
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> dict:
     """Draw nothing."""
     del rng, system, stage

@@ -20,6 +20,12 @@ from uso_jax.system import Batch, System, to_float
 TEMPERATURE = 0.1
 
 
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    del stage
+    return {"csd"}
+
+
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> dict:
     """Draw nothing."""
     del rng, system, stage

@@ -34,6 +34,12 @@ class Draws:
     drop_style: Bool[Array, "*micro b"]
 
 
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    style = {"siglip", "projector"} if "style" in stage.conditions else set()
+    return {"transformer", "lora", "autoencoder", "t5", "clip"} | style
+
+
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
     """Draw noise, times and dropped conditions for a whole batch."""
     keys = dict(zip(("noise", "t", "text", "content", "style"), jax.random.split(rng, 5), strict=True))

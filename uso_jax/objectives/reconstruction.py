@@ -30,6 +30,12 @@ class Draws:
     noise: Float[Array, "*micro b lh lw z"]
 
 
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    del stage
+    return {"autoencoder"}
+
+
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
     """Draw the noise of a whole batch."""
     config = system.config.autoencoder
