@@ -2,6 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
+from uso_jax.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import difflib
 import pathlib
 import re

@@ -26,7 +26,9 @@ from collections.abc import Mapping, Sequence
 from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import UInt8
 
+from uso_jax.data import counterfactual
 from uso_jax.data.canvas import Pose
 from uso_jax.data.record import CONDITIONS, Triplet
 from uso_jax.data.styles import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, STYLES, Style, render
@@ -171,6 +173,16 @@ class ProceduralSource:
             layout="preserved" if preserved else "shifted",
             key=f"procedural/{self.split}/{self.seed}/{index}",
             meta=meta,
+        )
+
+    def counterfactuals(
+        self, triplet: Triplet
+    ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
+        """Give a triplet's target with every other subject, and in other styles; the target itself comes first."""
+        subject = SUBJECTS[triplet.meta["subject"]]
+        return (
+            counterfactual.other_subjects(subject, SUBJECTS.values(), triplet.meta, self.size),
+            counterfactual.other_styles(subject, triplet.meta, triplet.key, self.size),
         )
 
     def _pose(self, rng: np.random.Generator) -> Pose:

@@ -42,7 +42,7 @@ class Evaluation:
         )
         self.batches = [batch for _, batch in zip(range(self.settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
-        self.judge = Counterfactuals(self.triplets)
+        self.judge = Counterfactuals(source, self.triplets)
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
         self._learned = jax.jit(self._learned_of, out_shardings=sharding.replicated(mesh))
 
