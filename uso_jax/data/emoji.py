@@ -1,261 +1,217 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets of real artwork: the same things drawn by seven design teams.
+"""Triplets of real artwork, drawn on demand: real content in artists' own styles and in exact drawn ones.
 
-    content = (subject s, team A)    style = (another subject t, team B)    target = (subject s, team B)
+    artists    content = (subject s, team A)    style = (subject t, team B)     target = (subject s, team B)
+    drawn      content = (subject s, team A)    style = (subject t, style B)    target = (subject s of team A, style B)
 
-A style is a team and its ground: the target has the ground of the style image, the content has one of its own. With
-layout "preserved" the target keeps the content's placement, with "shifted" it has another. Splits:
+An artist's style is a team and its ground: the target has the ground of the style image, the content has one of its
+own. A drawn style is one of `uso_jax.data.styles`, painted over silhouette and details of the artwork. Example i of a
+split depends on (seed, split, i) alone. What the splits hold out:
 
-    train              seen subjects, seen teams
-    heldout_subjects   about a tenth of the subjects, never seen in train
-    heldout_style      seen subjects, but the style is that of a team never seen in train (emojione)
+    train              seen subjects,      six teams,  seen families, colours and textures
+    heldout_subjects   held-out subjects,  six teams,  seen families, colours and textures
+    heldout_style      seen subjects,      emojione, which training never sees,  held-out colours and textures
+    heldout_families   seen subjects,      held-out families (drawn styles only)
+    heldout            held-out subjects,  emojione,  held-out colours and textures
 
-The artwork is not part of this project: put the seven npm tarballs into a folder (the error for a missing one holds
-the command) and give it to `EmojiSource`, which prepares the set when it is first asked for. Nothing needs TensorFlow.
+The subject of a style image is always a seen one, and team A one of the six. `meta` of a triplet holds "look" (artists
+or drawn); of the target "subject", "phrase", "team", "pose", "style" (a Style, the plain one for artists) and "family";
+of the others "content_team", "content_pose", "content_style", "style_subjects" and "style_teams"; and "labels": places
+in STYLES and FAMILIES for drawn styles, -1 for what judges of the procedural source do not know.
 """
 
-import functools
-import io
 import operator
-import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
-import tensorflow_datasets as tfds
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
-from uso_jax.data import images
-from uso_jax.data.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
-from uso_jax.data.record import Triplet
+from uso_jax.data import counterfactual
+from uso_jax.data.canvas import Pose
+from uso_jax.data.emoji_artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
+from uso_jax.data.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, Style
+from uso_jax.data.record import CONDITIONS, Triplet
+from uso_jax.data.styles import STYLES, render
 from uso_jax.errors import InputError
 
-# Each team's artwork keeps its own licence; a data set made from it must carry these notices.
-LICENCES = {
-    "twemoji": "Twemoji, CC-BY-4.0",
-    "noto": "Noto Emoji, Apache-2.0",
-    "noto-v1": "Noto Emoji (v1), Apache-2.0",
-    "openmoji": "OpenMoji, CC-BY-SA-4.0",
-    "fluent-emoji": "Fluent Emoji, MIT",
-    "fluent-emoji-flat": "Fluent Emoji Flat, MIT",
-    "emojione": "Emoji One (v2), CC-BY-4.0",
-}
-TEAMS = tuple(LICENCES)
-HELDOUT_TEAM = "emojione"
-SPLITS = ("train", "heldout_subjects", "heldout_style")
-IMAGES = ("content", "style", "target")
-SENTENCES = ("the {}", "a picture of the {}", "the {} somewhere else", "here is the {}")
-DRAWN = ("num_train", "num_heldout", "seed", "preserved", "empty_prompt")  # settings of the draw, beside the size
-CACHE_BYTES = 512 * 2**20
-
-
-@dataclass(eq=False)
-class EmojiConfig(tfds.core.BuilderConfig):
-    """Image size in pixels, triplets per split, and the seed of the draw."""
-
-    name: str = ""
-    size: int = 64
-    num_train: int = 20_000
-    num_heldout: int = 1_000
-    seed: int = 0
-    preserved: float = 0.5
-    empty_prompt: float = 0.5
-
-    def __post_init__(self):
-        if self.size < 8 or self.num_train < 1 or self.num_heldout < 1:
-            raise InputError(
-                f"emoji data: size {self.size} must be at least 8, and the numbers of triplets at least 1."
-            )
-        # The name is the folder: it says all that is not the default, so that data sets made differently lie side by
-        # side and none is taken for another.
-        fields = ((name, EmojiConfig.__dataclass_fields__[name].default, getattr(self, name)) for name in DRAWN)
-        changed = "".join(f"_{name}{value}" for name, default, value in fields if value != default)
-        self.name = self.name or f"{self.size}px{changed}"
-
-
-class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the emoji triplets; wants an EmojiConfig, writes encoded PNG and text only."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "npm pack " + " ".join(f"@iconify-json/{team}" for team in TEAMS)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-        text = ("prompt", "layout", "subject", "style_subject", "content_team", "style_team")
-        return self.dataset_info_from_configs(
-            description="The same subjects drawn by seven design teams. Artwork: " + "; ".join(LICENCES.values()) + ".",
-            features=tfds.features.FeaturesDict(
-                {name: image for name in IMAGES} | {name: tfds.features.Text() for name in text}
-            ),
-            homepage="https://iconify.design",
-            disable_shuffling=True,  # the draw is random already, and key i stays example i
-        )
-
-    def _split_generators(self, dl_manager):
-        paths = find_tarballs(Path(dl_manager.manual_dir), TEAMS)
-        grid = EmojiGrid([read_icon_set(paths[team], team) for team in TEAMS], self.builder_config.size)
-        return {split: self._generate_examples(grid, split) for split in SPLITS}
-
-    def _generate_examples(self, grid, split):
-        config = self.builder_config
-        for index in range(config.num_train if split == "train" else config.num_heldout):
-            yield index, grid.draw(config, split, index)
-
-
-class EmojiGrid:
-    """Subjects x teams, rendered on demand."""
-
-    def __init__(self, teams: list[IconSet], size: int):
-        self.teams = {team.name: team for team in teams}
-        names = common_subjects(teams)
-        self.seen = tuple(name for name in names if not is_heldout(name))
-        self.heldout = tuple(name for name in names if is_heldout(name))
-        if len(self.seen) < 2 or not self.heldout:
-            raise InputError(
-                f"emoji data: the {len(teams)} icon sets share {len(self.seen)} seen and {len(self.heldout)} held-out"
-                " subjects; at least 2 and 1 are needed: get the published sets again with npm pack."
-            )
-        self.size = size
-        # Drawn at twice the size: a placement only ever shrinks it, which keeps edges clean.
-        self.icon = functools.lru_cache(max(64, CACHE_BYTES // (16 * size * size)))(self._icon)
-
-    def _icon(self, team: str, name: str) -> Image.Image:
-        # Premultiplied, so that resizing does not mix in the colour of transparent pixels.
-        return Image.fromarray(self.teams[team].render(name, 2 * self.size)).convert("RGBa")
-
-    def draw(self, config: EmojiConfig, split: str, index: int) -> dict[str, io.BytesIO | str]:
-        """Draw example `index` of a split, which depends on (seed, split, index) alone."""
-        rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
-        subject = _pick(rng, self.heldout if split == "heldout_subjects" else self.seen)
-        other = _pick(rng, [name for name in self.seen if name != subject])
-        trained = [team for team in self.teams if team != HELDOUT_TEAM]
-        team_b = HELDOUT_TEAM if split == "heldout_style" else _pick(rng, trained)
-        team_a = _pick(rng, [team for team in trained if team != team_b])
-        preserved = rng.random() < config.preserved
-        place, place_content, place_style = (_placement(rng) for _ in range(3))
-        ground, ground_content = _ground(rng, self.size), _ground(rng, self.size)
-        sentence = _pick(rng, SENTENCES).format(subject.replace("-", " "))
-        if preserved:
-            sentence = "" if rng.random() < config.empty_prompt else SENTENCES[0].format(subject.replace("-", " "))
-        return {
-            "content": _png(self._compose(team_a, subject, place if preserved else place_content, ground_content)),
-            "style": _png(self._compose(team_b, other, place_style, ground)),
-            "target": _png(self._compose(team_b, subject, place, ground)),
-            "prompt": sentence,
-            "layout": "preserved" if preserved else "shifted",
-            "subject": subject,
-            "style_subject": other,
-            "content_team": team_a,
-            "style_team": team_b,
-        }
-
-    def _compose(self, team: str, name: str, placement, ground) -> UInt8[np.ndarray, "size size 3"]:
-        scale, x, y = placement
-        side = max(4, round(scale * self.size))
-        icon = np.asarray(self.icon(team, name).resize((side, side), Image.Resampling.LANCZOS), np.float32)
-        top, left = round(y * (self.size - side)), round(x * (self.size - side))
-        picture = ground.copy()
-        window = picture[top : top + side, left : left + side]
-        window *= 1.0 - icon[..., 3:] / 255.0
-        window += icon[..., :3]
-        return (picture + 0.5).clip(0, 255).astype(np.uint8)
-
-
-def is_heldout(subject: str) -> bool:
-    """Say whether a subject is held out of training: by its name alone, so that it never changes."""
-    return zlib.crc32(subject.encode()) % 10 == 0
-
-
-def prepare(manual_dir: Path | str, data_dir: Path | str, config: EmojiConfig | None = None) -> Path:
-    """Build the data set from the tarballs in `manual_dir`; gives the folder, at once if it is already there."""
-    config = config or EmojiConfig()
-    builder = EmojiTriplets(data_dir=str(data_dir), config=config)
-    # Before TFDS does anything: its own error for a missing folder does not say which files are wanted.
-    if not builder.data_path.exists():
-        find_tarballs(Path(manual_dir), TEAMS)
-    download = tfds.download.DownloadConfig(manual_dir=str(manual_dir), try_download_gcs=False)
-    builder.download_and_prepare(download_config=download, file_format="array_record")
-    return Path(builder.data_path)
+SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "heldout")
+LOOKS = ("artists", "drawn")
+TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
+SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
+SCALE, TURN = (0.62, 0.9), 0.35  # of poses, as in the procedural source
+NUM_SUBJECTS = 60  # other subjects among the counterfactuals
 
 
 class EmojiSource:
-    """Random access to a split of the set in `data_dir`, which is first made from `manual_dir` if there is none.
+    """A random-access source of `length` triplets of emoji artwork.
 
-    `config` names the data set where `data_dir` holds several.
+    data_dir, manual_dir: where the rasterised artwork is kept, and the folder of the tarballs, needed once.
+    looks: weights of "artists" and "drawn"; equal ones by default. The split heldout_families has drawn ones only.
+    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
+    preserved: share of examples with a content image whose target keeps its pose.
+    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+    style_words: probability that the caption also names the style ("the pear, noto style on blue"). A subject example
+        whose target has another style than its content always does.
+    plain: share of subject and text examples whose target is drawn by the content's team, before a ground of its own.
+    same_look: share of subject examples whose target has exactly the content's look.
     """
 
     def __init__(
-        self, data_dir: Path | str, split: str = "train", config: str | None = None, manual_dir: Path | str = ""
+        self,
+        *,
+        data_dir: Path | str,
+        manual_dir: Path | str = "",
+        split: str = "train",
+        seed: int = 0,
+        size: int = 32,
+        length: int = 1_000_000,
+        looks: Mapping[str, float | int] | None = None,
+        tasks: Mapping[str, float | int] | None = None,
+        preserved: float | int = 0.5,
+        empty_prompt: float | int = 0.5,
+        style_words: float | int = 0.0,
+        plain: float | int = 0.3,
+        same_look: float | int = 0.0,
+        num_styles: int = 1,
     ):
         if split not in SPLITS:
             raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
-        root = Path(data_dir) / EmojiTriplets.name
-        known = _prepared(root)
-        if not known and manual_dir:
-            prepare(manual_dir, data_dir)
-            known = _prepared(root)
-        if not known or (config is not None and config not in known):
-            wanted = f" named {config!r}" if config else ""
+        if size < 8 or length < 1 or num_styles < 1:
             raise InputError(
-                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): set manual_dir to the"
-                " folder of the downloaded tarballs to make it."
+                f"emoji data: size is {size}, length {length} and num_styles {num_styles};"
+                " the size must be at least 8, the others 1."
             )
-        if config is None and len(set(known)) > 1:
-            raise InputError(f"{data_dir} holds several emoji data sets: set config to one of {', '.join(known)}.")
-        self.split, self.config = split, config or known[0]
-        folder = root / self.config / str(EmojiTriplets.VERSION)
-        if not folder.exists():
-            raise InputError(f"{folder} does not exist; the data set is of another version: prepare it again.")
-        # The PNG bytes are taken as they are: TFDS would decode them by whatever library it finds.
-        undecoded = dict.fromkeys(IMAGES, tfds.decode.SkipDecoding())
-        self._data = tfds.builder_from_directory(str(folder)).as_data_source(split, decoders=undecoded)
+        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
+        shares |= {"plain": plain, "same_look": same_look}
+        for name, share in shares.items():
+            if not 0.0 <= share <= 1.0:
+                raise InputError(f"emoji data: {name} is {share}; it is a share from 0 to 1.")
+        self._looks = _edges("looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS)
+        if split == "heldout_families":
+            if looks is not None and not looks.get("drawn", 0) > 0:
+                raise InputError("emoji data: heldout_families has drawn styles only; give looks a weight of drawn.")
+            self._looks = _edges("looks", {"drawn": 1}, LOOKS)
+        self._tasks = _edges("tasks", {"style_subject": 1} if tasks is None else tasks, tuple(CONDITIONS))
+        self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
+        self.preserved, self.empty_prompt, self.style_words = preserved, empty_prompt, style_words
+        self.plain, self.same_look = plain, same_look
+        self.artwork = EmojiArtwork(data_dir, manual_dir, size=size)
+        self.subjects = self.artwork.heldout if split in ("heldout_subjects", "heldout") else self.artwork.seen
+        self.heldout_style = split in ("heldout_style", "heldout")
+        held_family = split == "heldout_families"
+        self.styles = tuple(name for name in STYLE_NAMES if (FAMILY_OF[name] in HELDOUT_FAMILIES) == held_family)
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self.length
 
     def __getitem__(self, index: SupportsIndex) -> Triplet:
         index = operator.index(index)
-        key = f"emoji/{self.config}/{self.split}/{index}"
-        example = self._data[index]
-        content, style, target = (images.decode(example.pop(name), what=f"{name} of {key}") for name in IMAGES)
-        text = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+        if not 0 <= index < self.length:
+            raise IndexError(f"example {index} of {self.length}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        look, task = _choose(rng, self._looks), _choose(rng, self._tasks)
+        has_content, has_style = CONDITIONS[task]
+        name, content_team = _pick(rng, self.subjects), _pick(rng, TRAINED_TEAMS)
+        own = self.artwork.subject(name, content_team)
+        pose = Pose.draw(rng, scale=SCALE, turn=TURN)
+        preserved = has_content and rng.random() < self.preserved
+        content_pose = pose if preserved else Pose.draw(rng, scale=SCALE, turn=TURN)
+        content_style = Style.plain(rng, own)
+
+        # The target: whose hand, and what over it.
+        team, style, is_own = content_team, content_style, True
+        if task == "subject" and rng.random() < self.same_look:
+            pass
+        elif not has_style and rng.random() < self.plain:
+            style = Style.plain(rng, own)
+        elif look == "drawn":
+            style, is_own = Style.draw(rng, self.styles, heldout=self.heldout_style), False
+        else:
+            others = [other for other in TRAINED_TEAMS if other != content_team]
+            team, is_own = HELDOUT_TEAM if self.heldout_style else _pick(rng, others), False
+            style = Style.plain(rng, self.artwork.subject(name, team))
+        subject = own if team == content_team else self.artwork.subject(name, team)
+        labels = {"subject": -1, "style": -1, "family": -1}
+        if look == "drawn":
+            labels |= {"style": list(STYLES).index(style.name), "family": list(FAMILIES).index(style.family)}
+        meta = {"look": look, "subject": name, "phrase": phrase(name), "team": team, "pose": pose, "style": style}
+        meta |= {"family": style.family, "labels": labels}
+
+        content = None
+        if has_content:
+            meta |= {"content_team": content_team, "content_pose": content_pose, "content_style": content_style}
+            content = render(own, content_pose, content_style, self.size)
+        styles = ()
+        if has_style:
+            others = [other for other in self.artwork.seen if other != name]
+            meta["style_subjects"] = tuple(_pick(rng, others) for _ in range(self.num_styles))
+            meta["style_teams"] = tuple(
+                team if look == "artists" else _pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
+            )
+            styles = tuple(
+                render(self.artwork.subject(*drawn), Pose.draw(rng, scale=SCALE, turn=TURN), style, self.size)
+                for drawn in zip(meta["style_subjects"], meta["style_teams"], strict=True)
+            )
+
+        sentence = "{}" if preserved or task == "text" else _pick(rng, SENTENCES)
+        prompt = sentence.format(meta["phrase"])
+        # Nothing else says which style is wanted where no style image does.
+        if rng.random() < self.style_words or (task == "subject" and not is_own):
+            prompt += f", {style.words if style.name != PLAIN else f'{team} style on {style.ground_name}'}"
+        if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
+            prompt = ""
         return Triplet(
-            prompt=text.pop("prompt"),
+            prompt=prompt,
             content=content,
-            styles=(style,),
-            target=target,
-            task="style_subject",
-            layout=text.pop("layout"),
-            key=key,
-            meta=text,
+            styles=styles,
+            target=render(subject, pose, style, self.size),
+            task=task,
+            layout="preserved" if preserved else "shifted",
+            key=f"emoji/{self.split}/{self.seed}/{index}",
+            meta=meta,
         )
 
+    def counterfactuals(
+        self, triplet: Triplet
+    ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
+        """Give a triplet's target with other subjects, and in other styles; the target itself comes first.
 
-def _prepared(root: Path) -> list[str]:
-    return sorted(path.parent.parent.name for path in root.glob("*/*/dataset_info.json"))
+        Other styles of an artist's picture are the same subject by every other team, before the same ground.
+        """
+        meta = triplet.meta
+        subject = self.artwork.subject(meta["subject"], meta["team"])
+        rng = np.random.default_rng(list(triplet.key.encode()))
+        names = [name for name in self.artwork.names if name != subject.name]
+        chosen = [names[i] for i in rng.permutation(len(names))[:NUM_SUBJECTS]]
+        others = (self.artwork.subject(name, meta["team"]) for name in chosen)
+        contents = counterfactual.other_subjects(subject, others, meta, self.size)
+        if meta["look"] == "drawn":
+            return contents, counterfactual.other_styles(subject, meta, triplet.key, self.size)
+        teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
+        drawn = (self.artwork.subject(subject.name, team) for team in teams)
+        return contents, np.stack([render(one, meta["pose"], meta["style"], self.size) for one in drawn])
 
 
-def _pick(rng: np.random.Generator, names):
+def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
     return names[rng.integers(len(names))]
 
 
-def _png(image) -> io.BytesIO:
-    # A file object, since TFDS takes its bytes as they are; it would encode an array with TensorFlow.
-    return io.BytesIO(images.encode_png(image))
+def _edges(what: str, weights: Mapping[str, float | int], known: Sequence[str]) -> dict[str, float]:
+    """Give the upper edges of the shares of [0, 1) of what has a positive weight."""
+    strange = [name for name in weights if name not in known]
+    if strange or any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+        raise InputError(
+            f"emoji data: {what} {dict(weights)} must give a weight of at least 0 to some of {', '.join(known)}"
+            " and a positive one to at least one."
+        )
+    names = [name for name in known if weights.get(name, 0) > 0]
+    shares = np.cumsum([weights[name] for name in names])
+    return dict(zip(names, (shares / shares[-1]).tolist(), strict=True))
 
 
-def _placement(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Draw a scale (share of the picture) and a place from left to right and from top to bottom (0..1)."""
-    return float(rng.uniform(0.62, 0.92)), float(rng.random()), float(rng.random())
-
-
-def _ground(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "size size 3"]:
-    """Draw a quiet ground that runs from one pastel to a near one, top to bottom."""
-    top = rng.uniform(140, 250, 3)
-    low = (top + rng.uniform(-45, 45, 3)).clip(90, 255)
-    ramp = np.linspace(0.0, 1.0, size)[:, None]
-    return np.repeat((top + (low - top) * ramp).astype(np.float32)[:, None], size, axis=1)
+def _choose(rng: np.random.Generator, edges: Mapping[str, float]) -> str:
+    value = rng.random()
+    return next(name for name, edge in edges.items() if value < edge)

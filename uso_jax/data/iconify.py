@@ -48,11 +48,11 @@ class IconSet:
     icons: dict[str, dict[str, Any]]
     aliases: dict[str, dict[str, Any]]
 
-    def find(self, name: str) -> dict[str, Any] | None:
-        """Give the icon's entry, following plain aliases; None when there is none."""
+    def find(self, name: str) -> str | None:
+        """Give the name that the icon's entry has, following plain aliases; None when there is none."""
         for _ in range(8):
             if name in self.icons:
-                return self.icons[name]
+                return name
             alias = self.aliases.get(name)
             # An alias may also turn or mirror its parent; those are left out instead of being drawn wrongly.
             if alias is None or set(alias) & {"rotate", "hFlip", "vFlip"}:
@@ -68,7 +68,7 @@ class IconSet:
         """Draw an icon as RGBA, fitted into a square."""
         import resvg_py  # only this function needs it, and only while a data set is being made
 
-        icon = self.find(name)
+        icon = self.icons.get(self.find(name))
         what = f"icon {name!r} of the set {self.name!r}"
         if icon is None:
             raise InputError(f"there is no {what}.")
@@ -143,6 +143,11 @@ def _read_member(path: Path) -> bytes:
 
 
 def common_subjects(sets: Sequence[IconSet]) -> tuple[str, ...]:
-    """Names that every set draws and that stand for a thing, in alphabetical order."""
+    """Names that every set draws and that stand for a thing, in alphabetical order; one name only for each drawing."""
     names = functools.reduce(set.intersection, (icons.names() for icons in sets))
-    return tuple(sorted(name for name in names if not _NO_SUBJECT.search(name)))
+    names = {name for name in names if not _NO_SUBJECT.search(name)}
+    for icons in sets:
+        # Of several names for one drawing the one of its entry stays: were one of them held out, training would see it.
+        single = {icons.find(name): name for name in sorted(names, key=lambda name: (name in icons.icons, name))}
+        names = set(single.values())
+    return tuple(sorted(names))

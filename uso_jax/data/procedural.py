@@ -142,7 +142,7 @@ class ProceduralSource:
         else:
             style = Style.draw(rng, self.styles, heldout=self.heldout_styles)
         labels = {"subject": subject.name, "style": style.name, "family": style.family}
-        meta = {"subject": subject.name, "family": style.family, "pose": pose, "style": style}
+        meta = {"subject": subject.name, "phrase": subject.phrase, "family": style.family, "pose": pose, "style": style}
         meta["labels"] = {name: NUMBERS[name].index(value) for name, value in labels.items()}
 
         content = None

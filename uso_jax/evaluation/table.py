@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
+from PIL import Image
 
-from uso_jax import preprocess, sharding
+from uso_jax import grid, preprocess, sharding
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
-from uso_jax.data.procedural import SUBJECTS
 from uso_jax.evaluation.factors import Counterfactuals
 from uso_jax.heldout import pipeline_options
 from uso_jax.models.clip import unit
@@ -43,41 +44,56 @@ class Evaluation:
         self.batches = [batch for _, batch in zip(range(self.settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.judge = Counterfactuals(source, self.triplets)
+        # What the classifier can know: labels that the source gives, of classes that training has.
+        unseen = {
+            "heldout": {"subject_label"},
+            "heldout_subjects": {"subject_label"},
+            "heldout_families": {"style_label"},
+        }
+        known = {name for name in ("subject_label", "style_label") if all((b[name] >= 0).all() for b in self.batches)}
+        self.classes = known - unseen.get(self.settings.split, set())
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
         self._learned = jax.jit(self._learned_of, out_shardings=sharding.replicated(mesh))
 
-    def model(self, params: Params) -> dict[str, float]:
-        """Give the figures of what the model makes."""
+    def sample(self, params: Params) -> UInt8[np.ndarray, "n h w 3"]:
+        """Let the model make a picture for every triplet, from the same noise every time."""
         made = [np.asarray(self._sample(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
-        return self.pictures(params, np.concatenate(made))
+        return np.concatenate(made)
 
     def baselines(self, params: Params) -> dict[str, dict[str, float]]:
         """Give the figures of the true targets, and of handing back either reference unchanged."""
-        stack = lambda name: np.concatenate([batch[name] for batch in self.batches])
         return {
-            "target": self.pictures(params, stack("target")),
-            "copy_content": self.pictures(params, stack("content")),
-            "copy_style": self.pictures(params, stack("style")[:, 0]),
+            "target": self.figures(params, self._all("target")),
+            "copy_content": self.figures(params, self._all("content")),
+            "copy_style": self.figures(params, self._all("style")[:, 0]),
         }
 
-    def pictures(self, params: Params, images: np.ndarray) -> dict[str, float]:
-        """Give the figures of any pictures, one a triplet."""
+    def figures(self, params: Params, images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, float]:
+        """Judge any pictures, one a triplet."""
         learned = []
         for number, batch in enumerate(self.batches):
             size = len(batch["target"])
             part = slice(number * size, (number + 1) * size)
-            phrases = [
-                self.system.config.text.tokenize(SUBJECTS[t.meta["subject"]].phrase) for t in self.triplets[part]
-            ]
+            phrases = [self.system.config.text.tokenize(t.meta["phrase"]) for t in self.triplets[part]]
             arrays = {
                 "images": images[part],
                 "style": batch["style"][:, 0],
                 "ids": np.stack([p["t5_ids"] for p in phrases]),
             }
-            arrays |= {name: batch[name] for name in ("subject_label", "style_label")}
+            arrays |= {name: batch[name] for name in ("subject_label", "style_label") if name in self.classes}
             learned.append(jax.device_get(self._learned(params, arrays)))
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
         return self.judge.score(images) | figures
+
+    def sheet(
+        self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"], rows: int
+    ) -> Image.Image:
+        """Lay references, the model's pictures before and after training, and targets side by side."""
+        columns = {"content": self._all("content"), "style": self._all("style")[:, 0], "before": before, "after": after}
+        return grid.draw({name: images[:rows] for name, images in (columns | {"target": self._all("target")}).items()})
+
+    def _all(self, name: str) -> np.ndarray:
+        return np.concatenate([batch[name] for batch in self.batches])
 
     def _sample_of(self, params: Params, batch):
         return flow_matching.sample(params, self.system, self.stage, batch, self.settings)
@@ -90,9 +106,10 @@ class Evaluation:
             said = unit(system.module(params, "siglip_text")(arrays["ids"]))
             figures["text_score"] = jnp.mean(jnp.sum(seen * said, axis=-1))
         if "judge" in system.structures:
-            subject, style = system.module(params, "judge")(images)
-            figures["judge_content_accuracy"] = jnp.mean(jnp.argmax(subject, -1) == arrays["subject_label"])
-            figures["judge_style_accuracy"] = jnp.mean(jnp.argmax(style, -1) == arrays["style_label"])
+            logits = system.module(params, "judge")(images)
+            for name, label, values in zip(("content", "style"), ("subject_label", "style_label"), logits, strict=True):
+                if label in arrays:
+                    figures[f"judge_{name}_accuracy"] = jnp.mean(jnp.argmax(values, -1) == arrays[label])
         if "csd" in system.structures:
             encoder = system.module(params, "csd")
             size = encoder.config.image_size
