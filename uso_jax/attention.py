@@ -7,6 +7,10 @@ Shapes: b batch, l queries, s keys, n heads, k head width.
 Absent conditions are key positions with `key_valid` False. No kernel here ever sees an l x s mask: XLA gets a row
 [b, 1, 1, s], splash gets segment ids, and cuDNN, which only knows a valid length, gets the keys sorted with the valid
 ones first (attention does not care about the order of keys).
+
+A key's weight in the softmax is multiplied by exp(`key_bias`). XLA gets a row again, and splash, which knows no bias,
+one more channel: 1 in every query, the bias in the key. cuDNN has neither room for a channel beyond 128 nor a bias of
+one row, so XLA stands in for it.
 """
 
 import functools
@@ -27,6 +31,7 @@ def attention(
     k: Float[Array, "b s n k"],
     v: Float[Array, "b s n k"],
     key_valid: Bool[Array, "b s"] | None = None,
+    key_bias: Float[Array, "b s"] | None = None,
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b l n k"]:
@@ -35,8 +40,10 @@ def attention(
         implementation = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
         if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
             implementation = "xla"  # cuDNN's fused kernel has no float32
+    if implementation == "cudnn" and key_bias is not None:
+        implementation = "xla"
     if implementation == "splash":
-        return _splash(q, k, v, key_valid)
+        return _splash(q, k, v, key_valid, key_bias)
     if implementation == "cudnn":
         lengths = {}
         if key_valid is not None:
@@ -49,7 +56,8 @@ def attention(
             }
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
     mask = None if key_valid is None else key_valid[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    bias = None if key_bias is None else key_bias[:, None, None, :].astype(jnp.float32)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
 
 
 def batch_axes(size: int) -> tuple[str, ...]:
@@ -59,8 +67,13 @@ def batch_axes(size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def _splash(q, k, v, key_valid, *, interpret: bool = False):
+def _splash(q, k, v, key_valid, key_bias=None, *, interpret: bool = False):
     """TPU flash attention: each device runs the kernel on its own samples and heads."""
+    q = q * q.shape[-1] ** -0.5  # the kernel does not scale
+    if key_bias is not None:
+        q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], axis=-1)
+        channel = jnp.broadcast_to(key_bias[:, :, None, None].astype(k.dtype), k[..., :1].shape)
+        k = jnp.concatenate([k, channel], axis=-1)
     key_valid = jnp.ones(k.shape[:2], bool) if key_valid is None else key_valid
     local = functools.partial(_local_splash, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
@@ -79,15 +92,15 @@ def _local_splash(q, k, v, key_valid, *, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    b, num_queries, heads, width = q.shape
-    num_keys = k.shape[1]
+    b, num_queries, heads, _ = q.shape
+    num_keys, width = k.shape[1], v.shape[-1]
     block = min(_SPLASH_BLOCK, -(-max(num_queries, num_keys) // _LANES) * _LANES)
-    pad_q, pad_k, pad_width = -num_queries % block, -num_keys % block, -width % _LANES
+    pad_q, pad_k = -num_queries % block, -num_keys % block
 
     def heads_first(x, pad):
-        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, pad_width))).swapaxes(1, 2)
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, -x.shape[-1] % _LANES))).swapaxes(1, 2)
 
-    q = heads_first(q * width**-0.5, pad_q)  # the kernel does not scale
+    q = heads_first(q, pad_q)
     k, v = heads_first(k, pad_k), heads_first(v, pad_k)
     # Every query, padded or not, belongs to segment 1, so each one sees a valid key and no softmax is empty.
     segments = kernels.SegmentIds(

@@ -19,13 +19,15 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from uso_jax import flow
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
-from uso_jax.models.clip import ClipVisionConfig
+from uso_jax.models.clip import Clip, ClipConfig, ClipVisionConfig
 from uso_jax.models.csd import Csd
+from uso_jax.models.dino import Dino, DinoConfig
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.judge import Judge, JudgeConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
 from uso_jax.models.siglip_match import SiglipMatch
 from uso_jax.models.siglip_text import SiglipTextConfig
+from uso_jax.models.vgg import Vgg, VggConfig
 from uso_jax.params import Params, Structure
 from uso_jax.text import T5ClipConfig, TextEncoder
 
@@ -45,6 +47,9 @@ class SystemConfig:
     siglip_text: SiglipTextConfig | None = None  # only where SigLIP itself is trained
     csd: ClipVisionConfig | None = None  # only where style descriptors are trained or reward
     judge: JudgeConfig | None = None
+    clip_model: ClipConfig | None = None  # these three: only where they reward or judge
+    dino: DinoConfig | None = None
+    vgg: VggConfig | None = None
 
     def __post_init__(self):
         z, c = self.autoencoder.z_channels, self.transformer.in_channels
@@ -60,6 +65,10 @@ class SystemConfig:
         )
         if has != wants:
             raise ValueError(f"the transformer expects text of (context_in_dim, vec_in_dim) {wants}, not {has}")
+
+    def has(self, component: str) -> bool:
+        """Tell whether a weights component such as "csd" is one of these networks."""
+        return component in ("transformer", "autoencoder", "t5", "clip") or getattr(self, component, None) is not None
 
     @property
     def pixels_per_token(self) -> int:
@@ -111,6 +120,9 @@ class System:
             self.structures["csd"] = Structure(lambda rngs: Csd(config.csd, rngs=rngs))
         if config.judge is not None:
             self.structures["judge"] = Structure(lambda rngs: Judge(config.judge, rngs=rngs))
+        for name, network in (("clip_model", Clip), ("dino", Dino), ("vgg", Vgg)):
+            if (sizes := getattr(config, name)) is not None:
+                self.structures[name] = Structure(lambda rngs, network=network, sizes=sizes: network(sizes, rngs=rngs))
         self.shapes = {
             f"{name}/{path}": shape
             for name, structure in self.structures.items()
@@ -166,9 +178,11 @@ class System:
         states = self.module(params, "siglip")(pixels, hidden_states=self.config.transformer.projector.layers)
         return states.hidden_states.reshape(b, n, *states.hidden_states.shape[1:])
 
-    def reference_ids(self, target: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Array, "1 r 3"]:
+    def reference_ids(
+        self, target: tuple[int, int], references: Sequence[tuple[int, int]], offset: flow.OffsetMode | None = None
+    ) -> Float[Array, "1 r 3"]:
         """Give the ids of content references that follow each other; sizes are (rows, columns) of tokens."""
-        return jnp.concatenate(flow.reference_ids(target, references, self.config.reference_offset))[None]
+        return jnp.concatenate(flow.reference_ids(target, references, offset or self.config.reference_offset))[None]
 
     def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
         """Encode a batch's text and, if wanted, its content and style images, each image once."""

@@ -228,6 +228,7 @@ class DoubleStreamBlock(nnx.Module):
         vec: Float[Array, "b d"],
         pe: Float[Array, "_ i+t 1 pairs 2"],
         key_valid: Bool[Array, "b i+t"] | None = None,
+        key_bias: Float[Array, "b i+t"] | None = None,
     ) -> tuple[Float[Array, "b i d"], Float[Array, "b t d"]]:
         img_mod1, img_mod2 = self.img_mod(vec)
         txt_mod1, txt_mod2 = self.txt_mod(vec)
@@ -245,13 +246,16 @@ class DoubleStreamBlock(nnx.Module):
         q = rotate(jnp.concatenate([txt_q, img_q], axis=1), pe)
         k = rotate(jnp.concatenate([txt_k, img_k], axis=1), pe)
         v = jnp.concatenate([txt_v, img_v], axis=1)
-        out = _merge_heads(attention(q, k, v, key_valid, implementation=self.config.attention))
+        out = _merge_heads(attention(q, k, v, key_valid, key_bias, implementation=self.config.attention))
         txt_out, img_out = jnp.split(out, [txt.shape[1]], axis=1)
 
-        img = img + img_mod1.gate * (self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
-        img = img + img_mod2.gate * self.img_mlp(modulate(img, img_mod2))
-        txt = txt + txt_mod1.gate * (self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
-        txt = txt + txt_mod2.gate * self.txt_mlp(modulate(txt, txt_mod2))
+        # Without these constraints XLA (jaxlib 0.10.2) takes gates from the wrong samples on a mesh such as data=2,
+        # fsdp=2, tensor=2 with one sample a device.
+        batch = stack.constrain_batch
+        img = img + img_mod1.gate * batch(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
+        img = img + img_mod2.gate * batch(self.img_mlp(modulate(img, img_mod2)))
+        txt = txt + txt_mod1.gate * batch(self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
+        txt = txt + txt_mod2.gate * batch(self.txt_mlp(modulate(txt, txt_mod2)))
         return img, txt
 
 
@@ -275,6 +279,7 @@ class SingleStreamBlock(nnx.Module):
         vec: Float[Array, "b d"],
         pe: Float[Array, "_ l 1 pairs 2"],
         key_valid: Bool[Array, "b l"] | None = None,
+        key_bias: Float[Array, "b l"] | None = None,
     ) -> Float[Array, "b l d"]:
         (mod,) = self.modulation(vec)
         x_in = modulate(x, mod)
@@ -283,12 +288,12 @@ class SingleStreamBlock(nnx.Module):
             qkv = qkv + self.config.lora_scale * self.processor.qkv_lora(x_in)
         q, k, v = _split_heads(qkv, self.config.num_heads)
         q, k = self.norm(q, k)
-        out = attention(rotate(q, pe), rotate(k, pe), v, key_valid, implementation=self.config.attention)
+        out = attention(rotate(q, pe), rotate(k, pe), v, key_valid, key_bias, implementation=self.config.attention)
         joined = jnp.concatenate([_merge_heads(out), gelu_tanh(self.linear1_mlp(x_in))], axis=-1)
         out = self.linear2(joined)
         if self.config.lora_rank:
             out = out + self.config.lora_scale * self.processor.proj_lora(joined)
-        return x + mod.gate * out
+        return x + mod.gate * stack.constrain_batch(out)
 
 
 class FinalLayer(nnx.Module):
@@ -336,6 +341,8 @@ class Flux(nnx.Module):
         ref_img: Float[Array, "b r c"] | None = None,
         ref_ids: Float[Array, "_ r 3"] | None = None,
         ref_valid: Bool[Array, "b r"] | None = None,
+        style_bias: Float[Array, "b s"] | None = None,
+        ref_bias: Float[Array, "b r"] | None = None,
     ) -> Float[Array, "b l c"]:
         """Give the float32 velocity of `img` at `timesteps`.
 
@@ -346,6 +353,7 @@ class Flux(nnx.Module):
           style: style tokens from `feature_embedder`, prepended to the text.
           ref_img, ref_ids: packed tokens of all content references, one after another.
           style_valid, ref_valid: False where a sample lacks the token; equal to leaving the token out.
+          style_bias, ref_bias: added to the attention logits of the token as a key, the logarithm of its weight.
         """
         c = self.config
         if (guidance is None) == c.guidance_embed:
@@ -366,23 +374,27 @@ class Flux(nnx.Module):
         img = self.img_in(img.astype(dtype))
         # Validity by group, in sequence order: [style | txt | img | ref_img].
         valid = [jnp.ones((b, num_txt), bool), jnp.ones((b, num_img), bool)]
+        bias = [jnp.zeros((b, num_txt)), jnp.zeros((b, num_img))]
         if style is not None:
             txt = jnp.concatenate([style.astype(dtype), txt], axis=1)
             valid.insert(0, jnp.ones(style.shape[:2], bool) if style_valid is None else style_valid)
+            bias.insert(0, jnp.zeros(style.shape[:2]) if style_bias is None else style_bias)
         ids = [jnp.zeros((img_ids.shape[0], txt.shape[1], 3), img_ids.dtype), img_ids]
         if ref_img is not None:
             img = jnp.concatenate([img, self.img_in(ref_img.astype(dtype))], axis=1)
             ids.append(ref_ids)
             valid.append(jnp.ones(ref_img.shape[:2], bool) if ref_valid is None else ref_valid)
+            bias.append(jnp.zeros(ref_img.shape[:2]) if ref_bias is None else ref_bias)
         rows = max(x.shape[0] for x in ids)
         ids = jnp.concatenate([jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in ids], axis=1)
         pe = rotary_embedding(ids, c.axes_dim, c.theta)
         key_valid = None if style_valid is None and ref_valid is None else jnp.concatenate(valid, axis=1)
+        key_bias = None if style_bias is None and ref_bias is None else jnp.concatenate(bias, axis=1)
 
         img, txt = stack.scan(
-            self.double_blocks, lambda block, x: block(*x, vec, pe, key_valid), (img, txt), remat=c.remat
+            self.double_blocks, lambda block, x: block(*x, vec, pe, key_valid, key_bias), (img, txt), remat=c.remat
         )
         x = jnp.concatenate([txt, img], axis=1)
-        x = stack.scan(self.single_blocks, lambda block, x: block(x, vec, pe, key_valid), x, remat=c.remat)
+        x = stack.scan(self.single_blocks, lambda block, x: block(x, vec, pe, key_valid, key_bias), x, remat=c.remat)
         x = x[:, txt.shape[1] : txt.shape[1] + num_img]
         return self.final_layer(x, vec).astype(jnp.float32)

@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Keep styles as files, to be used by name.
+
+    python scripts/style.py encode ink1.png ink2.png --out ink
+    python scripts/style.py mix ink=0.7 felt=0.3 --out inky_felt
+    python scripts/style.py list
+
+--out is a name for the library, or a path that ends in .safetensors. Of several encoded images, each keeps tokens of
+its own; a mix is the weighted mean of features, and has the tokens of one image.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from uso_jax import style_files
+from uso_jax.errors import InputError, exit_cleanly
+
+
+@exit_cleanly
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one of the commands; mistakes of the user end with exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="encode | mix | list")
+    encode = commands.add_parser("encode", help="read style images into a style file")
+    encode.add_argument("images", nargs="+", metavar="IMAGE")
+    encode.add_argument("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    encode.add_argument("--style_fit", choices=("squash", "crop"), default="squash", help='"crop" as ComfyUI')
+    encode.set_defaults(run=_encode)
+    mix = commands.add_parser("mix", help="make one style between several")
+    mix.add_argument("styles", nargs="+", metavar="STYLE=WEIGHT")
+    mix.set_defaults(run=_mix)
+    for command in (encode, mix):
+        command.add_argument("--out", required=True, metavar="NAME", help="a name, or a path that ends in .safetensors")
+    commands.add_parser("list", help="show the library").set_defaults(run=_list)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from uso_jax.pipeline import USOPipeline  # the other commands need no devices
+
+    pipe = USOPipeline.from_weights(args.weights)
+    _say(style_files.write(args.out, pipe.encode_style(args.images, args.style_fit)))
+
+
+def _mix(args: argparse.Namespace) -> None:
+    styles, weights = [], []
+    for text in args.styles:
+        name, _, weight = text.rpartition("=")
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            raise InputError(f"{text!r} must be STYLE=WEIGHT, such as ink=0.7") from None
+        styles.append(style_files.read(name))
+    _say(style_files.write(args.out, style_files.mix(styles, weights)))
+
+
+def _list(args: argparse.Namespace) -> None:
+    for path in sorted(style_files.library().glob("*.safetensors")):
+        _say(path)
+
+
+def _say(path) -> None:
+    style = style_files.read(path)
+    print(f"{path}  {len(style.features)} image(s), {path.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

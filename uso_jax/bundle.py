@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A weights directory seen as one USO: its networks, its defaults and what identifies it.
+
+Components: transformer, autoencoder, t5 and clip; lora, projector and siglip where there are any. What their manifests
+do not say may stand in DIR/pipeline.json; it only needs the entries that differ from FLUX's and USO's:
+
+    {"t5_length": 512, "t5_tokenizer": "google/t5-v1_1-xxl", "clip_tokenizer": "openai/clip-vit-large-patch14",
+     "width": 1024, "height": 1024, "content_ref": 512, "num_steps": 25, "guidance": 4.0, "shift": "upstream"}
+
+A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini".
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uso_jax import flow, mini, sharding, weights, weights_packed
+from uso_jax.errors import InputError
+from uso_jax.params import Params
+from uso_jax.sizes import object_
+from uso_jax.system import System, SystemConfig
+from uso_jax.text import T5ClipConfig
+
+_FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What manifests do not say: tokenizers, and the values a request has when it names no others."""
+
+    t5_length: int = 512
+    t5_tokenizer: str = "google/t5-v1_1-xxl"
+    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    width: int = 1024
+    height: int = 1024
+    content_ref: int = 512  # the long side of a content reference
+    num_steps: int = 25
+    guidance: float = 4.0
+    shift: str = "upstream"
+
+    @classmethod
+    def read(cls, directory: pathlib.Path) -> "Defaults":
+        """Read DIR/pipeline.json, if there is one."""
+        path = directory / "pipeline.json"
+        if not path.is_file():
+            return cls()
+        try:
+            values = object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not readable JSON ({error}); correct or remove it") from error
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                raise InputError(f"{path}: unknown key {name!r}; known are {', '.join(fields)}")
+            kinds = (float, int) if fields[name] is float else (fields[name],)
+            if type(value) not in kinds or (not isinstance(value, str) and not 0 <= value < math.inf):
+                raise InputError(f"{path}: {name} must be a {fields[name].__name__}, not {value!r}")
+        if values.get("shift", cls.shift) not in get_args(flow.Shift):
+            raise InputError(f"{path}: shift must be one of {', '.join(get_args(flow.Shift))}")
+        for name in ("t5_tokenizer", "clip_tokenizer"):
+            if (directory / values.get(name, "")).is_dir() and values.get(name):
+                values[name] = str(directory / values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The networks of a weights directory, without their parameters; `dtype` is the run's, of transformer and text."""
+
+    name: str
+    directory: pathlib.Path
+    system: SystemConfig
+    defaults: Defaults
+    dtype: str
+
+    @classmethod
+    def open(cls, name: str | pathlib.Path, dtype: str | None = None) -> "Bundle":
+        """Read the manifests of a weights directory, or of "mini", the weights that come with the package.
+
+        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16.
+
+        Raises:
+          InputError: a component is missing, damaged, or of another variant than the rest.
+        """
+        directory = mini.WEIGHTS if str(name) == "mini" else pathlib.Path(name)
+        have = weights.components(directory)
+        for component in ("transformer", "autoencoder", "t5", "clip"):
+            if component not in have:
+                raise InputError(
+                    f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
+                    f" python -m convert import FILE --to {directory}"
+                )
+        stored = weights.manifest(directory, "transformer")
+        dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
+        defaults = Defaults.read(directory)
+        size = functools.partial(weights.config, directory)
+        transformer, autoencoder = size("flux", dtype=dtype, remat="none"), size("autoencoder")
+        patch = math.isqrt(transformer.in_channels // autoencoder.z_channels)
+        try:
+            system = SystemConfig(
+                transformer=transformer,
+                autoencoder=autoencoder,
+                siglip=size("siglip", remat="none") if "siglip" in have else None,
+                text=T5ClipConfig(
+                    t5=size("t5", dtype=dtype, remat="none"),
+                    clip=size("clip", dtype=dtype, remat="none"),
+                    t5_length=defaults.t5_length,
+                    t5_tokenizer=defaults.t5_tokenizer,
+                    clip_tokenizer=defaults.clip_tokenizer,
+                ),
+                patch=patch,
+            )
+        except ValueError as error:
+            raise InputError(f"{directory} mixes components of different variants: {error}") from error
+        return cls(str(name), directory, system, defaults, dtype)
+
+    def load(self, system: System, mesh: Mesh) -> Params:
+        """Read every parameter to its place on the mesh."""
+        where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+        wanted: dict[str, dict[str, str]] = {}
+        for path in system.shapes:
+            component, inner = weights.component_of(path)
+            wanted.setdefault(component, {})[inner] = path
+        params: Params = {}
+        for component, paths in wanted.items():
+            dtype = jnp.dtype("float32" if component in _FULL_PRECISION else self.dtype)
+            structs = {
+                inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
+                for inner, path in paths.items()
+            }
+            loaded = weights.load(self.directory, component, structs)
+            params |= {paths[inner]: value for inner, value in loaded.items()}
+        return params
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Identify each component by its sizes, dtypes and sources, and by its numbers where they are one small file.
+
+        Hashing the numbers of large components would take minutes; imported ones have the SHA-256 of their sources.
+        """
+        return {name: self._fingerprint(name) for name in weights.components(self.directory)}
+
+    def _fingerprint(self, component: str) -> str:
+        folder = self.directory / component
+        record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
+        facts = [record["config"], record["tensors"], record.get("quantization"), sources]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        if (folder / weights_packed.FILE).is_file():
+            with (folder / weights_packed.FILE).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
