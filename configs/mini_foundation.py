@@ -9,8 +9,8 @@
     siglip        image and text towers, by the sigmoid loss
     csd           style and content descriptors, by contrast
     judge         a classifier of subjects and styles, to measure with
-    base          text encoders and transformer: follows text, and references of the same subject placed diagonally;
-                  it has never seen a style image
+    base          text encoders and transformer: first learns to look at a reference, by copying it now and then, then
+                  to follow text and references of the same subject, placed diagonally; it never sees a style image
 
 One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
 """
@@ -20,21 +20,24 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-STAGES = ("autoencoder", "siglip", "csd", "judge", "base")
+PARTS = {name: (name,) for name in ("autoencoder", "siglip", "csd", "judge")} | {"base": ("look", "base")}
 SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_rows=8, num_steps=12, guidance=4.0)
 
 
 def get_config(variant: str = "all") -> ConfigDict:
     """Give the configuration of one part, or of all."""
-    if variant not in ("all", *STAGES):
-        raise ValueError(f"unknown variant {variant!r}; known are all, {', '.join(STAGES)}")
+    if variant not in ("all", *PARTS):
+        raise ValueError(f"unknown variant {variant!r}; known are all, {', '.join(PARTS)}")
     uso = _uso()
     small = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
     only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
+    base = small | dict(
+        batch_size=16, train=only("transformer", "text"), conditions=("content",), learning_rate=3e-3, text_dropout=0.05
+    )
     config = dict(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
         seed=0,
-        run=STAGES if variant == "all" else (variant,),
+        run=tuple(stage for name in (PARTS if variant == "all" else (variant,)) for stage in PARTS[name]),
         model=_base_model(uso),
         data=uso.mini_data(),
         stages=dict(
@@ -78,15 +81,17 @@ def get_config(variant: str = "all") -> ConfigDict:
                 data=dict(tasks=dict(text=1.0)),
                 learning_rate=2e-3,
             ),
+            look=uso.stage(
+                **base | dict(decay="constant"),
+                steps=3000,
+                data=dict(tasks=dict(text=1.0, subject=4.0), style_words=0.85, same_look=0.3, plain=0.3, preserved=0.8),
+            ),
             base=uso.stage(
-                **small,
-                steps=36_000,
-                batch_size=16,
-                train=only("transformer", "text"),
-                conditions=("content",),
-                data=dict(tasks=dict(text=1.0, subject=4.0), style_words=0.85, same_look=0.2),
-                learning_rate=3e-3,
-                text_dropout=0.05,
+                **base,
+                steps=42_000,
+                data=dict(
+                    tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85
+                ),
             ),
         ),
         mesh=dict(data=-1, fsdp=1, tensor=1),

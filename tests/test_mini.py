@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that come with the package: complete, small, and they still do what they learned."""
+
+import dataclasses
+import runpy
+
+import jax
+import pytest
+import tiny
+
+from uso_jax import mini, sharding, weights
+from uso_jax.config import from_config_dict
+from uso_jax.evaluation.table import Evaluation
+from uso_jax.initial import initial_params
+from uso_jax.pipeline import USOPipeline
+from uso_jax.system import System
+
+COMPONENTS = {
+    *("autoencoder", "clip", "csd", "judge", "lora", "projector", "siglip", "siglip_text", "t5", "transformer"),
+}
+
+
+def test_complete_and_small():
+    assert set(weights.components(mini.WEIGHTS)) == COMPONENTS
+    files = [path for path in mini.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    assert (mini.FOLDER / "MODEL_CARD.md").is_file()
+
+
+@pytest.mark.parametrize("component", sorted(COMPONENTS))
+def test_sizes_are_those_of_the_configuration(component):
+    config = from_config_dict(runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"]("mini"))
+    wanted = {}
+    for path, shape in System(config.system).shapes.items():
+        name, inner = weights.component_of(path)
+        if name == component:
+            wanted[inner] = shape.shape
+    assert {path: shape.shape for path, shape in weights.shapes(mini.WEIGHTS, component).items()} == wanted
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Judge the shipped adapters, and the same model without them, on subjects and styles that training never saw."""
+    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"]("mini")
+    config.evaluation.num_triplets = 64
+    config = from_config_dict(config)
+    system, mesh = System(config.system), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    where = sharding.shardings(mesh, config.rules, system.shapes)
+    with jax.set_mesh(mesh):
+        evaluation = Evaluation(config, system, mesh)
+        found = {}
+        for name, fresh in (("before", ("lora", "projector")), ("after", ())):
+            params = initial_params(dataclasses.replace(config, fresh=fresh), system, where, set())
+            found[name] = evaluation.figures(params, evaluation.sample(params))
+        return found | evaluation.baselines(params)
+
+
+def test_targets_and_copies_are_judged_exactly(figures):
+    assert figures["target"]["content_accuracy"] == figures["target"]["style_accuracy"] == 1.0
+    assert figures["target"]["mse"] == 0.0
+    assert figures["copy_content"]["style_accuracy"] < 0.1 < 0.4 < figures["copy_style"]["style_accuracy"]
+
+
+def test_the_style_arrives(figures):
+    assert figures["after"]["style_accuracy"] > figures["before"]["style_accuracy"] + 0.12
+    assert figures["after"]["mse"] < 0.5 * figures["copy_content"]["mse"]
+
+
+def test_generates_out_of_the_box():
+    image = USOPipeline.from_weights("mini")("a heart, neon style, red on black", seed=1, num_steps=4).images[0]
+    assert image.size == (32, 32)
+    assert len(set(image.convert("L").tobytes())) > 20
