@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """USO's training, by variant.
 
-    python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, 6 minutes on 2 cores
+    python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, minutes on 2 cores
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
@@ -12,10 +12,13 @@ Any value is overridden on the command line: --config.stages.disentanglement.lea
 from ml_collections import ConfigDict, config_dict
 
 EMOJI = dict(
-    data_dir="data",  # where the prepared set is, or will be
+    data_dir="data",  # where the rasterised artwork is, or will be
     manual_dir="",  # folder of the downloaded tarballs, needed once (docs/data.md)
-    train=dict(split="train"),
-    heldout=dict(split="heldout_subjects"),
+    size=32,
+    preserved=0.8,  # share of targets that keep the content's placement
+    looks=dict(artists=1.0, drawn=0.0),  # whose styles: the seven design teams', or this project's
+    train=dict(split="train", seed=0, length=10_000_000),
+    heldout=dict(split="heldout_style", seed=1, length=100_000),  # of a team that is never seen in training
 )
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
@@ -56,6 +59,32 @@ def stage(**changes) -> dict:
         style_dropout=0.0,
         guidance=1.0,  # embedded scale in the loss; 4 is for sampling
         shift_mu=config_dict.placeholder(float),  # of the training times; None: FLUX's, by token count
+        reward=None,  # or a `reward(...)`
+    )
+    return defaults | changes
+
+
+def reward(**changes) -> dict:
+    """Give style reward learning with UMO's numbers (arXiv 2509.06818), where USO's paper is silent."""
+    defaults = dict(
+        weights=dict(csd_style=1.0),  # of uso_jax.rewards.REWARDS; docs/reward.md
+        start=0,  # steps of the stage before it; the paper's S
+        scale=1.0,  # the paper's lambda, afterwards
+        num_steps=25,  # of the roll-out's schedule, T
+        first=1,  # the roll-out stops at a random step, first ... last, counted from the end
+        last=10,
+        gradient_steps=1,  # more: DRaFT-K
+        guidance=4.0,  # embedded scale in the roll-out
+        shift="flux",  # of the roll-out's schedule; "upstream": what the released weights are sampled with
+        phi="negative",  # minimise -r, or "clip": max(margin - r, 0), as ReFL does
+        margin=2.0,
+        anchor=0.0,  # weight of the squared velocity difference to the model before the reward
+        blocks=1,  # that a batch is decoded and rewarded in, one after another, to save memory
+        remat_decoder=True,
+        judges=(),  # rewards that are only measured
+        patience=0,  # judgements with a judge down and the reward up before the stage ends; 0: it never does
+        tolerance=0.02,
+        max_skipped=10,  # steps in a row without a finite reward before the run stops
     )
     return defaults | changes
 
@@ -79,7 +108,7 @@ def mini() -> dict:
         stages=dict(
             style_alignment=stage(
                 **small,
-                steps=400,
+                steps=600,
                 train=PROJECTOR,
                 conditions=("style",),
                 data=style_data,
@@ -87,12 +116,23 @@ def mini() -> dict:
             ),
             disentanglement=stage(
                 **small,
-                steps=700,
+                steps=2000,
                 train=LORA,
                 data=both_data,
                 learning_rate=2e-3,
                 content_dropout=0.1,
                 style_dropout=0.1,
+            ),
+            # Not in `run`: --config.run="('style_alignment', 'disentanglement', 'reward')" adds it.
+            reward=stage(
+                **small | dict(decay="constant"),
+                steps=200,
+                train=LORA,
+                data=both_data,
+                learning_rate=2e-4,
+                content_dropout=0.1,
+                style_dropout=0.1,
+                reward=reward(num_steps=8, last=3, judges=("judge_style", "judge_content")),
             ),
         ),
         mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -173,6 +213,8 @@ def mini_model() -> dict:
         patch=2,  # latents a side of one token
         reference_offset="d",  # content tokens follow the target diagonally
         weights="",  # weights directory; "": from random numbers; "mini": what comes with the package
+        fresh=("lora", "projector"),  # components that start from random numbers though the directory has them
+        rewards=dict(),  # sizes of networks that only rewards read
         frozen_dtype="float32",  # of what no stage trains
     )
 
@@ -220,6 +262,26 @@ def mini_data() -> dict:
         json=dict(train=dict(path=""), heldout=dict(path="")),
         num_styles=1,
         num_threads=2,
+    )
+
+
+def flux_rewards() -> dict:
+    """Give the networks that rewards may read, in their released sizes; only those that a stage names are loaded."""
+    return dict(
+        csd=dict(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        clip_vision=dict(),  # CLIP B/32, the metrics' usual one
+        clip_text=dict(
+            hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512, dtype="float32"
+        ),
+        dino=dict(),  # ViT-S/16
+        vgg=dict(),  # VGG-16
     )
 
 
@@ -282,6 +344,8 @@ def flux_dev() -> dict:
             ),
             patch=2,
             reference_offset="d",
+            fresh=(),
+            rewards=flux_rewards(),
             weights="weights/flux-dev",  # made by: python -m convert import FILE... --to weights/flux-dev
             frozen_dtype="bfloat16",
         ),
@@ -301,6 +365,7 @@ def flux_dev() -> dict:
                 conditions=("style",),
                 target_size=(768, 768),
                 data=dict(tasks=dict(style=1.0)),
+                reward=reward(start=16_000, judges=("clip_text",), patience=2),
             ),
             disentanglement=stage(
                 **fit | dict(batch_size=64),
@@ -309,6 +374,7 @@ def flux_dev() -> dict:
                 target_size=(1024, 1024),
                 content_dropout=0.125,
                 style_dropout=0.125,
+                reward=reward(start=18_000, judges=("clip_content", "clip_text"), patience=2),
             ),
         ),
         mesh=dict(data=1, fsdp=-1, tensor=1),

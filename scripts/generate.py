@@ -40,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--process_index must lie from 0 to {args.num_processes - 1}")
     if min(args.num_images_per_prompt, args.batch_size) < 1:
         raise InputError("--num_images_per_prompt and --batch_size must be at least 1")
-    if args.offload:
-        print("note: --offload changes nothing yet: all weights stay on the device")
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(
-        args.weights, dtype=args.dtype, mesh=_mesh(args.mesh), compilation_cache=not args.no_compilation_cache
+        args.weights,
+        dtype=args.dtype,
+        mesh=_mesh(args.mesh),
+        offload=args.offload,
+        tile=args.tile,
+        compilation_cache=not args.no_compilation_cache,
     )
     if args.from_image and args.made_with != pipe.context:
         print(f"note: {args.from_image} was made with other weights or another dtype, so the picture will differ")
@@ -136,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--content_ref", type=int, help="long side of the content image")
     add("--instruct_edit", help="take the content image's shape", **flag)
     add("--concat_refs", help="put the references beside the picture", **flag)
-    add("--offload", help="accepted for upstream's sake", **flag)
+    add("--offload", help="keep networks in the host's memory while they do nothing", **flag)
+    add("--tile", type=int, metavar="PIXELS", help="decode larger pictures in tiles of this size (default: whole)")
     add("--shift", choices=get_args(flow.Shift), help='of the schedule; "flux" as ComfyUI (default: upstream)')
     add("--style_fit", choices=request.StyleFit, help='"crop" as ComfyUI (default: squash)')
     add("--style_strength", type=float, nargs="+", metavar="S", help="weight of the styles, one or one a style (1)")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from uso_jax import flow, mini, sharding, weights, weights_packed
+from uso_jax import flow, mini, quantize, sharding, weights, weights_packed
 from uso_jax.errors import InputError
 from uso_jax.params import Params
 from uso_jax.sizes import object_
@@ -124,9 +124,10 @@ class Bundle:
             raise InputError(f"{directory} mixes components of different variants: {error}") from error
         return cls(str(name), directory, system, defaults, dtype)
 
-    def load(self, system: System, mesh: Mesh) -> Params:
-        """Read every parameter to its place on the mesh."""
+    def load(self, system: System, mesh: Mesh, memory: str = "device") -> Params:
+        """Read every parameter to its place on the mesh, in a kind of memory; what is quantised stays so."""
         where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+        where = {path: place.with_memory_kind(memory) for path, place in where.items()}
         wanted: dict[str, dict[str, str]] = {}
         for path in system.shapes:
             component, inner = weights.component_of(path)
@@ -138,8 +139,9 @@ class Bundle:
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
                 for inner, path in paths.items()
             }
-            loaded = weights.load(self.directory, component, structs)
-            params |= {paths[inner]: value for inner, value in loaded.items()}
+            loaded = weights.load_quantized(self.directory, component, structs)
+            names = paths | {quantize.scale_path(inner): quantize.scale_path(path) for inner, path in paths.items()}
+            params |= {names[inner]: _as_int8(value) for inner, value in loaded.items()}
         return params
 
     @functools.cached_property
@@ -160,3 +162,11 @@ class Bundle:
             with (folder / weights_packed.FILE).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
+
+
+def _as_int8(value: jax.Array) -> jax.Array:
+    """Give int4 as int8; compiled programs of jaxlib 0.10 mistake the layout of int4 arguments, and refuse them."""
+    if value.dtype != jnp.int4:
+        return value
+    on_device = jax.device_put(value, value.sharding.with_memory_kind("device"))
+    return jax.device_put(on_device.astype(jnp.int8), value.sharding)

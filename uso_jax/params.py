@@ -58,7 +58,7 @@ def match(rules: Rules, paths: Iterable[str], what: str = "rules", *, use_all: b
     """Give each path the value of its first matching rule.
 
     Raises:
-      InputError: a path has no rule, or a rule has no path (unless not `use_all`); `what` names the rules in the message.
+      InputError: a path has no rule, or (with `use_all`) a rule has no path; `what` names the rules in the message.
     """
     used, values, unmatched = set(), {}, []
     for path in paths:

@@ -31,8 +31,9 @@ from uso_jax.data.images import Picture, squash
 from uso_jax.errors import InputError
 from uso_jax.params import Params
 from uso_jax.picture_files import Reference, Source
+from uso_jax.quantized import QuantizedSystem
 from uso_jax.request import Request
-from uso_jax.sampler import Conditions, Progress, Sampler
+from uso_jax.sampler import HOST, Conditions, Progress, Sampler
 from uso_jax.style_files import Style
 from uso_jax.system import System
 
@@ -54,9 +55,9 @@ class Result:
 class USOPipeline:
     """A USO with its weights on the devices of a mesh."""
 
-    def __init__(self, bundle: Bundle, system: System, params: Params, mesh: Mesh):
+    def __init__(self, bundle: Bundle, system: System, params: Params, mesh: Mesh, tile: int | None = None):
         self.bundle, self.system = bundle, system
-        self.sampler = Sampler(system, params, mesh)
+        self.sampler = Sampler(system, params, mesh, tile)
 
     @classmethod
     def from_weights(
@@ -65,6 +66,8 @@ class USOPipeline:
         *,
         dtype: str | None = None,
         mesh: Mesh | None = None,
+        offload: bool = False,
+        tile: int | None = None,
         compilation_cache: bool = True,
     ) -> "USOPipeline":
         """Load a weights directory, or "mini", the weights that come with the package.
@@ -74,6 +77,8 @@ class USOPipeline:
           dtype: of transformer and text encoders; by default float32 if the weights are float32 or float16, otherwise
             bfloat16. The autoencoder and SigLIP run in float32, as upstream.
           mesh: where to run, see `sharding.make_mesh`; by default a batch is split over all devices of this process.
+          offload: keep the weights in the host's memory, and on the devices only those of the network that is at work.
+          tile: decode pictures with a longer side than this many pixels in tiles of that size; None: always whole.
           compilation_cache: keep compiled programs on disk for the next process, in JAX_COMPILATION_CACHE_DIR or the
             user's cache folder.
         """
@@ -82,8 +87,12 @@ class USOPipeline:
         if mesh is None:
             mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
         bundle = Bundle.open(name, dtype)
-        system = System(bundle.system)
-        return cls(bundle, system, bundle.load(system, mesh), mesh)
+        system = QuantizedSystem(bundle.system)
+        side = system.config.pixels_per_token
+        if tile is not None and (tile % side or tile < 8 * side):
+            raise InputError(f"tile must be a multiple of {side}, at least {8 * side} pixels, not {tile}")
+        params = bundle.load(system, mesh, HOST if offload else "device")
+        return cls(bundle, system, params, mesh, tile)
 
     def __call__(
         self,
@@ -172,7 +181,8 @@ class USOPipeline:
     @property
     def context(self) -> dict[str, Any]:
         """Identify what a request is drawn with."""
-        return {"dtype": self.bundle.dtype, "components": self.bundle.fingerprints}
+        tile = {"tile": self.sampler.tile} if self.sampler.tile else {}
+        return {"dtype": self.bundle.dtype, "components": self.bundle.fingerprints, **tile}
 
     def record(self, one: Request) -> dict[str, Any]:
         """Give everything that is needed to repeat a picture, in JSON terms."""

@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from uso_jax import flow, sharding
+from uso_jax import flow, sharding, tiles
 from uso_jax.params import Params
-from uso_jax.system import Inputs, System
+from uso_jax.system import Inputs, System, to_bytes
 
+HOST = "pinned_host"  # the memory that offloaded parameters lie in
 Progress = Callable[[str, int, int], Any]  # what is being done, steps done, steps of all
 
 
@@ -45,14 +46,22 @@ class Conditions:
 
 
 class Sampler:
-    """A system with its parameters on a mesh."""
+    """A system with its parameters on a mesh.
 
-    def __init__(self, system: System, params: Params, mesh: Mesh):
-        self.system, self.mesh = system, mesh
+    Parameters that lie in the host's memory are on the devices while their component is used, and only one component
+    at a time: text encoders, SigLIP, transformer and autoencoder follow each other.
+
+    Args:
+      tile: pixels a side, above which pictures are decoded in tiles of that size; None decodes them whole.
+    """
+
+    def __init__(self, system: System, params: Params, mesh: Mesh, tile: int | None = None):
+        self.system, self.mesh, self.tile = system, mesh, tile
         self._parts = {
             name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
             for name in system.structures
         }
+        self._lent: tuple[str, Params] | None = None  # the component that is on the devices for a while
         self._replicated, self._batch = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
         jit = lambda function, **options: jax.jit(function, out_shardings=self._batch, **options)
         self._features = jax.jit(system.style_features)
@@ -60,7 +69,7 @@ class Sampler:
         self._text = jit(system.encode_text)
         self._style = jit(lambda params, features: system.module(params, "transformer").feature_embedder(features))
         self._noise = jit(self._draw, static_argnums=1)
-        self._decode = jit(system.decode_tokens, static_argnums=(2, 3))
+        self._decode = jit(self._picture, static_argnums=(2, 3))
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
 
     @property
@@ -71,21 +80,33 @@ class Sampler:
     def features(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 s c"]:
         """Give a style image's SigLIP features."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._features(self._parts["siglip"], image[None, None])[0, 0], np.float32)
+            return np.asarray(self._features(self._part("siglip"), image[None, None])[0, 0], np.float32)
 
     def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
         """Give a content image's packed latents, by the posterior mean."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._encode(self._parts["autoencoder"], image[None])[0], np.float32)
+            return np.asarray(self._encode(self._part("autoencoder"), image[None])[0], np.float32)
+
+    def _part(self, name: str) -> Params:
+        """Give a component's parameters on the devices; what was lent before goes first, so that both need not fit."""
+        part = self._parts[name]
+        on_host = {path: value.sharding for path, value in part.items() if value.sharding.memory_kind == HOST}
+        if not on_host:
+            return part
+        if self._lent is None or self._lent[0] != name:
+            self._lent = None
+            places = {path: sharding.with_memory_kind("device") for path, sharding in on_host.items()}
+            self._lent = name, part | jax.device_put({path: part[path] for path in places}, places)
+        return self._lent[1]
 
     def run(self, conditions: Conditions, progress: Progress) -> UInt8[np.ndarray, "b h w 3"]:
         """Make a batch of pictures."""
-        c, params = conditions, self._parts["transformer"]
+        c = conditions
         place = lambda x: None if x is None else jax.device_put(x, self._batch)
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding", 0, num_steps)
-            txt, y = self._text(self._parts["text"], jax.tree.map(place, c.tokens))
+            txt, y = jax.block_until_ready(self._text(self._part("text"), jax.tree.map(place, c.tokens)))
             rows, columns = self.system.token_grid(c.height, c.width)
             inputs = Inputs(
                 txt,
@@ -98,6 +119,7 @@ class Sampler:
                 ref_valid=place(c.ref_valid),
                 ref_bias=place(c.ref_bias),
             )
+            params = self._part("transformer")
             style = None if c.features is None else self._style(params, place(c.features))
             x = self._noise(place(c.seeds), rows * columns)
             times, guidance = [place(t) for t in c.times.T], place(c.guidance)
@@ -108,7 +130,17 @@ class Sampler:
                 x = step(params, inputs, style, x, times[number], times[number + 1], guidance)
                 x.block_until_ready()  # so that a step is counted when it is done
                 progress("Drawing", number + 1, num_steps)
-            return np.asarray(self._decode(self._parts["autoencoder"], x, c.height, c.width))
+            del params  # so that it can leave the devices
+            return np.asarray(self._decode(self._part("autoencoder"), x, c.height, c.width))
+
+    def _picture(
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
+    ) -> UInt8[Array, "b h w 3"]:
+        if self.tile is None:
+            return self.system.decode_tokens(params, tokens, height, width)
+        latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
+        decode, side = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder.downscale
+        return to_bytes(tiles.decode(decode, latent, self.tile // side))
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each picture's noise from its own seed, so that neither the batch nor the mesh can change it."""

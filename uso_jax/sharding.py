@@ -28,6 +28,7 @@ RULES: params.Rules = (
     (r"transformer/.*_blocks/.*kernel", (None, "fsdp", "tensor")),
     (r"transformer/(?!feature_embedder).*kernel", ("fsdp", None)),
     (r"(siglip/layers|text/t5/block|text/clip/layers)/.*kernel", (None, "fsdp", None)),
+    (r"(csd/backbone/layers|clip_model/(text|vision)_model/layers|dino/blocks)/.*kernel", (None, "fsdp", None)),
     (r".*", ()),
 )
 

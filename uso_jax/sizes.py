@@ -19,6 +19,7 @@ from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.models.style import ProjectorConfig
 from uso_jax.models.t5 import T5Config
+from uso_jax.models.vgg import VggConfig
 
 Sections = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 
@@ -32,6 +33,7 @@ NETWORKS: Mapping[str, type] = {  # components with a section of their own name
     "judge": JudgeConfig,
     "dino": DinoConfig,
     "dinov2": DinoConfig,
+    "vgg": VggConfig,
 }
 PARTS: Mapping[str, Mapping[str, tuple[str, type]]] = {  # components of several sections: section -> field, class
     "clip_model": {"clip_vision": ("vision", ClipVisionConfig), "clip_text": ("text", ClipTextConfig)},

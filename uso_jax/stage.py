@@ -8,11 +8,76 @@ from typing import Any
 
 import optax
 
-from uso_jax import params
+from uso_jax import params, rewards
 from uso_jax.errors import InputError
+from uso_jax.flow import Shift
 
 CONDITIONS = ("content", "style")
 OBJECTIVE_NAMES = ("flow_matching", "reconstruction", "image_text", "descriptors", "classification")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Style reward learning: what is rewarded, from which step on, and how a picture to reward is made.
+
+    Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
+    """
+
+    weights: Mapping[str, float]  # of rewards by name (uso_jax.rewards.REWARDS); their weighted sum is the reward r
+    start: int  # S: lambda is 0 in the stage's first S steps
+    scale: float = 1.0  # lambda afterwards
+    num_steps: int = 25  # T, of the roll-out's schedule
+    first: int = 1  # t is drawn from first ... last; it counts from the end: T is pure noise, 1 the last step
+    last: int = 10
+    gradient_steps: int = 1  # K: the jump to the picture, and K - 1 steps before it (DRaFT-K)
+    guidance: float = 4.0  # embedded scale in the roll-out
+    shift: Shift = "flux"  # of the roll-out's schedule
+    phi: str = "negative"  # of r, what is minimised: "negative", -r; "clip", max(margin - r, 0), as in ReFL
+    margin: float = 2.0
+    anchor: float = 0.0  # weight of the squared velocity difference to the model as it was at step S; 0: none
+    blocks: int = 1  # that the batch is decoded and rewarded in, one after another
+    remat_decoder: bool = True
+    judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
+    patience: int = 0  # judgements in a row in which a judge is down while the reward is up, before the end; 0: never
+    tolerance: float = 0.02  # how far a judge may be below its best and not be down
+    max_skipped: int = 10  # steps in a row skipped because the reward is not finite, after which the run stops
+
+    def check(self, stage: "StageConfig") -> None:
+        """Refuse values that make no sense, alone or in this stage."""
+        where = f"stage {stage.name!r}, reward"
+        if stage.loss != "flow_matching":
+            raise InputError(f"{where}: only the loss 'flow_matching' makes pictures to reward, not {stage.loss!r}")
+        if not self.weights:
+            raise InputError(f"{where}: weights are empty; name a reward, for example weights=dict(csd_style=1.0)")
+        rewards.check_names((*self.weights, *self.judges), where)
+        for name in (*self.weights, *self.judges):
+            if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
+                raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
+        if both := set(self.judges) & set(self.weights):
+            raise InputError(f"{where}: {', '.join(sorted(both))} cannot judge what it rewards")
+        if self.phi not in ("negative", "clip"):
+            raise InputError(f"{where}: phi must be 'negative' or 'clip', not {self.phi!r}")
+        if not 1 <= self.first <= self.last <= self.num_steps - self.gradient_steps + 1 or self.gradient_steps < 1:
+            raise InputError(
+                f"{where}: 1 <= first <= last <= num_steps - gradient_steps + 1 must hold, not 1 <= {self.first} <="
+                f" {self.last} <= {self.num_steps} - {self.gradient_steps} + 1"
+            )
+        if min(self.start, self.patience, self.anchor, self.tolerance) < 0 or self.max_skipped < 1:
+            raise InputError(
+                f"{where}: start, patience, anchor and tolerance must be at least 0, max_skipped at least 1"
+            )
+        micro = stage.batch_size // stage.accumulate
+        if self.blocks < 1 or micro % self.blocks:
+            raise InputError(
+                f"{where}: batch_size / accumulate is {micro}, which does not divide by blocks {self.blocks}"
+            )
+        if self.patience and not self.judges:
+            raise InputError(f"{where}: patience needs at least one of judges to watch")
+
+    @property
+    def components(self) -> set[str]:
+        """The weights components that rewards and judges read."""
+        return rewards.components((*self.weights, *self.judges))
 
 
 @dataclass(frozen=True)
@@ -42,6 +107,7 @@ class StageConfig:
     style_dropout: float
     guidance: float  # embedded scale in the flow-matching loss
     shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
+    reward: RewardConfig | None = None
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
@@ -58,6 +124,8 @@ class StageConfig:
         for name in ("text_dropout", "content_dropout", "style_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.reward is not None:
+            self.reward.check(self)
 
     def check_sizes(self, pixels_per_token: int) -> None:
         """Refuse image sizes that do not divide into whole tokens."""
@@ -77,6 +145,11 @@ class StageConfig:
         rates = {path: rate for path, rate in matched.items() if rate is not None}
         if not rates:
             raise InputError(f"stage {self.name!r} trains nothing; give a rule of `train` a rate")
+        if self.reward is not None and (others := [path for path in rates if not path.startswith("transformer/")]):
+            raise InputError(
+                f"stage {self.name!r} has a reward, so it may train the transformer only, not {others[0]}: a codec, an"
+                " encoder or a reward that learns would serve the reward and not the picture"
+            )
         return rates
 
     def schedule(self) -> optax.Schedule:

@@ -6,7 +6,7 @@ A stage's parameters are split in two: `state.params` is trained and is all the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from uso_jax.objectives import OBJECTIVES
+from uso_jax.objectives import OBJECTIVES, reward
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, System
@@ -26,6 +26,8 @@ from uso_jax.system import Batch, System
 class TrainState:
     """What changes from step to step: trained parameters, their optimizer and their average ({} without one).
 
+    `anchor` are the parameters that a reward's anchor compares with: as they were when the reward began ({} without).
+
     Leaves are arrays or, in a state that only describes one, their shapes or shardings; so no types are promised here.
     """
 
@@ -33,6 +35,7 @@ class TrainState:
     params: dict[str, Any]
     opt_state: optax.OptState
     ema: dict[str, Any]
+    anchor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def result(self) -> Params:
@@ -57,8 +60,10 @@ def init_state(
     """Start a stage from the parameters it trains."""
 
     def make(trainable):
-        ema = jax.tree.map(jnp.copy, trainable) if stage.ema_decay else {}
-        return TrainState(jnp.zeros((), jnp.int32), trainable, stage.optimizer(rates).init(trainable), ema)
+        copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
+        anchor = copy(stage.reward is not None and stage.reward.anchor)
+        optimizer = stage.optimizer(rates).init(trainable)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer, copy(stage.ema_decay), anchor)
 
     return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make, trainable), where))(trainable)
 
@@ -69,32 +74,73 @@ def make_train_step(
     """Give the pure step function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated."""
     optimizer, schedule, objective = stage.optimizer(rates), stage.schedule(), OBJECTIVES[stage.loss]
 
-    def loss_and_grads(trainable: Params, frozen: Params, batch: Batch, draws: Any):
-        def loss(trainable, batch, draws):
-            return objective.loss({**frozen, **trainable}, system, stage, batch, draws)
-
+    def mean_over_micro_batches(function: Callable, batch: Batch, draws: Any):
         if stage.accumulate == 1:
-            return jax.value_and_grad(loss)(trainable, batch, draws)
-        # Strided micro-batches: each keeps every device's share of the batch on that device.
-        cut = lambda x: x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1)
-        add = lambda total, micro: (jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trainable, *micro)), None)
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
-        total, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, (dict(batch), draws)))
+            return function(batch, draws)
+
+        def cut(x):
+            if not x.ndim:  # one draw for the whole batch
+                return jnp.broadcast_to(x, (stage.accumulate,))
+            # Strided micro-batches: each keeps every device's share of the batch on that device.
+            return x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        micro = jax.tree.map(cut, (dict(batch), draws))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro)))
+        add = lambda total, micro: (jax.tree.map(jnp.add, total, function(*micro)), None)
+        total, _ = jax.lax.scan(add, zeros, micro)
         return jax.tree.map(lambda x: x / stage.accumulate, total)
+
+    def step_without_reward(state: TrainState, frozen: Params, batch: Batch, rng: Array):
+        def loss_and_grads(batch, draws):
+            loss = lambda trainable: objective.loss({**frozen, **trainable}, system, stage, batch, draws)
+            return jax.value_and_grad(loss)(state.params)
+
+        loss, grads = mean_over_micro_batches(loss_and_grads, batch, objective.draw(rng, system, stage))
+        return loss, grads, {}
+
+    def step_with_reward(state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array):
+        config, active = stage.reward, state.step >= stage.reward.start
+        plain = objective.draw(rng, system, stage)
+        draws = plain, reward.draw(jax.random.fold_in(rng, 1), system, stage)
+
+        def losses_and_grads(batch, draws):
+            return reward.value_and_grad(state.params, frozen, anchor, system, stage, batch, draws, active)
+
+        batch = reward.weigh(system, stage, batch, plain)
+        (pre, cost, tally), (grads, more) = mean_over_micro_batches(losses_and_grads, batch, draws)
+        sound = jnp.isfinite(cost) & jnp.isfinite(optax.tree.norm(more))
+        # A step that is skipped reports what it would have been without its reward.
+        scale = jnp.where(active & sound, config.scale, 0.0)
+        cost, more = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), (cost, more))
+        mean = lambda total, count: total / jnp.where(count > 0, count, 1)
+        figures = {name: jnp.where(sound, mean(*figure), 0.0) for name, figure in tally.items()}
+        figures |= {"reward_active": active.astype(jnp.float32), "reward_skipped": 1.0 - sound}
+        grads = jax.tree.map(lambda g, m: g + (scale * m).astype(g.dtype), grads, more)
+        return pre + scale * cost, grads, {"loss_pre": pre, "loss_reward": cost} | figures
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, grads = loss_and_grads(state.params, frozen, batch, objective.draw(rng, system, stage))
+        anchor = state.anchor
+        if stage.reward is None:
+            loss, grads, figures = step_without_reward(state, frozen, batch, rng)
+        else:
+            begins = state.step == stage.reward.start
+            anchor = {path: jnp.where(begins, state.params[path], old) for path, old in anchor.items()}
+            loss, grads, figures = step_with_reward(state, frozen, batch, anchor, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         trainable = optax.apply_updates(state.params, updates)
         decay = stage.ema_decay
         ema = {path: decay * old + (1 - decay) * trainable[path] for path, old in state.ema.items()}
+        if stage.reward is not None:
+            keep = lambda new, old: jnp.where(figures["reward_skipped"] > 0, old, new)
+            before = (state.params, state.opt_state, state.ema)
+            trainable, opt_state, ema = jax.tree.map(keep, (trainable, opt_state, ema), before)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(trainable),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, trainable, opt_state, ema), metrics
+        return TrainState(state.step + 1, trainable, opt_state, ema, anchor), metrics | figures
 
     return train_step

@@ -128,9 +128,9 @@ class Level(nnx.Module):
         self.downsample = Downsample(config, channels[-1], rngs=rngs) if resample == "down" else None
         self.upsample = Upsample(config, channels[-1], rngs=rngs) if resample == "up" else None
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+    def __call__(self, x: Float[Array, "b h w i"], remat: bool = False) -> Float[Array, "b h2 w2 o"]:
         for block in self.block:
-            x = block(x)
+            x = jax.checkpoint(block)(x) if remat else block(x)
         for resample in (self.downsample, self.upsample):
             x = x if resample is None else resample(x)
         return x
@@ -177,10 +177,11 @@ class Decoder(nnx.Module):
         self.norm_out = _norm(c, widths[0], rngs)
         self.conv_out = _conv(c, widths[0], c.out_ch, 3, rngs)
 
-    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
-        x = self.mid(self.conv_in(z))
+    def __call__(self, z: Float[Array, "b h w z"], remat: bool = False) -> Float[Array, "b H W c"]:
+        x = self.conv_in(z)
+        x = jax.checkpoint(self.mid)(x) if remat else self.mid(x)
         for level in reversed(self.up):
-            x = level(x)
+            x = level(x, remat)
         return self.conv_out(jax.nn.silu(self.norm_out(x)).astype(x.dtype))
 
 
@@ -198,9 +199,12 @@ class AutoEncoder(nnx.Module):
         z = mean if rng is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)
         return self.config.scale_factor * (z - self.config.shift_factor)
 
-    def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
-        """Give the images of scaled latents, nominally in [-1, 1] but not clipped."""
-        return self.decode_unscaled(z / self.config.scale_factor + self.config.shift_factor)
+    def decode(self, z: Float[Array, "b h w z"], *, remat: bool = False) -> Float[Array, "b H W c"]:
+        """Give the images of scaled latents, nominally in [-1, 1] but not clipped.
+
+        With `remat`, a gradient keeps the input of every residual block and recomputes what is inside.
+        """
+        return self.decode_unscaled(z / self.config.scale_factor + self.config.shift_factor, remat=remat)
 
     def moments(self, images: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w z"], Float[Array, "b h w z"]]:
         """Give the mean and the log-variance of the posterior, unscaled."""
@@ -210,6 +214,6 @@ class AutoEncoder(nnx.Module):
         mean, logvar = jnp.split(self.encoder(images.astype(self.config.dtype)).astype(jnp.float32), 2, axis=-1)
         return mean, logvar
 
-    def decode_unscaled(self, z: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
+    def decode_unscaled(self, z: Float[Array, "b h w z"], *, remat: bool = False) -> Float[Array, "b H W c"]:
         """Give the images of samples of the posterior."""
-        return self.decoder(z.astype(self.config.dtype)).astype(jnp.float32)
+        return self.decoder(z.astype(self.config.dtype), remat).astype(jnp.float32)

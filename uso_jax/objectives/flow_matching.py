@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt8
 from uso_jax import flow
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
-from uso_jax.system import Batch, System
+from uso_jax.system import Batch, Inputs, System
 
 _SEED = 20_25  # of the pictures' noise, whatever the run's own seed is
 
@@ -37,7 +37,8 @@ class Draws:
 def components(stage: StageConfig) -> set[str]:
     """Name the weights components that the loss reads."""
     style = {"siglip", "projector"} if "style" in stage.conditions else set()
-    return {"transformer", "lora", "autoencoder", "t5", "clip"} | style
+    rewarded = set() if stage.reward is None else stage.reward.components
+    return {"transformer", "lora", "autoencoder", "t5", "clip"} | style | rewarded
 
 
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
@@ -69,14 +70,25 @@ def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
     return {**batch, **empty, **valid}
 
 
-def loss(params: Params, system: System, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
-    """Give the mean squared velocity error of a batch, in float32."""
-    batch = drop_conditions(system, batch, draws)
+def encode(params: Params, system: System, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
+    """Give the targets' tokens and what the transformer sees besides; nothing here depends on the transformer."""
     x0 = system.encode_images(params, batch["target"])
-    inputs = system.inputs(params, batch, content="content" in stage.conditions, style="style" in stage.conditions)
+    conditions = {name: name in stage.conditions for name in ("content", "style")}
+    return x0, system.inputs(params, batch, **conditions)
+
+
+def error(
+    params: Params, system: System, stage: StageConfig, x0: Float[Array, "b l d"], inputs: Inputs, draws: Draws
+) -> Float[Array, ""]:
+    """Give the mean squared velocity error of an encoded batch, in float32."""
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
     return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))
+
+
+def loss(params: Params, system: System, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
+    """Give the mean squared velocity error of a batch, in float32."""
+    return error(params, system, stage, *encode(params, system, stage, drop_conditions(system, batch, draws)), draws)
 
 
 def sample(params: Params, system: System, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:

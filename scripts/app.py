@@ -1,0 +1,44 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Draw pictures with USO in a browser.
+
+    python scripts/app.py                                   mini weights, on http://127.0.0.1:7860
+    python scripts/app.py --weights DIR --host 0.0.0.0      for other machines too: whoever reaches it may draw
+
+It needs gradio: pip install 'uso_jax[app]'
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from uso_jax.errors import InputError, exit_cleanly
+
+
+@exit_cleanly
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until it is interrupted; mistakes of the user end with exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
+    add("--style_folder", type=pathlib.Path, metavar="DIR", help="where saved styles lie (default: the user's library)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
+    add("--offload", action="store_true", help="keep networks in the host's memory while they do nothing")
+    add("--tile", type=int, metavar="PIXELS", help="decode larger pictures in tiles of this size (default: whole)")
+    args = parser.parse_args(argv)
+
+    try:
+        from uso_jax import app  # slow to import, so not for --help
+    except ModuleNotFoundError as error:
+        raise InputError(f"the web app needs {error.name}; install it with: pip install 'uso_jax[app]'") from error
+    from uso_jax.pipeline import USOPipeline
+
+    print(f"Loading {args.weights} ...", flush=True)
+    pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, offload=args.offload, tile=args.tile)
+    app.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
+
+
+if __name__ == "__main__":
+    main()

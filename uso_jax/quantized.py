@@ -1,0 +1,51 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised kernels that stay quantised: numbers and scales on the device, multiplied inside the layer that uses them.
+
+A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so only the kernels of one layer are ever
+whole, as temporaries of the program. The product is the one of `weights.load`, and so are the pictures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from uso_jax import quantize
+from uso_jax.params import Params
+from uso_jax.system import System
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as a layer's parameter: `numbers` [layers,] i o, `scales` [layers,] groups o."""
+
+    numbers: Array
+    scales: Array
+
+    def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
+        *layers, inputs, outputs = self.numbers.shape
+        groups = self.scales.shape[-2]
+        blocks = self.numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
+        return (blocks * self.scales[..., None, :]).reshape(self.numbers.shape)[index]
+
+
+def join(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Put every kernel together with its scales."""
+    scales = {path: quantize.scale_path(path) for path in params if quantize.scale_path(path) in params}
+    kernels = {path: Kernel(params[path], params[scale]) for path, scale in scales.items()}
+    return {path: value for path, value in params.items() if path not in scales.values()} | kernels
+
+
+class QuantizedSystem(System):
+    """A System that also takes kernels as `weights.load_quantized` gives them."""
+
+    def module(self, params: Params, name: str) -> nnx.Module:
+        prefix = f"{name}/"
+        own = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+        return self.structures[name](join(own))

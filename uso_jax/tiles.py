@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Large pictures decoded in overlapping tiles, one after another, so that memory depends on a tile's size alone.
+
+The autoencoder normalises over the whole picture, so a tile's colours differ a little from the whole picture's. Where
+tiles overlap they are blended linearly, which hides that.
+
+Shapes: b batch, h w latent grid, z latent channels, H W pixels.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Give where tiles of one size start, spread evenly, neighbours sharing at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def decode(
+    decode: Callable[[Float[Array, "b h w z"]], Float[Array, "b H W c"]], z: Float[Array, "b h w z"], tile: int
+) -> Float[Array, "b H W c"]:
+    """Decode latents in tiles of `tile` latents a side, a quarter of which neighbours share."""
+    height, width = z.shape[1:3]
+    if max(height, width) <= tile:
+        return decode(z)
+    size = min(height, tile), min(width, tile)
+    corners = np.asarray([(y, x) for y in starts(height, tile, tile // 4) for x in starts(width, tile, tile // 4)])
+    cut = lambda corner: jax.lax.dynamic_slice(z, (0, *corner, 0), (z.shape[0], *size, z.shape[3]))
+    tiles = jax.lax.map(lambda corner: decode(cut(corner)), jnp.asarray(corners))
+    scale = tiles.shape[2] // size[0]
+    ramps = [_ramp(side * scale, tile // 4 * scale) for side in size]
+    weight = ramps[0][:, None] * ramps[1][None]
+    total = np.zeros((height * scale, width * scale), np.float32)
+    whole = jnp.zeros((z.shape[0], height * scale, width * scale, tiles.shape[-1]))
+    for (y, x), one in zip(corners * scale, tiles, strict=True):
+        area = np.s_[y : y + weight.shape[0], x : x + weight.shape[1]]
+        total[area] += weight
+        whole = whole.at[:, *area].add(one * weight[None, ..., None])
+    return whole / total[None, ..., None]
+
+
+def _ramp(length: int, overlap: int) -> np.ndarray:
+    """Give weights that rise over the overlap, stay, and fall; never zero: at a border there is no neighbour."""
+    rise = np.minimum((np.arange(length) + 1) / (overlap + 1), 1)
+    return np.minimum(rise, rise[::-1]).astype(np.float32)
