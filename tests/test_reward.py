@@ -309,8 +309,8 @@ def test_rewards_raise_what_they_reward():
     bright = Reward(score=lambda system, params, images, _: jnp.mean(jnp.tanh(images), axis=(1, 2, 3)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REWARDS, "bright", bright)
-        chosen = stage(weights=dict(bright=1.0), scale=20.0, first=1, last=1, changes=dict(learning_rate=3e-3))
-        found, traces = run(chosen, [batch()] * 12)
+        chosen = stage(weights=dict(bright=1.0), scale=20.0, first=1, last=1, changes=dict(learning_rate=1e-2))
+        found, traces = run(chosen, [batch()] * 30)
     values = [metrics["reward"] for _, metrics in found]
     assert traces == 1
     assert np.mean(values[-3:]) > np.mean(values[:3]) + 0.02
