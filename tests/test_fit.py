@@ -271,6 +271,19 @@ def test_damaged_checkpoint(straight, tmp_path):
         fit(config(), tmp_path)
 
 
+def test_evaluation_before_and_after(tmp_path):
+    small = {"evaluation.num_triplets": 8, "evaluation.batch_size": 8, "evaluation.num_steps": 2}
+    summary = fit(tiny.config("joint", changes=small), tmp_path)
+    found = summary["evaluation"]
+    assert set(found) == {"before", "after", "target", "copy_content", "copy_style"}
+    for figures in found.values():
+        assert set(figures) >= {"style_accuracy", "content_accuracy", "text_score", "mse"}
+    assert found["target"]["style_accuracy"] == found["target"]["content_accuracy"] == 1.0
+    assert found["after"] == summary["stages"][0]["evaluation"] != found["before"]
+    assert (tmp_path / "samples" / "before_after.png").is_file()
+    assert fit(tiny.config("joint", changes=small), tmp_path) == summary  # nothing is judged again
+
+
 def test_unknown_names():
     with pytest.raises(InputError, match=r"data\.source 'films' is unknown; known are .*procedural"):
         config({"data.source": "films"})

@@ -44,10 +44,13 @@ def numbers() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     inputs = lambda shape: math.prod(shape[:3]) if len(shape) == 4 else shape[-2]  # of a convolution, or a dense layer
     width = lambda path, shape: inputs(shape) ** -0.5 if path.endswith("kernel") else 0.3
-    return {
+    drawn = {
         path: rng.normal(0, width(path, shape.shape), shape.shape).astype(np.float32)
         for path, shape in system().shapes.items()
     }
+    # What no stage trains keeps its initial numbers: drawn wildly, it would only magnify rounding.
+    frozen = jax.jit(system().init)(jax.random.key(0))
+    return drawn | {path: np.asarray(frozen[path]) for path in drawn if path.startswith(("autoencoder/", "text/"))}
 
 
 def params() -> dict[str, jax.Array]:

@@ -48,6 +48,7 @@ _SIZES = {
     "model.text.clip.num_hidden_layers": 1,
     "model.text.clip.num_attention_heads": 2,
     "model.text.clip.max_position_embeddings": 5,
+    "model.siglip_text.projection_size": 24,
     "model.weights": "",
     "data.procedural.size": 16,
     "data.procedural.train.length": 64,
@@ -69,7 +70,11 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
         config.stages.joint = _USO["stage"](train=_USO["BOTH"])
     for name in run:
         config.stages[name].update(stage)
-    config.update_from_flattened_dict(_SIZES | {"run": run} | (changes or {}))
+    changes = _SIZES | {"run": run} | (changes or {})
+    if not any(name.startswith("evaluation.") for name in changes):
+        with config.unlocked():
+            del config.evaluation  # its hundred counterfactuals a triplet would take most of a test's time
+    config.update_from_flattened_dict(changes)
     return from_config_dict(config)
 
 
