@@ -53,10 +53,10 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{step} cannot be read as a training's checkpoint: {reason}") from error
     params = {**arrays["params"], **arrays.get("ema", {})}
-    parts: dict[str, dict] = {}
-    for path, value in params.items():
-        component, inner = weights.component_of(path)
-        parts.setdefault(component, {})[inner] = np.asarray(value)
+    parts = {
+        component: {inner: np.asarray(params[path]) for inner, path in paths.items()}
+        for component, paths in weights.by_component(params).items()
+    }
     sections = _sections(system)
     return {
         name: Part(

@@ -11,11 +11,22 @@ import json
 import math
 import pathlib
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from oracle_torch import _ADAPTED, _BLOCKS, autoencoder_pair, draw, drawn_for, fill, flux_names, siglip_pair
+from oracle_torch import (
+    _ADAPTED,
+    _BLOCKS,
+    autoencoder_pair,
+    draw,
+    drawn_for,
+    fill,
+    flux_names,
+    siglip_pair,
+    torch_flux,
+)
 from PIL import Image
 from test_text_encoders import CLIP, load_clip, load_t5, torch_clip, torch_t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -23,9 +34,10 @@ from transformers import PreTrainedTokenizerFast
 
 from convert.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.table import expand, to_flax
-from uso_jax import params, weights
+from uso_jax import params, sharding, weights
 from uso_jax.models import flux
 from uso_jax.models.style import LEVELS, ProjectorConfig
+from uso_jax.pipeline import USOPipeline
 
 SIDE, STEPS, T5_LENGTH = 32, 3, 6
 SETTINGS = {
@@ -46,17 +58,7 @@ WORDS = tuple("a the red fox cat dog in on snow sea felt style house runs sits a
 def tensors() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], FluxTransformer2DModel]:
     """Draw the transformer: base, adapters and projector under the released names, and torch's with adapters merged."""
     c = FLUX
-    theirs = FluxTransformer2DModel(
-        in_channels=c.in_channels,
-        num_layers=c.depth,
-        num_single_layers=c.depth_single_blocks,
-        attention_head_dim=c.head_dim,
-        num_attention_heads=c.num_heads,
-        joint_attention_dim=c.context_in_dim,
-        pooled_projection_dim=c.vec_in_dim,
-        guidance_embeds=True,
-        axes_dims_rope=c.axes_dim,
-    )
+    theirs = torch_flux(c)
     base = drawn_for(theirs, 0)
     shapes = params.shapes(lambda rngs: flux.Flux(c, rngs=rngs))
     parts = weights.split(shapes)
@@ -102,6 +104,22 @@ def write(directory: pathlib.Path) -> pathlib.Path:
     tokenizer(CLIP.max_position_embeddings, end, 0).save_pretrained(directory / "tokenizer_clip")
     (directory / "pipeline.json").write_text(json.dumps(SETTINGS))
     return directory
+
+
+def open_pipeline(directory: pathlib.Path, **options) -> USOPipeline:
+    """Open a weights directory on one device."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    return USOPipeline.from_weights(directory, mesh=mesh, compilation_cache=False, **options)
+
+
+def pixels(result) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in result.images]).astype(int)
+
+
+def write_references(folder: pathlib.Path) -> None:
+    """Write a content picture and two style pictures."""
+    for seed, (name, size) in enumerate({"fox": (60, 90), "ink": (30, 30), "felt": (50, 20)}.items()):
+        photo(seed, *size).save(folder / f"{name}.png")
 
 
 # ---------------------------------------------------------------------------------------------------- torch

@@ -132,9 +132,8 @@ def flux_names(weights: Weights) -> Weights:
 # ---------------------------------------------------------------------------------------- whole networks
 
 
-def flux_pair(guidance: bool) -> tuple[flux.Flux, FluxTransformer2DModel]:
-    c = flux.FluxConfig.tiny(lora_rank=0, projector=None, guidance_embed=guidance)
-    theirs = FluxTransformer2DModel(
+def torch_flux(c: flux.FluxConfig) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
         in_channels=c.in_channels,
         num_layers=c.depth,
         num_single_layers=c.depth_single_blocks,
@@ -142,9 +141,14 @@ def flux_pair(guidance: bool) -> tuple[flux.Flux, FluxTransformer2DModel]:
         num_attention_heads=c.num_heads,
         joint_attention_dim=c.context_in_dim,
         pooled_projection_dim=c.vec_in_dim,
-        guidance_embeds=guidance,
+        guidance_embeds=c.guidance_embed,
         axes_dims_rope=c.axes_dim,
     )
+
+
+def flux_pair(guidance: bool) -> tuple[flux.Flux, FluxTransformer2DModel]:
+    c = flux.FluxConfig.tiny(lora_rank=0, projector=None, guidance_embed=guidance)
+    theirs = torch_flux(c)
     weights = drawn_for(theirs, 0)
     return load(lambda rngs: flux.Flux(c, rngs=rngs), TRANSFORMER, flux_names(weights)), fill(theirs, weights)
 

@@ -38,8 +38,7 @@ PLAIN = dict(zip(INPUTS, ("a fox", None, None, None, [], 1, 1, 1, 1, 32, 32, Fal
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     oracle.write(folder / "weights")
-    for seed, (name, size) in enumerate({"fox": (60, 90), "ink": (30, 30), "felt": (50, 20)}.items()):
-        oracle.photo(seed, *size).save(folder / f"{name}.png")
+    oracle.write_references(folder)
     return folder
 
 

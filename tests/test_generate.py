@@ -31,8 +31,7 @@ def folder(tmp_path_factory):
     """Give a folder with weights, a content image, two style images and a list of items."""
     folder = tmp_path_factory.mktemp("generate")
     oracle.write(folder / "weights")
-    for seed, (name, size) in enumerate({"fox": (60, 90), "ink": (30, 30), "felt": (50, 20)}.items()):
-        oracle.photo(seed, *size).save(folder / f"{name}.png")
+    oracle.write_references(folder)
     items = [{"prompt": f"a fox {word}", "image_paths": ["fox.png", "ink.png"]} for word in oracle.WORDS[:10]]
     (folder / "items.json").write_text(json.dumps(items))
     return folder

@@ -12,13 +12,14 @@ import oracle_pipeline as oracle
 import pytest
 import tiny
 from flax import nnx
+from oracle_pipeline import open_pipeline as load
+from oracle_pipeline import pixels
 
-from uso_jax import mini, quantize, sharding, tiles, weights
+from uso_jax import mini, quantize, tiles, weights
 from uso_jax.errors import InputError
 from uso_jax.models import stack
 from uso_jax.models.autoencoder import AutoEncoder
 from uso_jax.params import Structure
-from uso_jax.pipeline import USOPipeline
 from uso_jax.quantized import Kernel, join
 from uso_jax.weights_files import Writer, text
 
@@ -33,15 +34,6 @@ def cheap_compilation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return oracle.write(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-def load(directory, **options) -> USOPipeline:
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return USOPipeline.from_weights(directory, mesh=mesh, compilation_cache=False, **options)
-
-
-def pixels(result) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in result.images]).astype(int)
 
 
 def size(arrays) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import oracle_pipeline as oracle
 import pytest
 import tiny
+from oracle_pipeline import pixels
 
 from uso_jax import sharding
 from uso_jax.attention import attention, interpreted_splash
@@ -41,12 +42,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipe(directory):
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return USOPipeline.from_weights(directory, mesh=mesh, compilation_cache=False)
-
-
-def pixels(result) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in result.images]).astype(int)
+    return oracle.open_pipeline(directory)
 
 
 def difference(a, b) -> int:

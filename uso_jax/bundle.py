@@ -92,7 +92,7 @@ class Bundle:
         Raises:
           InputError: a component is missing, damaged, or of another variant than the rest.
         """
-        directory = mini.WEIGHTS if str(name) == "mini" else pathlib.Path(name)
+        directory = mini.directory(name)
         have = weights.components(directory)
         for component in ("transformer", "autoencoder", "t5", "clip"):
             if component not in have:
@@ -128,12 +128,8 @@ class Bundle:
         """Read every parameter to its place on the mesh, in a kind of memory; what is quantised stays so."""
         where = sharding.shardings(mesh, sharding.RULES, system.shapes)
         where = {path: place.with_memory_kind(memory) for path, place in where.items()}
-        wanted: dict[str, dict[str, str]] = {}
-        for path in system.shapes:
-            component, inner = weights.component_of(path)
-            wanted.setdefault(component, {})[inner] = path
         params: Params = {}
-        for component, paths in wanted.items():
+        for component, paths in weights.by_component(system.shapes).items():
             dtype = jnp.dtype("float32" if component in _FULL_PRECISION else self.dtype)
             structs = {
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])

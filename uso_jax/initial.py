@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from uso_jax import mini, weights
 from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
+from uso_jax.evaluation.table import JUDGES
 from uso_jax.models import vgg
 from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params
@@ -75,17 +76,13 @@ def _check_rewards(config: TrainConfig, known: set[str], system: System) -> None
 
 def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:
     """Read every component the directory has; one that it lacks must be trained, or be needed by no stage."""
-    directory = str(mini.WEIGHTS) if config.weights == "mini" else config.weights
+    directory = mini.directory(config.weights)
     have = set(weights.components(directory)) - set(config.fresh)
     needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
     if config.evaluation is not None:
-        needed |= {"siglip_text", "csd", "judge"}
-    by_component: dict[str, dict[str, str]] = {}
-    for path in structs:
-        component, inner = weights.component_of(path)
-        by_component.setdefault(component, {})[inner] = path
+        needed |= JUDGES
     params: Params = {}
-    for component, paths in by_component.items():
+    for component, paths in weights.by_component(structs).items():
         if component in have:
             loaded = weights.load(directory, component, {inner: structs[path] for inner, path in paths.items()})
             params |= {paths[inner]: value for inner, value in loaded.items()}

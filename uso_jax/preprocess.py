@@ -7,6 +7,7 @@ gradients back to the pixels: the same bicubic filter without the rounding to by
 Shapes: h w pixels, s size.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -29,6 +30,11 @@ class Preprocess:
     def __post_init__(self):
         if self.short_side is not None and self.short_side < self.size:
             raise ValueError(f"short_side {self.short_side} is smaller than the crop of {self.size}")
+
+    def resized(self, size: int) -> "Preprocess":
+        """Give the same preprocessing for an encoder of another size."""
+        short = None if self.short_side is None else self.short_side * size // self.size
+        return dataclasses.replace(self, size=size, short_side=short)
 
     def host(self, image: Picture) -> Float[np.ndarray, "{self.size} {self.size} 3"]:
         """Resize, crop and normalise one picture of bytes."""

@@ -29,7 +29,6 @@ from uso_jax.errors import InputError
 from uso_jax.models.clip import unit
 from uso_jax.models.vgg import gram
 from uso_jax.params import Params
-from uso_jax.preprocess import Preprocess
 from uso_jax.system import Batch, System, to_float
 
 Images = Float[Array, "b h w 3"]
@@ -115,12 +114,6 @@ def _product(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Scores:
     return jnp.sum(x * y, axis=-1)
 
 
-def _resized(like: Preprocess, size: int) -> Preprocess:
-    """Give a metric's preprocessing for a network of another size."""
-    short = None if like.short_side is None else like.short_side * size // like.size
-    return dataclasses.replace(like, size=size, short_side=short)
-
-
 def _styles(system: System, params: Params, batch: Batch, embed: Callable[[System, Params, Images], Any]) -> Any:
     """Embed all style images of a batch and give each sample's mean over those that it has."""
     b, n = batch["style"].shape[:2]
@@ -138,7 +131,7 @@ def _styles(system: System, params: Params, batch: Batch, embed: Callable[[Syste
 
 def _csd(system: System, params: Params, images: Images) -> Float[Array, "b d"]:
     encoder = system.module(params, "csd")
-    return encoder(_resized(preprocess.CSD, encoder.config.image_size).device(images)).style
+    return encoder(preprocess.CSD.resized(encoder.config.image_size).device(images)).style
 
 
 add(
@@ -183,7 +176,7 @@ def _dino(system: System, params: Params, images: Images) -> Float[Array, "b d"]
     encoder = system.module(params, "dino")
     # 224 of 256 whatever size the position embedding has: DINOv2's is larger than what the metric shows it.
     size = min(encoder.config.image_size, preprocess.DINO.size)
-    return unit(encoder(_resized(preprocess.DINO, size).device(images)).pooler_output)
+    return unit(encoder(preprocess.DINO.resized(size).device(images)).pooler_output)
 
 
 add(
@@ -199,7 +192,7 @@ add(
 
 def _clip(system: System, params: Params, images: Images) -> Float[Array, "b d"]:
     model = system.module(params, "clip_model")
-    return model.embed_images(_resized(preprocess.CLIP, model.config.vision.image_size).device(images))
+    return model.embed_images(preprocess.CLIP.resized(model.config.vision.image_size).device(images))
 
 
 add(
@@ -224,7 +217,7 @@ add(
 
 def _siglip(system: System, params: Params, images: Images) -> Float[Array, "b d"]:
     tower = system.module(params, "siglip")
-    return unit(tower(_resized(preprocess.SIGLIP, tower.config.image_size).device(images)).pooler_output)
+    return unit(tower(preprocess.SIGLIP.resized(tower.config.image_size).device(images)).pooler_output)
 
 
 add(

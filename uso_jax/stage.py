@@ -13,6 +13,7 @@ from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 
 CONDITIONS = ("content", "style")
+# Each is a module of uso_jax.objectives, which cannot be imported here: it needs stages.
 OBJECTIVE_NAMES = ("flow_matching", "reconstruction", "image_text", "descriptors", "classification")
 
 

@@ -19,7 +19,7 @@ whole.
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,9 +35,9 @@ from uso_jax.weights_files import FORMAT, StoredArray, Writer
 from uso_jax.weights_packed import PackedArray
 
 __all__ = [
-    "FIELDS", "Sections", "StoredArray", "Writer", "build", "check_sections", "check_writable", "component_of",
-    "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest", "read", "save",
-    "shapes", "split",
+    "FIELDS", "Sections", "StoredArray", "Writer", "build", "by_component", "check_sections", "check_writable",
+    "component_of", "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest",
+    "read", "save", "shapes", "split",
 ]  # fmt: skip
 
 Path = str | pathlib.Path
@@ -155,6 +155,15 @@ def component_of(path: str) -> tuple[str, str]:
     return (flux_component(inner) if prefix == "transformer" else prefix), inner
 
 
+def by_component(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Sort a System's parameter paths: component -> path inside it -> path in the System."""
+    sorted_: dict[str, dict[str, str]] = {}
+    for path in paths:
+        component, inner = component_of(path)
+        sorted_.setdefault(component, {})[inner] = path
+    return sorted_
+
+
 # ---------------------------------------------------------------------------------------------------- storage
 
 
@@ -208,13 +217,10 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | PackedArray
         if not (where / name).is_file() or (where / name).stat().st_size != size:
             raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
     try:
-        packed = where / weights_packed.FILE
-        stored = {
-            path: PackedArray(packed, path, struct)
-            if packed.is_file()
-            else StoredArray(where / "params" / path, struct)
-            for path, struct in record["tensors"].items()
-        }
+        tensors = record["tensors"]
+        stored = weights_packed.read(where, tensors)
+        if stored is None:
+            stored = {path: StoredArray(where / "params" / path, struct) for path, struct in tensors.items()}
         if "quantization" in record:
             mode, before = record["quantization"]["mode"], record["quantization"]["parameters"]
             for path, struct in before.items():

@@ -22,25 +22,37 @@ FILE = "params.safetensors"
 
 
 class PackedArray:
-    """One parameter in a safetensors file; indexing and `part` read what they give."""
+    """One parameter in an open safetensors file; indexing and `part` read what they give."""
 
-    def __init__(self, file: pathlib.Path, path: str, struct):
-        self.file, self.path, self.shape, self.dtype = file, path, tuple(struct.shape), np.dtype(struct.dtype)
-        with safetensors.safe_open(self.file, "numpy") as stored:
-            found = stored.get_slice(path)
-            if tuple(found.get_shape()) != self.shape:
-                raise ValueError(f"{path} in {file} contradicts the manifest")
+    def __init__(self, stored: safetensors.safe_open, path: str, struct):
+        self.stored, self.path, self.shape, self.dtype = stored, path, tuple(struct.shape), np.dtype(struct.dtype)
+        if tuple(stored.get_slice(path).get_shape()) != self.shape:
+            raise ValueError(f"{path} contradicts the manifest")
 
     def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
         """Give what slices select, cast to `dtype`."""
-        with safetensors.safe_open(self.file, "numpy") as stored:
-            return stored.get_tensor(self.path)[index].astype(dtype or self.dtype)
+        return self.stored.get_tensor(self.path)[index].astype(dtype or self.dtype)
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.part((slice(row, row + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.part((slice(None),) * len(self.shape), dtype)
+
+
+def read(folder: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, PackedArray] | None:
+    """Give the parameters of a component's folder, or None where they are not packed; `tensors` as its manifest has.
+
+    Raises:
+      ValueError: the file is damaged or contradicts the manifest.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        stored = safetensors.safe_open(folder / FILE, "numpy")
+        return {path: PackedArray(stored, path, struct) for path, struct in tensors.items()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def save(

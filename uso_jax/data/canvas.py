@@ -97,10 +97,10 @@ class Canvas:
     def artwork(self) -> Float32[np.ndarray, "n 4"]:
         """Premultiplied colours and alpha of the subject's own picture at every pixel."""
         pose = self.pose
-        levels = _levels(self.subject)
-        # The coarsest level that is still at least as fine as the pixels.
-        ratio = self.pixel / pose.scale * (len(levels[0]) - 2) / 2.0
-        picture = levels[min(max(0, int(np.log2(ratio))), len(levels) - 1)]
+        # The coarsest halving that is still at least as fine as the pixels; below 8 pixels there is nothing to halve.
+        side = len(self.subject.artwork)
+        most = max(0, side.bit_length() - 3)
+        picture = _level(self.subject, min(max(0, int(np.log2(self.pixel / pose.scale * side / 2.0))), most))
         side = len(picture) - 2
         c, s = np.float32(np.cos(pose.angle) / pose.scale), np.float32(np.sin(pose.angle) / pose.scale)
         dx, dy = self.x - np.float32(pose.x), self.y - np.float32(pose.y)
@@ -118,10 +118,10 @@ class Canvas:
 
 
 @functools.lru_cache(maxsize=1024)
-def _levels(subject: Subject) -> list[Artwork]:
-    """Give the subject's picture at full size, half of it and so on, each in a transparent rim for what is outside."""
-    levels = [subject.artwork]
-    while len(levels[-1]) >= 8:
-        half = len(levels[-1]) // 2
-        levels.append(levels[-1][: 2 * half, : 2 * half].reshape(half, 2, half, 2, 4).mean((1, 3)))
-    return [np.pad(level, ((1, 1), (1, 1), (0, 0))) for level in levels]
+def _level(subject: Subject, number: int) -> Artwork:
+    """Give the subject's picture, halved so many times, in a transparent rim for what is outside."""
+    level = subject.artwork
+    for _ in range(number):
+        half = len(level) // 2
+        level = level[: 2 * half, : 2 * half].reshape(half, 2, half, 2, 4).mean((1, 3))
+    return np.pad(level, ((1, 1), (1, 1), (0, 0)))

@@ -22,14 +22,14 @@ in STYLES and FAMILIES for drawn styles, -1 for what judges of the procedural so
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
 
-from uso_jax.data import counterfactual
+from uso_jax.data import counterfactual, draws
 from uso_jax.data.canvas import Pose
 from uso_jax.data.emoji_artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
 from uso_jax.data.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, Style
@@ -79,22 +79,16 @@ class EmojiSource:
     ):
         if split not in SPLITS:
             raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
-        if size < 8 or length < 1 or num_styles < 1:
-            raise InputError(
-                f"emoji data: size is {size}, length {length} and num_styles {num_styles};"
-                " the size must be at least 8, the others 1."
-            )
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"plain": plain, "same_look": same_look}
-        for name, share in shares.items():
-            if not 0.0 <= share <= 1.0:
-                raise InputError(f"emoji data: {name} is {share}; it is a share from 0 to 1.")
-        self._looks = _edges("looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS)
+        draws.check("emoji data", size=size, length=length, num_styles=num_styles, shares=shares)
+        self._looks = draws.edges("emoji data", "looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS)
         if split == "heldout_families":
             if looks is not None and not looks.get("drawn", 0) > 0:
                 raise InputError("emoji data: heldout_families has drawn styles only; give looks a weight of drawn.")
-            self._looks = _edges("looks", {"drawn": 1}, LOOKS)
-        self._tasks = _edges("tasks", {"style_subject": 1} if tasks is None else tasks, tuple(CONDITIONS))
+            self._looks = draws.edges("emoji data", "looks", {"drawn": 1}, LOOKS)
+        tasks = {"style_subject": 1} if tasks is None else tasks
+        self._tasks = draws.edges("emoji data", "tasks", tasks, tuple(CONDITIONS))
         self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
         self.preserved, self.empty_prompt, self.style_words = preserved, empty_prompt, style_words
         self.plain, self.same_look = plain, same_look
@@ -112,9 +106,9 @@ class EmojiSource:
         if not 0 <= index < self.length:
             raise IndexError(f"example {index} of {self.length}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        look, task = _choose(rng, self._looks), _choose(rng, self._tasks)
+        look, task = draws.choose(rng, self._looks), draws.choose(rng, self._tasks)
         has_content, has_style = CONDITIONS[task]
-        name, content_team = _pick(rng, self.subjects), _pick(rng, TRAINED_TEAMS)
+        name, content_team = draws.pick(rng, self.subjects), draws.pick(rng, TRAINED_TEAMS)
         own = self.artwork.subject(name, content_team)
         pose = Pose.draw(rng, scale=SCALE, turn=TURN)
         preserved = has_content and rng.random() < self.preserved
@@ -131,7 +125,7 @@ class EmojiSource:
             style, is_own = Style.draw(rng, self.styles, heldout=self.heldout_style), False
         else:
             others = [other for other in TRAINED_TEAMS if other != content_team]
-            team, is_own = HELDOUT_TEAM if self.heldout_style else _pick(rng, others), False
+            team, is_own = HELDOUT_TEAM if self.heldout_style else draws.pick(rng, others), False
             style = Style.plain(rng, self.artwork.subject(name, team))
         subject = own if team == content_team else self.artwork.subject(name, team)
         labels = {"subject": -1, "style": -1, "family": -1}
@@ -147,16 +141,16 @@ class EmojiSource:
         styles = ()
         if has_style:
             others = [other for other in self.artwork.seen if other != name]
-            meta["style_subjects"] = tuple(_pick(rng, others) for _ in range(self.num_styles))
+            meta["style_subjects"] = tuple(draws.pick(rng, others) for _ in range(self.num_styles))
             meta["style_teams"] = tuple(
-                team if look == "artists" else _pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
+                team if look == "artists" else draws.pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
             )
             styles = tuple(
                 render(self.artwork.subject(*drawn), Pose.draw(rng, scale=SCALE, turn=TURN), style, self.size)
                 for drawn in zip(meta["style_subjects"], meta["style_teams"], strict=True)
             )
 
-        sentence = "{}" if preserved or task == "text" else _pick(rng, SENTENCES)
+        sentence = "{}" if preserved or task == "text" else draws.pick(rng, SENTENCES)
         prompt = sentence.format(meta["phrase"])
         # Nothing else says which style is wanted where no style image does.
         if rng.random() < self.style_words or (task == "subject" and not is_own):
@@ -193,25 +187,3 @@ class EmojiSource:
         teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
         drawn = (self.artwork.subject(subject.name, team) for team in teams)
         return contents, np.stack([render(one, meta["pose"], meta["style"], self.size) for one in drawn])
-
-
-def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
-    return names[rng.integers(len(names))]
-
-
-def _edges(what: str, weights: Mapping[str, float | int], known: Sequence[str]) -> dict[str, float]:
-    """Give the upper edges of the shares of [0, 1) of what has a positive weight."""
-    strange = [name for name in weights if name not in known]
-    if strange or any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
-        raise InputError(
-            f"emoji data: {what} {dict(weights)} must give a weight of at least 0 to some of {', '.join(known)}"
-            " and a positive one to at least one."
-        )
-    names = [name for name in known if weights.get(name, 0) > 0]
-    shares = np.cumsum([weights[name] for name in names])
-    return dict(zip(names, (shares / shares[-1]).tolist(), strict=True))
-
-
-def _choose(rng: np.random.Generator, edges: Mapping[str, float]) -> str:
-    value = rng.random()
-    return next(name for name, edge in edges.items() if value < edge)

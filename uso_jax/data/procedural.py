@@ -28,7 +28,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import UInt8
 
-from uso_jax.data import counterfactual
+from uso_jax.data import counterfactual, draws
 from uso_jax.data.canvas import Pose
 from uso_jax.data.record import CONDITIONS, Triplet
 from uso_jax.data.styles import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, STYLES, Style, render
@@ -93,21 +93,15 @@ class ProceduralSource:
     ):
         if split not in SPLITS:
             raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
-        if size < 8 or length < 1 or num_styles < 1:
-            raise InputError(
-                f"procedural data: size is {size}, length {length} and num_styles {num_styles};"
-                " the size must be at least 8, the others 1."
-            )
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"place_words": place_words, "plain": plain, "same_look": same_look}
-        for name, share in shares.items():
-            if not 0.0 <= share <= 1.0:
-                raise InputError(f"procedural data: {name} is {share}; it is a share from 0 to 1.")
+        draws.check("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
         self.style_words, self.place_words = style_words, place_words
         self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
-        self.tasks, self._task_edges = _task_table({"style_subject": 1.0} if tasks is None else tasks)
+        tasks = {"style_subject": 1.0} if tasks is None else tasks
+        self._tasks = draws.edges("procedural data", "tasks", tasks, tuple(CONDITIONS))
         self.styles = _styles(split, styles, families)
         self.heldout_styles = split in ("heldout_styles", "heldout")
         chosen = _known("subject", subjects, tuple(SUBJECTS))
@@ -128,9 +122,9 @@ class ProceduralSource:
         if not 0 <= index < self.length:
             raise IndexError(f"example {index} of {self.length}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        task = self.tasks[int(np.searchsorted(self._task_edges, rng.random(), side="right"))]
+        task = draws.choose(rng, self._tasks)
         has_content, has_style = CONDITIONS[task]
-        subject = SUBJECTS[_pick(rng, self.subjects)]
+        subject = SUBJECTS[draws.pick(rng, self.subjects)]
         pose = self._pose(rng)
         preserved = has_content and rng.random() < self.preserved
         content_pose = pose if preserved else self._pose(rng)
@@ -152,10 +146,10 @@ class ProceduralSource:
         styles = ()
         if has_style:
             others = [name for name in self.seen if name != subject.name]
-            meta["style_subjects"] = tuple(_pick(rng, others) for _ in range(self.num_styles))
+            meta["style_subjects"] = tuple(draws.pick(rng, others) for _ in range(self.num_styles))
             styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
 
-        sentence = "{}" if preserved or task == "text" else _pick(rng, SENTENCES)
+        sentence = "{}" if preserved or task == "text" else draws.pick(rng, SENTENCES)
         prompt = sentence.format(subject.phrase)
         if rng.random() < self.place_words and not preserved:
             prompt += f", {pose.words}"
@@ -189,10 +183,6 @@ class ProceduralSource:
         return Pose.draw(rng, scale=self.scale, turn=self.turn)
 
 
-def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
-    return names[rng.integers(len(names))]
-
-
 def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """Check a restriction; the order of `known` is kept, so that it does not matter how the user lists them."""
     if names is None:
@@ -217,16 +207,3 @@ def _styles(split: str, styles: Sequence[str] | None, families: Sequence[str] | 
             f" the held-out families are {', '.join(HELDOUT_FAMILIES)}, which heldout_families alone draws."
         )
     return names
-
-
-def _task_table(tasks: Mapping[str, float | int]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Tasks with a positive weight and the upper edges of their shares of [0, 1), the last one left out."""
-    strange = [name for name in tasks if name not in CONDITIONS]
-    if strange or any(not weight >= 0 for weight in tasks.values()) or not sum(tasks.values()) > 0:
-        raise InputError(
-            f"procedural data: tasks {dict(tasks)} must give a weight of at least 0 to some of {', '.join(CONDITIONS)}"
-            " and a positive one to at least one."
-        )
-    names = tuple(name for name in CONDITIONS if tasks.get(name, 0) > 0)
-    edges = np.cumsum([tasks[name] for name in names])
-    return names, edges[:-1] / edges[-1]

@@ -16,16 +16,17 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from PIL import Image
 
-from uso_jax import grid, preprocess, sharding
+from uso_jax import grid, rewards, sharding
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.evaluation.factors import Counterfactuals
 from uso_jax.heldout import pipeline_options
-from uso_jax.models.clip import unit
 from uso_jax.objectives import flow_matching
 from uso_jax.params import Params
 from uso_jax.system import System, to_float
 
+LEARNED = {"csd": "csd_style", "text_score": "siglip_text"}  # figure -> reward
+JUDGES = {*rewards.components(LEARNED.values()), "judge"}  # the weights components that are read
 TASK = dict(tasks=dict(style_subject=1.0), preserved=1.0, style_words=0.0)
 
 
@@ -74,14 +75,8 @@ class Evaluation:
         for number, batch in enumerate(self.batches):
             size = len(batch["target"])
             part = slice(number * size, (number + 1) * size)
-            phrases = [self.system.config.text.tokenize(t.meta["phrase"]) for t in self.triplets[part]]
-            arrays = {
-                "images": images[part],
-                "style": batch["style"][:, 0],
-                "ids": np.stack([p["t5_ids"] for p in phrases]),
-            }
-            arrays |= {name: batch[name] for name in ("subject_label", "style_label") if name in self.classes}
-            learned.append(jax.device_get(self._learned(params, arrays)))
+            phrases = [self.system.config.text.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
+            learned.append(jax.device_get(self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})))
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
         return self.judge.score(images) | figures
 
@@ -98,22 +93,15 @@ class Evaluation:
     def _sample_of(self, params: Params, batch):
         return flow_matching.sample(params, self.system, self.stage, batch, self.settings)
 
-    def _learned_of(self, params: Params, arrays) -> dict[str, jax.Array]:
-        system, images = self.system, to_float(arrays["images"])
-        figures = {}
-        if "siglip_text" in system.structures:
-            seen = unit(system.module(params, "siglip")(images).pooler_output)
-            said = unit(system.module(params, "siglip_text")(arrays["ids"]))
-            figures["text_score"] = jnp.mean(jnp.sum(seen * said, axis=-1))
-        if "judge" in system.structures:
+    def _learned_of(self, params: Params, pictures, batch) -> dict[str, jax.Array]:
+        system, images = self.system, to_float(pictures)
+        has = set(system.structures)
+        names = {figure: reward for figure, reward in LEARNED.items() if rewards.components([reward]) <= has}
+        scores = rewards.score(system, params, images, rewards.describe(system, params, names.values(), batch))
+        figures = {figure: jnp.mean(scores[reward]) for figure, reward in names.items()}
+        if "judge" in has:
             logits = system.module(params, "judge")(images)
             for name, label, values in zip(("content", "style"), ("subject_label", "style_label"), logits, strict=True):
-                if label in arrays:
-                    figures[f"judge_{name}_accuracy"] = jnp.mean(jnp.argmax(values, -1) == arrays[label])
-        if "csd" in system.structures:
-            encoder = system.module(params, "csd")
-            size = encoder.config.image_size
-            ready = dataclasses.replace(preprocess.CSD, size=size, short_side=size).device
-            vectors = [encoder(ready(x)).style for x in (images, to_float(arrays["style"]))]
-            figures["csd"] = jnp.mean(jnp.sum(vectors[0] * vectors[1], axis=-1))
+                if label in self.classes:
+                    figures[f"judge_{name}_accuracy"] = jnp.mean(jnp.argmax(values, -1) == batch[label])
         return figures

@@ -7,3 +7,8 @@ import pathlib
 FOLDER = pathlib.Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
 TOKENIZER = FOLDER / "tokenizer.json"
+
+
+def directory(name: str | pathlib.Path) -> pathlib.Path:
+    """Give the weights directory of a name: "mini" is the one that comes with the package."""
+    return WEIGHTS if str(name) == "mini" else pathlib.Path(name)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models import stack
-from uso_jax.models.mha import MultiHeadAttention
+from uso_jax.models.mha import MultiHeadAttention, check_heads
 from uso_jax.models.mlp import MLP
 
 LEGACY_EOS = 2
@@ -25,12 +25,10 @@ LEGACY_EOS = 2
 
 def _check(config: "ClipTextConfig | ClipVisionConfig") -> None:
     c = config
-    if c.hidden_size % c.num_attention_heads:
-        raise ValueError(f"hidden_size {c.hidden_size} does not divide into {c.num_attention_heads} heads")
+    check_heads(c.hidden_size, c.num_attention_heads)
     if c.projection_dim < 0:
         raise ValueError(f"projection_dim must be positive, or 0 for none, not {c.projection_dim}")
-    if c.remat not in stack.REMAT_POLICIES:
-        raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {c.remat!r}")
+    stack.check_remat(c.remat)
 
 
 @dataclass(frozen=True)

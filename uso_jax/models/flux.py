@@ -58,8 +58,7 @@ class FluxConfig:
             raise ValueError(f"axes_dim {self.axes_dim} must add up to the head width, {self.head_dim}")
         if any(dim % 2 for dim in self.axes_dim):
             raise ValueError(f"every entry of axes_dim {self.axes_dim} must be even: rotations act on pairs")
-        if self.remat not in stack.REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
+        stack.check_remat(self.remat)
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be 0 (no adapters) or positive, not {self.lora_rank}")
 

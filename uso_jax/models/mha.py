@@ -7,6 +7,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Refuse a width that does not divide into heads."""
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size {hidden_size} does not divide into {num_heads} heads")
+
+
 class MultiHeadAttention(nnx.Module):
     """Attention with separate query, key and value projections, softmax in float32."""
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from uso_jax.models import stack
-from uso_jax.models.mha import MultiHeadAttention
+from uso_jax.models.mha import MultiHeadAttention, check_heads
 from uso_jax.models.mlp import MLP, gelu_tanh
 
 
@@ -34,8 +34,7 @@ class SiglipConfig:
     remat: str = "full"
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}")
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models import stack
+from uso_jax.models.mha import check_heads
 from uso_jax.models.siglip import SiglipLayer
 
 
@@ -33,10 +34,8 @@ class SiglipTextConfig:
     remat: str = "full"
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
-        if self.remat not in stack.REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
+        check_heads(self.hidden_size, self.num_attention_heads)
+        stack.check_remat(self.remat)
 
     @classmethod
     def tiny(cls, **changes) -> "SiglipTextConfig":

@@ -23,6 +23,12 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
+def check_remat(remat: str) -> None:
+    """Refuse a policy that has no name here."""
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}")
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """Build `depth` differently initialised copies of a block as one module with a leading layer axis."""
     return nnx.split_rngs(splits=depth)(nnx.vmap(make))(rngs)

@@ -42,8 +42,7 @@ class T5Config:
             raise ValueError(f"relative_attention_num_buckets must be even and at least 4, not {buckets}")
         if distance <= buckets // 4:
             raise ValueError(f"relative_attention_max_distance must exceed {buckets // 4} here, not {distance}")
-        if self.remat not in stack.REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {', '.join(stack.REMAT_POLICIES)}, not {self.remat!r}")
+        stack.check_remat(self.remat)
 
     @classmethod
     def tiny(cls, **changes) -> "T5Config":

@@ -11,14 +11,9 @@ of numbers: gradient accumulation only cuts the draws, and a held-out loss uses 
     sample(params, system, stage, batch, settings) -> uint8  pictures [b, h, w, 3] for the sample grid; may be absent
 """
 
+import importlib
 from types import ModuleType
 
-from uso_jax.objectives import classification, descriptors, flow_matching, image_text, reconstruction
+from uso_jax.stage import OBJECTIVE_NAMES
 
-OBJECTIVES: dict[str, ModuleType] = {
-    "flow_matching": flow_matching,
-    "reconstruction": reconstruction,
-    "image_text": image_text,
-    "descriptors": descriptors,
-    "classification": classification,
-}
+OBJECTIVES: dict[str, ModuleType] = {name: importlib.import_module(f"{__name__}.{name}") for name in OBJECTIVE_NAMES}

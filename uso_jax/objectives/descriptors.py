@@ -6,8 +6,6 @@ Target and style image of an example share the style, target and content image t
 source's labels say; two examples of a batch count as different styles, since their palettes and textures differ.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -35,9 +33,9 @@ def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> dict:
 def loss(params: Params, system: System, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
     """Give the sum of the two heads' supervised contrastive losses."""
     encoder = system.module(params, "csd")
-    b, size = batch["target"].shape[0], encoder.config.image_size
+    b = batch["target"].shape[0]
     images = jnp.concatenate([batch["target"], batch["style"][:, 0], batch["content"]])
-    vectors = encoder(dataclasses.replace(preprocess.CSD, size=size, short_side=size).device(to_float(images)))
+    vectors = encoder(preprocess.CSD.resized(encoder.config.image_size).device(to_float(images)))
     style_labels = jnp.tile(jnp.arange(b), 2)
     content_labels = jnp.tile(batch["subject_label"], 2)
     targets_contents = jnp.concatenate([vectors.content[:b], vectors.content[2 * b :]])
