@@ -241,8 +241,9 @@ def file_size_limit(size: int):
 
 
 def test_full_disk_while_saving(straight, tmp_path):
-    # Python ignores the limit's signal, so writes past it fail as on a full disk. It holds from the third batch on.
-    with file_size_limit(8_000) as limit, watched(lambda n: n == 3 and limit()), pytest.raises(InputError) as failure:
+    # Python ignores the limit's signal, so writes past it fail as on a full disk. It holds from the third batch on, and
+    # lies between the pictures, 11 kB, and a checkpoint's arrays, 85 kB.
+    with file_size_limit(16_000) as limit, watched(lambda n: n == 3 and limit()), pytest.raises(InputError) as failure:
         fit(config(), tmp_path)
     assert "could not save the checkpoint of step 4" in str(failure.value)
     assert "the last good checkpoint is step 2" in str(failure.value)
