@@ -88,7 +88,7 @@ def get_config(variant: str = "all") -> ConfigDict:
             ),
             base=uso.stage(
                 **base,
-                steps=42_000,
+                steps=36_000,
                 data=dict(
                     tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85
                 ),

@@ -141,7 +141,15 @@ def mini() -> dict:
         heldout=dict(
             num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
         ),
-        evaluation=dict(split="heldout", num_triplets=128, batch_size=32, num_steps=12, guidance=4.0, shift="flux"),
+        evaluation=dict(
+            tables=dict(main=dict(task="style_subject", split="heldout")),  # subjects and styles that it never saw
+            perceptual=False,  # also LPIPS and Gram distances: pip install "uso_jax[perceptual]"
+            num_triplets=128,
+            batch_size=32,
+            num_steps=12,
+            guidance=4.0,
+            shift="flux",
+        ),
     )
 
 
@@ -163,7 +171,7 @@ def mini_model() -> dict:
             guidance_embed=False,
             lora_rank=32,
             lora_scale=1.0,
-            projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6)),
+            projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6), kind="hierarchical"),
             dtype="float32",
             remat="none",
             attention="auto",
@@ -212,6 +220,7 @@ def mini_model() -> dict:
         ),
         patch=2,  # latents a side of one token
         reference_offset="d",  # content tokens follow the target diagonally
+        style_encoder="siglip",  # or "autoencoder": one encoder for both references, what the paper argues against
         weights="",  # weights directory; "": from random numbers; "mini": what comes with the package
         fresh=("lora", "projector"),  # components that start from random numbers though the directory has them
         rewards=dict(),  # sizes of networks that only rewards read
@@ -344,6 +353,7 @@ def flux_dev() -> dict:
             ),
             patch=2,
             reference_offset="d",
+            style_encoder="siglip",  # or "autoencoder": one encoder for both references, what the paper argues against
             fresh=(),
             rewards=flux_rewards(),
             weights="weights/flux-dev",  # made by: python -m convert import FILE... --to weights/flux-dev

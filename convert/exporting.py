@@ -88,6 +88,8 @@ def uso(parts: Mapping[str, Part]) -> list[Output]:
     if "lora" in parts:
         outputs.append(_plain("dit_lora.safetensors", families.by_name("uso-lora"), _scaled(parts["lora"])))
     if "projector" in parts:
+        if (kind := parts["projector"].config["projector"].get("kind", "hierarchical")) != "hierarchical":
+            raise InputError(f"the projector is of kind {kind!r}, which upstream does not have; only hierarchical ones")
         outputs.append(_plain("projector.safetensors", families.by_name("uso-projector"), parts["projector"]))
     return outputs
 

@@ -70,6 +70,10 @@ _FLUX = ("transformer", "lora", "projector")
 
 
 def _sections(system: dict) -> sizes.Sections:
+    if (encoder := system.get("style_encoder", "siglip")) != "siglip":
+        raise InputError(
+            f"this run reads style images by the {encoder}, which no other program does; nothing to convert"
+        )
     transformer = system["transformer"]
     flux = {name: transformer[name] for name in sizes.FIELDS["flux"] if name in transformer}
     sections = {"flux": flux}

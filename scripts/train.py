@@ -42,15 +42,17 @@ def main(_) -> None:
             f"{stage['heldout_loss_before']:>23.4f}{stage['heldout_loss_after']:>10.4f}"
         )
     if "evaluation" in summary:
-        print("\n" + evaluation_table(summary["evaluation"]))
+        print("\n" + evaluation_table("held-out pictures", summary["evaluation"]))
+        for name, table in summary["tables"].items():
+            print("\n" + evaluation_table(name.replace("_", " "), table))
     print(f"\nPictures: {workdir}/samples   curves: tensorboard --logdir {workdir}/tensorboard")
 
 
-def evaluation_table(evaluation: dict[str, dict[str, float]]) -> str:
+def evaluation_table(title: str, evaluation: dict[str, dict[str, float]]) -> str:
     """Lay out what held-out pictures are worth: of the model before and after, of the truth, of either reference."""
     figures = list(evaluation["target"])
-    rows = [f"{'held-out pictures':<18}" + "".join(f"{name.replace('_', ' '):>{_width(name)}}" for name in figures)]
-    for name in ("before", "after", "target", "copy_content", "copy_style"):
+    rows = [f"{title:<18}" + "".join(f"{name.replace('_', ' '):>{_width(name)}}" for name in figures)]
+    for name in (n for n in ("before", "after", "target", "copy_content", "copy_style") if n in evaluation):
         values = [evaluation[name][figure] for figure in figures]
         cells = [f"{value:>{_width(figure)}.3f}" for figure, value in zip(figures, values, strict=True)]
         rows.append(f"{name.replace('_', ' '):<18}" + "".join(cells))

@@ -41,10 +41,11 @@ def is_adapter(path: str) -> bool:
     return "/processor/" in path or "feature_embedder" in path
 
 
-def save(workdir, step: int, params: dict, ema: dict):
+def save(workdir, step: int, params: dict, ema: dict, changes: dict | None = None):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
+    record = tiny.config("joint", changes=changes).fingerprint() if changes else config().fingerprint()
     arrays = {"params": jax.tree.map(jax.numpy.asarray, params), "opt_state": {"count": jax.numpy.zeros(3)}, "ema": ema}
-    checkpoints.save(step, arrays, {"config": config().fingerprint(), "step": step})
+    checkpoints.save(step, arrays, {"config": record, "step": step})
     checkpoints.close()
 
 
@@ -157,6 +158,20 @@ def test_no_average(tmp_path, capsys):
     with pytest.raises(SystemExit):
         export(tmp_path / "run", "--format", "uso", "--ema", "--to", tmp_path / "out")
     assert "has no average" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.style_encoder": "autoencoder"}, "reads style images by the autoencoder"),
+        ({"model.transformer.projector.kind": "mlp"}, "the projector is of kind 'mlp'"),
+    ],
+)
+def test_an_ablation_is_not_exported(changes, message, tmp_path, capsys):
+    save(tmp_path / "run", 1, drawn(0, is_adapter), {}, changes)
+    with pytest.raises(SystemExit) as caught:
+        export(tmp_path / "run", "--format", "uso", "--to", tmp_path / "out")
+    assert caught.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_two_files_into_one_name(workdir, tmp_path, capsys):

@@ -273,16 +273,38 @@ def test_damaged_checkpoint(straight, tmp_path):
 
 
 def test_evaluation_before_and_after(tmp_path):
+    tables = {
+        "evaluation.tables": {
+            "main": {"task": "style_subject", "split": "heldout"},
+            "style": {"task": "style", "split": "heldout_families"},
+            "subject": {"task": "subject", "split": "heldout_subjects"},
+        }
+    }
     small = {"evaluation.num_triplets": 8, "evaluation.batch_size": 8, "evaluation.num_steps": 2}
-    summary = fit(tiny.config("joint", changes=small), tmp_path)
+    summary = fit(tiny.config("joint", changes=tables | small), tmp_path)
     found = summary["evaluation"]
     assert set(found) == {"before", "after", "target", "copy_content", "copy_style"}
     for figures in found.values():
         assert set(figures) >= {"style_accuracy", "content_accuracy", "text_score", "mse"}
     assert found["target"]["style_accuracy"] == found["target"]["content_accuracy"] == 1.0
-    assert found["after"] == summary["stages"][0]["evaluation"] != found["before"]
-    assert (tmp_path / "samples" / "before_after.png").is_file()
-    assert fit(tiny.config("joint", changes=small), tmp_path) == summary  # nothing is judged again
+    assert found["after"] == summary["stages"][0]["evaluation"]["main"] != found["before"]
+
+    # Without a content image nobody knows the pose, so there is no exact judge; unseen families have no class.
+    style, subject = summary["tables"]["style"], summary["tables"]["subject"]
+    assert set(style) == {"before", "after", "target", "copy_style"}
+    assert set(style["after"]) == {"csd", "text_score", "judge_content_accuracy"}
+    assert style["copy_style"]["csd"] == pytest.approx(1.0)
+    assert set(subject) == {"before", "after", "target", "copy_content"}
+    assert set(subject["after"]) == {"content_accuracy", "mse", "text_score", "judge_style_accuracy"}
+    assert subject["target"]["content_accuracy"] == 1.0
+    for name in ("", "_style", "_subject"):
+        assert (tmp_path / "samples" / f"before_after{name}.png").is_file()
+    assert fit(tiny.config("joint", changes=tables | small), tmp_path) == summary  # nothing is judged again
+
+
+def test_evaluation_of_an_unknown_task():
+    with pytest.raises(InputError, match="task 'film' is unknown; use subject, style or style_subject"):
+        config({"evaluation.tables.main.task": "film"})
 
 
 def test_unknown_names():

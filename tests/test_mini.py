@@ -52,8 +52,8 @@ def figures():
         found = {}
         for name, fresh in (("before", ("lora", "projector")), ("after", ())):
             params = initial_params(dataclasses.replace(config, fresh=fresh), system, where, set())
-            found[name] = evaluation.figures(params, evaluation.sample(params))
-        return found | evaluation.baselines(params)
+            found[name] = evaluation.figures(params, evaluation.sample(params))["main"]
+        return found | evaluation.baselines(params)["main"]
 
 
 def test_targets_and_copies_are_judged_exactly(figures):

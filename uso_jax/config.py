@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from uso_jax import params, sharding, sizes
+from uso_jax.data.record import CONDITIONS
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
@@ -51,11 +52,24 @@ class HeldoutConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """The table that a run ends with where the source knows the truth (uso_jax.evaluation.table)."""
+class TableConfig:
+    """What a table of the evaluation is about."""
 
+    task: str  # subject, style or style_subject
     split: str  # of the source
-    num_triplets: int
+
+    def __post_init__(self):
+        if self.task not in CONDITIONS or self.task == "text":
+            raise ValueError(f"evaluation: task {self.task!r} is unknown; use subject, style or style_subject")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The tables that a run ends with where the source knows the truth (uso_jax.evaluation.table)."""
+
+    tables: Mapping[str, TableConfig]  # the first is the main one
+    perceptual: bool  # also LPIPS and Gram distances, which need an extra package
+    num_triplets: int  # a table
     batch_size: int
     num_steps: int  # Euler steps of a sample
     guidance: float
@@ -115,6 +129,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             text=_text(**model["text"]),
             patch=model["patch"],
             reference_offset=model["reference_offset"],
+            style_encoder=model["style_encoder"],
             siglip_text=SiglipTextConfig(**model["siglip_text"]) if "siglip_text" in model else None,
             judge=JudgeConfig(**_tuples(model["judge"])) if "judge" in model else None,
             **({"csd": ClipVisionConfig(**model["csd"])} if "csd" in model else {})
@@ -124,6 +139,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             stage.check_sizes(system.pixels_per_token)
             if stage.reward is not None:
                 _check_reward(stage, system, config.heldout.grid_every)
+        evaluation = _evaluation(**config.evaluation.to_dict()) if _evaluates(config) else None
         source = _sources(config.data.source, config.data[config.data.source].to_dict())
     except KeyError as error:
         raise InputError(f"config: {error.args[0]}") from error
@@ -148,12 +164,16 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         checkpoint_keep=config.checkpoint.keep,
         log_every=config.log_every,
         heldout=HeldoutConfig(**config.heldout.to_dict()),
-        evaluation=EvaluationConfig(**config.evaluation.to_dict()) if _evaluates(config) else None,
+        evaluation=evaluation,
     )
 
 
 def _evaluates(config: ConfigDict) -> bool:
     return "evaluation" in config and config.data.source in ("procedural", "emoji")
+
+
+def _evaluation(tables: dict, **values) -> EvaluationConfig:
+    return EvaluationConfig(tables={name: TableConfig(**table) for name, table in tables.items()}, **values)
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from uso_jax.stage import StageConfig
 from uso_jax.system import System
 from uso_jax.train import TrainState, init_state, make_train_step, state_shardings
 
-BEFORE = "before.npy"  # the evaluation's pictures before training
+BEFORE = "before.npz"  # the evaluation's pictures before training, by table
 
 
 @dataclass
@@ -113,9 +113,10 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
                 run.evaluation = Evaluation(config, system, mesh)
                 if "evaluation" not in record:
                     before = run.evaluation.sample(params)
-                    np.save(workdir / BEFORE, before)
-                    figures = {"before": run.evaluation.figures(params, before)}
-                    record["evaluation"] = figures | run.evaluation.baselines(params)
+                    np.savez(workdir / BEFORE, **before)
+                    known = run.evaluation.baselines(params)
+                    for name, figures in run.evaluation.figures(params, before).items():
+                        record.setdefault("evaluation", {})[name] = {"before": figures} | known[name]
             for index in range(record["stage"], len(config.stages)):
                 if index > record["stage"]:
                     record |= {"stage": index, "step": 0, "data": None, "seconds": 0.0}
@@ -138,7 +139,9 @@ def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> 
     """Write summary.json whole or not at all."""
     summary = {"variant": config.variant, "stages": record["stages"]}
     if "evaluation" in record:
-        summary["evaluation"] = record["evaluation"]
+        main, *others = record["evaluation"]
+        summary["evaluation"] = record["evaluation"][main]
+        summary["tables"] = {name: record["evaluation"][name] for name in others}
     temporary = workdir / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(temporary, workdir / "summary.json")
@@ -224,11 +227,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
                 record["stages"][index]["heldout_loss_after"] = after
             if due["checkpoint"]:
                 if last and run.evaluation is not None:
-                    after = run.evaluation.sample(frozen | state.result)
-                    figures = run.evaluation.figures(frozen | state.result, after)
-                    record["stages"][index]["evaluation"] = record["evaluation"]["after"] = figures
-                    sheet = run.evaluation.sheet(np.load(run.workdir / BEFORE), after, config.heldout.grid_rows)
-                    grid.save(sheet, run.workdir / "samples" / "before_after.png")
+                    _evaluate(run, record["stages"][index], frozen | state.result)
                 seconds = earlier + time.monotonic() - started
                 record |= {"step": step, "data": data.get_state(), "seconds": seconds}
                 record["stages"][index]["seconds"] = round(seconds, 1)
@@ -236,6 +235,18 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             if last:
                 break
     return frozen | state.result
+
+
+def _evaluate(run: _Run, stage: dict, params: Params) -> None:
+    """Record what every table says of the model after a stage, and draw its pictures."""
+    after = run.evaluation.sample(params)
+    stage["evaluation"] = run.evaluation.figures(params, after)
+    before = np.load(run.workdir / BEFORE)
+    for name, table in run.evaluation.tables.items():
+        run.record["evaluation"][name]["after"] = stage["evaluation"][name]
+        sheet = table.sheet(before[name], after[name], run.config.heldout.grid_rows)
+        suffix = "" if name == run.evaluation.main else f"_{name}"
+        grid.save(sheet, run.workdir / "samples" / f"before_after{suffix}.png")
 
 
 def _last_step(stage: StageConfig, record: dict) -> int:

@@ -44,6 +44,7 @@ class SystemConfig:
     text: T5ClipConfig
     patch: int = 2  # latents a side of one token
     reference_offset: flow.OffsetMode = "d"
+    style_encoder: str = "siglip"  # or "autoencoder": style images are references like the content
     siglip_text: SiglipTextConfig | None = None  # only where SigLIP itself is trained
     csd: ClipVisionConfig | None = None  # only where style descriptors are trained or reward
     judge: JudgeConfig | None = None
@@ -55,6 +56,8 @@ class SystemConfig:
         z, c = self.autoencoder.z_channels, self.transformer.in_channels
         if c != z * self.patch**2:
             raise ValueError(f"transformer.in_channels {c} must be z_channels {z} times patch {self.patch} squared")
+        if self.style_encoder not in ("siglip", "autoencoder"):
+            raise ValueError(f"style_encoder {self.style_encoder!r} is unknown; known are siglip, autoencoder")
         if (p := self.transformer.projector) is not None and self.siglip is not None:
             has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
             if has != wants:
@@ -189,13 +192,21 @@ class System:
         txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
         grid = self.token_grid(*batch["target"].shape[1:3])
         inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
-        if style and self.config.transformer.projector is not None:
+        references = []  # (images, which samples have them)
+        if content:
+            references.append((batch["content"], batch["content_valid"]))
+        if style and self.config.style_encoder == "autoencoder":
+            references += zip(batch["style"].swapaxes(0, 1), batch["style_valid"].T, strict=True)
+        elif style and self.config.transformer.projector is not None:
             inputs.features = self.style_features(params, batch["style"])
             inputs.style_valid = batch["style_valid"]
-        if content:
-            inputs.ref_img = self.encode_images(params, batch["content"])
-            inputs.ref_ids = self.reference_ids(grid, [self.token_grid(*batch["content"].shape[1:3])])
-            inputs.ref_valid = jnp.broadcast_to(batch["content_valid"][:, None], inputs.ref_img.shape[:2])
+        if references:
+            tokens = [self.encode_images(params, images) for images, _ in references]
+            lengths = [x.shape[1] for x in tokens]
+            valid = [jnp.repeat(has[:, None], n, axis=1) for n, (_, has) in zip(lengths, references, strict=True)]
+            inputs.ref_img, inputs.ref_valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
+            sizes = [self.token_grid(*images.shape[1:3]) for images, _ in references]
+            inputs.ref_ids = self.reference_ids(grid, sizes)
         return inputs
 
     def style_tokens(self, params: Params, inputs: Inputs) -> Float[Array, "b s width"] | None:

@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The table that a training of mini ends with: whether the style arrives and the content stays.
+"""The tables that a training of mini ends with: whether the style arrives and the content stays.
 
-Judged on triplets that have a content image and a style image, and whose layout is preserved, so that the exact judge
+A table is a task and a split of the source. Where there is a content image, the layout is preserved and the exact judge
 of `factors` applies; `judge_*` are a classifier's opinion (uso_jax.models.judge), `text_score` is the mean cosine of a
-picture and the words for its subject in SigLIP, `csd` that of the style vectors of picture and style image.
+picture and the words for its subject in SigLIP, `csd` that of the style vectors of picture and style image; `lpips` and
+`gram` are distances (uso_jax.evaluation.perceptual).
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,78 +19,63 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from uso_jax import grid, rewards, sharding
-from uso_jax.config import TrainConfig
+from uso_jax.config import TableConfig, TrainConfig
 from uso_jax.data.pipeline import batches, open_source
+from uso_jax.data.record import CONDITIONS
 from uso_jax.evaluation.factors import Counterfactuals
+from uso_jax.evaluation.perceptual import Perceptual
 from uso_jax.heldout import pipeline_options
 from uso_jax.objectives import flow_matching
 from uso_jax.params import Params
-from uso_jax.system import System, to_float
+from uso_jax.stage import StageConfig
+from uso_jax.system import Batch, System, to_float
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
+Figures = dict[str, float]
 
 LEARNED = {"csd": "csd_style", "text_score": "siglip_text"}  # figure -> reward
 JUDGES = {*rewards.components(LEARNED.values()), "judge"}  # the weights components that are read
-TASK = dict(tasks=dict(style_subject=1.0), preserved=1.0, style_words=0.0)
+WISHES = dict(preserved=1.0, style_words=0.0, same_look=0.0, plain=1.0)  # plain: what a subject alone is shown as
+_CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the judge's order
+_UNSEEN = {  # labels that the classifier cannot know, by split
+    "heldout": {"subject_label"},
+    "heldout_subjects": {"subject_label"},
+    "heldout_families": {"style_label"},
+}
 
 
 class Evaluation:
-    """Held-out triplets of the procedural source, and the figures of pictures made for them."""
+    """All tables of a configuration, by name; the first is the main one."""
 
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh):
-        self.settings, self.system, self.mesh = config.evaluation, system, mesh
-        size, self.stage = self.settings.batch_size, config.stages[-1]
-        self.stage = dataclasses.replace(self.stage, conditions=("content", "style"))
-        source = open_source(dict(config.data.heldout) | {"split": self.settings.split}, TASK)
-        # Reading in order, so that the triplets with their truth and the batches are the same examples.
-        stream = batches(
-            source, batch_size=size, seed=0, shuffle=False, repeat=False, **pipeline_options(config, self.stage)
-        )
-        self.batches = [batch for _, batch in zip(range(self.settings.num_triplets // size), stream, strict=False)]
-        self.triplets = [source[number] for number in range(len(self.batches) * size)]
-        self.judge = Counterfactuals(source, self.triplets)
-        # What the classifier can know: labels that the source gives, of classes that training has.
-        unseen = {
-            "heldout": {"subject_label"},
-            "heldout_subjects": {"subject_label"},
-            "heldout_families": {"style_label"},
+        self.config, self.system, self.settings = config, system, config.evaluation
+        # Absent conditions are masked, so one compiled program serves every task.
+        self.stage = dataclasses.replace(config.stages[-1], conditions=("content", "style"))
+        perceptual = Perceptual() if self.settings.perceptual else None
+        jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))
+        shared = dict(sample=jitted(self._sample_of), learned=jitted(self._learned_of), perceptual=perceptual)
+        self.tables = {
+            name: Table(table, config, self.stage, mesh, **shared) for name, table in self.settings.tables.items()
         }
-        known = {name for name in ("subject_label", "style_label") if all((b[name] >= 0).all() for b in self.batches)}
-        self.classes = known - unseen.get(self.settings.split, set())
-        self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
-        self._learned = jax.jit(self._learned_of, out_shardings=sharding.replicated(mesh))
 
-    def sample(self, params: Params) -> UInt8[np.ndarray, "n h w 3"]:
-        """Let the model make a picture for every triplet, from the same noise every time."""
-        made = [np.asarray(self._sample(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
-        return np.concatenate(made)
+    @property
+    def main(self) -> str:
+        return next(iter(self.tables))
 
-    def baselines(self, params: Params) -> dict[str, dict[str, float]]:
-        """Give the figures of the true targets, and of handing back either reference unchanged."""
+    def sample(self, params: Params) -> dict[str, Pictures]:
+        """Let the model make the pictures of every table, from the same noise every time."""
+        return {name: table.sample(params) for name, table in self.tables.items()}
+
+    def figures(self, params: Params, pictures: Mapping[str, Pictures]) -> dict[str, Figures]:
+        """Judge any pictures, by table."""
+        return {name: table.figures(params, pictures[name]) for name, table in self.tables.items()}
+
+    def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
+        """Give, by table, the figures of the true targets and of handing back either reference unchanged."""
         return {
-            "target": self.figures(params, self._all("target")),
-            "copy_content": self.figures(params, self._all("content")),
-            "copy_style": self.figures(params, self._all("style")[:, 0]),
+            name: {row: table.figures(params, pictures) for row, pictures in table.known.items()}
+            for name, table in self.tables.items()
         }
-
-    def figures(self, params: Params, images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, float]:
-        """Judge any pictures, one a triplet."""
-        learned = []
-        for number, batch in enumerate(self.batches):
-            size = len(batch["target"])
-            part = slice(number * size, (number + 1) * size)
-            phrases = [self.system.config.text.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
-            learned.append(jax.device_get(self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})))
-        figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
-        return self.judge.score(images) | figures
-
-    def sheet(
-        self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"], rows: int
-    ) -> Image.Image:
-        """Lay references, the model's pictures before and after training, and targets side by side."""
-        columns = {"content": self._all("content"), "style": self._all("style")[:, 0], "before": before, "after": after}
-        return grid.draw({name: images[:rows] for name, images in (columns | {"target": self._all("target")}).items()})
-
-    def _all(self, name: str) -> np.ndarray:
-        return np.concatenate([batch[name] for batch in self.batches])
 
     def _sample_of(self, params: Params, batch):
         return flow_matching.sample(params, self.system, self.stage, batch, self.settings)
@@ -101,7 +88,86 @@ class Evaluation:
         figures = {figure: jnp.mean(scores[reward]) for figure, reward in names.items()}
         if "judge" in has:
             logits = system.module(params, "judge")(images)
-            for name, label, values in zip(("content", "style"), ("subject_label", "style_label"), logits, strict=True):
-                if label in self.classes:
-                    figures[f"judge_{name}_accuracy"] = jnp.mean(jnp.argmax(values, -1) == batch[label])
+            for (name, label), values in zip(_CLASSES.items(), logits, strict=True):
+                figures[name] = jnp.mean(jnp.argmax(values, -1) == batch[label])
         return figures
+
+
+class Table:
+    """The held-out triplets of one task and split, and the figures of pictures made for them."""
+
+    def __init__(
+        self,
+        table: TableConfig,
+        config: TrainConfig,
+        stage: StageConfig,
+        mesh: Mesh,
+        *,
+        sample: Callable[[Params, Batch], jax.Array],
+        learned: Callable[[Params, Pictures, Batch], dict[str, jax.Array]],
+        perceptual: Perceptual | None,
+    ):
+        self.tokenize, self.mesh = config.system.text.tokenize, mesh
+        self._sample, self._learned, self._perceptual = sample, learned, perceptual
+        settings, size = config.evaluation, config.evaluation.batch_size
+        spec = dict(config.data.heldout) | {"split": table.split}
+        source = open_source(spec, WISHES | {"tasks": {table.task: 1.0}})
+        # Reading in order, so that the triplets with their truth and the batches are the same examples.
+        reading = dict(batch_size=size, seed=0, shuffle=False, repeat=False)
+        stream = batches(source, **reading, **pipeline_options(config, stage))
+        self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
+        self.triplets = [source[number] for number in range(len(self.batches) * size)]
+        self.has_content, self.has_style = CONDITIONS[table.task]
+        self.judge = Counterfactuals(source, self.triplets) if self.has_content else None
+        labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
+        known = labels - _UNSEEN.get(table.split, set())
+        self.unknown = {name for name, label in _CLASSES.items() if label not in known}
+        if not self.has_style:
+            self.unknown |= {"csd", "style_accuracy"}  # there is no other style to tell the plain one from
+
+    @property
+    def known(self) -> dict[str, Pictures]:
+        """Pictures that need no model: the targets, and either reference."""
+        found = {"target": self._all("target")}
+        if self.has_content:
+            found["copy_content"] = self._all("content")
+        if self.has_style:
+            found["copy_style"] = self._all("style")[:, 0]
+        return found
+
+    def sample(self, params: Params) -> Pictures:
+        """Let the model make a picture for every triplet."""
+        made = [np.asarray(self._sample(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
+        return np.concatenate(made)
+
+    def figures(self, params: Params, images: Pictures) -> Figures:
+        """Judge any pictures, one a triplet."""
+        learned = []
+        for number, batch in enumerate(self.batches):
+            part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
+            phrases = [self.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
+            found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
+            found |= self._distances(images[part], batch)
+            learned.append({name: np.mean(value) for name, value in found.items()})
+        figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
+        exact = self.judge.score(images) if self.judge is not None else {}
+        return {name: value for name, value in (exact | figures).items() if name not in self.unknown}
+
+    def sheet(self, before: Pictures, after: Pictures, rows: int) -> Image.Image:
+        """Lay references, the model's pictures before and after training, and targets side by side."""
+        columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
+        columns |= {"before": before, "after": after, "target": self._all("target")}
+        return grid.draw({name: images[:rows] for name, images in columns.items()})
+
+    def _distances(self, images: Pictures, batch) -> dict[str, np.ndarray]:
+        if self._perceptual is None:
+            return {}
+        found, made = {}, to_float(images)
+        if self.has_content:
+            found["lpips"] = self._perceptual.lpips(made, to_float(batch["target"]))
+        if self.has_style:
+            found["gram"] = self._perceptual.gram_distance(made, to_float(batch["style"][:, 0]))
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def _all(self, name: str) -> np.ndarray:
+        return np.concatenate([batch[name] for batch in self.batches])

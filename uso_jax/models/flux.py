@@ -25,7 +25,7 @@ from uso_jax.attention import attention
 from uso_jax.models import stack
 from uso_jax.models.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.mlp import MLP, gelu_tanh
-from uso_jax.models.style import HierarchicalProjector, ProjectorConfig
+from uso_jax.models.style import PROJECTORS, ProjectorConfig
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class Flux(nnx.Module):
         self.single_blocks = stack.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)
         self.final_layer = FinalLayer(c, rngs=rngs)
         if c.projector is not None:
-            self.feature_embedder = HierarchicalProjector(c.projector, d, dtype=dtype, rngs=rngs)
+            self.feature_embedder = PROJECTORS[c.projector.kind](c.projector, d, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

