@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What each of USO's ideas is worth to mini: the paper's Tables 3 and 4, and questions of this project's own.
+
+    python scripts/train.py --config configs/mini_ablations.py:full --config.seed=1 --workdir runs/full-1
+
+    full                    style alignment, then disentanglement, with the reward at the end of either
+    no_reward               w/o SRL: the same without the reward
+    no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps
+    no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps
+    hierarchical resampler mlp          style alignment alone, by projector (Table 4)
+    hierarchical_siglip resampler_siglip mlp_siglip     the same, SigLIP trained along
+    same_ids                no_reward with content tokens at the target's own positions
+    all_weights             no_reward with all of the transformer trained, not adapters
+
+Every run ends with the same tables; scripts/compare.py joins those of several seeds.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+PROJECTORS = ("hierarchical", "resampler", "mlp")
+SIGLIP = (r"siglip/.*", 0.1)  # its rate relative to what starts from random numbers
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """Give the configuration of one variant."""
+    config = _uso().get_config("mini")
+    align, both = config.stages.style_alignment, config.stages.disentanglement
+    steps = align.steps + both.steps
+    with config.unlocked():
+        config.variant = f"mini_{variant}"
+        config.evaluation.perceptual = True
+        config.evaluation.tables = {
+            "style_subject": dict(task="style_subject", split="heldout"),
+            "subject": dict(task="subject", split="heldout_subjects"),
+            "style": dict(task="style", split="heldout_styles"),
+            "unseen_families": dict(task="style_subject", split="heldout_families"),
+        }
+        kind, _, tower = variant.partition("_")
+        if variant == "full":
+            _reward(align, both)
+        elif variant == "no_alignment":
+            config.run = ("disentanglement",)
+            both.steps, both.train = steps, (SIGLIP, *_uso().BOTH)
+            _reward(both)
+        elif variant == "no_disentangled":
+            config.run = ("disentanglement",)
+            config.model.style_encoder, config.model.transformer.projector = "autoencoder", None
+            both.steps = steps
+            _reward(both)
+        elif kind in PROJECTORS and tower in ("", "siglip"):
+            config.run = ("style_alignment",)
+            config.model.transformer.projector.kind = kind
+            if tower:
+                align.train = (SIGLIP, *_uso().PROJECTOR)
+        elif variant == "same_ids":
+            config.model.reference_offset = "o"
+        elif variant == "all_weights":
+            both.train = ((r"transformer/(?!feature_embedder|.*/processor).*", 0.25), (r".*", None))
+        elif variant != "no_reward":
+            raise ValueError(f"unknown variant {variant!r}; see the top of configs/mini_ablations.py")
+    return config
+
+
+def _reward(*stages: ConfigDict) -> None:
+    """Reward the last part of each stage, as long as the paper's: 7,000 of 23,000 and 3,000 of 21,000 steps."""
+    shares = {"style_alignment": 16 / 23, "disentanglement": 18 / 21}
+    names = ("style_alignment", "disentanglement")[-len(stages) :]
+    for name, stage in zip(names, stages, strict=True):
+        start = round(shares[name] * stage.steps)
+        stage.reward = ConfigDict(_uso().reward(start=start, num_steps=8, last=3, scale=0.1))
+
+
+def _uso():
+    """Load configs/uso.py, which has mini's sizes."""
+    spec = importlib.util.spec_from_file_location("uso_config", pathlib.Path(__file__).with_name("uso.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables over several runs, and the configurations whose runs they compare."""
+
+import json
+import runpy
+
+import pytest
+import tiny
+
+from uso_jax.config import from_config_dict
+
+compare = runpy.run_path(str(tiny.ROOT / "scripts" / "compare.py"))["main"]
+ablations = runpy.run_path(str(tiny.ROOT / "configs" / "mini_ablations.py"))["get_config"]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name, values in {"full-0": (0.2, 0.4), "full-1": (0.4, 0.4), "bare-0": (0.1, 0.3)}.items():
+        (tmp_path / name).mkdir()
+        style, early = values
+        table = lambda x: {"before": {"style": 0.0}, "target": {"style": 1.0, "csd": 0.9}, "after": {"style": x}}
+        stages = [{"name": "align", "evaluation": {"both": {"style": early}}}]
+        summary = {"stages": stages, "evaluation": table(style), "tables": {"unseen": table(style / 2)}}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def test_means_and_deviations(runs, capsys):
+    compare([f"full={runs}/full-*", f"w/o SRL={runs}/bare-*", "--figures", "style,csd"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| | runs | style | csd |",
+        "|---|---|---|---|",
+        "| full | 2 | 0.300 ± 0.141 | - |",
+        "| w/o SRL | 1 | 0.100 | - |",
+        "| before | | 0.000 | - |",
+        "| target | | 1.000 | 0.900 |",
+    ]
+
+
+def test_another_table_and_another_stage(runs, capsys):
+    compare([f"full={runs}/full-*", "--table", "unseen"])
+    assert "| full | 2 | 0.150 ± 0.071 |" in capsys.readouterr().out
+    compare([f"full={runs}/full-*", "--stage", "align"])
+    assert "| full | 2 | 0.400 ± 0.000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["full=/nowhere/*"], "no finished run matches"),
+        (["full"], "no finished run matches"),
+        (["full={}/full-*", "--table", "x"], "has no table 'x'; besides the main one it has unseen"),
+        (["full={}/full-*", "--stage", "x"], "has no stage 'x'; it has align"),
+        (["full={}/full-*", "--stage", "align", "--table", "unseen"], "was not judged by table 'unseen'"),
+    ],
+)
+def test_mistakes(arguments, message, runs, capsys):
+    with pytest.raises(SystemExit) as caught:
+        compare([text.format(runs) for text in arguments])
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ("full", "no_alignment", "no_disentangled", "no_reward", "same_ids", "all_weights"))
+def test_ablations_have_the_same_budget(variant):
+    config = from_config_dict(ablations(variant))
+    assert sum(stage.steps * stage.batch_size for stage in config.stages) == 2600 * 16
+    rewarded = sum(stage.steps - stage.reward.start for stage in config.stages if stage.reward)
+    assert rewarded == {"full": 469, "no_alignment": 371, "no_disentangled": 371}.get(variant, 0)
+
+
+@pytest.mark.parametrize("variant", ("hierarchical", "resampler", "mlp", "mlp_siglip"))
+def test_projectors_are_compared_after_alignment(variant):
+    config = from_config_dict(ablations(variant))
+    assert [stage.name for stage in config.stages] == ["style_alignment"]
+    assert config.system.transformer.projector.kind == variant.partition("_")[0]
+
+
+def test_unknown_variant():
+    with pytest.raises(ValueError, match="unknown variant 'mlp_x'"):
+        ablations("mlp_x")
