@@ -1,62 +1,90 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a random-access source of triplets to batches of stacked arrays, with Grain.
+"""From random-access sources of triplets to batches of stacked arrays, with Grain.
 
 The iterator's `get_state()` is a JSON-able dict; `set_state()` continues at exactly the next batch, so a checkpoint
-that holds it resumes the data order. Shapes: b batch of this process, n style slots, h w target, hc wc content, hs ws
-style; sizes are (height, width).
+that holds it resumes the data order, with any number of threads, worker processes and hosts. Shapes: b batch of this
+process, n style slots, h w target, hc wc content, hs ws style; sizes are (height, width).
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
-from uso_jax.data import images
+from uso_jax.data import buckets, images, readers
+from uso_jax.data.buckets import Shape, Size
 from uso_jax.data.record import Triplet
-from uso_jax.errors import InputError
+from uso_jax.errors import BadExample, InputError
 
-Size = tuple[int, int]
 Tokenize = Callable[[str], dict[str, np.ndarray]]
+
+DRAWN = ("procedural", "emoji")
+_SKIPPED = "_skipped"  # in batches on their way: the examples that could not be read
+_TRIES = 8  # examples in a row that may be unreadable
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to triplets."""
+    """Random access to triplets.
+
+    A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
+    that has `example(index)` gives that instead of a triplet: arrays of one example, ready to be stacked.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Triplet: ...
 
 
-def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> Source:
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources, and how often an example comes from each; every source is gone through at its own pace."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+
+def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> Source | Mixture:
     """Open the source that spec["name"] names, with the other entries of the mapping as its arguments.
 
     `wishes` are further arguments, such as a training stage's tasks, for a source that knows them; others ignore them.
     """
-    # Imported here: each reader brings its own dependencies, and only the chosen one should be needed.
     name, arguments = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
+    if name == "mixture":
+        parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
+        if not parts or not all(weight > 0 for weight in weights):
+            raise InputError("data source 'mixture': give at least one source a positive weight.")
+        own = [{key: value for key, value in part.items() if key != "weight"} for part in parts]
+        return Mixture(tuple(open_source(part, wishes) for part in own), weights)
+    # Imported here: each source brings its own dependencies, and only the chosen one should be needed.
     if name == "procedural":
         from uso_jax.data.procedural import ProceduralSource as source
     elif name == "emoji":
         from uso_jax.data.emoji import EmojiSource as source
-    elif name == "json":
-        from uso_jax.data.json_triplets import JsonSource as source
+    elif name in readers.NAMES:
+        source = readers.reader(name)
     else:
-        raise InputError(f"unknown data source {name!r}; use one of procedural, emoji, json.")
+        known = ", ".join((*DRAWN, *readers.NAMES, "mixture"))
+        raise InputError(f"unknown data source {name!r}; use one of {known}.")
     signature = inspect.signature(source)
     arguments |= {key: value for key, value in (wishes or {}).items() if key in signature.parameters}
     try:
         signature.bind(**arguments)
     except TypeError as error:
         raise InputError(f"data source {name!r}: {error}; see {source.__name__} for its arguments.") from None
+    if name in readers.NAMES:
+        return readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
     return source(**arguments)
 
 
 def batches(
-    source: Source,
+    source: Source | Mixture,
     *,
     batch_size: int,
     seed: int,
@@ -65,12 +93,16 @@ def batches(
     style_size: Size,
     num_styles: int,
     tokenize: Tokenize,
+    target_sizes: Sequence[Size] = (),
+    content_sizes: Sequence[Size] = (),
     shuffle: bool = True,
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
-) -> grain.IterDataset:
+    num_workers: int = 0,
+    max_errors: int = 0,
+) -> "Stream":
     """Build the endless (or, with repeat=False, one-epoch) stream of this process's batches.
 
     Each batch has "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3] and "content_valid" bool [b], "style"
@@ -78,6 +110,11 @@ def batches(
     source does not know them, and what `tokenize` returns, stacked. Absent conditions are
     zero images that are not valid; style images past `num_styles` are an InputError. `batch_size` counts all
     processes. An incomplete last batch is dropped.
+
+    Args:
+      target_sizes, content_sizes: instead of the one size, several; a batch has one of them, the same on all processes.
+      num_workers: processes that read and decode; 0 leaves it to the threads of this one.
+      max_errors: examples that may be unreadable before this is an error; the next ones take their places.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise InputError(
@@ -85,27 +122,151 @@ def batches(
         )
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index {process_index} must lie from 0 to process_count - 1 = {process_count - 1}.")
-    if len(source) == 0:
+    parts = (source, 1.0) if not isinstance(source, Mixture) else None
+    parts = [parts] if parts else list(zip(source.sources, source.weights, strict=True))
+    if any(len(part) == 0 for part, _ in parts):
         raise InputError("the data source is empty; check its path, its split and its filters.")
-    if not repeat and len(source) < batch_size:
-        raise InputError(f"batch_size {batch_size} is larger than the {len(source)} examples; lower it or set repeat.")
+    smallest = min(len(part) for part, _ in parts)
+    if not repeat and smallest < batch_size:
+        raise InputError(f"batch_size {batch_size} is larger than the {smallest} examples; lower it or set repeat.")
 
-    examples = _Examples(source, target_size, content_size, style_size, num_styles, tokenize)
-    dataset = grain.MapDataset.source(examples).seed(seed)
-    if shuffle:
-        dataset = dataset.shuffle()
-    # Without repeat, every process must see the same number of batches, or a collective step would wait for ever.
-    dataset = dataset.repeat() if repeat else dataset[: len(source) // batch_size * batch_size]
-    # Interleaved, after the shuffle: at every step the processes together hold the next batch_size examples of the
-    # one global order, so the stream does not depend on how many processes share it.
-    dataset = dataset[process_index::process_count]
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return dataset.to_iter_dataset(options)
+    targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
+    streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
+    for number, (part, weight) in enumerate(parts):
+        found = np.zeros((len(part), 4), np.int32) if len(targets) == len(contents) == 1 else _sizes(part)
+        shared = buckets.assign(found, targets, contents, batch_size)
+        for shape, count in buckets.count(shared, len(part)).items():
+            examples = _Examples(
+                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
+            )
+            dataset = grain.MapDataset.source(examples).seed(seed + number)
+            if shuffle:
+                dataset = dataset.shuffle()
+            # Without repeat, every process must see the same number of batches, or a collective step would wait for
+            # ever.
+            dataset = dataset.repeat() if repeat else dataset[: count // batch_size * batch_size]
+            streams.setdefault(shape, []).append((dataset, weight * count / len(part)))
+
+    batched, shares = [], []
+    for shape in sorted(streams):
+        mixed, share = _mix(*zip(*streams[shape], strict=True)), sum(share for _, share in streams[shape])
+        # Interleaved, after the shuffle: at every step the processes together hold the next batch_size examples of the
+        # one global order, so the stream does not depend on how many processes share it.
+        mixed = mixed[process_index::process_count]
+        if len(mixed) >= batch_size // process_count:
+            batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
+            shares.append(share)
+    dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
+    return Stream(dataset, [part for part, _ in parts], num_threads, num_workers, max_errors)
+
+
+def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:
+    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)
+
+
+def _sizes(source: Source) -> np.ndarray:
+    """Give a source's sizes, if need be by reading all of it."""
+    if hasattr(source, "sizes"):
+        return source.sizes()
+    size = lambda image: (0, 0) if image is None else image.shape[:2]
+    triplets = (source[index] for index in range(len(source)))
+    return np.asarray([(*size(triplet.target), *size(triplet.content)) for triplet in triplets], np.int32)
+
+
+class Stream:
+    """Batches from a dataset of them; `iter` starts at the first, or where `set_state` says."""
+
+    def __init__(
+        self, dataset: grain.MapDataset, sources: Sequence[Source], num_threads: int, num_workers: int, max_errors: int
+    ):
+        self.dataset, self.sources, self.max_errors = dataset, sources, max_errors
+        self.num_workers = num_workers
+        self.options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+
+    def __iter__(self) -> "StreamIterator":
+        return StreamIterator(self)
+
+
+class StreamIterator:
+    """The position is the number of batches that were given, so it means the same however they are read."""
+
+    def __init__(self, stream: Stream):
+        self.stream, self.position = stream, 0
+        self.skipped: set[tuple[int, int]] = set()  # (source, index) of examples that could not be read
+        self._batches = None
+
+    def __iter__(self) -> "StreamIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self.position += 1
+        if self.stream.max_errors:
+            found = batch.pop(_SKIPPED).reshape(-1, 2).tolist()
+            self._count((number, index) for number, index in found if index >= 0)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Give the position as JSON."""
+        skipped = {"skipped": sorted(map(list, self.skipped))} if self.skipped else {}
+        return {"next_index": self.position} | skipped
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go to a position."""
+        self.close()
+        self.position = state["next_index"]
+        self.skipped = {tuple(pair) for pair in state.get("skipped", [])}
+
+    def close(self) -> None:
+        """End the threads or processes that read."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
+
+    def _start(self):
+        dataset = self.stream.dataset
+        rest = dataset[self.position :] if self.position else dataset
+        reading = rest.to_iter_dataset(self.stream.options)
+        if self.stream.num_workers:
+            options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
+            reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
+        return iter(reading)
+
+    def _count(self, found) -> None:
+        for number, index in found:
+            if (number, index) in self.skipped:
+                continue
+            self.skipped.add((number, index))
+            reason = _reason(self.stream.sources[number], index)
+            if len(self.skipped) > self.stream.max_errors:
+                raise InputError(
+                    f"{len(self.skipped)} examples cannot be read, and data.max_errors is {self.stream.max_errors};"
+                    f" the last: {reason}"
+                )
+            logging.getLogger("uso_jax.data").warning(
+                "left out, %d of at most %d: %s", len(self.skipped), self.stream.max_errors, reason
+            )
+
+
+def _reason(source: Source, index: int) -> str:
+    """Say what is wrong with an example; the worker that met it could hand over only its number."""
+    try:
+        source[index]
+    except BadExample as error:
+        return str(error)
+    return f"example {index}, which can be read by now."
+
+
+def _in_worker(index: int, count: int) -> None:
+    """Keep a worker process away from the accelerator, which belongs to the process that trains."""
+    del index, count
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 class _Examples:
-    """The source, seen as examples of fixed shapes.
+    """The examples of a source that have one shape.
 
     Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
     """
@@ -113,24 +274,46 @@ class _Examples:
     def __init__(
         self,
         source: Source,
-        target_size: Size,
-        content_size: Size,
+        number: int,
+        indices: np.ndarray | None,
+        shape: Shape,
         style_size: Size,
         num_styles: int,
         tokenize: Tokenize,
+        may_skip: bool,
     ):
-        self.source, self.tokenize = source, tokenize
-        self.target_size, self.content_size = tuple(target_size), tuple(content_size)
-        self.style_size, self.num_styles = tuple(style_size), num_styles
+        self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
+        self.target_size, self.content_size = map(tuple, shape)
+        self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.indices is None else len(self.indices)
 
     def __repr__(self) -> str:
         return f"_Examples({type(self.source).__name__}, {len(self)})"
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        if not self.may_skip:
+            return self._example(self._index(position))
+        skipped = np.full((_TRIES, 2), -1, np.int64)
+        for number in range(_TRIES):
+            index = self._index((position + number) % len(self))
+            try:
+                return self._example(index) | {_SKIPPED: skipped}
+            except BadExample as error:
+                skipped[number] = self.number, index
+                last = error
+        raise InputError(f"{_TRIES} examples in a row cannot be read; the last: {last}") from last
+
+    def _index(self, position: int) -> int:
+        return position if self.indices is None else int(self.indices[position])
+
+    def _example(self, index: int) -> dict[str, np.ndarray]:
+        if hasattr(self.source, "example"):
+            return self.source.example(index, self.target_size, self.content_size, self.num_styles)
         triplet = self.source[index]
+        if triplet.target is None:
+            raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
         if len(triplet.styles) > self.num_styles:
             raise InputError(
                 f"example {triplet.key!r} has {len(triplet.styles)} style images, but num_styles is {self.num_styles}:"
