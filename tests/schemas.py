@@ -36,7 +36,9 @@ def decoded(name: str) -> np.ndarray:
 
 def write(path: pathlib.Path, data: bytes | str | list | dict) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode())
+    path.write_bytes(
+        data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode()
+    )
     return path
 
 
@@ -161,7 +163,12 @@ def subjects200k(root):
 
 def omnistyle(root, packed=False):
     targets = {f"{c}&&{s}.jpg": jpeg(t) for c, s, t in ("abc", "abd"[::-1], "efd")}
-    targets |= {"a&&missing.jpg": jpeg("a"), "single.jpg": jpeg("a"), "a.jpg&&b.jpg.jpg": jpeg("f"), "&&b.jpg": jpeg("a")}
+    targets |= {
+        "a&&missing.jpg": jpeg("a"),
+        "single.jpg": jpeg("a"),
+        "a.jpg&&b.jpg.jpg": jpeg("f"),
+        "&&b.jpg": jpeg("a"),
+    }
     if packed:
         tar(root / "content.tar", {f"content/{n}.jpg": jpeg(n) for n in "abcdef"})
         tar(root / "style.tar", {f"style/{n}.jpg": jpeg(n) for n in "abcdef"})

@@ -24,7 +24,13 @@ CASES = {
     "json": (
         schemas.own_json,
         {},
-        [("one", "a", "b", "c"), ("", "a", "b", "d"), ("three", "", "be", "c"), ("four", "", "b", "f"), ("five", "", "", "f")],
+        [
+            ("one", "a", "b", "c"),
+            ("", "a", "b", "d"),
+            ("three", "", "be", "c"),
+            ("four", "", "b", "f"),
+            ("five", "", "", "f"),
+        ],
         {},
     ),
     "uno": (
@@ -36,7 +42,13 @@ CASES = {
     "uso_eval": (
         schemas.uso_eval,
         {"pictures": "made"},
-        [("one", "a", "", "c"), ("", "a", "b", "d"), ("three", "", "b", "e"), ("four", "", "ab", "f"), ("five", "", "", "c")],
+        [
+            ("one", "a", "", "c"),
+            ("", "a", "b", "d"),
+            ("three", "", "b", "e"),
+            ("four", "", "ab", "f"),
+            ("five", "", "", "c"),
+        ],
         {},
     ),
     "uno_1m": (
@@ -66,7 +78,11 @@ CASES = {
     "stylebooth": (
         schemas.stylebooth,
         {},
-        [("turn it into Pixel Art", "a", "", "c"), ("turn it into Pixel Art", "b", "", "d"), ("turn it into Ink", "a", "", "e")],
+        [
+            ("turn it into Pixel Art", "a", "", "c"),
+            ("turn it into Pixel Art", "b", "", "d"),
+            ("turn it into Ink", "a", "", "e"),
+        ],
         {"row is incomplete": 1, "an image is missing": 1},
     ),
     "webdataset": (
@@ -84,7 +100,13 @@ CASES = {
     "parquet": (
         schemas.parquet,
         {},
-        [("one", "a", "b", "c"), ("", "a", "", "d"), ("three", "", "b", "e"), ("four", "", "", "f"), ("", "b", "", "c")],
+        [
+            ("one", "a", "b", "c"),
+            ("", "a", "", "d"),
+            ("three", "", "b", "e"),
+            ("four", "", "", "f"),
+            ("", "b", "", "c"),
+        ],
         {},
     ),
 }
@@ -167,7 +189,7 @@ def test_options(tmp_path):
     assert len(read("syncd", schemas.syncd(tmp_path / "syncd"))) == 6
     styled = read("stylebooth", schemas.stylebooth(tmp_path / "stylebooth"), styles=True)
     assert_triplets(styled, [("", "a", "d", "c"), ("", "b", "c", "d")])
-    with pytest.raises(InputError, match="no triplet that can be used .*not of collection_3"):
+    with pytest.raises(InputError, match=r"no triplet that can be used .*not of collection_3"):
         read("subjects200k", schemas.subjects200k(tmp_path / "subjects200k"), collection="collection_3")
 
 
@@ -191,7 +213,7 @@ def test_tar_with_a_damaged_member(tmp_path):
     with pytest.raises(InputError, match="is damaged after byte"):
         read("webdataset", path)
     path.write_bytes(whole[: second + 10])
-    with pytest.raises(InputError, match="ends in the middle of 'b.target.jpg'"):
+    with pytest.raises(InputError, match=r"ends in the middle of 'b.target.jpg'"):
         read("webdataset", path)
     path.write_bytes(b"no tar")
     with pytest.raises(InputError, match="not a readable tar file"):
@@ -261,9 +283,9 @@ def test_other_broken_containers(tmp_path):
         read("parquet", write(tmp_path / "t.parquet", b"no parquet"))
     with pytest.raises(InputError, match="no column image"):
         read("subjects200k", schemas.parquet(tmp_path))
-    with pytest.raises(InputError, match="is not a folder, a .tar or a .zip"):
+    with pytest.raises(InputError, match=r"is not a folder, a .tar or a .zip"):
         read("stylebooth", tmp_path / "nothing")
-    with pytest.raises(InputError, match="has no target, target.tar"):
+    with pytest.raises(InputError, match=r"has no target, target.tar"):
         read("folder", tmp_path)
     with pytest.raises(InputError, match="has no folder labels"):
         read("uno_1m", tmp_path)

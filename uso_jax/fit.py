@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one `fit` runs every stage of a configuration, from its parameters to its summary."""
 
+import contextlib
 import errno
 import json
 import math
@@ -191,7 +192,8 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     # ---------------------------------------------------------------------------------------- train loop
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
     earlier, started = record["seconds"], time.monotonic()
-    with tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True) as bar:
+    shown = dict(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
+    with contextlib.closing(data), tqdm(**shown) as bar:
         for step in range(record["step"] + 1, _last_step(stage, record) + 1):
             batch = sharding.global_batch(run.mesh, next(data))
             state, values = train_step(state, frozen, batch)

@@ -160,6 +160,10 @@ class System:
         latent = flow.unpack(tokens, *grid, self.config.patch)
         return to_bytes(self.module(params, "autoencoder").decode(latent))
 
+    def target_size(self, batch: Batch) -> tuple[int, int]:
+        """Give the (height, width) of a batch's targets in pixels."""
+        return batch["target"].shape[1:3]
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Give the rows and columns of tokens of an image."""
         side = self.config.pixels_per_token
@@ -187,7 +191,7 @@ class System:
     def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
         """Encode a batch's text and, if wanted, its content and style images, each image once."""
         txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
-        grid = self.token_grid(*batch["target"].shape[1:3])
+        grid = self.token_grid(*self.target_size(batch))
         inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
         if style and self.config.transformer.projector is not None:
             inputs.features = self.style_features(params, batch["style"])

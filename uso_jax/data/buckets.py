@@ -9,7 +9,7 @@ each triplet goes to the nearest sizes of its own target and content, and is cro
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 
 Size = tuple[int, int]  # (height, width)
 Shape = tuple[Size, Size]  # of target and content
@@ -20,7 +20,7 @@ BASE = 512  # the size, squared, that aspects are given for
 
 
 def sizes(aspects: Sequence[Size], like: Size, multiple: int) -> tuple[Size, ...]:
-    """Scale aspects, given at 512 x 512, to the area of `like`, in multiples of a token's side; () gives `like` alone."""
+    """Scale aspects, given at 512 x 512, to the area of `like`, in multiples of a token's side; () gives `like`."""
     if not aspects:
         return (tuple(like),)
     scale = (like[0] * like[1]) ** 0.5 / BASE
@@ -30,7 +30,7 @@ def sizes(aspects: Sequence[Size], like: Size, multiple: int) -> tuple[Size, ...
 
 def assign(
     found: Int32[np.ndarray, "n 4"], targets: Sequence[Size], contents: Sequence[Size], at_least: int
-) -> dict[Shape, Int64[np.ndarray, "_"] | None]:
+) -> dict[Shape, np.ndarray | None]:
     """Share out triplets, by the (height, width) of target and content, to the pairs of sizes that are nearest.
 
     A pair with fewer than `at_least` triplets is not worth compiling a program for: its triplets go to the most similar

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from absl import flags
 
 from uso_jax.data import buckets, images, readers
 from uso_jax.data.buckets import Shape, Size
@@ -169,8 +170,15 @@ def _sizes(source: Source) -> np.ndarray:
     if hasattr(source, "sizes"):
         return source.sizes()
     size = lambda image: (0, 0) if image is None else image.shape[:2]
-    triplets = (source[index] for index in range(len(source)))
-    return np.asarray([(*size(triplet.target), *size(triplet.content)) for triplet in triplets], np.int32)
+
+    def row(index: int) -> tuple[int, int, int, int]:
+        try:
+            triplet = source[index]
+        except BadExample:
+            return 0, 0, 0, 0  # reported when it is its turn
+        return *size(triplet.target), *size(triplet.content)
+
+    return np.asarray([row(index) for index in range(len(source))], np.int32)
 
 
 class Stream:
@@ -230,6 +238,8 @@ class StreamIterator:
         rest = dataset[self.position :] if self.position else dataset
         reading = rest.to_iter_dataset(self.stream.options)
         if self.stream.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain asks for its own, also where the program has none
             options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
             reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
         return iter(reading)

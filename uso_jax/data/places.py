@@ -88,7 +88,9 @@ class Place:
             return 1, 1
         if self.row < 0 and self.unpacked < 0:
             with contextlib.suppress(OSError, BadExample):
-                start = _bytes(self.file, self.start, _HEADER if self.length < 0 else min(_HEADER, self.length), part=True)
+                start = _bytes(
+                    self.file, self.start, _HEADER if self.length < 0 else min(_HEADER, self.length), part=True
+                )
                 return images.size(start, what=str(self))
         return images.size(self.read(), what=str(self))
 
@@ -308,7 +310,7 @@ def open_table(path: str):
 
 
 def _cell(place: Place) -> bytes:
-    table, starts = _table(place.file)
+    starts = _table(place.file)[1]
     group = next(number for number, start in enumerate(starts) if place.row < start) - 1
     value = _column(place.file, group, place.member)[place.row - starts[group]].as_py()
     value = value.get("bytes") if isinstance(value, dict) else value

@@ -36,7 +36,9 @@ class Evaluation:
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh):
         self.settings, self.system, self.mesh = config.evaluation, system, mesh
         size, self.stage = self.settings.batch_size, config.stages[-1]
-        self.stage = dataclasses.replace(self.stage, conditions=("content", "style"))
+        self.stage = dataclasses.replace(
+            self.stage, conditions=("content", "style"), target_aspects=(), content_aspects=()
+        )
         source = open_source(dict(config.data.heldout) | {"split": self.settings.split}, TASK)
         # Reading in order, so that the triplets with their truth and the batches are the same examples.
         stream = batches(

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of triplets in files: each turns one public schema, or a plain one of this project's, into items.
 
-A reader is a generator function of a path (or URL) and options. It gives an `Item` for every triplet and a `LeftOut` for
-every row that it does not use; what makes the whole file useless is an InputError. `FileTriplets` does the rest.
+A reader is a generator function of a path (or URL) and options. It gives an `Item` for every triplet and a `LeftOut`
+for every row that it does not use; what makes the whole file useless is an InputError. `FileTriplets` does the rest.
 """
 
 import importlib

@@ -5,8 +5,8 @@
     FOLDER/target/NAME.png    FOLDER/content/NAME.jpg    FOLDER/style/NAME.png    FOLDER/prompt/NAME.txt
 
 Content, style and prompt may be missing, as parts or for some names; a part may be a .tar or .zip file. More style
-images of a triplet lie in style_2, style_3 and so on. Where a prompt is missing the layout is preserved, otherwise it is
-what `layout` says.
+images of a triplet lie in style_2, style_3 and so on. Where a prompt is missing the layout is preserved, otherwise it
+is what `layout` says.
 """
 
 import posixpath

@@ -54,7 +54,9 @@ def by_stem(folder: str, part: str) -> dict[str, Place]:
     whole = places.join(folder, part, folder)
     path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if places.exists(p)), None)
     if path is None:
-        raise InputError(f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts.")
+        raise InputError(
+            f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
+        )
     found: dict[str, Place] = {}
     for name, place in places.tree(path).items():
         if not name.lower().endswith(IMAGES):

@@ -37,7 +37,9 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
                 # Of images only whether there are bytes: they may fill the memory.
                 if pa.types.is_struct(column.type) or pa.types.is_binary(column.type):
                     data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-                    paths = pc.struct_field(column, "path").to_pylist() if _has_path(column.type) else [None] * len(data)
+                    paths = (
+                        pc.struct_field(column, "path").to_pylist() if _has_path(column.type) else [None] * len(data)
+                    )
                     has = data.is_valid().to_pylist()
                     columns[name] = [True if h else p for h, p in zip(has, paths, strict=True)]
                 else:

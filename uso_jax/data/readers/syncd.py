@@ -79,7 +79,11 @@ def _checked(entry: Any) -> str | None:
     names, prompts, likeness = (entry.get(name) for name in ("filenames", "prompts", "dino_scores"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return "it does not name its images"
-    if not isinstance(prompts, list) or len(prompts) != len(names) or not all(isinstance(p, str) and p for p in prompts):
+    if (
+        not isinstance(prompts, list)
+        or len(prompts) != len(names)
+        or not all(isinstance(p, str) and p for p in prompts)
+    ):
         return "its prompts do not fit its images"
     rows = likeness if isinstance(likeness, list) else []
     square = [row for row in rows if isinstance(row, list) and len(row) == len(names) and all(map(_is_score, row))]

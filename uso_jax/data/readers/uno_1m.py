@@ -103,5 +103,7 @@ def _is_packed(tar: str, folder: str) -> bool:
     if places.is_folder(folder):
         return False
     if not places.exists(tar) and places.exists(tar + ".gz"):
-        raise InputError(f"{tar}.gz is compressed as a whole, so its images cannot be read one by one: gunzip it first.")
+        raise InputError(
+            f"{tar}.gz is compressed as a whole, so its images cannot be read one by one: gunzip it first."
+        )
     return places.exists(tar)

@@ -5,8 +5,8 @@
     000017.target.png  000017.content.jpg  000017.style.png  000017.txt      a member is KEY.PART.ENDING
     000017.json                                                             {"prompt": "...", "layout": "shifted"}
 
-Which part is which can be said, for sets with other names: `target="stylised"`. More style images are style2, style3 and
-so on. The prompt is KEY.txt or the "prompt" (or "caption") of KEY.json.
+Which part is which can be said, for sets with other names: `target="stylised"`. More style images are style2, style3
+and so on. The prompt is KEY.txt or the "prompt" (or "caption") of KEY.json.
 """
 
 import json
