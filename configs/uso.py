@@ -37,6 +37,7 @@ READERS = dict(
     webdataset=FILES | dict(target="target", content="content", style="style"),
     folder=FILES | dict(layout="shifted"),
     parquet=FILES | dict(root=""),
+    features=FILES,  # scripts/curate.py precompute
 )
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))

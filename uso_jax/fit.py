@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from uso_jax import grid, sharding
+from uso_jax import grid, precompute, sharding
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
@@ -78,7 +78,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     except OSError as error:
         raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(config.mesh)
-    system = System(config.system)
+    system = precompute.check(config)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     rates = [stage.rates(system.shapes) for stage in config.stages]
     _check_batches(config, mesh)
@@ -178,6 +178,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             seed=stage_seed(config.seed, stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
             **pipeline_options(config, stage),
         )
     )

@@ -33,7 +33,6 @@ def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
         num_styles=config.data.num_styles,
         tokenize=config.system.text.tokenize,
         num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
         max_errors=config.data.max_errors,
         **stage.bucket_sizes(config.system.pixels_per_token),
     )
@@ -79,11 +78,13 @@ class Judge:
         generated = np.asarray(self._sample(params, batch))
         local, rows = self.batches[0], slice(0, self.settings.grid_rows)
         columns = {}
-        if "content" in self.stage.conditions:
+        if "content" in self.stage.conditions and "content" in local:
             columns["content"] = _blank_absent(local["content"], local["content_valid"])[rows]
-        if "style" in self.stage.conditions:
+        if "style" in self.stage.conditions and "style" in local:
             columns["style"] = _blank_absent(local["style"][:, 0], local["style_valid"][:, 0])[rows]
-        columns |= {"generated": generated[rows], "target": local["target"][rows]}
+        columns["generated"] = generated[rows]
+        if "target" in local:  # of features there is no picture
+            columns["target"] = local["target"][rows]
         if jax.process_index() == 0:
             grid.save(grid.draw(columns), path)
 

@@ -35,7 +35,8 @@ class Source(Protocol):
     """Random access to triplets.
 
     A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
-    that has `example(index)` gives that instead of a triplet: arrays of one example, ready to be stacked.
+    that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
+    be stacked, whose sizes are what `sizes()` says.
     """
 
     def __len__(self) -> int: ...
@@ -68,10 +69,14 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         from uso_jax.data.procedural import ProceduralSource as source
     elif name == "emoji":
         from uso_jax.data.emoji import EmojiSource as source
+    elif name == "features":
+        from uso_jax.data.features import FeatureSource as source
+    elif name == "triplets":
+        from uso_jax.data.triplet_set import TripletSet as source
     elif name in readers.NAMES:
         source = readers.reader(name)
     else:
-        known = ", ".join((*DRAWN, *readers.NAMES, "mixture"))
+        known = ", ".join((*DRAWN, *readers.NAMES, "triplets", "features", "mixture"))
         raise InputError(f"unknown data source {name!r}; use one of {known}.")
     signature = inspect.signature(source)
     arguments |= {key: value for key, value in (wishes or {}).items() if key in signature.parameters}
@@ -127,6 +132,8 @@ def batches(
     parts = [parts] if parts else list(zip(source.sources, source.weights, strict=True))
     if any(len(part) == 0 for part, _ in parts):
         raise InputError("the data source is empty; check its path, its split and its filters.")
+    if len({hasattr(part, "example") for part, _ in parts}) > 1:
+        raise InputError("a mixture is of images or of features, not of both: precompute all of its sources.")
     smallest = min(len(part) for part, _ in parts)
     if not repeat and smallest < batch_size:
         raise InputError(f"batch_size {batch_size} is larger than the {smallest} examples; lower it or set repeat.")
@@ -134,10 +141,9 @@ def batches(
     targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
     streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
     for number, (part, weight) in enumerate(parts):
-        found = np.zeros((len(part), 4), np.int32) if len(targets) == len(contents) == 1 else _sizes(part)
-        shared = buckets.assign(found, targets, contents, batch_size)
+        shared = _share(part, targets, contents, batch_size)
         for shape, count in buckets.count(shared, len(part)).items():
-            examples = _Examples(
+            examples = Examples(
                 part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
             )
             dataset = grain.MapDataset.source(examples).seed(seed + number)
@@ -165,7 +171,27 @@ def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)
 
 
-def _sizes(source: Source) -> np.ndarray:
+def _share(
+    source: Source, targets: Sequence[Size], contents: Sequence[Size], batch_size: int
+) -> dict[Shape, np.ndarray | None]:
+    """Share out a source's examples to pairs of sizes; features have theirs already."""
+    if hasattr(source, "example"):
+        kinds, kind_of = np.unique(source.sizes(), axis=0, return_inverse=True)
+        shapes = [((int(a), int(b)), (int(c), int(d))) for a, b, c, d in kinds]
+        for target, content in shapes:
+            if target not in targets or content not in contents:
+                raise InputError(
+                    f"{source.path} was made for targets of {target} and content of {content} pixels, which this stage"
+                    " does not have: use the same target_size, content_size and aspects, or make it again."
+                )
+        return {shape: np.flatnonzero(kind_of.reshape(-1) == number) for number, shape in enumerate(shapes)}
+    one = len(targets) == len(contents) == 1
+    return buckets.assign(
+        np.zeros((len(source), 4), np.int32) if one else sizes_of(source), targets, contents, batch_size
+    )
+
+
+def sizes_of(source: Source) -> np.ndarray:
     """Give a source's sizes, if need be by reading all of it."""
     if hasattr(source, "sizes"):
         return source.sizes()
@@ -275,7 +301,7 @@ def _in_worker(index: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-class _Examples:
+class Examples:
     """The examples of a source that have one shape.
 
     Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
@@ -290,7 +316,7 @@ class _Examples:
         style_size: Size,
         num_styles: int,
         tokenize: Tokenize,
-        may_skip: bool,
+        may_skip: bool = False,
     ):
         self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
         self.target_size, self.content_size = map(tuple, shape)
@@ -300,7 +326,7 @@ class _Examples:
         return len(self.source) if self.indices is None else len(self.indices)
 
     def __repr__(self) -> str:
-        return f"_Examples({type(self.source).__name__}, {len(self)})"
+        return f"Examples({type(self.source).__name__}, {len(self)})"
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         if not self.may_skip:
@@ -320,7 +346,7 @@ class _Examples:
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if hasattr(self.source, "example"):
-            return self.source.example(index, self.target_size, self.content_size, self.num_styles)
+            return self.source.example(index, self.content_size, self.num_styles)
         triplet = self.source[index]
         if triplet.target is None:
             raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
