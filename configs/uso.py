@@ -37,6 +37,7 @@ READERS = dict(
     webdataset=FILES | dict(target="target", content="content", style="style"),
     folder=FILES | dict(layout="shifted"),
     parquet=FILES | dict(root=""),
+    triplets=dict(train=dict(path="", split="train"), heldout=dict(path="", split="heldout")),  # curate.py convert
     features=FILES,  # scripts/curate.py precompute
 )
 

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -164,7 +165,7 @@ def test_other_settings_are_refused(images, encoded, tmp_path):
     with pytest.raises(InputError, match="of images or of features, not of both"):
         fit(config(mixed | paths), tmp_path / "mixed")
     trains = tiny.config("joint", changes=encoded, **ASPECTS, train=((r"text/.*", 1.0), (r".*", None)))
-    with pytest.raises(InputError, match="trains nothing|trains text"):
+    with pytest.raises(InputError, match="trains text"):
         precompute.check(trains)
 
 
@@ -181,7 +182,7 @@ def test_half_precision_and_damage(images, tmp_path):
 
 
 def test_unreadable_examples_are_left_out_up_to_a_limit(images, tmp_path):
-    items = json.loads(open(images["data.json.train.path"]).read())
+    items = json.loads(pathlib.Path(images["data.json.train.path"]).read_text())
     items[7]["target"] = "nothing.png"
     folder = tmp_path / "images"
     folder.mkdir()
@@ -190,7 +191,7 @@ def test_unreadable_examples_are_left_out_up_to_a_limit(images, tmp_path):
     (folder / "train.json").write_text(json.dumps(items))
     changes = images | {"data.json.train.path": str(folder / "train.json")}
     with pytest.raises(
-        InputError, match=r"1 examples cannot be read, and data.max_errors is 0; the last: .*nothing\.png"
+        InputError, match=r"more examples cannot be read than data\.max_errors, 0, allows; the last: .*nothing\.png"
     ):
         make(changes, tmp_path / "a")
     make(changes | {"data.max_errors": 1}, tmp_path / "b")

@@ -86,8 +86,8 @@ def check(config: TrainConfig) -> System:
     for stage in config.stages:
         if stage.loss != "flow_matching" or stage.reward is not None:
             raise InputError(
-                f"stage {stage.name!r} needs the images themselves, which features do not hold: set --config.data.source"
-                " to the images, or leave the stage out of --config.run."
+                f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
+                " --config.data.source to the images, or leave the stage out of --config.run."
             )
     without = ("siglip", "text") if len(specs) == 2 else ()
     system = System(config.system, without=without, null_text=null_text)
@@ -157,13 +157,9 @@ def precompute(
                 chosen = np.arange(number * shard_size, min((number + 1) * shard_size, total))
                 if not features.is_done(path, number):
                     left_out: dict[int, str] = {}
-                    features.write_shard(path, number, encoder.records(chosen, left_out), left_out)
-                    lost += len(left_out)
-                    if lost > config.data.max_errors:
-                        raise InputError(
-                            f"{lost} examples cannot be read, and data.max_errors is {config.data.max_errors}; the last:"
-                            f" {list(left_out.values())[-1]}"
-                        )
+                    found = encoder.records(chosen, left_out, config.data.max_errors - lost)
+                    features.write_shard(path, number, found, left_out)
+                lost += len(features.left_out(path, number))
                 bar.update(len(chosen))
     return total
 
@@ -207,7 +203,7 @@ class _Encoder:
     def records(
         self, chosen: np.ndarray, left_out: dict[int, str]
     ) -> Iterator[tuple[tuple[int, ...], features.Record]]:
-        """Give the records of some triplets, those of one shape after another."""
+        """Give the records of some triplets, those of one shape after another; unreadable ones go to `left_out`."""
         side = self.config.system.siglip.image_size
         for shape, indices in self.shapes.items():
             own = chosen if indices is None else np.intersect1d(chosen, indices, assume_unique=True)
@@ -215,6 +211,11 @@ class _Encoder:
                 self.source, 0, None, shape, (side, side), self.config.data.num_styles, self.config.system.text.tokenize
             )
             for rows in self._read(examples, own, left_out):
+                if len(left_out) > max_errors:
+                    raise InputError(
+                        f"more examples cannot be read than data.max_errors, {self.config.data.max_errors}, allows; the"
+                        f" last: {list(left_out.values())[-1]}"
+                    )
                 yield from self._batch(rows, shape)
 
     def _read(
@@ -235,11 +236,13 @@ class _Encoder:
                 waiting, ahead = ahead, None if part is None else [pool.submit(read, int(index)) for index in part]
                 found = [future.result() for future in waiting or ()]
                 left_out |= {index: row for index, row in found if isinstance(row, str)}
-                if rows := [(index, row) for index, row in found if not isinstance(row, str)]:
-                    yield rows
+                if found:
+                    yield [(index, row) for index, row in found if not isinstance(row, str)]
 
     def _batch(self, rows: list[tuple[int, dict]], shape) -> Iterator[tuple[tuple[int, ...], features.Record]]:
         """Encode up to a batch of examples; the last ones are filled up, so that one program serves all."""
+        if not rows:
+            return
         filled = [row for _, row in rows] + [rows[-1][1]] * (self.batch_size - len(rows))
         batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
         # jit with replicated results: every process may run its own batches, since its mesh is its own devices.

@@ -16,7 +16,6 @@ import pathlib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -206,7 +205,7 @@ def _figure(name: str, picture: np.ndarray) -> str:
     kind = "png" if small else "jpeg"
     return (
         f'<figure><img class={"s" if small else "l"} alt="{name}" src="data:image/{kind};base64,{data}">'
-        f"<figcaption>{name} {width}×{height}</figcaption></figure>"
+        f"<figcaption>{name} {width} x {height}</figcaption></figure>"
     )
 
 
@@ -223,21 +222,23 @@ table { border-collapse: collapse; font-size: 13px; align-self: flex-start; }
 caption { text-align: left; font-weight: 600; padding-bottom: 2px; }
 td { padding: 1px 10px 1px 0; white-space: nowrap; } td.n { text-align: right; } td.b { width: 90px; }
 td.b i { display: block; height: 9px; background: var(--bar); }
-#bar { position: sticky; top: 0; padding: 8px 0; background: Canvas; border-bottom: 1px solid var(--line); z-index: 1; }
+#bar { position: sticky; top: 0; padding: 8px 0; background: Canvas; border-bottom: 1px solid var(--line); }
 #bar input { font: inherit; width: 22em; max-width: 60%; padding: 4px 8px; } #bar select { font: inherit; padding: 4px; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 16px; margin-top: 16px; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
 .p { display: flex; gap: 8px; } figure { margin: 0; flex: 1 1 0; min-width: 0; text-align: center; }
-img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); } img.s { image-rendering: pixelated; }
+img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); }
+img.s { image-rendering: pixelated; }
 figcaption, small { font-size: 12px; opacity: .72; } small { display: block; overflow-wrap: anywhere; }
 article p { margin: 8px 0 4px; } .m { font-family: ui-monospace, monospace; max-height: 3.2em; overflow: auto; }
 @media (max-width: 540px) { main { grid-template-columns: 1fr; } }
 </style></head><body>
-<h1>$title</h1><div>$total triplets; the figures and pictures are of $sampled drawn at random.</div><ul>$notes</ul>
+<h1>$title</h1>
+<div>$total triplets; the figures and pictures are of $sampled drawn at random.</div><ul>$notes</ul>
 <section id="facts">$facts</section>
 <div id="bar"><input id="text" type="search" placeholder="find in prompts and keys" aria-label="find">
-<select id="task" aria-label="task"><option value="">all tasks<option>style_subject<option>subject<option>style<option>text
-</select> <select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>
+<select id="task" aria-label="task"><option value="">all tasks<option>style_subject<option>subject<option>style
+<option>text</select> <select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>
 <span id="count"></span></div>
 <main>$triplets</main>
 <script>

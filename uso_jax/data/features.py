@@ -154,6 +154,11 @@ def is_done(path: pathlib.Path, number: int) -> bool:
     return (path / f"{number:05d}.json").is_file()
 
 
+def left_out(path: pathlib.Path, number: int) -> dict[str, str]:
+    """Give the reasons for which examples of a shard were left out, by index."""
+    return json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))["left_out"]
+
+
 def _shapes(path: pathlib.Path, number: int) -> np.ndarray:
     found = json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))
     return np.asarray(found["shapes"], np.int32).reshape(-1, 4)

@@ -66,7 +66,8 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
                 lost.append(found)
                 if len(lost) > self.max_errors:
                     raise InputError(
-                        f"{len(lost)} triplets cannot be read, and data.max_errors is {self.max_errors}; the last: {found}"
+                        f"{len(lost)} triplets cannot be read, and data.max_errors is {self.max_errors}; the last:"
+                        f" {found}"
                     )
                 continue
             example, size = found
