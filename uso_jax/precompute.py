@@ -201,7 +201,7 @@ class _Encoder:
         return {"txt": self._cast(np.asarray(txt[0])), "vec": self._cast(np.asarray(vec[0]))}
 
     def records(
-        self, chosen: np.ndarray, left_out: dict[int, str]
+        self, chosen: np.ndarray, left_out: dict[int, str], max_errors: int
     ) -> Iterator[tuple[tuple[int, ...], features.Record]]:
         """Give the records of some triplets, those of one shape after another; unreadable ones go to `left_out`."""
         side = self.config.system.siglip.image_size

@@ -223,7 +223,8 @@ caption { text-align: left; font-weight: 600; padding-bottom: 2px; }
 td { padding: 1px 10px 1px 0; white-space: nowrap; } td.n { text-align: right; } td.b { width: 90px; }
 td.b i { display: block; height: 9px; background: var(--bar); }
 #bar { position: sticky; top: 0; padding: 8px 0; background: Canvas; border-bottom: 1px solid var(--line); }
-#bar input { font: inherit; width: 22em; max-width: 60%; padding: 4px 8px; } #bar select { font: inherit; padding: 4px; }
+#bar input { font: inherit; width: 22em; max-width: 60%; padding: 4px 8px; }
+#bar select { font: inherit; padding: 4px; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 16px; margin-top: 16px; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
 .p { display: flex; gap: 8px; } figure { margin: 0; flex: 1 1 0; min-width: 0; text-align: center; }
@@ -237,8 +238,9 @@ article p { margin: 8px 0 4px; } .m { font-family: ui-monospace, monospace; max-
 <div>$total triplets; the figures and pictures are of $sampled drawn at random.</div><ul>$notes</ul>
 <section id="facts">$facts</section>
 <div id="bar"><input id="text" type="search" placeholder="find in prompts and keys" aria-label="find">
-<select id="task" aria-label="task"><option value="">all tasks<option>style_subject<option>subject<option>style
-<option>text</select> <select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>
+<select id="task" aria-label="task">
+<option value="">all tasks<option>style_subject<option>subject<option>style<option>text</select>
+<select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>
 <span id="count"></span></div>
 <main>$triplets</main>
 <script>
