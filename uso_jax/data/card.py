@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Card:
         return "\n".join(lines) + "\n"
 
 
-def draw(source: Source, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
+def draw(source: Source | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
     """Draw triplets at random, always the same ones; give them by index, and what is wrong with unreadable ones."""
     if isinstance(source, Mixture) or hasattr(source, "example"):
         raise InputError("a page shows one source of images; name it with --config.data.source.")
@@ -99,9 +100,8 @@ def describe(source: Source, title: str, triplets: Sequence[Triplet], unreadable
                 counts[f"{name} shape"][_shape(height, width)] += 1
                 if name == "target":
                     counts["target size"][f"{2 ** int(np.log2(max(height * width, 1)) / 2 + 0.25)} px or more"] += 1
-    ordered = {
-        name: dict(sorted(c.items()) if name != "target shape" else c.most_common()) for name, c in counts.items() if c
-    }
+    number = lambda pair: (int(re.match(r"\d*", pair[0])[0] or 0), pair[0])
+    ordered = {name: dict(sorted(found.items(), key=number)) for name, found in counts.items() if found}
     return Card(
         title=title,
         total=len(source),
@@ -112,7 +112,7 @@ def describe(source: Source, title: str, triplets: Sequence[Triplet], unreadable
     )
 
 
-def write(path: pathlib.Path | str, source: Source, *, title: str, sample: int = 48) -> Card:
+def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sample: int = 48) -> Card:
     """Write the page, whole or not at all; give its card."""
     path = pathlib.Path(path)
     if path.suffix != ".html":
@@ -133,7 +133,7 @@ def write(path: pathlib.Path | str, source: Source, *, title: str, sample: int =
 def _range(words: int) -> str:
     low = max(edge for edge in _WORDS if edge <= words)
     high = next((edge for edge in _WORDS if edge > words), None)
-    return str(low) if high == low + 1 else f"{low:02d} to {high - 1:02d}" if high else f"{low} or more"
+    return str(low) if high == low + 1 else f"{low} to {high - 1}" if high else f"{low} or more"
 
 
 def _shape(height: int, width: int) -> str:
@@ -227,7 +227,8 @@ td.b i { display: block; height: 9px; background: var(--bar); }
 #bar select { font: inherit; padding: 4px; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 16px; margin-top: 16px; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
-.p { display: flex; gap: 8px; } figure { margin: 0; flex: 1 1 0; min-width: 0; text-align: center; }
+.p { display: flex; gap: 8px; } 
+figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: calc((100% - 16px) / 3); text-align: center; }
 img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); }
 img.s { image-rendering: pixelated; }
 figcaption, small { font-size: 12px; opacity: .72; } small { display: block; overflow-wrap: anywhere; }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from uso_jax.errors import BadExample
 
@@ -65,7 +65,8 @@ def _opened(data: bytes | Path, what: str) -> Iterator[Image.Image]:
     except _BROKEN as error:
         if isinstance(error, BadExample):
             raise
-        raise BadExample(f"{what} is not an image that can be decoded ({error}): replace or remove it.") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BadExample(f"{what} is not an image that can be decoded ({reason}): replace or remove it.") from error
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
