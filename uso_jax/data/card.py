@@ -227,7 +227,7 @@ td.b i { display: block; height: 9px; background: var(--bar); }
 #bar select { font: inherit; padding: 4px; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 16px; margin-top: 16px; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
-.p { display: flex; gap: 8px; } 
+.p { display: flex; gap: 8px; }
 figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: calc((100% - 16px) / 3); text-align: center; }
 img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); }
 img.s { image-rendering: pixelated; }
