@@ -12,7 +12,7 @@ import pytest
 import schemas
 from schemas import decoded, jpeg, tar, write, zipped
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.pipeline import open_source
 from uso_jax.data.readers import NAMES
 from uso_jax.errors import BadExample, InputError
@@ -203,7 +203,7 @@ def test_items_to_generate_from_have_no_target(tmp_path):
 def test_tar_with_a_damaged_member(tmp_path):
     path = tar(tmp_path / "s.tar", {f"{n}.target.jpg": jpeg("a") for n in "ab"} | {"a.txt": b"a", "b.txt": b"b"})
     whole = path.read_bytes()
-    second = places.tree(str(path))["b.target.jpg"].start
+    second = archives.tree(str(path))["b.target.jpg"].start
     path.write_bytes(whole[:second] + b"\0" * 300 + whole[second + 300 :])
     source = read("webdataset", path)
     assert np.array_equal(source[0].target, decoded("a"))
@@ -220,15 +220,15 @@ def test_tar_with_a_damaged_member(tmp_path):
         read("webdataset", path)
     write(tmp_path / "all.tar.gz", b"")
     with pytest.raises(InputError, match="compressed as a whole"):
-        places.tree(str(tmp_path / "all.tar.gz"))
+        archives.tree(str(tmp_path / "all.tar.gz"))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "C:/x.jpg", "..\\x.jpg"])
 def test_names_that_lead_out(name, tmp_path):
     with pytest.raises(InputError, match="outside its folder"):
-        places.tree(str(tar(tmp_path / "s.tar", {name: b"x"})))
+        archives.tree(str(tar(tmp_path / "s.tar", {name: b"x"})))
     with pytest.raises(InputError, match="outside its folder"):
-        places.tree(str(zipped(tmp_path / "s.zip", {name: b"x"})))
+        archives.tree(str(zipped(tmp_path / "s.zip", {name: b"x"})))
     with pytest.raises(InputError, match=r"item 0 names .* outside its folder"):
         read("json", write(tmp_path / "t.json", [{"prompt": "x", "target": name}]))
     with pytest.raises(InputError, match="outside its folder"):
@@ -259,26 +259,26 @@ def test_duplicates(tmp_path):
         with zipfile.ZipFile(tmp_path / "s.zip", "a") as file:
             file.writestr("a.jpg", b"y")
     with pytest.raises(InputError, match=r"'a\.jpg' twice"):
-        places.tree(str(tmp_path / "s.zip"))
+        archives.tree(str(tmp_path / "s.zip"))
 
 
 def test_zip_bombs(tmp_path, monkeypatch):
     path = zipped(tmp_path / "s.zip", {"a.jpg": b"\0" * 100_000})
     whole = path.read_bytes()
-    monkeypatch.setattr(places, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(urls, "MAX_BYTES", 50_000)
     with pytest.raises(InputError, match="would unpack to 100000 bytes"):
-        places.tree(str(path))
+        archives.tree(str(path))
     # The directory lies about what comes out: no more is unpacked than it says.
     at = whole.rindex(b"PK\1\2") + 24
     path.write_bytes(whole[:at] + (1000).to_bytes(4, "little") + whole[at + 4 :])
     with pytest.raises(BadExample, match="does not unpack to the 1000 bytes"):
-        places.tree(str(path))["a.jpg"].read()
+        archives.tree(str(path))["a.jpg"].read()
 
 
 def test_other_broken_containers(tmp_path):
     write(tmp_path / "s.zip", b"no zip")
     with pytest.raises(InputError, match="not a readable zip file"):
-        places.tree(str(tmp_path / "s.zip"))
+        archives.tree(str(tmp_path / "s.zip"))
     with pytest.raises(InputError, match="not a readable parquet file"):
         read("parquet", write(tmp_path / "t.parquet", b"no parquet"))
     with pytest.raises(InputError, match="no column image"):

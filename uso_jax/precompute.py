@@ -23,8 +23,9 @@ from tqdm import tqdm
 from uso_jax import bundle, mini, sharding, weights
 from uso_jax.config import TrainConfig
 from uso_jax.data import buckets, features
+from uso_jax.data.examples import Examples, Source
 from uso_jax.data.features import FeatureSource
-from uso_jax.data.pipeline import Examples, Mixture, Source, open_source, sizes_of
+from uso_jax.data.pipeline import Mixture, open_source, sizes_of
 from uso_jax.errors import BadExample, InputError
 from uso_jax.initial import initial_params
 from uso_jax.params import Params

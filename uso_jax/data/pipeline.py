@@ -8,40 +8,20 @@ process, n style slots, h w target, hc wc content, hs ws style; sizes are (heigh
 """
 
 import inspect
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
-from uso_jax.data import buckets, images, readers
+from uso_jax.data import buckets, readers
 from uso_jax.data.buckets import Shape, Size
-from uso_jax.data.record import Triplet
+from uso_jax.data.examples import Examples, Source, Tokenize
+from uso_jax.data.stream import Stream
 from uso_jax.errors import BadExample, InputError
 
-Tokenize = Callable[[str], dict[str, np.ndarray]]
-
 DRAWN = ("procedural", "emoji")
-_SKIPPED = "_skipped"  # in batches on their way: the examples that could not be read
-_TRIES = 8  # examples in a row that may be unreadable
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to triplets.
-
-    A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
-    that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
-    be stacked, whose sizes are what `sizes()` says.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Triplet: ...
 
 
 @dataclass(frozen=True)
@@ -205,170 +185,3 @@ def sizes_of(source: Source) -> np.ndarray:
         return *size(triplet.target), *size(triplet.content)
 
     return np.asarray([row(index) for index in range(len(source))], np.int32)
-
-
-class Stream:
-    """Batches from a dataset of them; `iter` starts at the first, or where `set_state` says."""
-
-    def __init__(
-        self, dataset: grain.MapDataset, sources: Sequence[Source], num_threads: int, num_workers: int, max_errors: int
-    ):
-        self.dataset, self.sources, self.max_errors = dataset, sources, max_errors
-        self.num_workers = num_workers
-        self.options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-
-    def __iter__(self) -> "StreamIterator":
-        return StreamIterator(self)
-
-
-class StreamIterator:
-    """The position is the number of batches that were given, so it means the same however they are read."""
-
-    def __init__(self, stream: Stream):
-        self.stream, self.position = stream, 0
-        self.skipped: set[tuple[int, int]] = set()  # (source, index) of examples that could not be read
-        self._batches = None
-
-    def __iter__(self) -> "StreamIterator":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        if self._batches is None:
-            self._batches = self._start()
-        batch = next(self._batches)
-        self.position += 1
-        if self.stream.max_errors:
-            found = batch.pop(_SKIPPED).reshape(-1, 2).tolist()
-            self._count((number, index) for number, index in found if index >= 0)
-        return batch
-
-    def get_state(self) -> dict[str, Any]:
-        """Give the position as JSON."""
-        skipped = {"skipped": sorted(map(list, self.skipped))} if self.skipped else {}
-        return {"next_index": self.position} | skipped
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go to a position."""
-        self.close()
-        self.position = state["next_index"]
-        self.skipped = {tuple(pair) for pair in state.get("skipped", [])}
-
-    def close(self) -> None:
-        """End the threads or processes that read."""
-        if self._batches is not None:
-            self._batches.close()
-        self._batches = None
-
-    def _start(self):
-        dataset = self.stream.dataset
-        rest = dataset[self.position :] if self.position else dataset
-        reading = rest.to_iter_dataset(self.stream.options)
-        if self.stream.num_workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain asks for its own, also where the program has none
-            options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
-            reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
-        return iter(reading)
-
-    def _count(self, found) -> None:
-        for number, index in found:
-            if (number, index) in self.skipped:
-                continue
-            self.skipped.add((number, index))
-            reason = _reason(self.stream.sources[number], index)
-            if len(self.skipped) > self.stream.max_errors:
-                raise InputError(
-                    f"{len(self.skipped)} examples cannot be read, and data.max_errors is {self.stream.max_errors};"
-                    f" the last: {reason}"
-                )
-            logging.getLogger("uso_jax.data").warning(
-                "left out, %d of at most %d: %s", len(self.skipped), self.stream.max_errors, reason
-            )
-
-
-def _reason(source: Source, index: int) -> str:
-    """Say what is wrong with an example; the worker that met it could hand over only its number."""
-    try:
-        source[index]
-    except BadExample as error:
-        return str(error)
-    return f"example {index}, which can be read by now."
-
-
-def _in_worker(index: int, count: int) -> None:
-    """Keep a worker process away from the accelerator, which belongs to the process that trains."""
-    del index, count
-    os.environ["JAX_PLATFORMS"] = "cpu"
-
-
-class Examples:
-    """The examples of a source that have one shape.
-
-    Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        number: int,
-        indices: np.ndarray | None,
-        shape: Shape,
-        style_size: Size,
-        num_styles: int,
-        tokenize: Tokenize,
-        may_skip: bool = False,
-    ):
-        self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
-        self.target_size, self.content_size = map(tuple, shape)
-        self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
-
-    def __len__(self) -> int:
-        return len(self.source) if self.indices is None else len(self.indices)
-
-    def __repr__(self) -> str:
-        return f"Examples({type(self.source).__name__}, {len(self)})"
-
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        if not self.may_skip:
-            return self._example(self._index(position))
-        skipped = np.full((_TRIES, 2), -1, np.int64)
-        for number in range(_TRIES):
-            index = self._index((position + number) % len(self))
-            try:
-                return self._example(index) | {_SKIPPED: skipped}
-            except BadExample as error:
-                skipped[number] = self.number, index
-                last = error
-        raise InputError(f"{_TRIES} examples in a row cannot be read; the last: {last}") from last
-
-    def _index(self, position: int) -> int:
-        return position if self.indices is None else int(self.indices[position])
-
-    def _example(self, index: int) -> dict[str, np.ndarray]:
-        if hasattr(self.source, "example"):
-            return self.source.example(index, self.content_size, self.num_styles)
-        triplet = self.source[index]
-        if triplet.target is None:
-            raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
-        if len(triplet.styles) > self.num_styles:
-            raise InputError(
-                f"example {triplet.key!r} has {len(triplet.styles)} style images, but num_styles is {self.num_styles}:"
-                " raise it or remove some."
-            )
-        example = {
-            "target": images.cover(triplet.target, self.target_size),
-            "content": np.zeros((*self.content_size, 3), np.uint8),
-            "content_valid": np.asarray(triplet.content is not None),
-            "style": np.zeros((self.num_styles, *self.style_size, 3), np.uint8),
-            "style_valid": np.arange(self.num_styles) < len(triplet.styles),
-        }
-        if triplet.content is not None:
-            example["content"] = images.cover(triplet.content, self.content_size)
-        for slot, style in enumerate(triplet.styles):
-            example["style"][slot] = images.squash(style, self.style_size)
-        labels = triplet.meta.get("labels", {})
-        example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
-        tokens = self.tokenize(triplet.prompt)
-        if taken := sorted(set(tokens) & set(example)):
-            raise InputError(f"tokenize returns {', '.join(taken)}, which the batch itself holds: rename it.")
-        return example | tokens

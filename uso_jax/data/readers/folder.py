@@ -13,7 +13,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.omnistyle import by_stem
 from uso_jax.data.readers.source import Item, LeftOut
@@ -44,17 +44,17 @@ def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | Le
 
 
 def _part(path: str, part: str) -> dict[str, Place]:
-    whole = places.join(path, part, path)
-    there = any(places.exists(f"{whole}{ending}") for ending in ("", ".tar", ".zip"))
+    whole = urls.join(path, part, path)
+    there = any(urls.exists(f"{whole}{ending}") for ending in ("", ".tar", ".zip"))
     return by_stem(path, part) if there else {}
 
 
 def _prompts(path: str) -> dict[str, str]:
-    whole = places.join(path, "prompt", path)
-    if not places.exists(whole):
+    whole = urls.join(path, "prompt", path)
+    if not urls.exists(whole):
         return {}
     texts = {}
-    for name, place in places.tree(whole).items():
+    for name, place in archives.tree(whole).items():
         stem, ending = posixpath.splitext(posixpath.basename(name))
         if ending != ".txt":
             raise InputError(f"{place} is no .txt file: the folder prompt holds one text file a triplet.")

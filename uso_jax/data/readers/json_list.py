@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import places
+from uso_jax.data import urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.errors import InputError
@@ -29,7 +29,7 @@ EVAL_KEYS = {"prompt", "image_paths", "save_dir"}
 
 def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
     """Read this project's own list; items in upstream's form are read too."""
-    folder = root or places.parent(str(path))
+    folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         yield own_item(item, number, folder, f"{path}, item {number}")
 
@@ -42,7 +42,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
     """
     if several not in ("leave_out", "first"):
         raise InputError(f"several is {several!r}; use leave_out or first.")
-    folder = root or places.parent(str(path))
+    folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         where = f"{path}, item {number}"
         values = _upstream(_object(item, where), where, UNO_KEYS)
@@ -56,7 +56,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
 
 def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
     """Read upstream's list of what to generate; targets are made pictures in the folder `pictures`, or none."""
-    folder = root or places.parent(str(path))
+    folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         where = f"{path}, item {number}"
         item = _object(item, where)
@@ -67,7 +67,7 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
         name = item.get("save_dir", str(number))
         if not isinstance(name, str):
             raise InputError(f'{where}: "save_dir" must be text, not {name!r}.')
-        made = Place(places.join(pictures, f"{name}_0.png", where)) if pictures else None
+        made = Place(urls.join(pictures, f"{name}_0.png", where)) if pictures else None
         yield _item(values, str(number), folder, where, made)
 
 
@@ -79,7 +79,7 @@ def load(path: str | Path) -> list:
     """
     path = str(path)
     try:
-        text = places.read_text(path)
+        text = urls.read_text(path)
     except InputError as error:
         missing = "does not exist" in str(error)
         raise InputError(f"{path} does not exist: check the path of the triplets file.") if missing else error from None
@@ -129,7 +129,7 @@ def _target(values: Mapping[str, Any], folder: str, where: str) -> Place:
     target = values.get("target")
     if not isinstance(target, str) or not target:
         raise InputError(f'{where} has no "target": name the image file that the model should learn to make.')
-    return Place(places.join(folder, target, where))
+    return Place(urls.join(folder, target, where))
 
 
 def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: Place | None) -> Item:
@@ -146,5 +146,5 @@ def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: 
     meta = values.get("meta", {})
     if not isinstance(meta, Mapping):
         raise InputError(f'{where}: "meta" must be an object with names and values.')
-    place = lambda path: Place(places.join(folder, path, where))
+    place = lambda path: Place(urls.join(folder, path, where))
     return Item(key, target, prompt, place(content) if content else None, tuple(map(place, styles)), layout, dict(meta))

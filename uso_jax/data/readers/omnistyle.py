@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.errors import InputError
@@ -51,14 +51,14 @@ def by_stem(folder: str, part: str) -> dict[str, Place]:
     Raises:
       InputError: the part is missing, or two of its images differ only in folder or ending.
     """
-    whole = places.join(folder, part, folder)
-    path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if places.exists(p)), None)
+    whole = urls.join(folder, part, folder)
+    path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(p)), None)
     if path is None:
         raise InputError(
             f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
         )
     found: dict[str, Place] = {}
-    for name, place in places.tree(path).items():
+    for name, place in archives.tree(path).items():
         if not name.lower().endswith(IMAGES):
             continue
         stem = posixpath.splitext(posixpath.basename(name))[0]

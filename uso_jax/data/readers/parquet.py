@@ -11,16 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import places
+from uso_jax.data import archives, places, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item
-from uso_jax.data.readers.subjects200k import parquet_files
 from uso_jax.errors import InputError
 
 
 def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
     """Read one parquet file or all of a folder."""
-    for file in parquet_files(str(path)):
+    for file in archives.files(str(path), ".parquet"):
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -29,7 +28,7 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
         if missing := [name for name in ("prompt", "target") if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(names)}.")
         images = [n for n in names if n in ("target", "content", "style") or n.startswith("style_")]
-        folder, stem = root or places.parent(file), file.rpartition("/")[2].removesuffix(".parquet")
+        folder, stem = root or urls.parent(file), file.rpartition("/")[2].removesuffix(".parquet")
         for batch in table.iter_batches(columns=[*images, *(n for n in ("prompt", "layout") if n in names)]):
             columns = {}
             for name in batch.schema.names:
@@ -61,7 +60,7 @@ def _item(row: Mapping[str, Any], file: str, number: int, folder: str, images: l
         if not row.get(name)
         else Place(file, name, row=number)
         if row[name] is True
-        else Place(places.join(folder, row[name], where))
+        else Place(urls.join(folder, row[name], where))
     )
     prompt, target, content = row["prompt"] or "", place("target"), place("content")
     layout = row.get("layout") or ("shifted" if prompt or content is None else "preserved")

@@ -10,7 +10,7 @@ import operator
 import os
 import pathlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -49,6 +49,14 @@ class LeftOut:
     """A row that a reader does not use, and why; rows are counted by reason."""
 
     reason: str
+
+
+def both_ways(
+    key: str, images: Sequence[Place], captions: Sequence[str], meta: Mapping[str, Any], both: bool
+) -> Iterator[Item]:
+    """Give the triplet from the first of two images of a subject to the second and, if `both`, the one back."""
+    for content, target in ((0, 1), (1, 0))[: 2 if both else 1]:
+        yield Item(f"{key}/{target}", images[target], captions[target], images[content], meta=dict(meta))
 
 
 class FileTriplets:

@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.errors import InputError
 
@@ -32,7 +32,7 @@ def read_stylebooth(
       styles: take the next stylised image of the same style as style image; the prompt is then empty.
       table: the table's name.
     """
-    files = places.tree(str(path))
+    files = archives.tree(str(path))
     found = [name for name in files if posixpath.basename(name) == table]
     if len(found) != 1:
         raise InputError(f"{path} holds {len(found)} files {table}: name the one to read with table.")
@@ -49,7 +49,7 @@ def read_stylebooth(
             yield LeftOut("its row is incomplete")
             continue
         where = f"{path}, {found[0]}, row {number}"
-        target, source = (posixpath.join(folder, places.check_inside(cell, where)) for cell in cells[3:5])
+        target, source = (posixpath.join(folder, urls.check_inside(cell, where)) for cell in cells[3:5])
         if target not in files or source not in files:
             yield LeftOut("an image is missing")
             continue

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import places
+from uso_jax.data import archives, places
 from uso_jax.data.places import Place
-from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.readers.source import Item, LeftOut, both_ways
 from uso_jax.errors import InputError
 
 QUALITIES = ("compositeStructure", "objectConsistency", "imageQuality")
@@ -33,7 +33,7 @@ def read_subjects200k(
       collection: only this one, such as "collection_2"; "" takes all.
       both: also the triplet from the right view to the left.
     """
-    for file in parquet_files(str(path)):
+    for file in archives.files(str(path), ".parquet"):
         name, number = file.rpartition("/")[2].removesuffix(".parquet"), 0
         table = places.open_table(file)
         missing = [column for column in ("image", *_COLUMNS) if column not in table.schema_arrow.names]
@@ -44,16 +44,6 @@ def read_subjects200k(
                 image = Place(file, "image", row=number)
                 yield from _pair(row, image, f"{name}/{number}", min_quality, collection, both)
                 number += 1
-
-
-def parquet_files(path: str) -> list[str]:
-    """Give a parquet file, or those of a folder, in order of name."""
-    if path.endswith(".parquet"):
-        return [path]
-    files = [place.file for name, place in places.tree(path).items() if name.endswith(".parquet")]
-    if not files:
-        raise InputError(f"{path} holds no .parquet file: check the path.")
-    return files
 
 
 def _pair(
@@ -75,11 +65,4 @@ def _pair(
         yield LeftOut("its descriptions are not valid")
         return
     views = [Place(image.file, image.member, row=image.row, view=side) for side in (0, 1)]
-    for content, target in ((0, 1), (1, 0))[: 2 if both else 1]:
-        yield Item(
-            key=f"{key}/{target}",
-            prompt=prompts[target],
-            content=views[content],
-            target=views[target],
-            meta={"subject": described.get("item"), "category": described.get("category")},
-        )
+    yield from both_ways(key, views, prompts, {n: described.get(n) for n in ("item", "category")}, both)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.json_list import load
 from uso_jax.data.readers.source import Item, LeftOut
@@ -43,7 +43,7 @@ def read_syncd(
                 yield LeftOut(reason)
                 continue
             where = f"{file}, set {number}"
-            images = [Place(places.join(places.parent(file), name, where)) for name in entry["filenames"]]
+            images = [Place(urls.join(urls.parent(file), name, where)) for name in entry["filenames"]]
             likeness = entry.get("dino_scores")
             good = [_aesthetics(entry, name) >= min_aesthetics for name in entry["filenames"]]
             pairs = [(i, j) for i in range(len(images)) for j in range(len(images)) if i != j and good[i] and good[j]]
@@ -64,7 +64,7 @@ def read_syncd(
 def _files(path: str) -> list[str]:
     if path.endswith(".json"):
         return [path]
-    found = [place.file for name, place in places.tree(path).items() if name.endswith(".json")]
+    found = [place.file for name, place in archives.tree(path).items() if name.endswith(".json")]
     scored = [file for file in found if file.endswith("metadata_with_scores.json")]
     files = scored or [file for file in found if file.endswith("metadata.json")]
     if not files:

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import places
+from uso_jax.data import archives, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.json_list import load
-from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.readers.source import Item, LeftOut, both_ways
 from uso_jax.errors import InputError
 
 _TOP = 4.0  # the best score
@@ -37,7 +37,7 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
     """
     path = str(path)
     folder, files = _files(path)
-    archive = functools.cache(places.tree)
+    archive = functools.cache(archives.tree)
     for file in files:
         name = file.rpartition("/")[2].removesuffix(".json")
         for number, row in enumerate(load(file)):
@@ -48,26 +48,18 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
             images = [_image(folder, row[side], where, archive) for side in ("img_path1", "img_path2")]
             captions = [row["caption"][side].strip() for side in ("img_path1", "img_path2")]
             meta = {"subject": row["caption"].get("subject", []), "score": row["vlm_filter_cot"]["score_final"]}
-            for content, target in ((0, 1), (1, 0))[: 2 if both else 1]:
-                yield Item(
-                    key=f"{key}/{target}",
-                    prompt=captions[target],
-                    content=images[content],
-                    target=images[target],
-                    meta=meta,
-                )
+            yield from both_ways(key, images, captions, meta, both)
 
 
 def _files(path: str) -> tuple[str, list[str]]:
     """Give the folder and its files of labels; the union of all of them lies beside labels/ and is not read twice."""
     if path.endswith(".json"):
-        folder = places.parent(path)
-        return (places.parent(folder) if folder.rstrip("/").endswith("labels") else folder), [path]
-    labels = places.join(path, "labels", path)
-    if not places.is_folder(labels):
+        folder = urls.parent(path)
+        return (urls.parent(folder) if folder.rstrip("/").endswith("labels") else folder), [path]
+    labels = urls.join(path, "labels", path)
+    if not urls.is_folder(labels):
         raise InputError(f"{path} has no folder labels: give the folder that holds labels/ and images/.")
-    found = [place.file for name, place in places.tree(labels).items() if name.endswith(".json")]
-    return path, sorted(found, key=lambda name: (len(name), name))
+    return path, sorted(archives.files(labels, ".json"), key=lambda name: (len(name), name))
 
 
 def _checked(row: Any, min_score: float | int) -> str | None:
@@ -90,9 +82,9 @@ def _checked(row: Any, min_score: float | int) -> str | None:
 
 def _image(folder: str, name: str, where: str, archive) -> Place:
     split = name.partition("/")[0]
-    whole = places.join(folder, f"images/{name}", where)
-    tar = places.join(folder, f"images/{split}.tar", where)
-    if _is_packed(tar, places.join(folder, f"images/{split}", where)):
+    whole = urls.join(folder, f"images/{name}", where)
+    tar = urls.join(folder, f"images/{split}.tar", where)
+    if _is_packed(tar, urls.join(folder, f"images/{split}", where)):
         members = archive(tar)
         return members.get(name) or members.get(f"images/{name}") or Place(tar, name, 0, 0)
     return Place(whole)
@@ -100,10 +92,10 @@ def _image(folder: str, name: str, where: str, archive) -> Place:
 
 @functools.cache
 def _is_packed(tar: str, folder: str) -> bool:
-    if places.is_folder(folder):
+    if urls.is_folder(folder):
         return False
-    if not places.exists(tar) and places.exists(tar + ".gz"):
+    if not urls.exists(tar) and urls.exists(tar + ".gz"):
         raise InputError(
             f"{tar}.gz is compressed as a whole, so its images cannot be read one by one: gunzip it first."
         )
-    return places.exists(tar)
+    return urls.exists(tar)

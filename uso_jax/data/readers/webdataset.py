@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import places
+from uso_jax.data import archives
 from uso_jax.data.places import Place
 from uso_jax.data.readers.omnistyle import IMAGES
 from uso_jax.data.readers.source import Item, LeftOut
@@ -25,7 +25,7 @@ def read_webdataset(
     path: str | Path, target: str = "target", content: str = "content", style: str = "style"
 ) -> Iterator[Item | LeftOut]:
     """Read a tar file, or all of a folder in order of name."""
-    for file in _shards(str(path)):
+    for file in archives.files(str(path), ".tar"):
         name = file.rpartition("/")[2].removesuffix(".tar")
         for key, members in _groups(file).items():
             where = f"{file}, {key}"
@@ -53,19 +53,10 @@ def read_webdataset(
             )
 
 
-def _shards(path: str) -> list[str]:
-    if path.endswith(".tar"):
-        return [path]
-    files = [place.file for name, place in places.tree(path).items() if name.endswith(".tar")]
-    if not files:
-        raise InputError(f"{path} holds no .tar file: check the path.")
-    return files
-
-
 def _groups(file: str) -> dict[str, dict[str, Place]]:
     """Give the members by key and then by what follows it; the key ends at the first dot of the file's name."""
     groups: dict[str, dict[str, Place]] = {}
-    for name, place in places.tree(file).items():
+    for name, place in archives.tree(file).items():
         folder, _, base = name.rpartition("/")
         key, _, rest = base.partition(".")
         groups.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower()] = place
