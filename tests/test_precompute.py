@@ -22,8 +22,8 @@ from uso_jax.initial import initial_params
 from uso_jax.objectives import flow_matching
 from uso_jax.system import System
 
-ASPECTS = dict(target_aspects=((512, 512), (384, 768)), content_aspects=((512, 512), (768, 384)))
-COUNT = 40
+ASPECTS = dict(target_aspects=((512, 512), (384, 768)))
+COUNT = 34
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,22 +100,20 @@ def test_loss_equals_that_of_images(images, encoded):
         with jax.set_mesh(mesh):
             found[name] = [compiled(params, sharding.global_batch(mesh, batch), n) for n, batch in enumerate(stream)]
     raw_losses, ready_losses = (np.asarray(found[name]) for name in ("raw", "ready"))
-    assert len(raw_losses) >= 3 and np.abs(raw_losses - ready_losses).max() < 1e-4 * raw_losses.min()
+    assert len(raw_losses) >= 2 and np.abs(raw_losses - ready_losses).max() < 1e-4 * raw_losses.min()
 
 
-def test_training_reads_them(images, encoded, tmp_path):
-    ready = fit(config(encoded | {"data.num_threads": 2}, steps=2), tmp_path / "ready")
-    raw = fit(config(images, steps=2), tmp_path / "raw")
-    before = [run["stages"][0]["heldout_loss_before"] for run in (raw, ready)]
-    assert abs(before[0] - before[1]) < 1e-4 and ready["stages"][0]["heldout_loss_after"] > 0
-    assert list((tmp_path / "ready" / "samples").iterdir())
+def test_training_reads_them(encoded, tmp_path):
+    made = fit(config(encoded, steps=2), tmp_path)["stages"][0]
+    assert 0 < made["heldout_loss_after"] != made["heldout_loss_before"] > 0
+    assert list((tmp_path / "samples").iterdir())
 
 
 def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_path, monkeypatch):
     whole = FeatureSource(encoded["data.features.train.path"])
     make(images, tmp_path, process=(1, 2))
-    assert sorted(path.name for path in tmp_path.glob("*.array_record")) == ["00001.array_record", "00003.array_record"]
-    with pytest.raises(InputError, match="lacks 2 of 4 shards, the first is 00000"):
+    assert [path.name for path in tmp_path.glob("*.array_record")] == ["00001.array_record"]
+    with pytest.raises(InputError, match="lacks 2 of 3 shards, the first is 00000"):
         FeatureSource(tmp_path)
     reads = []
 

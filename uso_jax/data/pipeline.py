@@ -64,6 +64,8 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         signature.bind(**arguments)
     except TypeError as error:
         raise InputError(f"data source {name!r}: {error}; see {source.__name__} for its arguments.") from None
+    if "path" in arguments and not str(arguments["path"]):
+        raise InputError(f"data source {name!r} needs a path: set --config.data.{name}.train.path and .heldout.path.")
     if name in readers.NAMES:
         return readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
     return source(**arguments)
@@ -100,7 +102,8 @@ def batches(
     Args:
       target_sizes, content_sizes: instead of the one size, several; a batch has one of them, the same on all processes.
       num_workers: processes that read and decode; 0 leaves it to the threads of this one.
-      max_errors: examples that may be unreadable before this is an error; the next ones take their places.
+      max_errors: examples of this process that may be unreadable before this is an error; the next ones take their
+        places.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise InputError(
@@ -108,8 +111,8 @@ def batches(
         )
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index {process_index} must lie from 0 to process_count - 1 = {process_count - 1}.")
-    parts = (source, 1.0) if not isinstance(source, Mixture) else None
-    parts = [parts] if parts else list(zip(source.sources, source.weights, strict=True))
+    mixture = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))
+    parts = list(zip(mixture.sources, mixture.weights, strict=True))
     if any(len(part) == 0 for part, _ in parts):
         raise InputError("the data source is empty; check its path, its split and its filters.")
     if len({hasattr(part, "example") for part, _ in parts}) > 1:
@@ -144,7 +147,7 @@ def batches(
             batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
             shares.append(share)
     dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
-    return Stream(dataset, [part for part, _ in parts], num_threads, num_workers, max_errors)
+    return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
 
 
 def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:

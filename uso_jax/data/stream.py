@@ -3,11 +3,11 @@
 """Reading a dataset of batches by threads or worker processes, from any position on."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -106,4 +106,4 @@ def _reason(source: Source, index: int) -> str:
 def _in_worker(index: int, count: int) -> None:
     """Keep a worker process away from the accelerator, which belongs to the process that trains."""
     del index, count
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
