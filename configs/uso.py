@@ -11,6 +11,8 @@ Any value is overridden on the command line: --config.stages.disentanglement.lea
 
 from ml_collections import ConfigDict, config_dict
 
+from uso_jax.data.buckets import UNO
+
 EMOJI = dict(
     data_dir="data",  # where the rasterised artwork is, or will be
     manual_dir="",  # folder of the downloaded tarballs, needed once (docs/data.md)
@@ -19,6 +21,24 @@ EMOJI = dict(
     looks=dict(artists=1.0, drawn=0.0),  # whose styles: the seven design teams', or this project's
     train=dict(split="train", seed=0, length=10_000_000),
     heldout=dict(split="heldout_style", seed=1, length=100_000),  # of a team that is never seen in training
+)
+
+# Triplets in files (docs/datasets.md); an empty path is for the user to fill in.
+FILES = dict(train=dict(path=""), heldout=dict(path=""))
+READERS = dict(
+    json=FILES | dict(root=""),
+    uno=FILES | dict(root="", several="leave_out"),
+    uso_eval=FILES | dict(root="", pictures=""),
+    uno_1m=FILES | dict(min_score=3.5, both=True),
+    subjects200k=FILES | dict(min_quality=5, collection="", both=True),
+    omnistyle=FILES | dict(content="content", style="style", stylised="OmniStyle-150K"),
+    syncd=FILES | dict(min_aesthetics=0.0, min_dino=0.0, max_dino=0.98),
+    stylebooth=FILES | dict(prompt="turn it into {style}", styles=False, table="train.csv"),
+    webdataset=FILES | dict(target="target", content="content", style="style"),
+    folder=FILES | dict(layout="shifted"),
+    parquet=FILES | dict(root=""),
+    triplets=dict(train=dict(path="", split="train"), heldout=dict(path="", split="heldout")),  # curate.py convert
+    features=FILES,  # scripts/curate.py precompute
 )
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
@@ -44,6 +64,8 @@ def stage(**changes) -> dict:
         batch_size=16,  # over all devices
         target_size=(512, 512),  # (height, width) in pixels
         content_size=(256, 256),
+        target_aspects=(),  # (height, width) at 512 x 512, scaled to target_size's area; (): target_size alone
+        content_aspects=(),
         data=dict(tasks=dict(style_subject=1.0)),  # further arguments of the source, if it knows them
         learning_rate=8e-5,
         warmup_steps=100,
@@ -268,10 +290,24 @@ def mini_data() -> dict:
             heldout=dict(split="heldout_styles", seed=1, length=100_000),
         ),
         emoji=EMOJI,
-        json=dict(train=dict(path=""), heldout=dict(path="")),
-        num_styles=1,
-        num_threads=2,
+        **READERS,
+        **reading(num_threads=2),
     )
+
+
+def reading(**changes) -> dict:
+    """Give how sources are mixed and read."""
+    names = ("procedural", "emoji", *READERS)
+    defaults = dict(
+        mixture=dict(
+            weights=dict.fromkeys(names, 0.0)
+        ),  # how often an example comes from which, if source is "mixture"
+        num_styles=1,  # style images a triplet may have
+        num_threads=2,  # that read and decode, in each worker process if there are any
+        num_workers=0,  # processes that read and decode
+        max_errors=0,  # examples that may be unreadable before the run stops
+    )
+    return defaults | changes
 
 
 def flux_rewards() -> dict:
@@ -296,7 +332,7 @@ def flux_rewards() -> dict:
 
 def flux_dev() -> dict:
     """Give the paper's two stages on FLUX.1-dev; batch, steps, rate and resolution are its appendix F.1.1."""
-    fit = dict(batch_size=16, content_size=(512, 512))
+    fit = dict(batch_size=16, content_size=(512, 512), target_aspects=UNO, content_aspects=UNO)
     return dict(
         seed=0,
         run=("style_alignment", "disentanglement"),
@@ -363,9 +399,11 @@ def flux_dev() -> dict:
             source="json",
             procedural=dict(size=1024, train=dict(split="train"), heldout=dict(split="heldout_styles")),
             emoji=EMOJI,
-            json=dict(train=dict(path="triplets/train.json"), heldout=dict(path="triplets/heldout.json")),
-            num_styles=1,
-            num_threads=16,
+            **READERS
+            | dict(
+                json=dict(root="", train=dict(path="triplets/train.json"), heldout=dict(path="triplets/heldout.json"))
+            ),
+            **reading(num_threads=16, max_errors=100),
         ),
         stages=dict(
             style_alignment=stage(

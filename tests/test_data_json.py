@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uso_jax.data.json_triplets import JsonSource
+from uso_jax.data.pipeline import open_source
 from uso_jax.errors import InputError
+
+
+def JsonSource(path):
+    return open_source({"name": "json", "path": path})
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: shapes, absent conditions, exact resume, sharding, errors."""
 
+import collections
+import contextlib
+import dataclasses
+import hashlib
 import itertools
 import json
 
@@ -9,10 +13,10 @@ import numpy as np
 import pytest
 
 from uso_jax.data import images
-from uso_jax.data.pipeline import batches, open_source
+from uso_jax.data.pipeline import Mixture, batches, open_source
 from uso_jax.data.procedural import ProceduralSource
 from uso_jax.data.record import Triplet
-from uso_jax.errors import InputError
+from uso_jax.errors import BadExample, InputError
 
 SIZES = {"target_size": (16, 24), "content_size": (8, 8), "style_size": (12, 10), "num_styles": 2}
 
@@ -28,7 +32,7 @@ class Numbered:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise InputError(f"example {index} is bad: replace it.")
+            raise BadExample(f"example {index} is bad: replace it.")
         picture = np.full((16, 16, 3), index, np.uint8)
         content, styles = (picture if index % 2 == 0 else None), (picture,) * (index % 3)
         task = {(True, True): "style_subject", (True, False): "subject", (False, True): "style", (False, False): "text"}
@@ -112,10 +116,114 @@ def test_processes_share_the_global_order(repeat):
     assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
 
 
+class Shapes(Numbered):
+    """Numbered pictures of several shapes; content has another shape than the target."""
+
+    SIDES = ((16, 16), (16, 48), (48, 16), (18, 15))
+
+    def __getitem__(self, index):
+        triplet = super().__getitem__(index)
+        paint = lambda shape: np.full((*shape, 3), index, np.uint8)
+        sides = [self.SIDES[(index * k) % 4] for k in (1, 3)]
+        content = None if triplet.content is None else paint(sides[1])
+        return dataclasses.replace(triplet, target=paint(sides[0]), content=content)
+
+
+BUCKETS = {"target_sizes": ((16, 16), (12, 24)), "content_sizes": ((8, 8), (16, 8))}
+
+
+def wild():
+    """Two sources in several shapes, some of whose examples cannot be read."""
+    return Mixture((Shapes(21, bad=(4,)), Shapes(40, bad=(13, 14))), (1.0, 3.0))
+
+
+def record(batch):
+    """Give each example of a batch as text that tells all of its content and its shape."""
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(len(batch["ids"]))]
+    return [
+        hashlib.sha256(
+            b"".join(k.encode() + r[k].tobytes() + bytes(str(r[k].shape), "ascii") for k in sorted(r))
+        ).hexdigest()
+        for r in rows
+    ]
+
+
+def records(count, start=None, **options):
+    reading = iter(stream(wild(), **({"max_errors": 9} | BUCKETS | options)))
+    if start is not None:
+        reading.set_state(start)
+    with contextlib.closing(reading):
+        found = [record(batch) for batch in itertools.islice(reading, count)]
+        return found, reading.get_state()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_any_hosts_and_workers_and_a_resume_see_the_same_records(hosts, num_workers):
+    whole, _ = records(8)
+    at = int(np.random.default_rng().integers(1, 8))
+    parts = []
+    for host in range(hosts):
+        options = {"process_index": host, "process_count": hosts, "num_workers": num_workers}
+        first, state = records(at, **options)
+        # The rest is read in another way than the beginning.
+        rest, _ = records(8 - at, json.loads(json.dumps(state)), **options | {"num_workers": 0, "num_threads": 1})
+        parts.append(first + rest)
+    joined = [[example for pair in zip(*step, strict=True) for example in pair] for step in zip(*parts, strict=True)]
+    assert joined == whole, f"resumed at {at}"
+
+
+def test_buckets_hold_what_fits_them():
+    reading = stream(Shapes(40), batch_size=4, **BUCKETS)
+    seen = {}
+    for batch in itertools.islice(reading, 30):
+        size = batch["target"].shape[1:3], batch["content"].shape[1:3]
+        seen.setdefault(size, set()).update(batch["ids"][:, 0].tolist())
+    # Targets of index 0 and 3 modulo 4 are squarish; tall ones (2) are nearer to the square than to the wide bucket.
+    assert {i for size, found in seen.items() if size[0] == (12, 24) for i in found} == set(range(1, 40, 4))
+    # Without content the target's shape counts, which is never tall there.
+    assert {i for size, found in seen.items() if size[1] == (16, 8) for i in found} == set(range(2, 40, 4))
+    assert set().union(*seen.values()) == set(range(40))
+
+
+def test_a_mixture_keeps_its_weights():
+    counts = collections.Counter()
+    mixture = Mixture((Numbered(10), Shapes(200)), (1.0, 3.0))
+    for batch in itertools.islice(stream(mixture, batch_size=8, **BUCKETS), 100):
+        counts.update((batch["ids"][:, 0] < 10).tolist())
+    assert 0.2 < counts[True] / 800 < 0.32  # a quarter, and 1 in 20 of the second source's
+
+
+def test_unreadable_examples_are_replaced_counted_and_limited(caplog):
+    bad = tuple(range(3, 12, 3))
+    whole = iter(stream(Numbered(12, bad=bad), max_errors=3))
+    seen = ids(whole, 6)
+    assert not {i for batch in seen for i in batch} & set(bad) and whole.get_state()["skipped"] == [
+        [0, 3],
+        [0, 6],
+        [0, 9],
+    ]
+    assert len(caplog.messages) == 3 and "left out, 3 of at most 3: example" in caplog.messages[-1]
+    again = iter(stream(Numbered(12, bad=bad), max_errors=3))
+    again.set_state({"next_index": 4, "skipped": [[0, 3], [0, 6], [0, 9]]})
+    assert ids(again, 2) == seen[4:] and len(caplog.messages) == 3
+    with pytest.raises(InputError, match=r"3 examples cannot be read, and data.max_errors is 2; the last: example \d"):
+        ids(stream(Numbered(12, bad=bad), max_errors=2), 6)
+    with pytest.raises(InputError, match="8 examples in a row cannot be read"):
+        ids(stream(Numbered(12, bad=tuple(range(12))), max_errors=20), 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_workers_are_the_users(num_workers):
+    with pytest.raises(InputError, match="example 2 is bad: replace it") as caught:
+        ids(stream(Numbered(6, bad=(2,)), shuffle=False, num_workers=num_workers), 1)
+    assert isinstance(caught.value, InputError)
+
+
 def test_bad_example_is_an_input_error():
     with pytest.raises(InputError) as caught:
         ids(stream(Numbered(6, bad=(2,)), shuffle=False), 1)
-    assert type(caught.value) is InputError and str(caught.value) == "example 2 is bad: replace it."
+    assert type(caught.value) is BadExample and str(caught.value) == "example 2 is bad: replace it."
 
 
 @pytest.mark.parametrize(

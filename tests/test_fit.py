@@ -47,6 +47,7 @@ class Watch:
     """What a run did: the batches it trained on, by global order, and what it put into checkpoints, by step."""
 
     batches: list[str] = field(default_factory=list)
+    sizes: list[tuple] = field(default_factory=list)  # (height, width) of target and content
     saved: dict[int, dict] = field(default_factory=dict)
 
 
@@ -59,6 +60,7 @@ def watched(before_batch=lambda number: None):
         def __init__(self, stream):
             self.stream = iter(stream)
             self.get_state, self.set_state = self.stream.get_state, self.stream.set_state
+            self.close = self.stream.close
 
         def __iter__(self):
             return self
@@ -68,6 +70,7 @@ def watched(before_batch=lambda number: None):
             batch = next(self.stream)
             digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch)))
             watch.batches.append(digest.hexdigest())
+            watch.sizes.append((batch["target"].shape[1:3], batch["content"].shape[1:3]))
             return batch
 
     class Watched(Checkpoints):
@@ -326,6 +329,34 @@ def test_batch_that_does_not_divide_over_the_mesh(tmp_path):
         fit(config(accumulate=2), tmp_path)
     with pytest.raises(InputError, match=r"heldout\.batch_size is 12, .* over 8"):
         fit(config({"heldout.batch_size": 12}), tmp_path)
+
+
+def test_aspect_buckets(tmp_path):
+    shapes = [(16, 16), (12, 24), (24, 16), (24, 12)]
+    items = []
+    for number in range(32):
+        height, width = shapes[number % 4]
+        Image.new("RGB", (width, height), (8 * number, 0, 99)).save(tmp_path / f"{number}.png")
+        items.append(dict(target=f"{number}.png", content=f"{number}.png", styles=["good.png"]))
+    changes = json_data(tmp_path, items) | {"checkpoint.every": 2}
+    options = dict(target_aspects=((512, 512), (384, 768)), content_aspects=((512, 512), (768, 384)))
+
+    def run(workdir, before_batch=lambda number: None, num_workers=0):
+        changed = changes | {"data.num_workers": num_workers}
+        with watched(before_batch) as watch:
+            fit(tiny.config("joint", changes=changed, steps=6, **options), tmp_path / workdir)
+        return watch
+
+    whole = run("whole")
+    assert len(whole.batches) == 6
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", interrupt(at=5))
+    rest = run("parts", num_workers=1)  # how they are read makes no difference
+    assert rest.batches == whole.batches[4:]
+    assert_same(rest.saved[6], whole.saved[6])
+    # Buckets of 16 x 16, 12 x 24 pixels; content of 16 x 16 and 24 x 12.
+    sizes = whole.sizes
+    assert {size[0] for size in sizes} == {(16, 16), (12, 24)} and len(set(sizes)) == 3
 
 
 def test_mesh_that_does_not_fit(tmp_path):

@@ -146,18 +146,19 @@ class Bundle:
 
         Hashing the numbers of large components would take minutes; imported ones have the SHA-256 of their sources.
         """
-        return {name: self._fingerprint(name) for name in weights.components(self.directory)}
+        return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
 
-    def _fingerprint(self, component: str) -> str:
-        folder = self.directory / component
-        record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
-        facts = [record["config"], record["tensors"], record.get("quantization"), sources]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        if (folder / weights_packed.FILE).is_file():
-            with (folder / weights_packed.FILE).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Identify a component by its folder, see `Bundle.fingerprints`."""
+    record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
+    facts = [record["config"], record["tensors"], record.get("quantization"), sources]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    if (folder / weights_packed.FILE).is_file():
+        with (folder / weights_packed.FILE).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _as_int8(value: jax.Array) -> jax.Array:

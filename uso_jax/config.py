@@ -35,6 +35,8 @@ class DataConfig:
     heldout: Mapping[str, Any]
     num_styles: int
     num_threads: int
+    num_workers: int = 0
+    max_errors: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             if stage.reward is not None:
                 _check_reward(stage, system, config.heldout.grid_every)
         evaluation = _evaluation(**config.evaluation.to_dict()) if _evaluates(config) else None
-        source = _sources(config.data.source, config.data[config.data.source].to_dict())
+        source = _sources(config.data.source, config.data.to_dict())
     except KeyError as error:
         raise InputError(f"config: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
@@ -154,8 +156,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         fresh=tuple(config.model.fresh),
         data=DataConfig(
             **source,
-            num_styles=config.data.num_styles,
-            num_threads=config.data.num_threads,
+            **{name: config.data[name] for name in ("num_styles", "num_threads", "num_workers", "max_errors")},
         ),
         stages=stages,
         mesh=config.mesh.to_dict(),
@@ -182,9 +183,20 @@ def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
             raise InputError(f"config: {what} {name!r} is unknown; known are {', '.join(known)}")
 
 
-def _sources(name: str, arguments: dict) -> dict[str, dict]:
-    """Give the arguments of the training and the held-out source: what they share, then what is their own."""
+def _sources(section: str, data: dict) -> dict[str, dict]:
+    """Give the arguments of the training and the held-out source: what they share, then what is their own.
+
+    A section may say in `kind` which source it is for, so that there can be two of one kind.
+    """
+    if section == "mixture":
+        weights = {name: weight for name, weight in data["mixture"]["weights"].items() if weight}
+        _check_known("data.mixture.weights", list(weights), [name for name in data if name != "mixture"])
+        parts = [_sources(name, data) for name in weights]
+        give = lambda split: [part[split] | {"weight": w} for part, w in zip(parts, weights.values(), strict=True)]
+        return {split: {"name": "mixture", "parts": give(split)} for split in ("train", "heldout")}
+    arguments = dict(data[section])
     own = {split: arguments.pop(split) for split in ("train", "heldout")}
+    name = arguments.pop("kind", section)
     return {split: {"name": name} | arguments | values for split, values in own.items()}
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 import sys
 from collections.abc import Callable
@@ -9,6 +9,10 @@ from functools import wraps
 
 class InputError(ValueError):
     """A mistake the user can mend: one clear sentence that names the thing and the remedy."""
+
+
+class BadExample(InputError):
+    """One example of a data set cannot be read; a run may be told to leave out a few (config.data.max_errors)."""
 
 
 def exit_cleanly(main: Callable) -> Callable:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one `fit` runs every stage of a configuration, from its parameters to its summary."""
 
+import contextlib
 import errno
 import json
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from uso_jax import grid, sharding
+from uso_jax import grid, precompute, sharding
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
@@ -77,7 +78,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     except OSError as error:
         raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(config.mesh)
-    system = System(config.system)
+    system = precompute.check(config)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     rates = [stage.rates(system.shapes) for stage in config.stages]
     _check_batches(config, mesh)
@@ -180,6 +181,7 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
             seed=stage_seed(config.seed, stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
             **pipeline_options(config, stage),
         )
     )
@@ -194,7 +196,8 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     # ---------------------------------------------------------------------------------------- train loop
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
     earlier, started = record["seconds"], time.monotonic()
-    with tqdm(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True) as bar:
+    shown = dict(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
+    with contextlib.closing(data), tqdm(**shown) as bar:
         for step in range(record["step"] + 1, _last_step(stage, record) + 1):
             batch = sharding.global_batch(run.mesh, next(data))
             state, values = train_step(state, frozen, batch)

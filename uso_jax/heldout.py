@@ -33,6 +33,8 @@ def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
         num_styles=config.data.num_styles,
         tokenize=config.system.text.tokenize,
         num_threads=config.data.num_threads,
+        max_errors=config.data.max_errors,
+        **stage.bucket_sizes(config.system.pixels_per_token),
     )
 
 
@@ -53,7 +55,9 @@ class Judge:
             process_count=jax.process_count(),
             **pipeline_options(config, stage),
         )
-        self.batches = list(itertools.islice(iter(stream), self.settings.num_batches))
+        reading = iter(stream)
+        self.batches = list(itertools.islice(reading, self.settings.num_batches))
+        reading.close()
         self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
         self._judge = jax.jit(self._judge_of, out_shardings=sharding.replicated(mesh))
@@ -74,11 +78,13 @@ class Judge:
         generated = np.asarray(self._sample(params, batch))
         local, rows = self.batches[0], slice(0, self.settings.grid_rows)
         columns = {}
-        if "content" in self.stage.conditions:
+        if "content" in self.stage.conditions and "content" in local:
             columns["content"] = _blank_absent(local["content"], local["content_valid"])[rows]
-        if "style" in self.stage.conditions:
+        if "style" in self.stage.conditions and "style" in local:
             columns["style"] = _blank_absent(local["style"][:, 0], local["style_valid"][:, 0])[rows]
-        columns |= {"generated": generated[rows], "target": local["target"][rows]}
+        columns["generated"] = generated[rows]
+        if "target" in local:  # of features there is no picture
+            columns["target"] = local["target"][rows]
         if jax.process_index() == 0:
             grid.save(grid.draw(columns), path)
 
@@ -92,11 +98,13 @@ class Judge:
         return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
     def _loss_of(self, params: Params, batch, number):
-        draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, self.stage)
-        return self.objective.loss(params, self.system, self.stage, batch, draws)
+        stage = self.stage.at_size(*self.system.target_size(batch))
+        draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, stage)
+        return self.objective.loss(params, self.system, stage, batch, draws)
 
     def _sample_of(self, params: Params, batch):
-        return self.objective.sample(params, self.system, self.stage, batch, self.settings)
+        stage = self.stage.at_size(*self.system.target_size(batch))
+        return self.objective.sample(params, self.system, stage, batch, self.settings)
 
     def _judge_of(self, params: Params, batch) -> dict[str, jax.Array]:
         """Give each figure's sum over samples, and the number of samples that have it."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training stage as data: what is trained, on which conditions, by which optimizer, for how long."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import optax
 
 from uso_jax import params, rewards
+from uso_jax.data import buckets
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
 
@@ -109,9 +111,13 @@ class StageConfig:
     guidance: float  # embedded scale in the flow-matching loss
     shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
     reward: RewardConfig | None = None
+    target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
+    content_aspects: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
+        if any(len(aspect) != 2 or min(aspect) < 1 for aspect in (*self.target_aspects, *self.content_aspects)):
+            raise InputError(f"{where}: target_aspects and content_aspects are pairs of positive (height, width)")
         if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
             raise InputError(f"{where}: steps, batch_size and accumulate must be at least 1")
         if self.batch_size % self.accumulate:
@@ -139,6 +145,17 @@ class StageConfig:
                     f"stage {self.name!r}: {name} {'x'.join(map(str, size))} must be a multiple of"
                     f" {pixels_per_token} pixels, the side of a token"
                 )
+
+    def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Give the sizes that batches of this stage may have."""
+        return {
+            "target_sizes": buckets.sizes(self.target_aspects, self.target_size, pixels_per_token),
+            "content_sizes": buckets.sizes(self.content_aspects, self.content_size, pixels_per_token),
+        }
+
+    def at_size(self, height: int, width: int) -> "StageConfig":
+        """Give the stage as it is for a batch whose targets have this size."""
+        return dataclasses.replace(self, target_size=(height, width))
 
     def rates(self, paths) -> dict[str, float]:
         """Give the learning-rate multipliers of the parameters this stage trains."""

@@ -8,7 +8,7 @@ tokens, t text tokens, d token channels.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -32,6 +32,10 @@ from uso_jax.params import Params, Structure
 from uso_jax.text import T5ClipConfig, TextEncoder
 
 Batch = Mapping[str, Array]
+"""Images and token ids, or what the encoders make of them: "target_moments", "content_moments" float [b, lh, lw, 2 z],
+"style_features" [b, n, 3, s, c], "txt" [b, t, context] and "vec" [b, vec] (uso_jax.precompute)."""
+
+NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"]]
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,15 @@ def to_bytes(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
 class System:
     """The structures of all components; parameters are always passed in, so every method is pure."""
 
-    def __init__(self, config: SystemConfig):
-        self.config = config
+    def __init__(self, config: SystemConfig, without: Collection[str] = (), null_text: NullText | None = None):
+        """Put structures together.
+
+        Args:
+          config: the sizes of all networks.
+          without: structures that are not needed, since features of images or prompts come ready-made.
+          null_text: what `encode_text` gives for the empty prompt, where prompts come encoded.
+        """
+        self.config, self.null_text = config, null_text
         self.structures = {
             "transformer": Structure(lambda rngs: Flux(config.transformer, rngs=rngs)),
             "autoencoder": Structure(lambda rngs: AutoEncoder(config.autoencoder, rngs=rngs)),
@@ -126,6 +137,9 @@ class System:
         for name, network in (("clip_model", Clip), ("dino", Dino), ("vgg", Vgg)):
             if (sizes := getattr(config, name)) is not None:
                 self.structures[name] = Structure(lambda rngs, network=network, sizes=sizes: network(sizes, rngs=rngs))
+        # What is left out still has its number, so that the others start from the same random ones.
+        self._numbers = {name: number for number, name in enumerate(self.structures)}
+        self.structures = {name: structure for name, structure in self.structures.items() if name not in without}
         self.shapes = {
             f"{name}/{path}": shape
             for name, structure in self.structures.items()
@@ -139,11 +153,11 @@ class System:
 
     def init(self, rng: jax.Array) -> Params:
         """Draw initial parameters of every component."""
-        keys = jax.random.split(rng, len(self.structures))
+        keys = jax.random.split(rng, len(self._numbers))
         return {
             f"{name}/{path}": value
-            for key, (name, structure) in zip(keys, self.structures.items(), strict=True)
-            for path, value in structure.init(key).items()
+            for name, structure in self.structures.items()
+            for path, value in structure.init(keys[self._numbers[name]]).items()
         }
 
     def module(self, params: Params, name: str) -> nnx.Module:
@@ -162,6 +176,24 @@ class System:
         grid = self.token_grid(height, width)
         latent = flow.unpack(tokens, *grid, self.config.patch)
         return to_bytes(self.module(params, "autoencoder").decode(latent))
+
+    def target_size(self, batch: Batch) -> tuple[int, int]:
+        """Give the (height, width) of a batch's targets in pixels."""
+        return self._size(batch, "target")
+
+    def _size(self, batch: Batch, name: str) -> tuple[int, int]:
+        if name in batch:
+            return batch[name].shape[1:3]
+        rows, columns = batch[f"{name}_moments"].shape[1:3]
+        return rows * self.config.autoencoder.downscale, columns * self.config.autoencoder.downscale
+
+    def latent_tokens(self, params: Params, batch: Batch, name: str) -> Float[Array, "b l d"]:
+        """Give the packed latents of a batch's "target" or "content", whose moments may be known already."""
+        if name in batch:
+            return self.encode_images(params, batch[name])
+        config = self.config.autoencoder
+        mean = jnp.split(batch[f"{name}_moments"].astype(jnp.float32), 2, axis=-1)[0]
+        return flow.pack(config.scale_factor * (mean - config.shift_factor), self.config.patch)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Give the rows and columns of tokens of an image."""
@@ -189,23 +221,29 @@ class System:
 
     def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
         """Encode a batch's text and, if wanted, its content and style images, each image once."""
-        txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
-        grid = self.token_grid(*batch["target"].shape[1:3])
+        if "txt" in batch:
+            txt, y = batch["txt"], batch["vec"]
+        else:
+            txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
+        grid = self.token_grid(*self.target_size(batch))
         inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
-        references = []  # (images, which samples have them)
+        references = []  # (tokens, rows and columns, which samples have them)
         if content:
-            references.append((batch["content"], batch["content_valid"]))
+            size = self.token_grid(*self._size(batch, "content"))
+            references.append((self.latent_tokens(params, batch, "content"), size, batch["content_valid"]))
         if style and self.config.style_encoder == "autoencoder":
-            references += zip(batch["style"].swapaxes(0, 1), batch["style_valid"].T, strict=True)
+            size = self.token_grid(*batch["style"].shape[2:4])
+            for images, valid in zip(batch["style"].swapaxes(0, 1), batch["style_valid"].T, strict=True):
+                references.append((self.encode_images(params, images), size, valid))
         elif style and self.config.transformer.projector is not None:
-            inputs.features = self.style_features(params, batch["style"])
+            known = batch.get("style_features")
+            inputs.features = self.style_features(params, batch["style"]) if known is None else known
             inputs.style_valid = batch["style_valid"]
         if references:
-            tokens = [self.encode_images(params, images) for images, _ in references]
-            lengths = [x.shape[1] for x in tokens]
-            valid = [jnp.repeat(has[:, None], n, axis=1) for n, (_, has) in zip(lengths, references, strict=True)]
+            tokens, sizes, valid = zip(*references, strict=True)
+            counts = [x.shape[1] for x in tokens]
+            valid = [jnp.repeat(has[:, None], count, axis=1) for has, count in zip(valid, counts, strict=True)]
             inputs.ref_img, inputs.ref_valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
-            sizes = [self.token_grid(*images.shape[1:3]) for images, _ in references]
             inputs.ref_ids = self.reference_ids(grid, sizes)
         return inputs
 

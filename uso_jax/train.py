@@ -71,7 +71,10 @@ def init_state(
 def make_train_step(
     system: System, stage: StageConfig, rates: Mapping[str, float], seed: int
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated."""
+    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
+
+    It is traced anew for each size of the batch's images.
+    """
     optimizer, schedule, objective = stage.optimizer(rates), stage.schedule(), OBJECTIVES[stage.loss]
 
     def mean_over_micro_batches(function: Callable, batch: Batch, draws: Any):
@@ -90,7 +93,7 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, micro)
         return jax.tree.map(lambda x: x / stage.accumulate, total)
 
-    def step_without_reward(state: TrainState, frozen: Params, batch: Batch, rng: Array):
+    def step_without_reward(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
         def loss_and_grads(batch, draws):
             loss = lambda trainable: objective.loss({**frozen, **trainable}, system, stage, batch, draws)
             return jax.value_and_grad(loss)(state.params)
@@ -98,7 +101,9 @@ def make_train_step(
         loss, grads = mean_over_micro_batches(loss_and_grads, batch, objective.draw(rng, system, stage))
         return loss, grads, {}
 
-    def step_with_reward(state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array):
+    def step_with_reward(
+        stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array
+    ):
         config, active = stage.reward, state.step >= stage.reward.start
         plain = objective.draw(rng, system, stage)
         draws = plain, reward.draw(jax.random.fold_in(rng, 1), system, stage)
@@ -120,13 +125,13 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        anchor = state.anchor
+        anchor, here = state.anchor, stage.at_size(*system.target_size(batch))
         if stage.reward is None:
-            loss, grads, figures = step_without_reward(state, frozen, batch, rng)
+            loss, grads, figures = step_without_reward(here, state, frozen, batch, rng)
         else:
             begins = state.step == stage.reward.start
             anchor = {path: jnp.where(begins, state.params[path], old) for path, old in anchor.items()}
-            loss, grads, figures = step_with_reward(state, frozen, batch, anchor, rng)
+            loss, grads, figures = step_with_reward(here, state, frozen, batch, anchor, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         trainable = optax.apply_updates(state.params, updates)
         decay = stage.ema_decay

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from uso_jax.data import counterfactual, draws
 from uso_jax.data.canvas import Pose
@@ -167,6 +167,10 @@ class EmojiSource:
             key=f"emoji/{self.split}/{self.seed}/{index}",
             meta=meta,
         )
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Give the (height, width) of targets and content images, which are all the same."""
+        return np.broadcast_to(np.int32(self.size), (self.length, 4))
 
     def counterfactuals(
         self, triplet: Triplet

@@ -2,44 +2,98 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as uint8 arrays: decoding, encoding, and the two ways a condition is resized.
 
-Pictures are uint8 [height, width, 3]. Sizes are always (height, width).
+Pictures are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from uso_jax.errors import InputError
+from uso_jax.errors import BadExample
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
+_ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def decode(data: bytes | Path, *, what: str) -> Picture:
-    """Decode an image file or its bytes to RGB, with the EXIF orientation applied.
+    """Decode an image file or its bytes to sRGB, with the EXIF orientation and the colour profile applied.
 
-    `what` names the image in the InputError that is raised when it does not decode.
+    `what` names the image in the BadExample that is raised when it does not decode.
     """
+    with _opened(data, what) as opened:
+        image = ImageOps.exif_transpose(opened)
+        profile = image.info.get("icc_profile")
+        if image.mode.startswith("I"):
+            # Sixteen bits a pixel, which convert would clip.
+            levels = np.asarray(image).astype(np.int64)
+            image = Image.fromarray(np.clip((levels + 128) // 257, 0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            # Transparent pixels often hide black; white is what every viewer shows behind them.
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            image = image.convert("RGB")
+        return np.array(_to_srgb(image, profile).convert("RGB"))
+
+
+def size(data: bytes | Path, *, what: str) -> tuple[int, int]:
+    """Give an image's (height, width) as `decode` will, from its header alone; the bytes may end after it."""
+    with _opened(data, what) as image:
+        width, height = image.size
+        # Of other formats the orientation may stand behind the pixels, and hardly any file has one.
+        turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
+        return (width, height) if turned else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes | Path, what: str) -> Iterator[Image.Image]:
+    """Open an image whose size is allowed; whatever is wrong with it becomes a BadExample."""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
-            width, height = opened.size
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            width, height = image.size
             if width * height > MAX_PIXELS:
-                raise InputError(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it.")
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                # Transparent pixels often hide black; white is what every viewer shows behind them.
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return np.array(image.convert("RGB"))
+                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it.")
+            yield image
     except FileNotFoundError:
-        raise InputError(f"{what} does not exist: check the path.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        if isinstance(error, InputError):
+        raise BadExample(f"{what} does not exist: check the path.") from None
+    except _BROKEN as error:
+        if isinstance(error, BadExample):
             raise
-        raise InputError(f"{what} is not an image that can be decoded ({error}): replace or remove it.") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BadExample(f"{what} is not an image that can be decoded ({reason}): replace or remove it.") from error
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply an embedded colour profile, unless it is sRGB or useless."""
+    if not profile:
+        return image
+    try:
+        described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(described).lower():
+            return image
+        return ImageCms.profileToProfile(image, described, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # viewers ignore a broken profile too
+
+
+def square(picture: Picture, number: int, *, what: str) -> Picture:
+    """Give the left (0) or right (1) of two squares side by side, with the same margin around and between them.
+
+    With margin m and side s the picture is 2 s + 3 m wide and s + 2 m high, so its size tells both.
+    """
+    height, width = picture.shape[:2]
+    margin = 2 * height - width
+    side = height - 2 * margin
+    if margin < 0 or side < 1:
+        raise BadExample(f"{what} is {width} x {height}, which two squares side by side are not: remove it.")
+    left = margin + number * (side + margin)
+    return picture[margin : margin + side, left : left + side]
 
 
 def encode_png(image: Picture) -> bytes:

@@ -1,62 +1,78 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a random-access source of triplets to batches of stacked arrays, with Grain.
+"""From random-access sources of triplets to batches of stacked arrays, with Grain.
 
 The iterator's `get_state()` is a JSON-able dict; `set_state()` continues at exactly the next batch, so a checkpoint
-that holds it resumes the data order. Shapes: b batch of this process, n style slots, h w target, hc wc content, hs ws
-style; sizes are (height, width).
+that holds it resumes the data order, with any number of threads, worker processes and hosts. Shapes: b batch of this
+process, n style slots, h w target, hc wc content, hs ws style; sizes are (height, width).
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
 
-from uso_jax.data import images
-from uso_jax.data.record import Triplet
-from uso_jax.errors import InputError
+from uso_jax.data import buckets, readers
+from uso_jax.data.buckets import Shape, Size
+from uso_jax.data.examples import Examples, Source, Tokenize
+from uso_jax.data.stream import Stream
+from uso_jax.errors import BadExample, InputError
 
-Size = tuple[int, int]
-Tokenize = Callable[[str], dict[str, np.ndarray]]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to triplets."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Triplet: ...
+DRAWN = ("procedural", "emoji")
 
 
-def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> Source:
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources, and how often an example comes from each; every source is gone through at its own pace."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+
+def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> Source | Mixture:
     """Open the source that spec["name"] names, with the other entries of the mapping as its arguments.
 
     `wishes` are further arguments, such as a training stage's tasks, for a source that knows them; others ignore them.
     """
-    # Imported here: each reader brings its own dependencies, and only the chosen one should be needed.
     name, arguments = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
+    if name == "mixture":
+        parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
+        if not parts or not all(weight > 0 for weight in weights):
+            raise InputError("data source 'mixture': give at least one source a positive weight.")
+        own = [{key: value for key, value in part.items() if key != "weight"} for part in parts]
+        return Mixture(tuple(open_source(part, wishes) for part in own), weights)
+    # Imported here: each source brings its own dependencies, and only the chosen one should be needed.
     if name == "procedural":
         from uso_jax.data.procedural import ProceduralSource as source
     elif name == "emoji":
         from uso_jax.data.emoji import EmojiSource as source
-    elif name == "json":
-        from uso_jax.data.json_triplets import JsonSource as source
+    elif name == "features":
+        from uso_jax.data.features import FeatureSource as source
+    elif name == "triplets":
+        from uso_jax.data.triplet_set import TripletSet as source
+    elif name in readers.NAMES:
+        source = readers.reader(name)
     else:
-        raise InputError(f"unknown data source {name!r}; use one of procedural, emoji, json.")
+        known = ", ".join((*DRAWN, *readers.NAMES, "triplets", "features", "mixture"))
+        raise InputError(f"unknown data source {name!r}; use one of {known}.")
     signature = inspect.signature(source)
     arguments |= {key: value for key, value in (wishes or {}).items() if key in signature.parameters}
     try:
         signature.bind(**arguments)
     except TypeError as error:
         raise InputError(f"data source {name!r}: {error}; see {source.__name__} for its arguments.") from None
+    if "path" in arguments and not str(arguments["path"]):
+        raise InputError(f"data source {name!r} needs a path: set --config.data.{name}.train.path and .heldout.path.")
+    if name in readers.NAMES:
+        return readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
     return source(**arguments)
 
 
 def batches(
-    source: Source,
+    source: Source | Mixture,
     *,
     batch_size: int,
     seed: int,
@@ -65,12 +81,16 @@ def batches(
     style_size: Size,
     num_styles: int,
     tokenize: Tokenize,
+    target_sizes: Sequence[Size] = (),
+    content_sizes: Sequence[Size] = (),
     shuffle: bool = True,
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
-) -> grain.IterDataset:
+    num_workers: int = 0,
+    max_errors: int = 0,
+) -> "Stream":
     """Build the endless (or, with repeat=False, one-epoch) stream of this process's batches.
 
     Each batch has "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3] and "content_valid" bool [b], "style"
@@ -78,6 +98,12 @@ def batches(
     source does not know them, and what `tokenize` returns, stacked. Absent conditions are
     zero images that are not valid; style images past `num_styles` are an InputError. `batch_size` counts all
     processes. An incomplete last batch is dropped.
+
+    Args:
+      target_sizes, content_sizes: instead of the one size, several; a batch has one of them, the same on all processes.
+      num_workers: processes that read and decode; 0 leaves it to the threads of this one.
+      max_errors: examples of this process that may be unreadable before this is an error; the next ones take their
+        places.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise InputError(
@@ -85,71 +111,80 @@ def batches(
         )
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index {process_index} must lie from 0 to process_count - 1 = {process_count - 1}.")
-    if len(source) == 0:
+    mixture = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))
+    parts = list(zip(mixture.sources, mixture.weights, strict=True))
+    if any(len(part) == 0 for part, _ in parts):
         raise InputError("the data source is empty; check its path, its split and its filters.")
-    if not repeat and len(source) < batch_size:
-        raise InputError(f"batch_size {batch_size} is larger than the {len(source)} examples; lower it or set repeat.")
+    if len({hasattr(part, "example") for part, _ in parts}) > 1:
+        raise InputError("a mixture is of images or of features, not of both: precompute all of its sources.")
+    smallest = min(len(part) for part, _ in parts)
+    if not repeat and smallest < batch_size:
+        raise InputError(f"batch_size {batch_size} is larger than the {smallest} examples; lower it or set repeat.")
 
-    examples = _Examples(source, target_size, content_size, style_size, num_styles, tokenize)
-    dataset = grain.MapDataset.source(examples).seed(seed)
-    if shuffle:
-        dataset = dataset.shuffle()
-    # Without repeat, every process must see the same number of batches, or a collective step would wait for ever.
-    dataset = dataset.repeat() if repeat else dataset[: len(source) // batch_size * batch_size]
-    # Interleaved, after the shuffle: at every step the processes together hold the next batch_size examples of the
-    # one global order, so the stream does not depend on how many processes share it.
-    dataset = dataset[process_index::process_count]
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return dataset.to_iter_dataset(options)
-
-
-class _Examples:
-    """The source, seen as examples of fixed shapes.
-
-    Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        target_size: Size,
-        content_size: Size,
-        style_size: Size,
-        num_styles: int,
-        tokenize: Tokenize,
-    ):
-        self.source, self.tokenize = source, tokenize
-        self.target_size, self.content_size = tuple(target_size), tuple(content_size)
-        self.style_size, self.num_styles = tuple(style_size), num_styles
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __repr__(self) -> str:
-        return f"_Examples({type(self.source).__name__}, {len(self)})"
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        triplet = self.source[index]
-        if len(triplet.styles) > self.num_styles:
-            raise InputError(
-                f"example {triplet.key!r} has {len(triplet.styles)} style images, but num_styles is {self.num_styles}:"
-                " raise it or remove some."
+    targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
+    streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
+    for number, (part, weight) in enumerate(parts):
+        shared = _share(part, targets, contents, batch_size)
+        for shape, count in buckets.count(shared, len(part)).items():
+            examples = Examples(
+                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
             )
-        example = {
-            "target": images.cover(triplet.target, self.target_size),
-            "content": np.zeros((*self.content_size, 3), np.uint8),
-            "content_valid": np.asarray(triplet.content is not None),
-            "style": np.zeros((self.num_styles, *self.style_size, 3), np.uint8),
-            "style_valid": np.arange(self.num_styles) < len(triplet.styles),
-        }
-        if triplet.content is not None:
-            example["content"] = images.cover(triplet.content, self.content_size)
-        for slot, style in enumerate(triplet.styles):
-            example["style"][slot] = images.squash(style, self.style_size)
-        labels = triplet.meta.get("labels", {})
-        example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
-        tokens = self.tokenize(triplet.prompt)
-        if taken := sorted(set(tokens) & set(example)):
-            raise InputError(f"tokenize returns {', '.join(taken)}, which the batch itself holds: rename it.")
-        return example | tokens
+            dataset = grain.MapDataset.source(examples).seed(seed + number)
+            if shuffle:
+                dataset = dataset.shuffle()
+            # Without repeat, every process must see the same number of batches, or a collective step would wait for
+            # ever.
+            dataset = dataset.repeat() if repeat else dataset[: count // batch_size * batch_size]
+            streams.setdefault(shape, []).append((dataset, weight * count / len(part)))
+
+    batched, shares = [], []
+    for shape in sorted(streams):
+        mixed, share = _mix(*zip(*streams[shape], strict=True)), sum(share for _, share in streams[shape])
+        # Interleaved, after the shuffle: at every step the processes together hold the next batch_size examples of the
+        # one global order, so the stream does not depend on how many processes share it.
+        mixed = mixed[process_index::process_count]
+        if len(mixed) >= batch_size // process_count:
+            batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
+            shares.append(share)
+    dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
+    return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
+
+
+def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:
+    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)
+
+
+def _share(
+    source: Source, targets: Sequence[Size], contents: Sequence[Size], batch_size: int
+) -> dict[Shape, np.ndarray | None]:
+    """Share out a source's examples to pairs of sizes; features have theirs already."""
+    if hasattr(source, "example"):
+        kinds, kind_of = np.unique(source.sizes(), axis=0, return_inverse=True)
+        shapes = [((int(a), int(b)), (int(c), int(d))) for a, b, c, d in kinds]
+        for target, content in shapes:
+            if target not in targets or content not in contents:
+                raise InputError(
+                    f"{source.path} was made for targets of {target} and content of {content} pixels, which this stage"
+                    " does not have: use the same target_size, content_size and aspects, or make it again."
+                )
+        return {shape: np.flatnonzero(kind_of.reshape(-1) == number) for number, shape in enumerate(shapes)}
+    one = len(targets) == len(contents) == 1
+    return buckets.assign(
+        np.zeros((len(source), 4), np.int32) if one else sizes_of(source), targets, contents, batch_size
+    )
+
+
+def sizes_of(source: Source) -> np.ndarray:
+    """Give a source's sizes, if need be by reading all of it."""
+    if hasattr(source, "sizes"):
+        return source.sizes()
+    size = lambda image: (0, 0) if image is None else image.shape[:2]
+
+    def row(index: int) -> tuple[int, int, int, int]:
+        try:
+            triplet = source[index]
+        except BadExample:
+            return 0, 0, 0, 0  # reported when it is its turn
+        return *size(triplet.target), *size(triplet.content)
+
+    return np.asarray([row(index) for index in range(len(source))], np.int32)

@@ -29,7 +29,8 @@ CONDITIONS: dict[str, tuple[bool, bool]] = {
 class Triplet:
     """A content image, style images and the target that joins them.
 
-    Images are uint8 [h, w, 3], of any size; `task` is a Task and `layout` a Layout. `meta` holds ground truth where the
+    Images are uint8 [h, w, 3], of any size; only a triplet that is to be generated from has no target. `task` is a Task
+    and `layout` a Layout. `meta` holds ground truth where the
     source knows it (subject, style, pose); of it, training reads only meta["labels"], for descriptors and judges.
     `key` is unique within the source. Wrong values are an InputError, also without a type checker.
     """
@@ -37,7 +38,7 @@ class Triplet:
     prompt: str
     content: np.ndarray | None
     styles: tuple[np.ndarray, ...]
-    target: np.ndarray
+    target: np.ndarray | None
     task: str
     layout: str
     key: str
@@ -70,7 +71,8 @@ class Triplet:
             yield "content", self.content
         for style in self.styles:
             yield "style", style
-        yield "target", self.target
+        if self.target is not None:
+            yield "target", self.target
 
 
 def task_of(*, content: bool, styles: bool) -> Task:

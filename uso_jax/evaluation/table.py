@@ -50,7 +50,8 @@ class Evaluation:
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh):
         self.config, self.system, self.settings = config, system, config.evaluation
         # Absent conditions are masked, so one compiled program serves every task.
-        self.stage = dataclasses.replace(config.stages[-1], conditions=("content", "style"))
+        changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=())
+        self.stage = dataclasses.replace(config.stages[-1], **changes)
         perceptual = Perceptual() if self.settings.perceptual else None
         jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))
         shared = dict(sample=jitted(self._sample_of), learned=jitted(self._learned_of), perceptual=perceptual)

@@ -59,10 +59,13 @@ def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
 
 def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
     """Replace dropped prompts by the empty one and mark dropped images as absent."""
-    empty = {
-        name: jnp.where(draws.drop_text[:, None], jnp.asarray(null)[None], batch[name])
-        for name, null in system.null_tokens.items()
-    }
+    nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
+
+    def without(null: Array, value: Array) -> Array:
+        dropped = draws.drop_text.reshape(-1, *(1,) * null.ndim)
+        return jnp.where(dropped, jnp.asarray(null, value.dtype)[None], value)
+
+    empty = {name: without(null, batch[name]) for name, null in nulls.items()}
     valid = {
         "content_valid": batch["content_valid"] & ~draws.drop_content,
         "style_valid": batch["style_valid"] & ~draws.drop_style[:, None],
@@ -72,7 +75,7 @@ def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
 
 def encode(params: Params, system: System, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
     """Give the targets' tokens and what the transformer sees besides; nothing here depends on the transformer."""
-    x0 = system.encode_images(params, batch["target"])
+    x0 = system.latent_tokens(params, batch, "target")
     conditions = {name: name in stage.conditions for name in ("content", "style")}
     return x0, system.inputs(params, batch, **conditions)
 

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare data: python scripts/curate.py COMMAND --to PATH --config configs/uso.py --config.data.source=NAME ...
+
+    view        an HTML page with a data card and a sample of the triplets
+    convert     the triplets, written as a TFDS data set in ArrayRecord files, with a page and a card
+    precompute  what the encoders make of them, to train without encoders
+
+The configuration says which source, and for precompute also whose encoders and sizes. Of several processes
+(--process=0/4 to 3/4) each makes its share of the features.
+"""
+
+import pathlib
+import re
+
+from absl import app, flags
+
+from uso_jax.command_line import CONFIG, parse_flags
+from uso_jax.config import TrainConfig, from_config_dict
+from uso_jax.errors import InputError, exit_cleanly
+
+_TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
+_SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of the source; convert takes several.")
+_NAME = flags.DEFINE_string("name", None, "convert: name of the data set; default the source's.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
+_SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert: triplets on the page.")
+_STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes count; default the last of the run.")
+_PROCESS = flags.DEFINE_string("process", "0/1", "precompute: which of how many processes this is.")
+_SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples a file.")
+_DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute: of style and text; as encoded.")
+
+
+@exit_cleanly
+def main(argv: list[str]) -> None:
+    """Run one of the commands."""
+    commands = {"view": _view, "convert": _convert, "precompute": _precompute}
+    if len(argv) != 2 or argv[1] not in commands or not _TO.value:
+        names = " | ".join(commands)
+        raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
+    commands[argv[1]](from_config_dict(CONFIG.value))
+
+
+def _view(config: TrainConfig) -> None:
+    from uso_jax.data import card
+    from uso_jax.data.pipeline import open_source
+
+    split = _SPLIT.value[-1]
+    title = f"{CONFIG.value.data.source}, {split}"
+    card.write(pathlib.Path(_TO.value), open_source(getattr(config.data, split)), title=title, sample=_SAMPLE.value)
+    print(f"Wrote {_TO.value}")
+
+
+def _convert(config: TrainConfig) -> None:
+    from uso_jax.data import card, triplet_set
+    from uso_jax.data.pipeline import open_source
+
+    name = _NAME.value or CONFIG.value.data.source
+    sources = {split: open_source(getattr(config.data, split)) for split in _SPLIT.value}
+    path = triplet_set.prepare(sources, _TO.value, name, limit=_LIMIT.value, max_errors=config.data.max_errors)
+    for split in sources:
+        made = card.write(path / f"{split}.html", triplet_set.TripletSet(path, split), title=name, sample=_SAMPLE.value)
+        (path / f"{split}.md").write_text(made.markdown(), encoding="utf-8")
+    print(f"Wrote {path}. Train on it: --config.data.source=triplets --config.data.triplets.train.path={path}")
+
+
+def _precompute(config: TrainConfig) -> None:
+    from uso_jax.precompute import precompute
+
+    stages = {stage.name: stage for stage in config.stages}
+    name, split = _STAGE.value or config.stages[-1].name, _SPLIT.value[-1]
+    if name not in stages:
+        raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
+    if not (parts := re.fullmatch(r"(\d+)/(\d+)", _PROCESS.value)):
+        raise InputError(f"--process={_PROCESS.value} must be NUMBER/COUNT, such as 0/4.")
+    process = int(parts[1]), int(parts[2])
+    options = dict(shard_size=_SHARD_SIZE.value, process=process, dtype=_DTYPE.value)
+    count = precompute(config, stages[name], split, _TO.value, **options)
+    path = f"--config.data.features.{split}.path={_TO.value}"
+    print(f"Encoded {count} examples. Train on them: --config.data.source=features {path}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Aspect buckets: a few fixed sizes for images of any shape, so that every batch has one of few static shapes.
+
+UNO's trainer has eleven sizes at 512 x 512 and squeezes a whole batch into the one nearest to its mean shape. Here
+each triplet goes to the nearest sizes of its own target and content, and is cropped, not squeezed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+Size = tuple[int, int]  # (height, width)
+Shape = tuple[Size, Size]  # of target and content
+
+_TALL = ((768, 256), (768, 320), (704, 320), (640, 384), (576, 448))
+UNO: tuple[Size, ...] = (*((w, h) for h, w in _TALL), (512, 512), *reversed(_TALL))
+BASE = 512  # the size, squared, that aspects are given for
+
+
+def sizes(aspects: Sequence[Size], like: Size, multiple: int) -> tuple[Size, ...]:
+    """Scale aspects, given at 512 x 512, to the area of `like`, in multiples of a token's side; () gives `like`."""
+    if not aspects:
+        return (tuple(like),)
+    scale = (like[0] * like[1]) ** 0.5 / BASE
+    side = lambda length: max(int(length * scale + 1e-6) // multiple, 1) * multiple
+    return tuple(dict.fromkeys((side(height), side(width)) for height, width in aspects))
+
+
+def assign(
+    found: Int32[np.ndarray, "n 4"], targets: Sequence[Size], contents: Sequence[Size], at_least: int
+) -> dict[Shape, np.ndarray | None]:
+    """Share out triplets, by the (height, width) of target and content, to the pairs of sizes that are nearest.
+
+    A pair with fewer than `at_least` triplets is not worth compiling a program for: its triplets go to the most similar
+    larger pair. Without content image, a triplet goes where its target's shape would be content. Indices are None where
+    one pair has all. Unknown sizes (0) go to the commonest.
+    """
+    whole = {(tuple(targets[0]), tuple(contents[0])): None}
+    if len(targets) == len(contents) == 1:
+        return whole
+    kinds, kind_of = (found[:1], np.zeros(len(found), np.int64)) if _same(found) else _unique(found)
+    shapes = [_nearest(kind, targets, contents) for kind in kinds.tolist()]
+    counts: dict[Shape, int] = {}
+    for shape, count in zip(shapes, np.bincount(kind_of, minlength=len(kinds)).tolist(), strict=True):
+        if shape is not None:
+            counts[shape] = counts.get(shape, 0) + count
+    if not counts:
+        return whole
+    commonest = max(counts, key=counts.get)
+    large = [shape for shape, count in counts.items() if count >= at_least] or [commonest]
+    homes = {shape: min(large, key=lambda other, s=shape: _distance(s, other)) for shape in counts}
+    names = sorted(set(homes.values()))
+    home = np.asarray([names.index(homes[commonest if shape is None else shape]) for shape in shapes])[kind_of]
+    if len(names) == 1:
+        return {names[0]: None}
+    return {shape: np.flatnonzero(home == number) for number, shape in enumerate(names)}
+
+
+def _same(found: np.ndarray) -> bool:
+    return found.strides[0] == 0 or bool((found == found[0]).all())
+
+
+def _unique(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    kinds, kind_of = np.unique(found, axis=0, return_inverse=True)
+    return kinds, kind_of.reshape(-1)
+
+
+def _nearest(kind: Sequence[int], targets: Sequence[Size], contents: Sequence[Size]) -> Shape | None:
+    target, content = tuple(kind[:2]), tuple(kind[2:])
+    if 0 in target:
+        return None
+    shape = target if 0 in content else content
+    return min(targets, key=lambda s: _log(s, target)), min(contents, key=lambda s: _log(s, shape))
+
+
+def _log(a: Size, b: Size) -> float:
+    """Give the distance of two shapes: the logarithm of how much one must be squeezed to become the other."""
+    return abs(float(np.log(a[0] * b[1] / (a[1] * b[0]))))
+
+
+def _distance(a: Shape, b: Shape) -> float:
+    # What is cropped of the target is lost to learning, of the content only to looking: it counts twice.
+    return 2 * _log(a[0], b[0]) + _log(a[1], b[1])
+
+
+def count(shapes: Mapping[Shape, np.ndarray | None], length: int) -> dict[Shape, int]:
+    """Give the number of triplets of each pair of sizes."""
+    return {shape: length if indices is None else len(indices) for shape, indices in shapes.items()}

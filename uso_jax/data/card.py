@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A data card and a page to look at: what a source holds, by a sample of its triplets.
+
+The page is one HTML file with its pictures inside; it loads nothing from anywhere. Numbers are of the sample, except
+the number of triplets and of rows that a reader left out.
+"""
+
+import base64
+import collections
+import html
+import io
+import json
+import os
+import pathlib
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from uso_jax.data.pipeline import Mixture, Source
+from uso_jax.data.record import Triplet
+from uso_jax.errors import BadExample, InputError
+
+_SHOWN = 320  # pixels: the longer side of a picture on the page
+_SMALL = 96  # pictures up to this are shown enlarged, without smoothing
+_WORDS = (0, 1, 5, 10, 20, 40, 80)
+_SEED = 20_25
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is said of a data set: its size, what was left out, and counts in a sample by topic and value."""
+
+    title: str
+    total: int
+    sampled: int
+    left_out: Mapping[str, int]
+    unreadable: Sequence[str]
+    counts: Mapping[str, Mapping[str, int]]
+
+    def markdown(self) -> str:
+        """Give the card as text."""
+        lines = [
+            f"# {self.title}",
+            "",
+            f"{self.total:,} triplets; the shares below are of {self.sampled} drawn at random.",
+        ]
+        for reason, count in self.left_out.items():
+            lines.append(f"{count:,} rows were left out: {reason}.")
+        lines += [f"Unreadable in the sample: {reason}" for reason in self.unreadable]
+        for topic, counts in self.counts.items():
+            lines += ["", f"| {topic} | share |", "|---|---|"]
+            lines += [f"| {name} | {count / max(self.sampled, 1):.0%} |" for name, count in counts.items()]
+        return "\n".join(lines) + "\n"
+
+
+def draw(source: Source | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
+    """Draw triplets at random, always the same ones; give them by index, and what is wrong with unreadable ones."""
+    if isinstance(source, Mixture) or hasattr(source, "example"):
+        raise InputError("a page shows one source of images; name it with --config.data.source.")
+    if count < 1:
+        raise InputError(f"the sample must have at least one triplet, not {count}.")
+    chosen = np.random.default_rng(_SEED).choice(len(source), min(count, len(source)), replace=False, shuffle=False)
+    found, unreadable = [], []
+    for index in tqdm(np.sort(chosen).tolist(), "reading", unit="triplet"):
+        try:
+            found.append((index, source[index]))
+        except BadExample as error:
+            unreadable.append(str(error))
+    return found, unreadable
+
+
+def describe(source: Source, title: str, triplets: Sequence[Triplet], unreadable: Sequence[str] = ()) -> Card:
+    """Make the card of a source from some of its triplets."""
+    counts: dict[str, collections.Counter] = {
+        name: collections.Counter()
+        for name in (
+            "task",
+            "layout",
+            "style images",
+            "words in the prompt",
+            "target size",
+            "target shape",
+            "content shape",
+        )
+    }
+    for triplet in triplets:
+        counts["task"][triplet.task] += 1
+        counts["layout"][triplet.layout] += 1
+        counts["style images"][str(len(triplet.styles))] += 1
+        counts["words in the prompt"][_range(len(triplet.prompt.split()))] += 1
+        for name, picture in (("target", triplet.target), ("content", triplet.content)):
+            if picture is not None:
+                height, width = picture.shape[:2]
+                counts[f"{name} shape"][_shape(height, width)] += 1
+                if name == "target":
+                    counts["target size"][f"{2 ** int(np.log2(max(height * width, 1)) / 2 + 0.25)} px or more"] += 1
+    number = lambda pair: (int(re.match(r"\d*", pair[0])[0] or 0), pair[0])
+    ordered = {name: dict(sorted(found.items(), key=number)) for name, found in counts.items() if found}
+    return Card(
+        title=title,
+        total=len(source),
+        sampled=len(triplets),
+        left_out=dict(getattr(source, "left_out", {})),
+        unreadable=tuple(unreadable),
+        counts=ordered,
+    )
+
+
+def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sample: int = 48) -> Card:
+    """Write the page, whole or not at all; give its card."""
+    path = pathlib.Path(path)
+    if path.suffix != ".html":
+        raise InputError(f"{path} must end in .html.")
+    found, unreadable = draw(source, sample)
+    card = describe(source, title, [triplet for _, triplet in found], unreadable)
+    page = _page(card, found)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --to.") from error
+    return card
+
+
+def _range(words: int) -> str:
+    low = max(edge for edge in _WORDS if edge <= words)
+    high = next((edge for edge in _WORDS if edge > words), None)
+    return str(low) if high == low + 1 else f"{low} to {high - 1}" if high else f"{low} or more"
+
+
+def _shape(height: int, width: int) -> str:
+    """Name the nearest of a few plain ratios."""
+    ratios = {
+        "1:3": 1 / 3,
+        "1:2": 1 / 2,
+        "2:3": 2 / 3,
+        "3:4": 3 / 4,
+        "1:1": 1.0,
+        "4:3": 4 / 3,
+        "3:2": 1.5,
+        "2:1": 2.0,
+        "3:1": 3.0,
+    }
+    return min(ratios, key=lambda name: abs(np.log(width / height / ratios[name])))
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def _page(card: Card, found: Sequence[tuple[int, Triplet]]) -> str:
+    facts = "".join(_table(topic, counts, card.sampled) for topic, counts in card.counts.items())
+    notes = [f"{count:,} rows left out: {reason}" for reason, count in card.left_out.items()]
+    notes += [f"unreadable in the sample: {reason}" for reason in card.unreadable]
+    return _PAGE.substitute(
+        title=html.escape(card.title),
+        total=f"{card.total:,}",
+        sampled=card.sampled,
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        facts=facts,
+        triplets="".join(_entry(index, triplet) for index, triplet in found),
+    )
+
+
+def _table(topic: str, counts: Mapping[str, int], total: int) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class=n>{count}</td>"
+        f'<td class=b><i style="width:{count / max(total, 1):.1%}"></i></td></tr>'
+        for name, count in counts.items()
+    )
+    return f"<table><caption>{html.escape(topic)}</caption>{rows}</table>"
+
+
+def _entry(index: int, triplet: Triplet) -> str:
+    pictures = [
+        ("content", triplet.content),
+        *(("style", style) for style in triplet.styles),
+        ("target", triplet.target),
+    ]
+    figures = "".join(_figure(name, picture) for name, picture in pictures if picture is not None)
+    words = html.escape(triplet.prompt) or "<em>no prompt: keep the layout, only restyle</em>"
+    meta = {name: value for name, value in triplet.meta.items() if isinstance(value, str | int | float | list | dict)}
+    more = html.escape(json.dumps(meta, ensure_ascii=False, default=str)) if meta else ""
+    return (
+        f'<article data-task="{triplet.task}" data-layout="{triplet.layout}"><div class=p>{figures}</div><p>{words}</p>'
+        f"<small>{index} · {html.escape(triplet.key)} · {triplet.task} · {triplet.layout}</small>"
+        f"<small class=m>{more}</small></article>"
+    )
+
+
+def _figure(name: str, picture: np.ndarray) -> str:
+    height, width = picture.shape[:2]
+    image, small = Image.fromarray(picture), max(height, width) <= _SMALL
+    image.thumbnail((_SHOWN, _SHOWN))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = "png" if small else "jpeg"
+    return (
+        f'<figure><img class={"s" if small else "l"} alt="{name}" src="data:image/{kind};base64,{data}">'
+        f"<figcaption>{name} {width} x {height}</figcaption></figure>"
+    )
+
+
+_PAGE = string.Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>$title</title><style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --bar: #4a86c8; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 20px; }
+h1 { margin: 0 0 4px; font-size: 24px; }
+#facts { display: flex; flex-wrap: wrap; gap: 18px 32px; margin: 18px 0; }
+table { border-collapse: collapse; font-size: 13px; align-self: flex-start; }
+caption { text-align: left; font-weight: 600; padding-bottom: 2px; }
+td { padding: 1px 10px 1px 0; white-space: nowrap; } td.n { text-align: right; } td.b { width: 90px; }
+td.b i { display: block; height: 9px; background: var(--bar); }
+#bar { position: sticky; top: 0; padding: 8px 0; background: Canvas; border-bottom: 1px solid var(--line); }
+#bar input { font: inherit; width: 22em; max-width: 60%; padding: 4px 8px; }
+#bar select { font: inherit; padding: 4px; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 16px; margin-top: 16px; }
+article { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
+.p { display: flex; gap: 8px; }
+figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: calc((100% - 16px) / 3); text-align: center; }
+img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); }
+img.s { image-rendering: pixelated; }
+figcaption, small { font-size: 12px; opacity: .72; } small { display: block; overflow-wrap: anywhere; }
+article p { margin: 8px 0 4px; } .m { font-family: ui-monospace, monospace; max-height: 3.2em; overflow: auto; }
+@media (max-width: 540px) { main { grid-template-columns: 1fr; } }
+</style></head><body>
+<h1>$title</h1>
+<div>$total triplets; the figures and pictures are of $sampled drawn at random.</div><ul>$notes</ul>
+<section id="facts">$facts</section>
+<div id="bar"><input id="text" type="search" placeholder="find in prompts and keys" aria-label="find">
+<select id="task" aria-label="task">
+<option value="">all tasks<option>style_subject<option>subject<option>style<option>text</select>
+<select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>
+<span id="count"></span></div>
+<main>$triplets</main>
+<script>
+const entries = [...document.querySelectorAll("article")], by = id => document.getElementById(id);
+function show() {
+  const text = by("text").value.toLowerCase(), task = by("task").value, layout = by("layout").value;
+  let shown = 0;
+  for (const e of entries) {
+    const fits = (!task || e.dataset.task === task) && (!layout || e.dataset.layout === layout)
+      && e.textContent.toLowerCase().includes(text);
+    e.hidden = !fits; e.style.display = fits ? "" : "none"; shown += fits;
+  }
+  by("count").textContent = shown + " shown";
+}
+for (const id of ["text", "task", "layout"]) by(id).addEventListener("input", show);
+show();
+</script></body></html>
+""")

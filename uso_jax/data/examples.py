@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""One triplet as arrays of fixed shapes, as batches are stacked from."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from uso_jax.data import images
+from uso_jax.data.buckets import Shape, Size
+from uso_jax.data.record import Triplet
+from uso_jax.errors import BadExample, InputError
+
+Tokenize = Callable[[str], dict[str, np.ndarray]]
+
+SKIPPED = "_skipped"  # in batches on their way: (source, index) of the examples that could not be read, or -1
+_TRIES = 8  # examples in a row that may be unreadable
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to triplets.
+
+    A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
+    that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
+    be stacked, whose sizes are what `sizes()` says.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Triplet: ...
+
+
+class Examples:
+    """The examples of a source that have one shape.
+
+    Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        number: int,
+        indices: np.ndarray | None,
+        shape: Shape,
+        style_size: Size,
+        num_styles: int,
+        tokenize: Tokenize,
+        may_skip: bool = False,
+    ):
+        self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
+        self.target_size, self.content_size = map(tuple, shape)
+        self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
+
+    def __len__(self) -> int:
+        return len(self.source) if self.indices is None else len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Examples({type(self.source).__name__}, {len(self)})"
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        if not self.may_skip:
+            return self._example(self._index(position))
+        skipped = np.full((_TRIES, 2), -1, np.int64)
+        for number in range(_TRIES):
+            index = self._index((position + number) % len(self))
+            try:
+                return self._example(index) | {SKIPPED: skipped}
+            except BadExample as error:
+                skipped[number] = self.number, index
+                last = error
+        raise InputError(f"{_TRIES} examples in a row cannot be read; the last: {last}") from last
+
+    def _index(self, position: int) -> int:
+        return position if self.indices is None else int(self.indices[position])
+
+    def _example(self, index: int) -> dict[str, np.ndarray]:
+        if hasattr(self.source, "example"):
+            return self.source.example(index, self.content_size, self.num_styles)
+        triplet = self.source[index]
+        if triplet.target is None:
+            raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
+        if len(triplet.styles) > self.num_styles:
+            raise InputError(
+                f"example {triplet.key!r} has {len(triplet.styles)} style images, but num_styles is {self.num_styles}:"
+                " raise it or remove some."
+            )
+        example = {
+            "target": images.cover(triplet.target, self.target_size),
+            "content": np.zeros((*self.content_size, 3), np.uint8),
+            "content_valid": np.asarray(triplet.content is not None),
+            "style": np.zeros((self.num_styles, *self.style_size, 3), np.uint8),
+            "style_valid": np.arange(self.num_styles) < len(triplet.styles),
+        }
+        if triplet.content is not None:
+            example["content"] = images.cover(triplet.content, self.content_size)
+        for slot, style in enumerate(triplet.styles):
+            example["style"][slot] = images.squash(style, self.style_size)
+        labels = triplet.meta.get("labels", {})
+        example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
+        tokens = self.tokenize(triplet.prompt)
+        if taken := sorted(set(tokens) & set(example)):
+            raise InputError(f"tokenize returns {', '.join(taken)}, which the batch itself holds: rename it.")
+        return example | tokens

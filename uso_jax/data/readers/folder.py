@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A plain folder of triplets: images that belong together have the same name.
+
+    FOLDER/target/NAME.png    FOLDER/content/NAME.jpg    FOLDER/style/NAME.png    FOLDER/prompt/NAME.txt
+
+Content, style and prompt may be missing, as parts or for some names; a part may be a .tar or .zip file. More style
+images of a triplet lie in style_2, style_3 and so on. Where a prompt is missing the layout is preserved, otherwise it
+is what `layout` says.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from uso_jax.data import archives, urls
+from uso_jax.data.places import Place
+from uso_jax.data.readers.omnistyle import by_stem
+from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.errors import InputError
+
+
+def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | LeftOut]:
+    """Read the folder."""
+    path = str(path)
+    targets, content = by_stem(path, "target"), _part(path, "content")
+    styles = [_part(path, "style")]
+    while more := _part(path, f"style_{len(styles) + 1}"):
+        styles.append(more)
+    prompts = _prompts(path)
+    for name, target in targets.items():
+        prompt = prompts.get(name, "")
+        if not prompt and name not in content:
+            yield LeftOut("it has neither a prompt nor a content image")
+            continue
+        yield Item(
+            key=name,
+            target=target,
+            prompt=prompt,
+            content=content.get(name),
+            styles=tuple(part[name] for part in styles if name in part),
+            layout=layout if prompt else "preserved",
+        )
+
+
+def _part(path: str, part: str) -> dict[str, Place]:
+    whole = urls.join(path, part, path)
+    there = any(urls.exists(f"{whole}{ending}") for ending in ("", ".tar", ".zip"))
+    return by_stem(path, part) if there else {}
+
+
+def _prompts(path: str) -> dict[str, str]:
+    whole = urls.join(path, "prompt", path)
+    if not urls.exists(whole):
+        return {}
+    texts = {}
+    for name, place in archives.tree(whole).items():
+        stem, ending = posixpath.splitext(posixpath.basename(name))
+        if ending != ".txt":
+            raise InputError(f"{place} is no .txt file: the folder prompt holds one text file a triplet.")
+        try:
+            texts[stem] = place.read().decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place} is not readable text ({error}): save it as UTF-8.") from error
+    return texts

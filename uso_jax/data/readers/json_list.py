@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of items that name image files, as JSON or with one item a line (.jsonl).
+
+    json      {"prompt": "a cat", "content": "a.png", "styles": ["b.png"], "target": "c.png", "layout": "shifted"}
+              or, as upstream has it, {"prompt": "a cat", "image_paths": ["a.png", "b.png"], "image_tgt_path": "c.png"}
+    uno       {"prompt": "a cat", "image_paths": ["a.png"], "image_tgt_path": "c.png"}, or "image_path": "a.png"
+    uso_eval  {"prompt": "a cat", "image_paths": ["a.png" or "", "b.png"], "save_dir": "name"}
+
+In USO's files the first of `image_paths` is the content ("" = none), the others are styles; in UNO's all are subjects.
+Paths are relative to the JSON's folder, or to `root`. Without a "layout", an empty prompt means preserved, any other
+shifted.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from uso_jax.data import urls
+from uso_jax.data.places import Place
+from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.errors import InputError
+
+OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
+UNO_KEYS = {"prompt", "image_paths", "image_path", "image_tgt_path"}
+EVAL_KEYS = {"prompt", "image_paths", "save_dir"}
+
+
+def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
+    """Read this project's own list; items in upstream's form are read too."""
+    folder = root or urls.parent(str(path))
+    for number, item in enumerate(load(path)):
+        yield own_item(item, number, folder, f"{path}, item {number}")
+
+
+def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Item | LeftOut]:
+    """Read UNO's training file.
+
+    `several` says what becomes of items with more than one subject, since there is one content image here: they are
+    left out ("leave_out"), or only the first subject is taken ("first").
+    """
+    if several not in ("leave_out", "first"):
+        raise InputError(f"several is {several!r}; use leave_out or first.")
+    folder = root or urls.parent(str(path))
+    for number, item in enumerate(load(path)):
+        where = f"{path}, item {number}"
+        values = _upstream(_object(item, where), where, UNO_KEYS)
+        if values["styles"]:
+            if several == "leave_out":
+                yield LeftOut("it has several subjects, and there is one content image (several=first takes the first)")
+                continue
+            values["styles"] = []
+        yield _item(values, str(number), folder, where, _target(values, folder, where))
+
+
+def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
+    """Read upstream's list of what to generate; targets are made pictures in the folder `pictures`, or none."""
+    folder = root or urls.parent(str(path))
+    for number, item in enumerate(load(path)):
+        where = f"{path}, item {number}"
+        item = _object(item, where)
+        if strange := sorted(set(item) - EVAL_KEYS):
+            raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(EVAL_KEYS)}.")
+        values = _references(item)
+        values["layout"] = "shifted" if values["prompt"] else "preserved"
+        name = item.get("save_dir", str(number))
+        if not isinstance(name, str):
+            raise InputError(f'{where}: "save_dir" must be text, not {name!r}.')
+        made = Place(urls.join(pictures, f"{name}_0.png", where)) if pictures else None
+        yield _item(values, str(number), folder, where, made)
+
+
+def load(path: str | Path) -> list:
+    """Read a JSON list, or a file with one JSON value a line.
+
+    Raises:
+      InputError: it is neither, or empty.
+    """
+    path = str(path)
+    try:
+        text = urls.read_text(path)
+    except InputError as error:
+        missing = "does not exist" in str(error)
+        raise InputError(f"{path} does not exist: check the path of the triplets file.") if missing else error from None
+    try:
+        if path.endswith(".jsonl"):
+            items = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}): correct it.") from error
+    if not isinstance(items, list) or not items:
+        raise InputError(f"{path} must hold a list with at least one item.")
+    return items
+
+
+def own_item(item: Any, number: int, folder: str, where: str) -> Item:
+    """Check one item of `read_json`; a mistake in the last one does not wait for the end of an epoch."""
+    item = _object(item, where)
+    if "image_tgt_path" in item:
+        values = _upstream(item, where, UNO_KEYS)
+        return _item(values, str(number), folder, where, _target(values, folder, where))
+    if strange := sorted(set(item) - OWN_KEYS):
+        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(OWN_KEYS))}.")
+    values = {"styles": [], "prompt": ""} | {name: value for name, value in item.items() if value is not None}
+    return _item(values, str(item.get("key", number)), folder, where, _target(values, folder, where))
+
+
+def _upstream(item: Mapping[str, Any], where: str, known: set[str]) -> dict[str, Any]:
+    if strange := sorted(set(item) - known):
+        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(known))}.")
+    return _references(item) | {"target": item.get("image_tgt_path")}
+
+
+def _references(item: Mapping[str, Any]) -> dict[str, Any]:
+    references = item.get("image_paths", [item["image_path"]] if "image_path" in item else [])
+    references = references if isinstance(references, list) else [references]
+    return {"prompt": item.get("prompt", ""), "content": (references or [None])[0], "styles": references[1:]}
+
+
+def _object(item: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(item, Mapping):
+        raise InputError(f"{where} is not an object with names and values.")
+    return item
+
+
+def _target(values: Mapping[str, Any], folder: str, where: str) -> Place:
+    target = values.get("target")
+    if not isinstance(target, str) or not target:
+        raise InputError(f'{where} has no "target": name the image file that the model should learn to make.')
+    return Place(urls.join(folder, target, where))
+
+
+def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: Place | None) -> Item:
+    prompt, content, styles = (values.get(name) for name in ("prompt", "content", "styles"))
+    if not isinstance(styles, list) or not all(isinstance(path, str) and path for path in styles):
+        raise InputError(f'{where}: "styles" must be a list of image files.')
+    if not (content is None or isinstance(content, str)) or not isinstance(prompt, str):
+        raise InputError(f'{where}: "content" must be an image file or null, and "prompt" text.')
+    layout = values.get("layout", "shifted" if prompt or not content else "preserved")
+    if layout not in ("preserved", "shifted"):
+        raise InputError(f"{where}: layout is {layout!r}; use preserved or shifted.")
+    if layout == "shifted" and not prompt:
+        raise InputError(f"{where}: without a preserved layout it needs a prompt; say what the target shows.")
+    meta = values.get("meta", {})
+    if not isinstance(meta, Mapping):
+        raise InputError(f'{where}: "meta" must be an object with names and values.')
+    place = lambda path: Place(urls.join(folder, path, where))
+    return Item(key, target, prompt, place(content) if content else None, tuple(map(place, styles)), layout, dict(meta))

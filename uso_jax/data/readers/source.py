@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What readers give, and the random-access source of triplets that is made of it."""
+
+import collections
+import hashlib
+import json
+import logging
+import operator
+import os
+import pathlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int32
+from tqdm import tqdm
+
+from uso_jax.data.places import Place
+from uso_jax.data.record import Triplet, task_of
+from uso_jax.errors import BadExample, InputError
+
+_LOG = logging.getLogger("uso_jax.data")
+_KEPT_FROM = 10_000  # triplets: the sizes of fewer are measured again rather than kept on disk
+_THREADS = 16  # that measure sizes: reading headers is waiting
+
+
+@dataclass(frozen=True)
+class Item:
+    """A triplet whose images are still files; the fields are those of `Triplet`. `key` is unique within the source.
+
+    `target` is None only for items that are to be generated from, not trained on.
+    """
+
+    key: str
+    target: Place | None
+    prompt: str = ""
+    content: Place | None = None
+    styles: tuple[Place, ...] = ()
+    layout: str = "shifted"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that a reader does not use, and why; rows are counted by reason."""
+
+    reason: str
+
+
+def both_ways(
+    key: str, images: Sequence[Place], captions: Sequence[str], meta: Mapping[str, Any], both: bool
+) -> Iterator[Item]:
+    """Give the triplet from the first of two images of a subject to the second and, if `both`, the one back."""
+    for content, target in ((0, 1), (1, 0))[: 2 if both else 1]:
+        yield Item(f"{key}/{target}", images[target], captions[target], images[content], meta=dict(meta))
+
+
+class FileTriplets:
+    """Random access to the triplets of a reader; images are read and decoded when an item is asked for.
+
+    Items are kept as lines of JSON in one buffer: a million take a few hundred bytes each, and none of them slows
+    down garbage collection or the start of a worker process.
+    """
+
+    def __init__(self, name: str, path: str, found: Iterable[Item | LeftOut]):
+        self.name, self.path = name, str(path)
+        self.left_out: collections.Counter[str] = collections.Counter()
+        rows, ends, keys = bytearray(), array("q", [0]), set()
+        for item in found:
+            if isinstance(item, LeftOut):
+                self.left_out[item.reason] += 1
+                continue
+            if item.key in keys:
+                raise InputError(f"{self.path}: two triplets have the key {item.key!r}; rename or remove one.")
+            keys.add(item.key)
+            rows += _pack(item)
+            ends.append(len(rows))
+        self._rows, self._ends = bytes(rows), ends
+        if not len(self):
+            lost = "; ".join(f"{count} left out: {reason}" for reason, count in self.left_out.items())
+            raise InputError(f"{self.path} has no triplet that can be used ({lost or 'it is empty'}).")
+        for reason, count in self.left_out.items():
+            _LOG.warning("%s: %d of its rows left out: %s", self.path, count, reason)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        item = self.item(index)
+        what = f" (item {item.key} of {self.path})"
+        content = None if item.content is None else item.content.decode(what)
+        styles = tuple(place.decode(what) for place in item.styles)
+        return Triplet(
+            prompt=item.prompt,
+            content=content,
+            styles=styles,
+            target=None if item.target is None else item.target.decode(what),
+            task=task_of(content=content is not None, styles=bool(styles)),
+            layout=item.layout,
+            key=f"{os.path.basename(self.path.rstrip('/'))}/{item.key}",
+            meta=item.meta,
+        )
+
+    def item(self, index: int) -> Item:
+        """Give an item without reading its images."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        return _unpack(self._rows[self._ends[index] : self._ends[index + 1]])
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Give (height, width) of every target and content image, 0 where there is none or it cannot be read.
+
+        Headers are read once; for large sets the result is kept in the user's cache folder.
+        """
+        name = hashlib.sha256(self._rows).hexdigest()[:24]
+        kept = cache_folder() / "sizes" / f"{name}.npy"
+        if len(self) >= _KEPT_FROM and kept.is_file():
+            return np.load(kept, allow_pickle=False)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows = pool.map(self._sizes_of, range(len(self)))
+            hidden = len(self) < _KEPT_FROM
+            sizes = list(tqdm(rows, f"sizes of {self.path}", len(self), unit="item", disable=hidden))
+        sizes = np.asarray(sizes, np.int32)
+        if len(self) >= _KEPT_FROM:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}.npy")
+            np.save(temporary, sizes)
+            os.replace(temporary, kept)
+        return sizes
+
+    def _sizes_of(self, index: int) -> tuple[int, int, int, int]:
+        item = self.item(index)
+        return *_size(item.target), *_size(item.content)
+
+
+def cache_folder() -> pathlib.Path:
+    """Give the folder for what can be made again."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uso_jax"
+
+
+def _size(place: Place | None) -> tuple[int, int]:
+    try:
+        return (0, 0) if place is None else place.size()
+    except BadExample:
+        return 0, 0  # reported when it is decoded
+
+
+def _pack(item: Item) -> bytes:
+    place = lambda value: value and value.pack()
+    values = [item.key, item.prompt, item.layout, place(item.content), [place(p) for p in item.styles]]
+    return json.dumps([*values, place(item.target), item.meta], ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _unpack(row: bytes) -> Item:
+    key, prompt, layout, content, styles, target, meta = json.loads(row)
+    return Item(
+        key=key,
+        prompt=prompt,
+        layout=layout,
+        content=Place.unpack(content),
+        styles=tuple(map(Place.unpack, styles)),
+        target=Place.unpack(target),
+        meta=meta,
+    )

@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""StyleBooth: pairs of a plain image and its stylised version, with the style's name.
+
+    FOLDER/train.csv     EnStyle,ZhStyle,ShortStyleName,Target:FILE,Source:FILE,SearchResult:DICT
+    FOLDER.zip           the same, packed
+
+The last column is a dictionary whose commas are not quoted, so a row is cut at its first five commas only. There are no
+style images; a stylised image of the same style, the next one in the file, can serve as one.
+"""
+
+import collections
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from uso_jax.data import archives, urls
+from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.errors import InputError
+
+HEADER = ("EnStyle", "ZhStyle", "ShortStyleName", "Target:FILE", "Source:FILE")
+
+
+def read_stylebooth(
+    path: str | Path, prompt: str = "turn it into {style}", styles: bool = False, table: str = "train.csv"
+) -> Iterator[Item | LeftOut]:
+    """Read the folder or zip file.
+
+    Args:
+      path: the folder or zip file with the table and the images that it names.
+      prompt: the instruction; {style} is the style's name.
+      styles: take the next stylised image of the same style as style image; the prompt is then empty.
+      table: the table's name.
+    """
+    files = archives.tree(str(path))
+    found = [name for name in files if posixpath.basename(name) == table]
+    if len(found) != 1:
+        raise InputError(f"{path} holds {len(found)} files {table}: name the one to read with table.")
+    folder = posixpath.dirname(found[0])
+    lines = files[found[0]].read().decode("utf-8-sig", "replace").splitlines()
+    if tuple(name.strip() for name in lines[0].split(",")[:5]) != HEADER:
+        raise InputError(f"{path}: {found[0]} does not begin with the columns {', '.join(HEADER)}.")
+    rows, of_style = [], collections.defaultdict(list)
+    for number, line in enumerate(lines[1:], start=1):
+        if not line.strip():
+            continue
+        cells = [cell.strip() for cell in line.split(",", 5)]
+        if len(cells) < 5 or not all((cells[0], cells[3], cells[4])):
+            yield LeftOut("its row is incomplete")
+            continue
+        where = f"{path}, {found[0]}, row {number}"
+        target, source = (posixpath.join(folder, urls.check_inside(cell, where)) for cell in cells[3:5])
+        if target not in files or source not in files:
+            yield LeftOut("an image is missing")
+            continue
+        of_style[cells[0]].append(len(rows))
+        rows.append((number, cells[0], files[target], files[source]))
+    places_of = {row: i for members in of_style.values() for i, row in enumerate(members)}
+    for place, (number, style, target, source) in enumerate(rows):
+        members = of_style[style]
+        if styles and len(members) < 2:
+            yield LeftOut("it is alone in its style, so there is no style image")
+            continue
+        other = rows[members[(places_of[place] + 1) % len(members)]][2]
+        yield Item(
+            key=str(number),
+            target=target,
+            prompt="" if styles else prompt.replace("{style}", style),
+            content=source,
+            styles=(other,) if styles else (),
+            layout="preserved",
+            meta={"style": style},
+        )

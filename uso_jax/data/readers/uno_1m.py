@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""UNO-1M: pairs of images of one subject, with captions and the score of a vision-language model.
+
+    FOLDER/labels/split1.json ...      [{"img_path1": "split1/a.png", "img_path2": "split1/b.png",
+                                         "caption": {"img_path1": "...", "img_path2": "...", "subject": ["bread"]},
+                                         "vlm_filter_cot": {"score_part": {"colour": 4.0}, "score_final": 3.5}}, ...]
+    FOLDER/images/split1/a.png ...     or FOLDER/images/split1.tar (not .tar.gz: gunzip it)
+
+Scores run from 0 to 4. In some rows the model's answer was parsed wrongly: a part or the final score is another number
+(split 6, row 1295: 131184.67), so these are left out. Each pair gives two triplets, one in either direction.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from uso_jax.data import archives, urls
+from uso_jax.data.places import Place
+from uso_jax.data.readers.json_list import load
+from uso_jax.data.readers.source import Item, LeftOut, both_ways
+from uso_jax.errors import InputError
+
+_TOP = 4.0  # the best score
+_CAPTION, _SCORE = "its caption is missing", "its score is no number from 0 to 4"
+
+
+def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = True) -> Iterator[Item | LeftOut]:
+    """Read the folder, or one file of labels in it.
+
+    Args:
+      path: the folder with labels/ and images/, or a file of labels such as FOLDER/labels/split1.json.
+      min_score: of score_final; the authors advise 3.5, their paper trained on 4.
+      both: also the triplet from the second image to the first.
+    """
+    path = str(path)
+    folder, files = _files(path)
+    archive = functools.cache(archives.tree)
+    for file in files:
+        name = file.rpartition("/")[2].removesuffix(".json")
+        for number, row in enumerate(load(file)):
+            key, where = f"{name}/{number}", f"{file}, row {number}"
+            if isinstance(reason := _checked(row, min_score), str):
+                yield LeftOut(reason)
+                continue
+            images = [_image(folder, row[side], where, archive) for side in ("img_path1", "img_path2")]
+            captions = [row["caption"][side].strip() for side in ("img_path1", "img_path2")]
+            meta = {"subject": row["caption"].get("subject", []), "score": row["vlm_filter_cot"]["score_final"]}
+            yield from both_ways(key, images, captions, meta, both)
+
+
+def _files(path: str) -> tuple[str, list[str]]:
+    """Give the folder and its files of labels; the union of all of them lies beside labels/ and is not read twice."""
+    if path.endswith(".json"):
+        folder = urls.parent(path)
+        return (urls.parent(folder) if folder.rstrip("/").endswith("labels") else folder), [path]
+    labels = urls.join(path, "labels", path)
+    if not urls.is_folder(labels):
+        raise InputError(f"{path} has no folder labels: give the folder that holds labels/ and images/.")
+    return path, sorted(archives.files(labels, ".json"), key=lambda name: (len(name), name))
+
+
+def _checked(row: Any, min_score: float | int) -> str | None:
+    """Say why a row is not used."""
+    if not isinstance(row, Mapping) or not all(isinstance(row.get(s), str) for s in ("img_path1", "img_path2")):
+        return "it does not name two images"
+    caption, judged = row.get("caption"), row.get("vlm_filter_cot")
+    if not isinstance(caption, Mapping):
+        return _CAPTION
+    if not all(isinstance(caption.get(s), str) and caption[s].strip() for s in ("img_path1", "img_path2")):
+        return _CAPTION
+    if not isinstance(judged, Mapping):
+        return _SCORE
+    parts = judged.get("score_part") or {}
+    scores = [judged.get("score_final"), *(parts.values() if isinstance(parts, Mapping) else [None])]
+    if not all(type(s) in (int, float) and math.isfinite(s) and 0 <= s <= _TOP for s in scores):
+        return _SCORE
+    return f"its score is below {min_score:g}" if scores[0] < min_score else None
+
+
+def _image(folder: str, name: str, where: str, archive) -> Place:
+    split = name.partition("/")[0]
+    whole = urls.join(folder, f"images/{name}", where)
+    tar = urls.join(folder, f"images/{split}.tar", where)
+    if _is_packed(tar, urls.join(folder, f"images/{split}", where)):
+        members = archive(tar)
+        return members.get(name) or members.get(f"images/{name}") or Place(tar, name, 0, 0)
+    return Place(whole)
+
+
+@functools.cache
+def _is_packed(tar: str, folder: str) -> bool:
+    if urls.is_folder(folder):
+        return False
+    if not urls.exists(tar) and urls.exists(tar + ".gz"):
+        raise InputError(
+            f"{tar}.gz is compressed as a whole, so its images cannot be read one by one: gunzip it first."
+        )
+    return urls.exists(tar)
