@@ -146,11 +146,10 @@ def precompute(
             "shard_size": shard_size,
             "dtype": dtype,
             "num_styles": config.data.num_styles,
-            "style_shape": encoder.style_shape,
             "downscale": config.system.autoencoder.downscale,
             "sizes": stage.bucket_sizes(config.system.pixels_per_token),
         }
-        features.write_manifest(path, manifest, encoder.null_text())
+        features.write_manifest(path, manifest, encoder.nulls())
         mine = range(process[0], shards, process[1])
         lost = 0
         with tqdm(total=len(mine) * shard_size, desc=f"encoding {split}", unit="example", dynamic_ncols=True) as bar:
@@ -189,17 +188,15 @@ class _Encoder:
         self.shapes = buckets.assign(found, targets, contents, stage.batch_size)
         self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
 
-    @property
-    def style_shape(self) -> tuple[int, int, int]:
-        """The shape of one image's style features."""
-        siglip, projector = self.config.system.siglip, self.config.system.transformer.projector
-        return (len(projector.layers), siglip.num_tokens, siglip.hidden_size)
-
-    def null_text(self) -> dict[str, np.ndarray]:
-        """Encode the empty prompt."""
+    def nulls(self) -> dict[str, np.ndarray]:
+        """Encode the empty prompt, and give the zeros that stand for an absent style image."""
+        side = self.config.system.siglip.image_size
+        image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
+        style = jax.eval_shape(lambda *args: self._cast(self.system.style_features(*args)), self.params, image)
         tokens = {name: ids[None] for name, ids in self.system.null_tokens.items()}
         txt, vec = jax.jit(self.system.encode_text)(self.params, tokens)
-        return {"txt": self._cast(np.asarray(txt[0])), "vec": self._cast(np.asarray(vec[0]))}
+        text = {"txt": self._cast(np.asarray(txt[0])), "vec": self._cast(np.asarray(vec[0]))}
+        return text | {"style": np.zeros(style.shape[2:], style.dtype)}
 
     def records(
         self, chosen: np.ndarray, left_out: dict[int, str], max_errors: int

@@ -3,7 +3,7 @@
 """Triplets as what the encoders make of them, in ArrayRecord files: training on them needs no encoder.
 
     DIR/manifest.json               what was encoded, and by which encoders
-    DIR/null.safetensors            the empty prompt, for dropped captions
+    DIR/null.safetensors            the empty prompt, for dropped captions, and zeros for absent style images
     DIR/00000.array_record          records, each a safetensors file of one example
     DIR/00000.json                  shapes of these records; written last, so a shard that has it is whole
 
@@ -38,6 +38,10 @@ class FeatureSource:
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(self.path)
+        try:
+            self._null = load((self.path / NULL).read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path / NULL} cannot be read ({error}): make the features again.") from error
         shards = self.manifest["shards"]
         missing = [number for number in range(shards) if not is_done(self.path, number)]
         if missing:
@@ -81,20 +85,14 @@ class FeatureSource:
         if "content_moments" not in record:
             rows, columns = (side // manifest["downscale"] for side in content_size)
             record["content_moments"] = np.zeros((rows, columns, record["target_moments"].shape[2]), np.float32)
-        features = record.pop("style_features", None)
-        valid = 0 if features is None else len(features)
-        shape = manifest["style_shape"]
-        padded = np.zeros((num_styles, *shape), np.float32 if features is None else features.dtype)
-        if features is not None:
-            padded[:valid] = features
-        record |= {"style_features": padded, "style_valid": np.arange(num_styles) < valid}
-        return record
+        found = [*record.pop("style_features", ())]
+        record["style_features"] = np.stack(found + [self._null["style"]] * (num_styles - len(found)))
+        return record | {"style_valid": np.arange(num_styles) < len(found)}
 
     @property
     def null_text(self) -> tuple[np.ndarray, np.ndarray]:
         """The empty prompt's features and pooled vector."""
-        found = load((self.path / NULL).read_bytes())
-        return found["txt"], found["vec"]
+        return self._null["txt"], self._null["vec"]
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path / MANIFEST} is not readable ({error}): make the features again.") from error
 
 
-def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], null_text: Record) -> None:
+def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Record) -> None:
     """Begin a folder of features, or go on with the same one."""
     manifest = json.loads(json.dumps({"format": FORMAT, **manifest}))
     if (path / MANIFEST).exists():
@@ -123,7 +121,7 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], null_text: R
             )
         return
     path.mkdir(parents=True, exist_ok=True)
-    _replace(path / NULL, save(dict(null_text)))
+    _replace(path / NULL, save(dict(nulls)))
     _replace(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 

@@ -146,6 +146,8 @@ def batches(
         if len(mixed) >= batch_size // process_count:
             batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
             shares.append(share)
+    if not batched:
+        raise InputError(f"no bucket holds a batch of {batch_size} examples; lower batch_size, or set repeat.")
     dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
     return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
 

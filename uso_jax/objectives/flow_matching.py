@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from uso_jax import flow
@@ -61,7 +62,7 @@ def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
     """Replace dropped prompts by the empty one and mark dropped images as absent."""
     nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
 
-    def without(null: Array, value: Array) -> Array:
+    def without(null: Array | np.ndarray, value: Array) -> Array:
         dropped = draws.drop_text.reshape(-1, *(1,) * null.ndim)
         return jnp.where(dropped, jnp.asarray(null, value.dtype)[None], value)
 
