@@ -17,6 +17,7 @@ import tiny
 from PIL import Image
 
 from uso_jax import picture_files, style_files
+from uso_jax.data import images
 from uso_jax.errors import InputError
 from uso_jax.picture_files import Reference
 
@@ -197,6 +198,8 @@ def test_all_kinds_of_pictures(tmp_path):
     assert near(read("cmyk.tif", picture.convert("CMYK")), rgb, 1)
     deep = rgb[..., 0].astype(np.uint16) * 257
     assert near(read("deep.png", Image.fromarray(deep)), np.repeat(rgb[..., :1], 3, axis=-1), 1)
+    # Training reads pictures by the same function.
+    np.testing.assert_array_equal(images.decode(tmp_path / "deep.png", what="deep"), Reference.of(Image.fromarray(deep)).pixels)
     animated = read("two.gif", picture.quantize(), save_all=True, append_images=[Image.new("RGB", (12, 8))])
     assert animated.notes and "first frame" in animated.notes[0] and animated.pixels.shape == (8, 12, 3)
     exif = Image.Exif()
@@ -215,14 +218,16 @@ def test_what_is_no_picture(tmp_path, folder, capsys):
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     for name, message in {
-        "text": "cannot be decoded",
+        "text": "text.png' cannot be decoded (no known kind of image); replace or remove it",
         "empty": "is empty",
-        "half": "cannot be decoded",
+        "half": "half.png' cannot be decoded (image file is truncated",
         "huge": "has too many pixels; the limit is 64000000",
         "absent": "does not exist",
     }.items():
         path = str(tmp_path / f"{name}.png")
         assert message in refused(capsys, folder, "--prompt", "a", "--image_paths", path, out="none")
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(InputError, match=r"the image cannot be decoded \(image"):
+        Reference.of(half)
     with pytest.raises(InputError, match="must be uint8"):
         Reference.of(np.zeros((0, 4, 3), np.uint8))
     assert not (folder / "none").exists()

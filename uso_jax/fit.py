@@ -77,6 +77,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     except OSError as error:
         raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_heads(mesh, config.system.transformer.num_heads)
     system = System(config.system)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     rates = [stage.rates(system.shapes) for stage in config.stages]

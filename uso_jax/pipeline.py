@@ -85,9 +85,10 @@ class USOPipeline:
         if compilation_cache:
             keep_compiled_programs()
         if mesh is None:
-            mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+            mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
         bundle = Bundle.open(name, dtype)
         system = QuantizedSystem(bundle.system)
+        sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token
         if tile is not None and (tile % side or tile < 8 * side):
             raise InputError(f"tile must be a multiple of {side}, at least {8 * side} pixels, not {tile}")
