@@ -3,6 +3,7 @@
 """The pipeline: every mode against torch, batches, strengths, what is compiled and encoded how often."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from oracle_pipeline import pixels
 
 from uso_jax import sharding
 from uso_jax.attention import attention, interpreted_splash
+from uso_jax.bundle import Bundle
 from uso_jax.errors import InputError
 from uso_jax.pipeline import USOPipeline
 
@@ -134,7 +136,9 @@ def test_one_program_for_all_values(pipe):
     after = dict(pipe.sampler.steps)
     assert len(after) == len(before) + 1
     assert [what for what, *_ in said].count("Compiling (first picture of this size)") == 1
-    assert said[-1] == ("Drawing", oracle.STEPS, oracle.STEPS)
+    stages = ["Encoding references", "Encoding text", "Compiling (first picture of this size)", "Drawing", "Decoding"]
+    assert list(dict.fromkeys(what for what, *_ in said)) == stages
+    assert said[-2:] == [(what, oracle.STEPS, oracle.STEPS) for what in ("Drawing", "Decoding")]
     pipe("a fox", contents=[TALL], styles=[INK], style_strength=2.0, content_strength=0.25)
     assert pipe.sampler.steps == after
 
@@ -204,6 +208,22 @@ def test_a_record_is_json_and_says_all(pipe):
         "transformer", "lora", "projector", "autoencoder", "siglip", "t5", "clip",
     }  # fmt: skip
     assert len(record["request"]["contents"][0]["sha256"]) == 64
+
+
+def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
+    """Any tensor's: each has files of its own, of which the beginning, middle and end are looked at."""
+    shutil.copytree(directory, tmp_path / "copy")
+    same = lambda: Bundle.open(tmp_path / "copy").fingerprints
+    assert same() == pipe.bundle.fingerprints
+    for component, parameter in (("transformer", "img_in/bias"), ("t5", "shared/embedding")):
+        (file,) = (tmp_path / "copy" / component / "params" / parameter).glob("[0-9]*")
+        numbers = bytearray(file.read_bytes())
+        numbers[len(numbers) // 2] ^= 1
+        file.write_bytes(numbers)
+        differ = {name for name, value in same().items() if value != pipe.bundle.fingerprints[name]}
+        assert differ == {component}
+        numbers[len(numbers) // 2] ^= 1
+        file.write_bytes(numbers)
 
 
 def test_weights_without_references(directory, tmp_path):

@@ -13,8 +13,8 @@ one more channel: 1 in every query, the bias in the key. cuDNN has neither room 
 one row, so XLA stands in for it.
 
 Where the mesh has a "sequence" axis, each device keeps its share of the tokens for everything but attention, and for
-attention all tokens of its share of the heads (DeepSpeed Ulysses, arXiv 2309.14509): `by_heads` and `by_tokens` say where
-one becomes the other, and XLA makes two exchanges of them.
+attention all tokens of its share of the heads (DeepSpeed Ulysses, arXiv 2309.14509): `by_heads` and `by_tokens` say
+where one becomes the other, and XLA makes exchanges of them.
 """
 
 import functools

@@ -36,12 +36,14 @@ class Reference:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Source) -> "Reference":
-        """Read a path, a PIL image or an array of bytes.
+    def of(cls, source: "Source | Reference") -> "Reference":
+        """Read a path, a PIL image or an array of bytes; one that has been read is given back.
 
         Raises:
           InputError: it is no picture, or too large; the message names it.
         """
+        if isinstance(source, Reference):
+            return source
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
                 raise InputError(f"an image array must be uint8 [height, width, 3], not {source.dtype} {source.shape}")

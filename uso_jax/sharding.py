@@ -34,7 +34,7 @@ RULES: params.Rules = (
 
 
 def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
-    """Lay out the devices; at most one axis may be -1, which takes what the others leave, and one not named has size 1."""
+    """Lay out the devices; at most one axis may be -1, which takes what the others leave; one not named has size 1."""
     devices = jax.devices() if devices is None else devices
     if unknown := shape.keys() - set(AXES):
         raise InputError(f"mesh {dict(shape)}: {min(unknown)!r} is no axis; axes are {', '.join(AXES)}")
@@ -72,7 +72,7 @@ def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDty
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
                     f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"
-                    f" {axis!r} of size {mesh.shape[axis]}; change --config.mesh.{axis}"
+                    f" {axis!r} of size {mesh.shape[axis]}; change the size of that axis"
                 )
         placed[path] = NamedSharding(mesh, P(*spec))
     return placed

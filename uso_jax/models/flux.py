@@ -407,7 +407,9 @@ class Flux(nnx.Module):
 
         num_img, joint = img.shape[1], (vec, pe, key_valid, key_bias)
         run = functools.partial(stack.scan, remat=c.remat, constrain=stack.constrain_tokens)
-        img, txt = run(self.double_blocks, lambda block, x: block(*x, *joint), (_join(image, "tokens"), _join(text, "tokens")))
+        img, txt = run(
+            self.double_blocks, lambda block, x: block(*x, *joint), (_join(image, "tokens"), _join(text, "tokens"))
+        )
         x = run(self.single_blocks, lambda block, x: block(x, *joint), jnp.concatenate([txt, img], axis=1))
         x = x[:, txt.shape[1] : txt.shape[1] + num_img]
         return self.final_layer(x, vec).astype(jnp.float32)
