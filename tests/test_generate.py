@@ -335,7 +335,7 @@ def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folde
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(folder):
     """With the mini weights, and a kill that no handler sees, while the fourth picture is drawn."""
-    items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "25", "--mesh", "data=1")
+    items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "12", "--mesh", "data=1")
     end(start(folder, "undisturbed", *items))
     whole = sorted((folder / "undisturbed").glob("[0-9]*"))
     assert len(whole) == 20  # ten pictures and their records

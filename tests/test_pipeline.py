@@ -113,7 +113,7 @@ def test_noise_depends_on_the_seed_alone(pipe):
     assert not np.allclose(batch[0], batch[1])
 
 
-@pytest.mark.parametrize("shape", [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("shape", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2)], ids=str)
 def test_eight_devices_draw_what_one_draws(pipe, directory, shape):
     many = USOPipeline.from_weights(directory, mesh=sharding.make_mesh(shape), compilation_cache=False)
     arguments = dict(prompt="a fox", contents=[TALL], styles=[INK], seed=[1, 2, 3])  # filled up to whole batches

@@ -277,9 +277,7 @@ def _reference(label: str, name: str) -> tuple[gr.Image, gr.Slider]:
 
 
 def _strength(label: str, name: str) -> gr.Slider:
-    return gr.Slider(
-        0, 3, 1, step=0.05, label=label, buttons=[], elem_id=f"{name}_strength", elem_classes="strength"
-    )
+    return gr.Slider(0, 3, 1, step=0.05, label=label, buttons=[], elem_id=f"{name}_strength", elem_classes="strength")
 
 
 def _examples(folder: pathlib.Path) -> list[list]:

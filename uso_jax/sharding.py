@@ -49,6 +49,17 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def read_shape(text: str) -> dict[str, int]:
+    """Read a mesh as it is given on the command line, such as "data=4,tensor=2"."""
+    shape = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or not size.lstrip("-").isdigit():
+            raise InputError(f"--mesh {text!r} must look like data=4,tensor=2; axes are {', '.join(AXES)}")
+        shape[name] = int(size)
+    return shape
+
+
 def check_heads(mesh: Mesh, num_heads: int) -> None:
     """Refuse a sequence axis that leaves devices without attention heads."""
     ways = mesh.shape["sequence"] * mesh.shape["tensor"]
