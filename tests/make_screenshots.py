@@ -43,14 +43,14 @@ def draw(page: Page, folder: pathlib.Path) -> None:
         page.wait_for_selector(f"#pictures >> text=seed {row + 1}")
         page.wait_for_timeout(1500)
         page.evaluate("window.scrollTo(0, 0)")
-        save(page, folder / f"app_{name}.webp", (0, 80, 1280, 980))
+        save(page, folder / f"app_{name}.webp", (0, 98, 1280, 980))
     page.click("button:has-text('Advanced options')")
     page.get_by_label("number input for Pictures").fill("8")
     page.get_by_label("number input for Number of steps").fill("50")
     page.click("#generate")
     page.wait_for_selector("#pictures >> text=s a step")
     page.evaluate("window.scrollTo(0, 0)")
-    save(page, folder / "app_progress.webp", (630, 80, 1280, 580))
+    save(page, folder / "app_progress.webp", (645, 98, 1270, 580))
 
 
 def main(folder: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ CONFIG = FluxConfig.tiny(
 )
 SAMPLES, STYLE, TEXT, TARGET, CONTENT = 4, 6, 5, 15, 10
 ONE = dict(data=1)
-MESHES = (dict(sequence=8), dict(sequence=4, tensor=2), dict(data=2, sequence=2, tensor=2), dict(fsdp=4, sequence=2))
+MESHES = (dict(sequence=8), dict(data=2, sequence=2, tensor=2), dict(fsdp=2, sequence=4))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,37 +87,27 @@ def run(remat: str, **shape: int):
     return velocity, loss, gradients, compiled.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_eight_devices_equal_one(shape):
+@pytest.mark.parametrize("remat, shape", zip(("none", "none", "full"), MESHES, strict=True), ids=str)
+def test_eight_devices_equal_one(remat, shape):
     velocity, loss, gradients, flops = run("none", **ONE)
-    got, got_loss, got_gradients, got_flops = run("none", **shape)
+    got, got_loss, got_gradients, got_flops = run(remat, **shape)
     assert relative(got, velocity) < 1e-5
     assert relative(got_loss, loss) < 1e-5
     moved = {path: gradient for path, gradient in gradients.items() if np.asarray(gradient).any()}
     assert set(gradients) - set(moved) == {path for path in gradients if "feature_embedder" in path}  # not run here
     errors = {path: relative(got_gradients[path], gradient) for path, gradient in moved.items()}
     assert {path: error for path, error in errors.items() if not error < 1e-5} == {}
-    # The work is divided, but for filling, and what belongs to no token.
+    # The work is divided, but for filling, what belongs to no token, and what is computed again.
     assert got_flops < 0.25 * flops
 
 
-def test_it_is_recomputed_in_the_backward_pass():
-    *_, gradients, _ = run("full", sequence=4)
-    errors = {
-        path: relative(gradients[path], gradient)
-        for path, gradient in run("none", **ONE)[2].items()
-        if np.asarray(gradient).any()
-    }
-    assert {path: error for path, error in errors.items() if not error < 1e-5} == {}
-
-
 def test_the_tpu_kernel_runs_on_each_device_s_heads():
-    q, k, v, valid = (x[:2] for x in inputs(16, 24, heads=4, width=128))
+    q, k, v, valid = (x[:1] for x in inputs(16, 24, heads=4, width=128))
     with jax.set_mesh(mesh_of(dict(sequence=2, tensor=2))):
         out = jax.jit(lambda *qkv: by_heads(interpreted_splash(*map(by_heads, qkv), valid)))(q, k, v)
-        assert out.addressable_shards[0].data.shape == (2, 16, 1, 128)
+        assert out.addressable_shards[0].data.shape == (1, 16, 1, 128)
         back = jax.jit(by_tokens)(out)
-        assert back.addressable_shards[0].data.shape == (2, 8, 2, 128)
+        assert back.addressable_shards[0].data.shape == (1, 8, 2, 128)
     np.testing.assert_allclose(back, plain(q, k, v, valid), atol=1e-5, rtol=0)
 
 

@@ -7,6 +7,7 @@ model and splits the transformer's tokens, "tensor" splits parameters and activa
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -54,7 +55,7 @@ def read_shape(text: str) -> dict[str, int]:
     shape = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name not in AXES or not size.lstrip("-").isdigit():
+        if name not in AXES or re.fullmatch(r"-?\d+", size) is None:
             raise InputError(f"--mesh {text!r} must look like data=4,tensor=2; axes are {', '.join(AXES)}")
         shape[name] = int(size)
     return shape
