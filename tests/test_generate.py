@@ -149,6 +149,13 @@ def test_save_dir_and_references_beside(folder):
     assert pixels(made).shape == (90, 32 + 60 + 30, 3)
 
 
+def test_items_do_not_overwrite_each_other(folder, capsys):
+    items = [{"prompt": word, "save_dir": name} for word, name in (("a", "x"), ("b", "y"), ("c", "./x"))]
+    (folder / "same.json").write_text(json.dumps(items))
+    message = refused(capsys, folder, "--eval_json_path", str(folder / "same.json"), out="none")
+    assert "items 0 and 2 have one save_dir" in message
+
+
 def test_instruct_edit(folder):
     (made,) = generate(folder, "--prompt", "ink style", "--image_paths", str(folder / "fox.png"),
                        "--instruct_edit", out="edit")  # fmt: skip

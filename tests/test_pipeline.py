@@ -236,6 +236,14 @@ def test_weights_without_references(directory, tmp_path):
         plain("a fox", styles=[INK])
 
 
+def test_styles_need_one_network_only(directory, pipe):
+    tower = oracle.open_pipeline(directory, only=["siglip"])
+    assert {name for name, part in tower.sampler._parts.items() if part} == {"siglip"}
+    np.testing.assert_array_equal(tower.encode_style([INK]).features, pipe.encode_style([INK]).features)
+    with pytest.raises(InputError, match="the text was not loaded"):
+        tower("a fox")
+
+
 def test_keep_size(pipe):
     image = pipe("in felt style", content=TALL, keep_size=True).images[0]
     assert image.size == (16, 32)
