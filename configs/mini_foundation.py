@@ -94,7 +94,7 @@ def get_config(variant: str = "all") -> ConfigDict:
                 ),
             ),
         ),
-        mesh=dict(data=-1, fsdp=1, tensor=1),
+        mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
         checkpoint=dict(every=1000, keep=2),
         log_every=50,
         heldout=SAMPLE | dict(shift="flux"),

@@ -157,7 +157,7 @@ def mini() -> dict:
                 reward=reward(num_steps=8, last=3, judges=("judge_style", "judge_content")),
             ),
         ),
-        mesh=dict(data=-1, fsdp=1, tensor=1),
+        mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
         checkpoint=dict(every=500, keep=2),
         log_every=10,
         heldout=dict(
@@ -425,7 +425,7 @@ def flux_dev() -> dict:
                 reward=reward(start=18_000, judges=("clip_content", "clip_text"), patience=2),
             ),
         ),
-        mesh=dict(data=1, fsdp=-1, tensor=1),
+        mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
         checkpoint=dict(every=500, keep=3),
         log_every=10,
         heldout=dict(

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from convert import download, exporting, inspecting, training
+from convert import download, exporting, inspecting, tokenizer, training
 from convert.checkpoint import Checkpoint, read_config, recognise
 from convert.exporting import Output, Part
 from convert.importing import import_checkpoint
@@ -131,6 +131,10 @@ def import_files(args: argparse.Namespace) -> None:
         for warning in warnings:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)
+        if component in ("t5", "clip"):
+            folder = tokenizer.copy(component, checkpoint.files[0].path, args.to)
+            missing = f"not beside the weights; put its files into {weights.tokenizer(args.to, component)}"
+            print(f"  tokenizer   {folder or missing}")
 
 
 # ---------------------------------------------------------------------------------------------------- export

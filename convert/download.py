@@ -117,5 +117,6 @@ def fetch(release: Release, revision: str | None = None, snapshot: Callable | No
 
 
 def _needed(release: Release) -> set[str]:
-    """Give the files that must be there; small ones about tokenizers differ between repositories."""
-    return {name for name in release.files if name.endswith((".safetensors", ".bin", ".model"))} | set(release.imported)
+    """Give the files that must be there; of what describes tokenizers, some differ between repositories."""
+    must = (".safetensors", ".bin", ".model", "tokenizer.json", "tokenizer_config.json")
+    return {name for name in release.files if name.endswith(must)} | set(release.imported)

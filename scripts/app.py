@@ -27,16 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
     add("--offload", action="store_true", help="keep networks in the host's memory while they do nothing")
     add("--tile", type=int, metavar="PIXELS", help="decode larger pictures in tiles of this size (default: whole)")
+    add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
 
     try:
         from uso_jax import app  # slow to import, so not for --help
     except ModuleNotFoundError as error:
         raise InputError(f"the web app needs {error.name}; install it with: pip install 'uso_jax[app]'") from error
+    from uso_jax import sharding
     from uso_jax.pipeline import USOPipeline
 
+    mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
-    pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, offload=args.offload, tile=args.tile)
+    pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
     app.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
 
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = USOPipeline.from_weights(
         args.weights,
         dtype=args.dtype,
-        mesh=_mesh(args.mesh),
+        mesh=sharding.make_mesh(sharding.read_shape(args.mesh)),
         offload=args.offload,
         tile=args.tile,
         compilation_cache=not args.no_compilation_cache,
@@ -82,17 +82,6 @@ def _wanted(args: argparse.Namespace, settings: dict) -> tuple[list[items.Item],
         raise InputError('there is nothing to draw: give --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
     return [items.item(values)], settings
-
-
-def _mesh(text: str):
-    """Read "data=4,tensor=2"; axes that are not named have size 1."""
-    shape = dict.fromkeys(sharding.AXES, 1)
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name not in shape or not size.lstrip("-").isdigit():
-            raise InputError(f"--mesh {text!r} must look like data=4,tensor=2; axes are {', '.join(shape)}")
-        shape[name] = int(size)
-    return sharding.make_mesh(shape)
 
 
 class _Bar:
@@ -147,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--content_strength", type=float, metavar="S", help="weight of the content images (1)")
     add("--batch_size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
-    add("--mesh", default="data=-1", help="devices by axis, such as data=4,tensor=2 (default: %(default)s)")
+    add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     add("--process_index", type=int, default=0, metavar="I", help="which of --num_processes this is, from 0")
     add("--num_processes", type=int, default=1, metavar="N", help="processes that share the items")
     add("--no_compilation_cache", action="store_true", help="keep no compiled programs on disk")

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from uso_jax.pipeline import USOPipeline  # the other commands need no devices
 
-    pipe = USOPipeline.from_weights(args.weights)
+    pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
     _say(style_files.write(args.out, pipe.encode_style(args.images, args.style_fit)))
 
 

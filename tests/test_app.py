@@ -22,7 +22,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from uso_jax import picture_files
+from uso_jax import picture_files, style_files
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -178,7 +178,8 @@ def test_styles_are_saved_and_chosen_by_name(folder, session):
     answer = save("my ink")
     assert answer["success"], answer
     assert answer["output"]["data"][0]["value"] == ["my ink"]
-    assert (folder / "data" / "uso_jax" / "styles" / "my ink.safetensors").is_file()
+    written = style_files.read(folder / "data" / "uso_jax" / "styles" / "my ink.safetensors")
+    assert [image["name"] for image in written.images] == ["ink.png"]
     assert "already" in save("my ink")["output"]["error"]
     for name in ("../ink", "", "/tmp/ink", ".ink", "a" * 65):
         assert "made of letters" in save(name)["output"]["error"]

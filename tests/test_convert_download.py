@@ -3,14 +3,25 @@
 """Downloads, from a hub that is a folder: no test uses the network."""
 
 import fnmatch
+import io
+import itertools
+import json
 
 import huggingface_hub
+import numpy as np
 import pytest
+import sentencepiece
 from huggingface_hub import errors as ERRORS
+from safetensors.numpy import save_file
 
-from convert import download
+from convert import download, tokenizer
 from convert.__main__ import main
+from convert.t5 import ENCODER
+from convert.table import expand
+from uso_jax import params, text
+from uso_jax.bundle import Defaults
 from uso_jax.errors import InputError
+from uso_jax.models.t5 import T5Config, T5Encoder
 
 
 class Hub:
@@ -88,6 +99,58 @@ def test_offline(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["download", "uso"])
     assert caught.value.code == 2 and "unset HF_HUB_OFFLINE" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizers
+
+
+def pieces() -> bytes:
+    """Train a SentencePiece model with T5's special tokens."""
+    made = io.BytesIO()
+    sentences = map(" ".join, itertools.permutations(["a", "red", "fox", "runs", "in"], 4))
+    special = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences, model_writer=made, vocab_size=30, model_type="unigram", **special
+    )
+    return made.getvalue()
+
+
+def test_t5_comes_with_its_tokenizer(tmp_path, capsys, monkeypatch):
+    """As the release has it: a SentencePiece model beside the weights."""
+    release, weights = tmp_path / "release", tmp_path / "weights"
+    release.mkdir()
+    shapes = params.shapes(lambda rngs: T5Encoder(T5Config.tiny(), rngs=rngs))
+    tensors = {key: np.zeros(entry.shape, np.float32) for key, entry in expand(ENCODER, shapes).items()}
+    save_file(tensors, release / "model.safetensors")
+    (release / "spiece.model").write_bytes(pieces())
+    (release / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    (release / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    main(["import", str(release / "model.safetensors"), "--to", str(weights)])
+    assert str(weights / "tokenizer_t5") in capsys.readouterr().out
+    found = sorted(path.name for path in (weights / "tokenizer_t5").iterdir())
+    assert found == ["config.json", "spiece.model", "tokenizer_config.json"]
+
+    weights = weights.rename(tmp_path / "moved")
+    name = Defaults.read(weights).t5_tokenizer
+    assert name == str(weights / "tokenizer_t5")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(release / "spiece.model"))
+    for prompt in ("a red fox runs", "the  house in red!", ""):
+        ids = [*theirs.encode(prompt), 1]
+        assert text._token_ids(name, prompt, 20).tolist() == ids + [0] * (20 - len(ids))
+        assert text._token_ids(name, prompt, 3).tolist() == ([*ids[:-1][:2], 1] + [0] * 3)[:3]
+
+
+def test_a_tokenizer_in_the_next_folder(tmp_path):
+    for name in ("text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/a.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "weights" / "tokenizer_clip").mkdir(parents=True)
+    (tmp_path / "weights" / "tokenizer_clip" / "old.json").touch()
+    made = tokenizer.copy("clip", tmp_path / "text_encoder" / "model.safetensors", tmp_path / "weights")
+    assert [path.name for path in made.iterdir()] == ["vocab.json"]
+    assert [path.name for path in made.parent.iterdir()] == ["tokenizer_clip"]
+    assert tokenizer.copy("t5", tmp_path / "weights" / "model.safetensors", tmp_path / "weights") is None
 
 
 def test_unknown_name(capsys):

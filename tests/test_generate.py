@@ -6,9 +6,12 @@ import functools
 import json
 import os
 import pathlib
+import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import oracle_pipeline as oracle
@@ -17,6 +20,7 @@ import tiny
 from PIL import Image
 
 from uso_jax import picture_files, style_files
+from uso_jax.data import images
 from uso_jax.errors import InputError
 from uso_jax.picture_files import Reference
 
@@ -145,6 +149,13 @@ def test_save_dir_and_references_beside(folder):
     assert pixels(made).shape == (90, 32 + 60 + 30, 3)
 
 
+def test_items_do_not_overwrite_each_other(folder, capsys):
+    items = [{"prompt": word, "save_dir": name} for word, name in (("a", "x"), ("b", "y"), ("c", "./x"))]
+    (folder / "same.json").write_text(json.dumps(items))
+    message = refused(capsys, folder, "--eval_json_path", str(folder / "same.json"), out="none")
+    assert "items 0 and 2 have one save_dir" in message
+
+
 def test_instruct_edit(folder):
     (made,) = generate(folder, "--prompt", "ink style", "--image_paths", str(folder / "fox.png"),
                        "--instruct_edit", out="edit")  # fmt: skip
@@ -197,6 +208,10 @@ def test_all_kinds_of_pictures(tmp_path):
     assert near(read("cmyk.tif", picture.convert("CMYK")), rgb, 1)
     deep = rgb[..., 0].astype(np.uint16) * 257
     assert near(read("deep.png", Image.fromarray(deep)), np.repeat(rgb[..., :1], 3, axis=-1), 1)
+    # Training reads pictures by the same function.
+    np.testing.assert_array_equal(
+        images.decode(tmp_path / "deep.png", what="deep"), Reference.of(Image.fromarray(deep)).pixels
+    )
     animated = read("two.gif", picture.quantize(), save_all=True, append_images=[Image.new("RGB", (12, 8))])
     assert animated.notes and "first frame" in animated.notes[0] and animated.pixels.shape == (8, 12, 3)
     exif = Image.Exif()
@@ -215,14 +230,19 @@ def test_what_is_no_picture(tmp_path, folder, capsys):
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     for name, message in {
-        "text": "cannot be decoded",
+        "text": "text.png' cannot be decoded (no known kind of image); replace or remove it",
         "empty": "is empty",
-        "half": "cannot be decoded",
+        "half": "half.png' cannot be decoded (image file is truncated",
         "huge": "has too many pixels; the limit is 64000000",
         "absent": "does not exist",
     }.items():
         path = str(tmp_path / f"{name}.png")
         assert message in refused(capsys, folder, "--prompt", "a", "--image_paths", path, out="none")
+    with (
+        Image.open(tmp_path / "half.png") as half,
+        pytest.raises(InputError, match=r"the image cannot be decoded \(image"),
+    ):
+        Reference.of(half)
     with pytest.raises(InputError, match="must be uint8"):
         Reference.of(np.zeros((0, 4, 3), np.uint8))
     assert not (folder / "none").exists()
@@ -262,35 +282,86 @@ def test_weights_of_another_variant(folder, capsys, tmp_path):
 # ---------------------------------------------------------------------------------------------------- processes
 
 
-def run(folder: pathlib.Path, out: str, *arguments: str, devices: int = 1) -> tuple[str, list[pathlib.Path]]:
+COUNTED = """
+import collections, runpy, sys
+import jax
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.split("/")[-1]]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("found", counts["cache_hits"], "compiled", counts["cache_misses"])
+"""
+
+
+def start(folder: pathlib.Path, out: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    """Run the command in a process of its own, which says last how many programs it found on disk or compiled."""
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "scripts/generate.py", "--weights", str(folder / "weights"), "--prompt", "a red fox",
-         "--image_paths", str(folder / "fox.png"), str(folder / "ink.png"), "--num_steps", "2",
-         "--num_images_per_prompt", "3", "--batch_size", "3", "--save_path", str(folder / out), *arguments],
+    return subprocess.Popen(
+        [sys.executable, "-c", COUNTED, "scripts/generate.py", "--save_path", str(folder / out), *arguments],
         cwd=tiny.ROOT,
         env=inherited
         | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
         | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stderr, sorted((folder / out).glob("*.png"))
+    )
+
+
+def end(process: subprocess.Popen) -> tuple[str, str]:
+    """Give what a process said, if it went well."""
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out, error
 
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folder):
-    said, first = run(folder, "process_1")
-    assert "Compiling (first picture of this size)" in said
-    cache = folder / "cache" / "uso_jax" / "compiled"
-    compiled = {path.name for path in cache.iterdir() if path.name.endswith("-cache")}
-    assert len(compiled) > 5
-    said, second = run(folder, "process_2")
-    assert {path.name for path in cache.iterdir() if path.name.endswith("-cache")} == compiled
+    def run(out, *more, **options):
+        said = end(start(
+            folder, out, "--weights", str(folder / "weights"), "--prompt", "a red fox",
+            "--image_paths", str(folder / "fox.png"), str(folder / "ink.png"), "--num_steps", "2",
+            "--num_images_per_prompt", "3", "--batch_size", "3", *more, **options,
+        ))  # fmt: skip
+        found, compiled = re.search(r"found (\d+) compiled (\d+)", said[0]).groups()
+        return said[1], int(found), int(compiled), sorted((folder / out).glob("*.png"))
+
+    shown, _, compiled, first = run("process_1")
+    assert "Compiling (first picture of this size)" in shown and compiled > 5
+    _, found, again, second = run("process_2")
+    assert (found, again) == (compiled, 0)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    _, many = run(folder, "eight", "--no_compilation_cache", devices=8)
-    assert [path.name for path in many] == [path.name for path in first]
-    for a, b in zip(first, many, strict=True):
-        assert np.abs(pixels(a) - pixels(b)).max() <= 1
+    for number, mesh in enumerate(("data=-1", "data=1,sequence=2,fsdp=2,tensor=1")):
+        devices = (8, 4)[number]
+        *_, many = run(f"many_{number}", "--no_compilation_cache", "--mesh", mesh, devices=devices)
+        assert [path.name for path in many] == [path.name for path in first]
+        for a, b in zip(first, many, strict=True):
+            assert np.abs(pixels(a) - pixels(b)).max() <= 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_again(folder):
+    """With the mini weights, and a kill that no handler sees, while the fourth picture is drawn."""
+    items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "12", "--mesh", "data=1")
+    end(start(folder, "undisturbed", *items))
+    whole = sorted((folder / "undisturbed").glob("[0-9]*"))
+    assert len(whole) == 20  # ten pictures and their records
+
+    process = start(folder, "torn", *items)
+    while len(made := sorted((folder / "torn").glob("*.png"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    made = {path: path.stat().st_mtime_ns for path in (folder / "torn").glob("*.png")}
+    assert 3 <= len(made) < 10  # it may get further on a busy machine
+    # As if the kill had met it while it wrote.
+    (half,) = (folder / "undisturbed").glob("9_*.png")
+    (folder / "torn" / half.name).write_bytes(half.read_bytes()[:900])
+
+    said, _ = end(start(folder, "torn", *items))
+    assert said.count("(was finished)") == len(made)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    torn = sorted((folder / "torn").glob("[0-9]*"))
+    assert [path.name for path in torn] == [path.name for path in whole]
+    assert [path.read_bytes() for path in torn] == [path.read_bytes() for path in whole]

@@ -3,6 +3,7 @@
 """The pipeline: every mode against torch, batches, strengths, what is compiled and encoded how often."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from oracle_pipeline import pixels
 
 from uso_jax import sharding
 from uso_jax.attention import attention, interpreted_splash
+from uso_jax.bundle import Bundle
 from uso_jax.errors import InputError
 from uso_jax.pipeline import USOPipeline
 
@@ -111,7 +113,7 @@ def test_noise_depends_on_the_seed_alone(pipe):
     assert not np.allclose(batch[0], batch[1])
 
 
-@pytest.mark.parametrize("shape", [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("shape", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2)], ids=str)
 def test_eight_devices_draw_what_one_draws(pipe, directory, shape):
     many = USOPipeline.from_weights(directory, mesh=sharding.make_mesh(shape), compilation_cache=False)
     arguments = dict(prompt="a fox", contents=[TALL], styles=[INK], seed=[1, 2, 3])  # filled up to whole batches
@@ -134,7 +136,9 @@ def test_one_program_for_all_values(pipe):
     after = dict(pipe.sampler.steps)
     assert len(after) == len(before) + 1
     assert [what for what, *_ in said].count("Compiling (first picture of this size)") == 1
-    assert said[-1] == ("Drawing", oracle.STEPS, oracle.STEPS)
+    stages = ["Encoding references", "Encoding text", "Compiling (first picture of this size)", "Drawing", "Decoding"]
+    assert list(dict.fromkeys(what for what, *_ in said)) == stages
+    assert said[-2:] == [(what, oracle.STEPS, oracle.STEPS) for what in ("Drawing", "Decoding")]
     pipe("a fox", contents=[TALL], styles=[INK], style_strength=2.0, content_strength=0.25)
     assert pipe.sampler.steps == after
 
@@ -206,6 +210,22 @@ def test_a_record_is_json_and_says_all(pipe):
     assert len(record["request"]["contents"][0]["sha256"]) == 64
 
 
+def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
+    """Any tensor's: each has files of its own, of which the beginning, middle and end are looked at."""
+    shutil.copytree(directory, tmp_path / "copy")
+    same = lambda: Bundle.open(tmp_path / "copy").fingerprints
+    assert same() == pipe.bundle.fingerprints
+    for component, parameter in (("transformer", "img_in/bias"), ("t5", "shared/embedding")):
+        (file,) = (tmp_path / "copy" / component / "params" / parameter).glob("[0-9]*")
+        numbers = bytearray(file.read_bytes())
+        numbers[len(numbers) // 2] ^= 1
+        file.write_bytes(numbers)
+        differ = {name for name, value in same().items() if value != pipe.bundle.fingerprints[name]}
+        assert differ == {component}
+        numbers[len(numbers) // 2] ^= 1
+        file.write_bytes(numbers)
+
+
 def test_weights_without_references(directory, tmp_path):
     for name in ("transformer", "autoencoder", "t5", "clip", "tokenizer_t5", "tokenizer_clip", "pipeline.json"):
         (tmp_path / name).symlink_to(directory / name)
@@ -214,6 +234,14 @@ def test_weights_without_references(directory, tmp_path):
     assert plain("a fox").images[0].size == (32, 32)
     with pytest.raises(InputError, match="has no projector"):
         plain("a fox", styles=[INK])
+
+
+def test_styles_need_one_network_only(directory, pipe):
+    tower = oracle.open_pipeline(directory, only=["siglip"])
+    assert {name for name, part in tower.sampler._parts.items() if part} == {"siglip"}
+    np.testing.assert_array_equal(tower.encode_style([INK]).features, pipe.encode_style([INK]).features)
+    with pytest.raises(InputError, match="the text was not loaded"):
+        tower("a fox")
 
 
 def test_keep_size(pipe):

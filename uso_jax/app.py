@@ -30,7 +30,13 @@ MAX_UPLOAD = "20mb"
 _KEPT = 40  # pictures of a session that its gallery shows
 _NAME = re.compile(r"\w[\w -]{0,63}")
 _DEVICE = "device"  # events that share one place in the queue
-_CSS = "footer {display: none !important} .strength {border: none !important}"
+_CSS = """
+footer {display: none !important}
+.strength {border: none !important}
+.strength input[type=number] {min-width: 3em !important; width: 3.5em !important}
+#pictures .preview {background: var(--block-background-fill) !important}
+td.image .container {width: 56px !important; height: 56px !important; margin: auto !important}
+"""
 _HELP = """**Content image alone:** its subject in a new scene (*a clock on the table*), or restyled (*Transform the
 image into watercolor style*; keep the input size to keep the layout). **Style image alone:** anything, in that style;
 several styles blend. **Content and style image:** the content in the style; with an empty prompt the layout stays,
@@ -129,7 +135,7 @@ class App:
             nonlocal started
             if what == "Drawing" and step == 0:
                 started = time.monotonic()
-            rate = f", {(time.monotonic() - started) / step:.2g} s a step" if started and step else ""
+            rate = f", {(time.monotonic() - started) / step:.2g} s a step" if what == "Drawing" and step else ""
             progress((step, total), desc=what + rate, unit="steps")
 
         result = self.pipe.generate(requests, progress=report)
@@ -155,10 +161,8 @@ class App:
         uploads = [upload for upload in (style, extra) if upload]
         if not uploads:
             raise InputError("there is no style to save: put in a style image first")
-        for upload in uploads:
-            upload.read()  # for its messages
         name = (name or "").strip()
-        encoded = self.pipe.encode_style([upload.path for upload in uploads])
+        encoded = self.pipe.encode_style([upload.read() for upload in uploads])
         self.styles.write(name, encoded)
         gr.Info(f"saved style {name}")
         return gr.Dropdown(choices=self.styles.names(), value=[*(chosen or ()), name]), ""
@@ -261,18 +265,19 @@ class App:
                 return self.show(made, event.index)
 
             gallery.select(selected, made, [record, download], queue=False, **hidden)
-            page.load(lambda: gr.Dropdown(choices=self.styles.names()), None, saved, queue=False, **hidden)
+            listed = lambda: gr.Dropdown(choices=self.styles.names())
+            page.load(listed, None, saved, queue=False, show_progress="hidden", **hidden)
         return page
 
 
 def _reference(label: str, name: str) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=150):
-        picture = PictureBox(label=label, sources=["upload", "clipboard"], height=190, buttons=[], elem_id=name)
+        picture = PictureBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
         return picture, _strength("Strength", name)
 
 
 def _strength(label: str, name: str) -> gr.Slider:
-    return gr.Slider(0, 3, 1, step=0.05, label=label, elem_id=f"{name}_strength", elem_classes="strength")
+    return gr.Slider(0, 3, 1, step=0.05, label=label, buttons=[], elem_id=f"{name}_strength", elem_classes="strength")
 
 
 def _examples(folder: pathlib.Path) -> list[list]:

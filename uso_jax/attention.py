@@ -11,6 +11,10 @@ ones first (attention does not care about the order of keys).
 A key's weight in the softmax is multiplied by exp(`key_bias`). XLA gets a row again, and splash, which knows no bias,
 one more channel: 1 in every query, the bias in the key. cuDNN has neither room for a channel beyond 128 nor a bias of
 one row, so XLA stands in for it.
+
+Where the mesh has a "sequence" axis, each device keeps its share of the tokens for everything but attention, and for
+attention all tokens of its share of the heads (DeepSpeed Ulysses, arXiv 2309.14509): `by_heads` and `by_tokens` say
+where one becomes the other, and XLA makes exchanges of them.
 """
 
 import functools
@@ -67,6 +71,35 @@ def batch_axes(size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
+def sequence_ways() -> int:
+    """Give over how many devices the mesh splits the tokens of one sample; 1 outside of such a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("sequence", 1)
+
+
+def by_heads(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
+    """Where tokens are split, give each device all tokens of some heads instead."""
+    if sequence_ways() == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, None, _head_axes(x.shape[2])))
+
+
+def by_tokens(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
+    """Undo `by_heads`; heads stay split over "tensor"."""
+    if sequence_ways() == 1:
+        return x
+    heads = tuple(axis for axis in _head_axes(x.shape[2]) if axis != "sequence")
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence", heads or None))
+
+
+def _head_axes(num_heads: int) -> tuple[str, ...]:
+    """Give the mesh axes that split the heads: those that fit, "tensor" first."""
+    sizes, axes = dict(jax.sharding.get_abstract_mesh().shape), ()
+    for axis in ("tensor", "sequence"):
+        if num_heads % math.prod(sizes.get(name, 1) for name in (*axes, axis)) == 0 and axis in sizes:
+            axes += (axis,)
+    return axes
+
+
 def _splash(q, k, v, key_valid, key_bias=None, *, interpret: bool = False):
     """TPU flash attention: each device runs the kernel on its own samples and heads."""
     q = q * q.shape[-1] ** -0.5  # the kernel does not scale
@@ -81,8 +114,7 @@ def _splash(q, k, v, key_valid, key_bias=None, *, interpret: bool = False):
         return local(q, k, v, key_valid)
     # XLA cannot split a kernel by itself.
     batch = batch_axes(q.shape[0]) or None
-    heads = "tensor" if "tensor" in mesh.axis_names and q.shape[2] % mesh.shape["tensor"] == 0 else None
-    spec = P(batch, None, heads, None)
+    spec = P(batch, None, _head_axes(q.shape[2]) or None, None)
     sharded = jax.shard_map(local, in_specs=(spec, spec, spec, P(batch, None)), out_specs=spec, check_vma=False)
     return sharded(q, k, v, key_valid)
 

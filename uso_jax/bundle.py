@@ -8,7 +8,8 @@ do not say may stand in DIR/pipeline.json; it only needs the entries that differ
     {"t5_length": 512, "t5_tokenizer": "google/t5-v1_1-xxl", "clip_tokenizer": "openai/clip-vit-large-patch14",
      "width": 1024, "height": 1024, "content_ref": 512, "num_steps": 25, "guidance": 4.0, "shift": "upstream"}
 
-A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini".
+A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini"; DIR/tokenizer_t5 and
+DIR/tokenizer_clip, which imports make, need not be named.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import hashlib
 import json
 import math
 import pathlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -31,6 +33,7 @@ from uso_jax.sizes import object_
 from uso_jax.system import System, SystemConfig
 from uso_jax.text import T5ClipConfig
 
+_SAMPLE = 4096  # bytes that are hashed of a place in a file
 _FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
 
 
@@ -51,11 +54,10 @@ class Defaults:
     @classmethod
     def read(cls, directory: pathlib.Path) -> "Defaults":
         """Read DIR/pipeline.json, if there is one."""
-        path = directory / "pipeline.json"
-        if not path.is_file():
-            return cls()
+        path, values = directory / "pipeline.json", {}
         try:
-            values = object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+            if path.is_file():
+                values = object_(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is not readable JSON ({error}); correct or remove it") from error
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
@@ -67,9 +69,10 @@ class Defaults:
                 raise InputError(f"{path}: {name} must be a {fields[name].__name__}, not {value!r}")
         if values.get("shift", cls.shift) not in get_args(flow.Shift):
             raise InputError(f"{path}: shift must be one of {', '.join(get_args(flow.Shift))}")
-        for name in ("t5_tokenizer", "clip_tokenizer"):
-            if (directory / values.get(name, "")).is_dir() and values.get(name):
-                values[name] = str(directory / values[name])
+        for component in ("t5", "clip"):
+            folder = directory / (values.get(f"{component}_tokenizer") or weights.tokenizer(directory, component).name)
+            if folder.is_dir():
+                values[f"{component}_tokenizer"] = str(folder)
         return cls(**values)
 
 
@@ -124,12 +127,17 @@ class Bundle:
             raise InputError(f"{directory} mixes components of different variants: {error}") from error
         return cls(str(name), directory, system, defaults, dtype)
 
-    def load(self, system: System, mesh: Mesh, memory: str = "device") -> Params:
-        """Read every parameter to its place on the mesh, in a kind of memory; what is quantised stays so."""
+    def load(self, system: System, mesh: Mesh, memory: str = "device", only: Collection[str] | None = None) -> Params:
+        """Read parameters to their places on the mesh, in a kind of memory; what is quantised stays so.
+
+        `only` names components to read; None: all.
+        """
         where = sharding.shardings(mesh, sharding.RULES, system.shapes)
         where = {path: place.with_memory_kind(memory) for path, place in where.items()}
         params: Params = {}
         for component, paths in weights.by_component(system.shapes).items():
+            if only is not None and component not in only:
+                continue
             dtype = jnp.dtype("float32" if component in _FULL_PRECISION else self.dtype)
             structs = {
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
@@ -142,9 +150,10 @@ class Bundle:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Identify each component by its sizes, dtypes and sources, and by its numbers where they are one small file.
+        """Identify each component by its sizes, dtypes, the SHA-256 of its sources, and a sample of its numbers.
 
-        Hashing the numbers of large components would take minutes; imported ones have the SHA-256 of their sources.
+        The sample is the beginning, middle and end of every file: all tensors, in milliseconds, where reading all
+        numbers of a large component would take minutes. What is one file, being small, is hashed as a whole.
         """
         return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
 
@@ -158,6 +167,12 @@ def fingerprint(folder: pathlib.Path) -> str:
     if (folder / weights_packed.FILE).is_file():
         with (folder / weights_packed.FILE).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+    for name, size in sorted(record["files"].items()):
+        with (folder / name).open("rb", buffering=0) as file:
+            for place in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]
 
 

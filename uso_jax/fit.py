@@ -79,6 +79,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
         raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(config.mesh)
     system = precompute.check(config)
+    sharding.check_heads(mesh, config.system.transformer.num_heads)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     rates = [stage.rates(system.shapes) for stage in config.stages]
     _check_batches(config, mesh)

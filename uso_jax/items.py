@@ -83,7 +83,12 @@ def read(path: str | pathlib.Path) -> list[Item]:
     if not isinstance(values, list) or not values:
         raise InputError(f"{path} must be a JSON list of items, each with prompt and image_paths")
     folder = os.path.dirname(path)
-    return [item(object_(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
+    found = [item(object_(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
+    owner: dict[str, int] = {}
+    for one in found:
+        if one.save_dir and (first := owner.setdefault(os.path.normpath(one.save_dir), one.number)) != one.number:
+            raise InputError(f"{path}: items {first} and {one.number} have one save_dir; give each its own")
+    return found
 
 
 @dataclass(frozen=True)

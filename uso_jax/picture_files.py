@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
-from uso_jax.data.images import MAX_PIXELS, Picture
+from uso_jax.data import images
+from uso_jax.data.images import Picture
 from uso_jax.errors import InputError
 
 KEY = "uso_jax"
-_BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no pictures
 Source = str | pathlib.Path | Image.Image | np.ndarray
 
 
@@ -36,18 +36,20 @@ class Reference:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Source) -> "Reference":
-        """Read a path, a PIL image or an array of bytes.
+    def of(cls, source: "Source | Reference") -> "Reference":
+        """Read a path, a PIL image or an array of bytes; one that has been read is given back.
 
         Raises:
           InputError: it is no picture, or too large; the message names it.
         """
+        if isinstance(source, Reference):
+            return source
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
                 raise InputError(f"an image array must be uint8 [height, width, 3], not {source.dtype} {source.shape}")
             return cls(source, _digest(source))
         if isinstance(source, Image.Image):
-            pixels, notes = _rgb(source, "the image")
+            pixels, notes = images.read(source, what="the image")
             return cls(pixels, _digest(pixels), None, notes)
         if not isinstance(source, str | pathlib.Path):
             raise InputError(f"an image is a path, a PIL image or an array, not {type(source).__name__}")
@@ -56,15 +58,9 @@ class Reference:
             raise InputError(f"{what} {'is not a file' if path.exists() else 'does not exist'}; check the path")
         try:
             data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
-                pixels, notes = _rgb(opened, what)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise InputError(f"{what} has too many pixels; the limit is {MAX_PIXELS} in all: shrink it") from error
-        except InputError:
-            raise
-        except _BROKEN as error:
-            reason = "is empty" if not path.stat().st_size else f"cannot be decoded ({error})"
-            raise InputError(f"{what} {reason}; replace or remove it") from error
+        except OSError as error:
+            raise InputError(f"{what} cannot be read: {error.strerror}; check its permissions") from error
+        pixels, notes = images.read(data, what=what)
         return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes)
 
     @property
@@ -95,24 +91,6 @@ class Reference:
 
 def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def _rgb(image: Image.Image, what: str) -> tuple[Picture, tuple[str, ...]]:
-    """Give the RGB bytes of any kind of picture: upright, on white, the first of several frames."""
-    width, height = image.size
-    if not width or not height:
-        raise InputError(f"{what} has no pixels; replace or remove it")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it")
-    notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
-        values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
-        image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image.convert("RGB")), notes
 
 
 # ---------------------------------------------------------------------------------------------------- made pictures
@@ -162,7 +140,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         record = json.loads(text) if text else None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
-    except (*_BROKEN, RecursionError) as error:
+    except (*images.BROKEN, RecursionError) as error:
         raise InputError(f"{path} is not a picture with a readable record ({error})") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise InputError(f"{path} has no record of uso_jax: it was not made by this program, or saved anew by another")

@@ -13,7 +13,7 @@ import logging
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -69,6 +69,7 @@ class USOPipeline:
         offload: bool = False,
         tile: int | None = None,
         compilation_cache: bool = True,
+        only: Collection[str] | None = None,
     ) -> "USOPipeline":
         """Load a weights directory, or "mini", the weights that come with the package.
 
@@ -81,17 +82,19 @@ class USOPipeline:
           tile: decode pictures with a longer side than this many pixels in tiles of that size; None: always whole.
           compilation_cache: keep compiled programs on disk for the next process, in JAX_COMPILATION_CACHE_DIR or the
             user's cache folder.
+          only: networks to load, such as ["siglip"] for `encode_style`; by default all.
         """
         if compilation_cache:
             keep_compiled_programs()
         if mesh is None:
-            mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+            mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
         bundle = Bundle.open(name, dtype)
         system = QuantizedSystem(bundle.system)
+        sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token
         if tile is not None and (tile % side or tile < 8 * side):
             raise InputError(f"tile must be a multiple of {side}, at least {8 * side} pixels, not {tile}")
-        params = bundle.load(system, mesh, HOST if offload else "device")
+        params = bundle.load(system, mesh, HOST if offload else "device", only)
         return cls(bundle, system, params, mesh, tile)
 
     def __call__(
@@ -159,9 +162,11 @@ class USOPipeline:
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
         """Make the pictures of requests; those of one size run together, with absent references masked."""
-        features, latents = self._features(requests), self._latents(requests)
         groups = _groups(requests, batch_size or len(requests))
         total, done = sum(requests[group[0]].num_steps for group in groups), 0
+        if progress is not None and any(one.styles or one.contents for one in requests):
+            progress("Encoding references", 0, total)
+        features, latents = self._features(requests), self._latents(requests)
         images: dict[int, Image.Image] = {}
         for group in groups:
 
@@ -206,9 +211,9 @@ class USOPipeline:
         layers = self.system.config.transformer.projector.layers
         return f"{self.bundle.fingerprints['siglip']} {','.join(map(str, layers))}"
 
-    def encode_style(self, images: Sequence[Source], style_fit: str = "squash") -> Style:
+    def encode_style(self, images: Sequence[Source | Reference], style_fit: str = "squash") -> Style:
         """Give a style of one or more images, to be used again or written by `style_files.write`."""
-        references = [Reference.of(image) for image in images]
+        references = list(map(Reference.of, images))
         if not references:
             raise InputError("a style needs at least one image")
         features = np.stack([self._encode_style(reference, style_fit) for reference in references])

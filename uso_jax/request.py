@@ -116,7 +116,7 @@ def make(
         notes.append("guidance changes nothing: these weights were not made for it")
     guidance = _number("guidance", defaults.guidance if guidance is None else guidance)
 
-    references = tuple(item if isinstance(item, Reference) else Reference.of(item) for item in contents)
+    references = tuple(map(Reference.of, contents))
     pictures = tuple(reference.content(content_ref, side) for reference in references)
     styles = tuple(map(_style, styles))
     if styles and system.config.transformer.projector is None:
@@ -189,7 +189,7 @@ def _found(path: str | None, sha256: str, folder: pathlib.Path) -> Reference | S
 
 
 def _style(source: StyleSource) -> Reference | Style:
-    if isinstance(source, Reference | Style):
+    if isinstance(source, Style):
         return source
     if isinstance(source, str | pathlib.Path) and style_files.is_style(source):
         return style_files.read(source)

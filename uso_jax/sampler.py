@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from uso_jax import flow, sharding, tiles
+from uso_jax.errors import InputError
 from uso_jax.params import Params
 from uso_jax.system import Inputs, System, to_bytes
 
@@ -89,7 +90,8 @@ class Sampler:
 
     def _part(self, name: str) -> Params:
         """Give a component's parameters on the devices; what was lent before goes first, so that both need not fit."""
-        part = self._parts[name]
+        if not (part := self._parts[name]):
+            raise InputError(f"the {name} was not loaded; leave out `only`, or name it there")
         on_host = {path: value.sharding for path, value in part.items() if value.sharding.memory_kind == HOST}
         if not on_host:
             return part
@@ -105,7 +107,7 @@ class Sampler:
         place = lambda x: None if x is None else jax.device_put(x, self._batch)
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
-            progress("Encoding", 0, num_steps)
+            progress("Encoding text", 0, num_steps)
             txt, y = jax.block_until_ready(self._text(self._part("text"), jax.tree.map(place, c.tokens)))
             rows, columns = self.system.token_grid(c.height, c.width)
             inputs = Inputs(
@@ -131,6 +133,7 @@ class Sampler:
                 x.block_until_ready()  # so that a step is counted when it is done
                 progress("Drawing", number + 1, num_steps)
             del params  # so that it can leave the devices
+            progress("Decoding", num_steps, num_steps)
             return np.asarray(self._decode(self._part("autoencoder"), x, c.height, c.width))
 
     def _picture(

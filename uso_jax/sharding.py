@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh and where every parameter lives on it.
 
-Axes: "data" copies the model and splits the batch, "fsdp" splits the batch and the parameters, "tensor" splits
-parameters and activations inside a layer.
+Axes: "data" copies the model and splits the batch, "fsdp" splits the batch and the parameters, "sequence" copies the
+model and splits the transformer's tokens, "tensor" splits parameters and activations inside a layer.
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from uso_jax import params
 from uso_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = P(("data", "fsdp"))
 
 # Stacked blocks carry a leading layer axis: their kernels are [layer, in, out].
@@ -34,17 +35,39 @@ RULES: params.Rules = (
 
 
 def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
-    """Lay out the devices; at most one axis may be -1, which takes what the others leave."""
+    """Lay out the devices; at most one axis may be -1, which takes what the others leave; one not named has size 1."""
     devices = jax.devices() if devices is None else devices
-    sizes = [shape[axis] for axis in AXES]
+    if unknown := shape.keys() - set(AXES):
+        raise InputError(f"mesh {dict(shape)}: {min(unknown)!r} is no axis; axes are {', '.join(AXES)}")
+    sizes = [shape.get(axis, 1) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"mesh {dict(shape)}: sizes are positive, and at most one may be -1 (take the rest)")
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        raise InputError(f"mesh {dict(shape)} does not divide {len(devices)} devices; correct --config.mesh")
+        raise InputError(f"mesh {dict(shape)} does not divide {len(devices)} devices; correct it")
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def read_shape(text: str) -> dict[str, int]:
+    """Read a mesh as it is given on the command line, such as "data=4,tensor=2"."""
+    shape = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or re.fullmatch(r"-?\d+", size) is None:
+            raise InputError(f"--mesh {text!r} must look like data=4,tensor=2; axes are {', '.join(AXES)}")
+        shape[name] = int(size)
+    return shape
+
+
+def check_heads(mesh: Mesh, num_heads: int) -> None:
+    """Refuse a sequence axis that leaves devices without attention heads."""
+    ways = mesh.shape["sequence"] * mesh.shape["tensor"]
+    if mesh.shape["sequence"] > 1 and num_heads % ways:
+        raise InputError(
+            f"{num_heads} attention heads do not divide by mesh axes sequence x tensor = {ways}; choose smaller ones"
+        )
 
 
 def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
@@ -61,7 +84,7 @@ def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDty
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
                     f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"
-                    f" {axis!r} of size {mesh.shape[axis]}; change --config.mesh.{axis}"
+                    f" {axis!r} of size {mesh.shape[axis]}; change the size of that axis"
                 )
         placed[path] = NamedSharding(mesh, P(*spec))
     return placed

@@ -87,6 +87,7 @@ def _tokenizer(name: str):
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"tokenizer {name!r} is neither a folder nor in the hub's cache; copy its files here and name the folder"
-            " in --config.model.text.t5_tokenizer or .clip_tokenizer"
+            f"tokenizer {name!r} is neither a tokenizer's folder nor in the hub's cache; to draw, put its files into"
+            " tokenizer_t5 or tokenizer_clip of the weights directory, to train, name their folder in"
+            " --config.model.text.t5_tokenizer or .clip_tokenizer"
         ) from error

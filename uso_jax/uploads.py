@@ -8,7 +8,6 @@ import pathlib
 from typing import NamedTuple
 
 import gradio as gr
-from PIL import UnidentifiedImageError
 
 from uso_jax.errors import InputError
 from uso_jax.picture_files import Reference
@@ -29,10 +28,7 @@ class Upload(NamedTuple):
         try:
             reference = Reference.of(self.path)
         except InputError as error:
-            sentence, cause = self.said(str(error)), error.__cause__
-            if isinstance(cause, UnidentifiedImageError):  # it names an object in memory
-                sentence = sentence.replace(str(cause), "no known kind of image")
-            raise InputError(sentence) from error
+            raise InputError(self.said(str(error))) from error
         return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.said, reference.notes)))
 
 

@@ -55,6 +55,11 @@ def components(directory: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith("."))
 
 
+def tokenizer(directory: Path, component: str) -> pathlib.Path:
+    """Give where a text encoder's tokenizer lies in a weights directory that has it."""
+    return pathlib.Path(directory) / f"tokenizer_{component}"
+
+
 def manifest(directory: Path, component: str) -> dict[str, Any]:
     """Read a component's manifest; it is checked, and `tensors` become structs.
 

@@ -17,34 +17,44 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from uso_jax.errors import BadExample
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
+Source = bytes | Path | Image.Image
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
+BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no pictures
 _ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def decode(data: bytes | Path, *, what: str) -> Picture:
-    """Decode an image file or its bytes to sRGB, with the EXIF orientation and the colour profile applied.
+def read(source: Source, *, what: str) -> tuple[Picture, tuple[str, ...]]:
+    """Read an image file, its bytes, or what PIL has opened; give sRGB, and in sentences what was left out of it.
 
-    `what` names the image in the BadExample that is raised when it does not decode.
+    The EXIF orientation and the colour profile are applied. Transparent parts become white.
+
+    Raises:
+      BadExample: it is no picture, or too large; the message calls it `what`.
     """
-    with _opened(data, what) as opened:
-        image = ImageOps.exif_transpose(opened)
+    with _opened(source, what) as image:
+        notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
         profile = image.info.get("icc_profile")
-        if image.mode.startswith("I"):
-            # Sixteen bits a pixel, which convert would clip.
-            levels = np.asarray(image).astype(np.int64)
-            image = Image.fromarray(np.clip((levels + 128) // 257, 0, 255).astype(np.uint8))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
+            values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
+            image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             # Transparent pixels often hide black; white is what every viewer shows behind them.
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("RGB")
-        return np.array(_to_srgb(image, profile).convert("RGB"))
+        return np.array(_to_srgb(image, profile).convert("RGB")), notes
 
 
-def size(data: bytes | Path, *, what: str) -> tuple[int, int]:
-    """Give an image's (height, width) as `decode` will, from its header alone; the bytes may end after it."""
-    with _opened(data, what) as image:
+def decode(source: Source, *, what: str) -> Picture:
+    """Read an image where it is of no interest what was left out of it; see `read`."""
+    return read(source, what=what)[0]
+
+
+def size(source: Source, *, what: str) -> tuple[int, int]:
+    """Give an image's (height, width) as `read` will, from its header alone; the bytes may end after it."""
+    with _opened(source, what) as image:
         width, height = image.size
         # Of other formats the orientation may stand behind the pixels, and hardly any file has one.
         turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
@@ -52,21 +62,31 @@ def size(data: bytes | Path, *, what: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes | Path, what: str) -> Iterator[Image.Image]:
+def _opened(source: Source, what: str) -> Iterator[Image.Image]:
     """Open an image whose size is allowed; whatever is wrong with it becomes a BadExample."""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with contextlib.ExitStack() as stack:
+            image = source
+            if not isinstance(source, Image.Image):
+                image = stack.enter_context(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
             width, height = image.size
+            if not width or not height:
+                raise BadExample(f"{what} has no pixels; replace or remove it")
             if width * height > MAX_PIXELS:
-                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it.")
+                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it")
             yield image
     except FileNotFoundError:
-        raise BadExample(f"{what} does not exist: check the path.") from None
-    except _BROKEN as error:
-        if isinstance(error, BadExample):
-            raise
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise BadExample(f"{what} is not an image that can be decoded ({reason}): replace or remove it.") from error
+        raise BadExample(f"{what} does not exist; check the path") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadExample(f"{what} has too many pixels; the limit is {MAX_PIXELS} in all: shrink it") from error
+    except BadExample:
+        raise
+    except BROKEN as error:
+        # PIL names an object in memory here, which nobody knows.
+        reason = "no known kind of image" if isinstance(error, UnidentifiedImageError) else error
+        empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
+        reason = "is empty" if empty else f"cannot be decoded ({reason})"
+        raise BadExample(f"{what} {reason}; replace or remove it") from error
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -11,8 +11,10 @@ Shapes: b batch, l tokens, d hidden_size, n heads, k head width, a rotary axes.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from uso_jax.attention import attention
+from uso_jax.attention import attention, by_heads, by_tokens, sequence_ways
 from uso_jax.models import stack
 from uso_jax.models.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.mlp import MLP, gelu_tanh
@@ -242,19 +244,18 @@ class DoubleStreamBlock(nnx.Module):
         img_q, img_k = self.img_attn.norm(img_q, img_k)
         txt_q, txt_k = self.txt_attn.norm(txt_q, txt_k)
 
-        q = rotate(jnp.concatenate([txt_q, img_q], axis=1), pe)
-        k = rotate(jnp.concatenate([txt_k, img_k], axis=1), pe)
-        v = jnp.concatenate([txt_v, img_v], axis=1)
-        out = _merge_heads(attention(q, k, v, key_valid, key_bias, implementation=self.config.attention))
-        txt_out, img_out = jnp.split(out, [txt.shape[1]], axis=1)
+        join = lambda txt, img: jnp.concatenate([by_heads(txt), by_heads(img)], axis=1)
+        q, k, v = rotate(join(txt_q, img_q), pe), rotate(join(txt_k, img_k), pe), join(txt_v, img_v)
+        out = attention(q, k, v, key_valid, key_bias, implementation=self.config.attention)
+        txt_out, img_out = (_merge_heads(by_tokens(x)) for x in jnp.split(out, [txt.shape[1]], axis=1))
 
         # Without these constraints XLA (jaxlib 0.10.2) takes gates from the wrong samples on a mesh such as data=2,
         # fsdp=2, tensor=2 with one sample a device.
-        batch = stack.constrain_batch
-        img = img + img_mod1.gate * batch(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
-        img = img + img_mod2.gate * batch(self.img_mlp(modulate(img, img_mod2)))
-        txt = txt + txt_mod1.gate * batch(self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
-        txt = txt + txt_mod2.gate * batch(self.txt_mlp(modulate(txt, txt_mod2)))
+        place = stack.constrain_tokens
+        img = img + img_mod1.gate * place(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
+        img = img + img_mod2.gate * place(self.img_mlp(modulate(img, img_mod2)))
+        txt = txt + txt_mod1.gate * place(self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
+        txt = txt + txt_mod2.gate * place(self.txt_mlp(modulate(txt, txt_mod2)))
         return img, txt
 
 
@@ -286,13 +287,13 @@ class SingleStreamBlock(nnx.Module):
         if self.config.lora_rank:
             qkv = qkv + self.config.lora_scale * self.processor.qkv_lora(x_in)
         q, k, v = _split_heads(qkv, self.config.num_heads)
-        q, k = self.norm(q, k)
+        q, k, v = map(by_heads, (*self.norm(q, k), v))
         out = attention(rotate(q, pe), rotate(k, pe), v, key_valid, key_bias, implementation=self.config.attention)
-        joined = jnp.concatenate([_merge_heads(out), gelu_tanh(self.linear1_mlp(x_in))], axis=-1)
+        joined = jnp.concatenate([_merge_heads(by_tokens(out)), gelu_tanh(self.linear1_mlp(x_in))], axis=-1)
         out = self.linear2(joined)
         if self.config.lora_rank:
             out = out + self.config.lora_scale * self.processor.proj_lora(joined)
-        return x + mod.gate * stack.constrain_batch(out)
+        return x + mod.gate * stack.constrain_tokens(out)
 
 
 class FinalLayer(nnx.Module):
@@ -306,6 +307,29 @@ class FinalLayer(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"], vec: Float[Array, "b d"]) -> Float[Array, "b l c"]:
         shift, scale = jnp.split(self.adaLN_modulation(jax.nn.silu(vec))[:, None], 2, axis=-1)
         return self.linear(modulate(x, ModulationOut(shift, scale, gate=scale)))
+
+
+class _Group(NamedTuple):
+    """Tokens of one kind, with what attention must know of them; None: ids of zeros, all valid, no bias."""
+
+    tokens: Array
+    ids: Array | None = None
+    valid: Array | None = None
+    bias: Array | None = None
+
+
+def _join(groups: list[_Group], field: str) -> Array | None:
+    """Put one field of groups together in their order; None where no group has it."""
+    values = [getattr(group, field) for group in groups]
+    if all(value is None for value in values):
+        return None
+    rows = max(len(value) for value in values if value is not None)
+    default = {"ids": jnp.zeros((1, 1, 3)), "valid": jnp.ones((1, 1), bool), "bias": jnp.zeros((1, 1))}
+    whole = []
+    for group, value in zip(groups, values, strict=True):
+        value = default[field] if value is None else value
+        whole.append(jnp.broadcast_to(value, (rows, group.tokens.shape[1], *value.shape[2:])))
+    return jnp.concatenate(whole, axis=1)
 
 
 class Flux(nnx.Module):
@@ -368,32 +392,24 @@ class Flux(nnx.Module):
         if guidance is not None:
             vec = vec + self.guidance_in(timestep_embedding(guidance).astype(dtype))
 
-        num_img, num_txt = img.shape[1], txt.shape[1]
-        txt = self.txt_in(txt.astype(dtype))
-        img = self.img_in(img.astype(dtype))
-        # Validity by group, in sequence order: [style | txt | img | ref_img].
-        valid = [jnp.ones((b, num_txt), bool), jnp.ones((b, num_img), bool)]
-        bias = [jnp.zeros((b, num_txt)), jnp.zeros((b, num_img))]
+        text = [_Group(self.txt_in(txt.astype(dtype)))]
+        image = [_Group(self.img_in(img.astype(dtype)), img_ids)]
         if style is not None:
-            txt = jnp.concatenate([style.astype(dtype), txt], axis=1)
-            valid.insert(0, jnp.ones(style.shape[:2], bool) if style_valid is None else style_valid)
-            bias.insert(0, jnp.zeros(style.shape[:2]) if style_bias is None else style_bias)
-        ids = [jnp.zeros((img_ids.shape[0], txt.shape[1], 3), img_ids.dtype), img_ids]
+            text.insert(0, _Group(style.astype(dtype), None, style_valid, style_bias))
         if ref_img is not None:
-            img = jnp.concatenate([img, self.img_in(ref_img.astype(dtype))], axis=1)
-            ids.append(ref_ids)
-            valid.append(jnp.ones(ref_img.shape[:2], bool) if ref_valid is None else ref_valid)
-            bias.append(jnp.zeros(ref_img.shape[:2]) if ref_bias is None else ref_bias)
-        rows = max(x.shape[0] for x in ids)
-        ids = jnp.concatenate([jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in ids], axis=1)
-        pe = rotary_embedding(ids, c.axes_dim, c.theta)
-        key_valid = None if style_valid is None and ref_valid is None else jnp.concatenate(valid, axis=1)
-        key_bias = None if style_bias is None and ref_bias is None else jnp.concatenate(bias, axis=1)
+            image.append(_Group(self.img_in(ref_img.astype(dtype)), ref_ids, ref_valid, ref_bias))
+        for stream in (text, image):  # filled up to what the mesh's sequence axis divides
+            if missing := -sum(group.tokens.shape[1] for group in stream) % sequence_ways():
+                filling = jnp.zeros((b, missing, c.hidden_size), dtype)
+                stream.append(_Group(filling, valid=jnp.zeros((b, missing), bool)))
+        pe = rotary_embedding(_join(text + image, "ids"), c.axes_dim, c.theta)
+        key_valid, key_bias = _join(text + image, "valid"), _join(text + image, "bias")
 
-        img, txt = stack.scan(
-            self.double_blocks, lambda block, x: block(*x, vec, pe, key_valid, key_bias), (img, txt), remat=c.remat
+        num_img, joint = img.shape[1], (vec, pe, key_valid, key_bias)
+        run = functools.partial(stack.scan, remat=c.remat, constrain=stack.constrain_tokens)
+        img, txt = run(
+            self.double_blocks, lambda block, x: block(*x, *joint), (_join(image, "tokens"), _join(text, "tokens"))
         )
-        x = jnp.concatenate([txt, img], axis=1)
-        x = stack.scan(self.single_blocks, lambda block, x: block(x, vec, pe, key_valid, key_bias), x, remat=c.remat)
+        x = run(self.single_blocks, lambda block, x: block(x, *joint), jnp.concatenate([txt, img], axis=1))
         x = x[:, txt.shape[1] : txt.shape[1] + num_img]
         return self.final_layer(x, vec).astype(jnp.float32)

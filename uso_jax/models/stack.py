@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
-from uso_jax.attention import batch_axes
+from uso_jax.attention import batch_axes, sequence_ways
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
@@ -34,19 +35,33 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.split_rngs(splits=depth)(nnx.vmap(make))(rngs)
 
 
-def scan(blocks: nnx.Module, step: Callable[[nnx.Module, Any], Any], carry: Any, *, remat: str = "none") -> Any:
-    """Apply `carry = step(block, carry)` for each block of a stack in order."""
-    graphdef, params = nnx.split(blocks)
-
-    def body(carry, layer):
-        return jax.tree.map(constrain_batch, step(nnx.merge(graphdef, layer), carry)), None
-
-    if remat != "none":
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, carry, params)[0]
-
-
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keep the leading axis split over the mesh's batch axes; does nothing outside of such a mesh."""
     axes = batch_axes(x.shape[0]) if x.ndim else ()
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
+
+
+def constrain_tokens(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Do so, and keep the tokens split over the mesh's sequence axis."""
+    if sequence_ways() == 1:
+        return constrain_batch(x)
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence"))
+
+
+def scan(
+    blocks: nnx.Module,
+    step: Callable[[nnx.Module, Any], Any],
+    carry: Any,
+    *,
+    remat: str = "none",
+    constrain: Callable[[jax.Array], jax.Array] = constrain_batch,
+) -> Any:
+    """Apply `carry = step(block, carry)` for each block of a stack in order; `constrain` places what is carried."""
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry, layer):
+        return jax.tree.map(constrain, step(nnx.merge(graphdef, layer), carry)), None
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(body, jax.tree.map(constrain, carry), params)[0]
