@@ -91,6 +91,7 @@ def run(remat: str, **shape: int):
     return velocity, loss, gradients, compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat, shape", MESHES, ids=str)
 def test_eight_devices_equal_one(remat, shape):
     velocity, loss, gradients, flops = run("none", **ONE)
