@@ -24,7 +24,11 @@ CONFIG = FluxConfig.tiny(
 )
 SAMPLES, STYLE, TEXT, TARGET, CONTENT = 4, 6, 5, 15, 10
 ONE = dict(data=1)
-MESHES = (dict(sequence=8), dict(data=2, sequence=2, tensor=2), dict(fsdp=2, sequence=4))
+MESHES = (
+    ("none", dict(sequence=8)),
+    ("none", dict(data=2, sequence=2, tensor=2)),
+    ("full", dict(fsdp=2, sequence=4)),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +91,8 @@ def run(remat: str, **shape: int):
     return velocity, loss, gradients, compiled.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("remat, shape", zip(("none", "none", "full"), MESHES, strict=True), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("remat, shape", MESHES, ids=str)
 def test_eight_devices_equal_one(remat, shape):
     velocity, loss, gradients, flops = run("none", **ONE)
     got, got_loss, got_gradients, got_flops = run(remat, **shape)
