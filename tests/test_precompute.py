@@ -143,11 +143,11 @@ def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_pa
         FeatureSource(tmp_path)
     reads = []
 
-    def stop(self, path, **options):
-        reads.append(path)
+    def stop(self, *args):
+        reads.append(self)
         if len(reads) > 30:
             raise KeyboardInterrupt
-        return original(self, path, **options)
+        return original(self, *args)
 
     from uso_jax.data.places import Place
 

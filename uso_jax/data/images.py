@@ -7,7 +7,7 @@ Pictures are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,22 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from uso_jax.errors import BadExample
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
+Fit = Callable[[Image.Image], Image.Image]
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
 _ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def decode(data: bytes | Path, *, what: str) -> Picture:
+def decode(data: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Picture:
     """Decode an image file or its bytes to sRGB, with the EXIF orientation and the colour profile applied.
 
-    `what` names the image in the BadExample that is raised when it does not decode.
+    Args:
+      data: the file or its bytes.
+      what: names the image in the BadExample that is raised when it does not decode.
+      number: 0 or 1 gives the left or right of two squares side by side; -1 the whole image.
+      fit: resizes the picture before it becomes an array, which saves a copy; `cover` or `squash` of the array would
+        give the same.
     """
     with _opened(data, what) as image:
         # Without the copies that PIL makes by default: they take a third of the time.
@@ -41,7 +47,10 @@ def decode(data: bytes | Path, *, what: str) -> Picture:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("RGB")
         image = _to_srgb(image, profile)
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        if number >= 0:
+            image = image.crop(_square(*image.size, number, what))
+        return np.asarray(image if fit is None else fit(image))
 
 
 def size(data: bytes | Path, *, what: str) -> tuple[int, int]:
@@ -84,18 +93,17 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image  # viewers ignore a broken profile too
 
 
-def square(picture: Picture, number: int, *, what: str) -> Picture:
-    """Give the left (0) or right (1) of two squares side by side, with the same margin around and between them.
+def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:
+    """Give the box of one of two squares side by side, with the same margin around and between them.
 
     With margin m and side s the picture is 2 s + 3 m wide and s + 2 m high, so its size tells both.
     """
-    height, width = picture.shape[:2]
     margin = 2 * height - width
     side = height - 2 * margin
     if margin < 0 or side < 1:
         raise BadExample(f"{what} is {width} x {height}, which two squares side by side are not: remove it.")
     left = margin + number * (side + margin)
-    return picture[margin : margin + side, left : left + side]
+    return left, margin, left + side, margin + side
 
 
 def encode_png(image: Picture) -> bytes:
@@ -107,16 +115,25 @@ def encode_png(image: Picture) -> bytes:
 
 def cover(image: Picture, size: tuple[int, int]) -> Picture:
     """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
-    if image.shape[:2] == tuple(size):
-        return image
+    return image if image.shape[:2] == tuple(size) else np.asarray(covering(size)(Image.fromarray(image)))
+
+
+def covering(size: tuple[int, int]) -> Fit:
+    """Give what `cover` does, for `decode`."""
     height, width = size
-    fitted = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    return lambda image: (
+        image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    )
 
 
 def squash(image: Picture, size: tuple[int, int]) -> Picture:
     """Resize to `size` without keeping the aspect ratio, as SigLIP's image processor does."""
-    if image.shape[:2] == tuple(size):
-        return image
+    return image if image.shape[:2] == tuple(size) else np.asarray(squashing(size)(Image.fromarray(image)))
+
+
+def squashing(size: tuple[int, int]) -> Fit:
+    """Give what `squash` does, for `decode`."""
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return lambda image: (
+        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    )
