@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed of the input pipeline, against a torch DataLoader with PIL and against what training consumes.
 
-    python tests/benchmark_data.py [--images 96] [--workers 0 1 2] [--steps 60]
+    python tests/benchmark_data.py [--examples 256] [--workers 0 1 2] [--steps 60]
 
 Both sides decode the same 1024 x 1024 JPEGs and resize them to 512 x 512 with the same filter, with the same number of
 worker processes, one after the other in this run, several times in turn; ratios above 1 mean that this pipeline is
@@ -26,7 +26,7 @@ from PIL import Image
 
 from uso_jax.data.pipeline import batches, open_source
 
-SIDE, TO, BATCH, ROUNDS = 1024, 512, 8, 3
+SIDE, TO, BATCH, FILES, ROUNDS = 1024, 512, 8, 16, 3
 
 
 class Files(torch.utils.data.Dataset):
@@ -62,9 +62,9 @@ def write_images(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 def seconds_torch(paths, workers: int) -> float:
-    """Time one pass, from the first batch on, so that the start of processes does not count."""
+    """Time one pass."""
     loader = torch.utils.data.DataLoader(Files(paths), BATCH, num_workers=workers, drop_last=True)
-    return timed(iter(loader), len(paths) // BATCH)
+    return timed(iter(loader), len(paths) // BATCH, _warm(workers))
 
 
 def seconds_here(folder: pathlib.Path, count: int, workers: int, threads: int) -> float:
@@ -77,21 +77,27 @@ def seconds_here(folder: pathlib.Path, count: int, workers: int, threads: int) -
         source, batch_size=BATCH, seed=0, shuffle=False, num_workers=workers, num_threads=threads, **options
     )
     with contextlib.closing(iter(stream)) as reading:
-        return timed(reading, count // BATCH)
+        return timed(reading, count // BATCH, _warm(workers))
 
 
-def timed(reading, count: int) -> float:
-    next(reading)
-    start = time.perf_counter()
-    for _ in itertools.islice(reading, count - 1):
+def timed(reading, count: int, warm: int = 1) -> float:
+    """Give the seconds a batch, after some that include the start of processes."""
+    for _ in itertools.islice(reading, warm):
         pass
-    return time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in itertools.islice(reading, count - warm):
+        pass
+    return (time.perf_counter() - start) / (count - warm)
+
+
+def _warm(workers: int) -> int:
+    return 1 + 2 * workers
 
 
 def against_torch(count: int, workers: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        paths = write_images(folder, count)
+        paths = write_images(folder, FILES) * (count // FILES)
         items = [{"prompt": "x", "target": path.name} for path in paths]
         (folder / "list.json").write_text(json.dumps(items))
         print(
@@ -102,8 +108,8 @@ def against_torch(count: int, workers: list[int]) -> None:
             for _ in range(ROUNDS):
                 there.append(seconds_torch(paths, number))
                 # Without workers torch decodes in the main process; one thread then does the same here.
-                here.append(seconds_here(folder, count, number, threads=1))
-            rate = lambda times: (count // BATCH - 1) * BATCH / statistics.median(times)
+                here.append(seconds_here(folder, len(paths), number, threads=1))
+            rate = lambda times: BATCH / statistics.median(times)
             print(f"{number:7} | {rate(here):5.0f} | {rate(there):5.0f} | {rate(here) / rate(there):5.2f}", flush=True)
 
 
@@ -140,17 +146,16 @@ def against_training(steps: int) -> None:
         for _ in range(steps - 1):
             state, _ = step(state, frozen, batch)
         jax.block_until_ready(state.params)
-        training_seconds = time.perf_counter() - start
-    rate = lambda seconds: (steps - 1) * stage.batch_size / seconds
-    fed, eaten = rate(reading_seconds), rate(training_seconds)
+        training_seconds = (time.perf_counter() - start) / (steps - 1)
+    fed, eaten = (stage.batch_size / seconds for seconds in (reading_seconds, training_seconds))
     print(f"mini, examples a second: pipeline {fed:.0f}, training step {eaten:.0f}, ratio {fed / eaten:.1f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    against_torch(args.images, args.workers)
+    against_torch(args.examples, args.workers)
     against_training(args.steps)

@@ -3,6 +3,7 @@
 """Features in place of images: the same loss, made in parts by several processes, and only for the same encoders."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ import tiny
 from PIL import Image
 
 from uso_jax import precompute, sharding
+from uso_jax.data import features
 from uso_jax.data.features import FeatureSource
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.errors import BadExample, InputError
@@ -22,7 +24,6 @@ from uso_jax.initial import initial_params
 from uso_jax.objectives import flow_matching
 from uso_jax.system import System
 
-ASPECTS = dict(target_aspects=((512, 512), (384, 768)))
 COUNT = 34
 
 
@@ -50,7 +51,7 @@ def images(tmp_path_factory):
 
 
 def config(changes, **stage):
-    return tiny.config("joint", changes=changes, **(ASPECTS | stage))
+    return tiny.config("joint", changes=changes, **stage)
 
 
 def make(changes, path, split="train", **options):
@@ -91,9 +92,9 @@ def test_loss_equals_that_of_images(images, encoded):
         stream = first_batches(run)
 
         def loss(params, batch, number, system=system):
-            here = stage.at_size(*system.target_size(batch))
-            draws = flow_matching.draw(jax.random.key(number), system, here)
-            return flow_matching.loss(params, system, here, batch, draws)
+            assert system.target_size(batch) == stage.target_size
+            draws = flow_matching.draw(jax.random.key(number), system, stage)
+            return flow_matching.loss(params, system, stage, batch, draws)
 
         compiled = jax.jit(loss)
         with jax.set_mesh(mesh):
@@ -108,6 +109,32 @@ def test_training_reads_them(encoded, tmp_path):
     assert list((tmp_path / "samples").iterdir())
 
 
+def test_examples_keep_their_shapes(tmp_path):
+    manifest = dict(fingerprint={}, shards=1, num_styles=2, downscale=2)
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    features.write_manifest(tmp_path, manifest, dict(txt=zeros(5, 4), vec=zeros(4), style=zeros(3, 4, 6)))
+    records = []
+    for number in range(24):
+        rows, columns = (6, 12) if number % 4 == 0 else (8, 8)
+        record = dict(target_moments=zeros(rows, columns, 8) + number, txt=zeros(5, 4), vec=zeros(4))
+        record |= dict(content_moments=zeros(8, 8, 8)) if number % 2 else {}
+        record |= dict(style_features=zeros(1, 3, 4, 6) + 1) if number % 3 else {}
+        record |= dict(subject_label=np.array(-1, np.int32), style_label=np.array(-1, np.int32), index=np.array(number))
+        records.append(((2 * rows, 2 * columns, 16, 16), record))
+    features.write_shard(tmp_path, 0, records, {})
+    options = dict(target_size=(16, 16), content_size=(16, 16), style_size=(4, 4), num_styles=2, tokenize=lambda _: {})
+    stream = batches(FeatureSource(tmp_path), batch_size=4, seed=0, target_sizes=((16, 16), (12, 24)), **options)
+    seen = set()
+    for batch in itertools.islice(stream, 6):
+        numbers = batch["target_moments"][:, 0, 0, 0].astype(int)
+        assert batch["target_moments"].shape[1:3] == ((6, 12) if numbers[0] % 4 == 0 else (8, 8))
+        assert batch["content_valid"].tolist() == (numbers % 2 == 1).tolist()
+        assert batch["style_valid"].tolist() == [[n % 3 > 0, False] for n in numbers]
+        assert (batch["style_features"].max((2, 3, 4)) == batch["style_valid"]).all()
+        seen |= set(numbers.tolist())
+    assert seen == set(range(24))
+
+
 def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_path, monkeypatch):
     whole = FeatureSource(encoded["data.features.train.path"])
     make(images, tmp_path, process=(1, 2))
@@ -116,11 +143,11 @@ def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_pa
         FeatureSource(tmp_path)
     reads = []
 
-    def stop(self, path, **options):
-        reads.append(path)
+    def stop(self, *args):
+        reads.append(self)
         if len(reads) > 30:
             raise KeyboardInterrupt
-        return original(self, path, **options)
+        return original(self, *args)
 
     from uso_jax.data.places import Place
 
@@ -147,10 +174,10 @@ def test_other_settings_are_refused(images, encoded, tmp_path):
         precompute.check(config(encoded | {"model.siglip.layer_norm_eps": 1e-5}))
     with pytest.raises(InputError, match=r"features of other settings \(fingerprint differ\)"):
         make(images | {"seed": 1}, path)
-    with pytest.raises(InputError, match=r"was made for targets of \(12, 24\)"):
-        fit(config(encoded, target_aspects=()), tmp_path / "run")
+    with pytest.raises(InputError, match=r"was made for targets of \(16, 16\) and content of \(16, 16\) pixels"):
+        first_batches(config(encoded, target_size=(24, 16)))
     with pytest.raises(InputError, match="made for num_styles 1, not 2"):
-        fit(config(encoded | {"data.num_styles": 2}), tmp_path / "other")
+        first_batches(config(encoded | {"data.num_styles": 2}))
     with pytest.raises(InputError, match="holds no features: make them with"):
         FeatureSource(tmp_path)
     with pytest.raises(InputError, match="reads one source of images"):
@@ -160,8 +187,8 @@ def test_other_settings_are_refused(images, encoded, tmp_path):
     mixed = {"data.source": "mixture", "data.mixture.weights.json": 1.0, "data.mixture.weights.features": 1.0}
     paths = {name: value for name, value in (images | encoded).items() if name != "data.source"}
     with pytest.raises(InputError, match="of images or of features, not of both"):
-        fit(config(mixed | paths), tmp_path / "mixed")
-    trains = tiny.config("joint", changes=encoded, **ASPECTS, train=((r"text/.*", 1.0), (r".*", None)))
+        first_batches(config(mixed | paths))
+    trains = tiny.config("joint", changes=encoded, train=((r"text/.*", 1.0), (r".*", None)))
     with pytest.raises(InputError, match="trains text"):
         precompute.check(trains)
 

@@ -23,6 +23,7 @@ class Source(Protocol):
     """Random access to triplets.
 
     A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
+    that has `fitted(index, target, content, style)` resizes by these functions while it decodes, which is faster. One
     that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
     be stacked, whose sizes are what `sizes()` says.
     """
@@ -78,7 +79,11 @@ class Examples:
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if hasattr(self.source, "example"):
             return self.source.example(index, self.content_size, self.num_styles)
-        triplet = self.source[index]
+        if hasattr(self.source, "fitted"):
+            sizes = self.target_size, self.content_size
+            triplet = self.source.fitted(index, *map(images.covering, sizes), images.squashing(self.style_size))
+        else:
+            triplet = self.source[index]
         if triplet.target is None:
             raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
         if len(triplet.styles) > self.num_styles:

@@ -7,7 +7,7 @@ Pictures are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from uso_jax.errors import BadExample
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 Source = bytes | Path | Image.Image
+Fit = Callable[[Image.Image], Image.Image]
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
 BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no pictures
@@ -34,22 +35,40 @@ def read(source: Source, *, what: str) -> tuple[Picture, tuple[str, ...]]:
     """
     with _opened(source, what) as image:
         notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
-        profile = image.info.get("icc_profile")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
-            values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
-            image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            # Transparent pixels often hide black; white is what every viewer shows behind them.
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = image.convert("RGB")
-        return np.array(_to_srgb(image, profile).convert("RGB")), notes
+        return np.array(_rgb(image.copy() if image is source else image)), notes
 
 
-def decode(source: Source, *, what: str) -> Picture:
-    """Read an image where it is of no interest what was left out of it; see `read`."""
-    return read(source, what=what)[0]
+def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Picture:
+    """Read an image as `read` does, where it is of no interest what was left out of it.
+
+    Args:
+      source: the file or its bytes.
+      what: names the image in the BadExample that is raised when it does not decode.
+      number: 0 or 1 gives the left or right of two squares side by side; -1 the whole image.
+      fit: resizes the picture before it becomes an array, which saves a copy; `cover` or `squash` of the array would
+        give the same.
+    """
+    with _opened(source, what) as image:
+        image = _rgb(image)
+        if number >= 0:
+            image = image.crop(_square(*image.size, number, what))
+        return np.asarray(image if fit is None else fit(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Give the sRGB picture of an image, which may change: PIL's copies would take a third of the time."""
+    ImageOps.exif_transpose(image, in_place=True)
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
+        values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
+        image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        # Transparent pixels often hide black; white is what every viewer shows behind them.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB")
+    image = _to_srgb(image, profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def size(source: Source, *, what: str) -> tuple[int, int]:
@@ -102,18 +121,17 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image  # viewers ignore a broken profile too
 
 
-def square(picture: Picture, number: int, *, what: str) -> Picture:
-    """Give the left (0) or right (1) of two squares side by side, with the same margin around and between them.
+def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:
+    """Give the box of one of two squares side by side, with the same margin around and between them.
 
     With margin m and side s the picture is 2 s + 3 m wide and s + 2 m high, so its size tells both.
     """
-    height, width = picture.shape[:2]
     margin = 2 * height - width
     side = height - 2 * margin
     if margin < 0 or side < 1:
         raise BadExample(f"{what} is {width} x {height}, which two squares side by side are not: remove it.")
     left = margin + number * (side + margin)
-    return picture[margin : margin + side, left : left + side]
+    return left, margin, left + side, margin + side
 
 
 def encode_png(image: Picture) -> bytes:
@@ -125,16 +143,25 @@ def encode_png(image: Picture) -> bytes:
 
 def cover(image: Picture, size: tuple[int, int]) -> Picture:
     """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
-    if image.shape[:2] == tuple(size):
-        return image
+    return image if image.shape[:2] == tuple(size) else np.asarray(covering(size)(Image.fromarray(image)))
+
+
+def covering(size: tuple[int, int]) -> Fit:
+    """Give what `cover` does, for `decode`."""
     height, width = size
-    fitted = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    return lambda image: (
+        image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    )
 
 
 def squash(image: Picture, size: tuple[int, int]) -> Picture:
     """Resize to `size` without keeping the aspect ratio, as SigLIP's image processor does."""
-    if image.shape[:2] == tuple(size):
-        return image
+    return image if image.shape[:2] == tuple(size) else np.asarray(squashing(size)(Image.fromarray(image)))
+
+
+def squashing(size: tuple[int, int]) -> Fit:
+    """Give what `squash` does, for `decode`."""
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return lambda image: (
+        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    )

@@ -66,10 +66,9 @@ class Place:
         except OSError as error:
             raise BadExample(f"{self}{what} cannot be read ({error.strerror or error}).") from error
 
-    def decode(self, what: str = "") -> images.Picture:
-        """Give the picture; `what` is added to its name in messages."""
-        picture = images.decode(self.read(what), what=f"{self}{what}")
-        return picture if self.view < 0 else images.square(picture, self.view, what=f"{self}{what}")
+    def decode(self, what: str = "", fit: images.Fit | None = None) -> images.Picture:
+        """Give the picture, resized by `fit`; `what` is added to its name in messages."""
+        return images.decode(self.read(what), what=f"{self}{what}", number=self.view, fit=fit)
 
     def size(self) -> tuple[int, int]:
         """Give the picture's (height, width), reading no more than needed; of a view only the shape is right."""

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
+from uso_jax.data.images import Fit
 from uso_jax.data.places import Place
 from uso_jax.data.record import Triplet, task_of
 from uso_jax.errors import BadExample, InputError
@@ -90,16 +91,19 @@ class FileTriplets:
         return len(self._ends) - 1
 
     def __getitem__(self, index: SupportsIndex) -> Triplet:
-        index = operator.index(index)
+        return self.fitted(operator.index(index))
+
+    def fitted(self, index: int, target: Fit | None = None, content: Fit | None = None, style: Fit | None = None):
+        """Give a triplet whose images are resized as they are decoded."""
         item = self.item(index)
         what = f" (item {item.key} of {self.path})"
-        content = None if item.content is None else item.content.decode(what)
-        styles = tuple(place.decode(what) for place in item.styles)
+        content = None if item.content is None else item.content.decode(what, content)
+        styles = tuple(place.decode(what, style) for place in item.styles)
         return Triplet(
             prompt=item.prompt,
             content=content,
             styles=styles,
-            target=None if item.target is None else item.target.decode(what),
+            target=None if item.target is None else item.target.decode(what, target),
             task=task_of(content=content is not None, styles=bool(styles)),
             layout=item.layout,
             key=f"{os.path.basename(self.path.rstrip('/'))}/{item.key}",
