@@ -31,7 +31,7 @@ from uso_jax.sizes import object_
 from uso_jax.system import System, SystemConfig
 from uso_jax.text import T5ClipConfig
 
-_FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
+FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Bundle:
         where = {path: place.with_memory_kind(memory) for path, place in where.items()}
         params: Params = {}
         for component, paths in weights.by_component(system.shapes).items():
-            dtype = jnp.dtype("float32" if component in _FULL_PRECISION else self.dtype)
+            dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
             structs = {
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
                 for inner, path in paths.items()
