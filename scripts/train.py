@@ -7,20 +7,16 @@ from uso_jax.allocator import keep_memory
 if __name__ == "__main__":
     keep_memory()  # before anything slow is imported: it starts the program again
 
-import difflib
 import pathlib
-import re
-from collections.abc import Iterator
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
 
+from uso_jax import config_flag
 from uso_jax.config import from_config_dict
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.errors import exit_cleanly
 from uso_jax.fit import fit
 
-_DEFAULT = "configs/uso.py"
-_CONFIG = config_flags.DEFINE_config_file("config", None, f"Configuration file, with :variant; default {_DEFAULT}.")
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
 
 
@@ -61,42 +57,5 @@ def _width(name: str) -> int:
     return max(len(name) + 2, 8)
 
 
-@exit_cleanly
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line and load the configuration; a mistake in either ends in one sentence."""
-    given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
-    file = given[1] if given else _DEFAULT
-    try:
-        # Before the user's own, which win. absl's default verbosity would show JAX's search for a TPU.
-        defaults = ["--verbosity=-1"] if given else ["--verbosity=-1", f"--config={file}"]
-        rest = flags.FLAGS([argv[0], *defaults, *argv[1:]])
-        _ = _CONFIG.value.variant  # a file that cannot be read is only reported when it is used
-        return rest
-    except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        # What a configuration file raises comes as a printed traceback, which ends in the message.
-        message = str(error).strip().splitlines()[-1].strip().rpartition("Error: ")[2]
-        raise InputError(_unknown_setting(argv, file) or message) from error
-
-
-def _unknown_setting(argv: list[str], file: str) -> str | None:
-    """Name the first --config.KEY that the configuration lacks, and the most similar one that it has."""
-    try:
-        known = set(_keys(flags.FLAGS["config"].parser.parse(file)))
-    except (OSError, TypeError, ValueError):
-        return None
-    for key in re.findall(r"^--?config\.([^=\n]+)", "\n".join(argv), re.M):
-        if key not in known:
-            similar = difflib.get_close_matches(key, sorted(known), 1, cutoff=0)[0]
-            return f"there is no setting --config.{key}; did you mean --config.{similar}?"
-    return None
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=config_flag.parse)

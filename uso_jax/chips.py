@@ -6,6 +6,7 @@ Peaks and bandwidths: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "ke
 libtpu 0.0.42's compiler says it has when a program asks for too much; the rest of the chip's memory is its own.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 
 from uso_jax.errors import InputError
 
@@ -47,6 +49,14 @@ CHIPS = {
 }
 
 
+_ALONE = {  # or libtpu looks for a TPU around it, complains at length, and lets one process at a time compile
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @dataclass(frozen=True)
 class Slice:
     """Devices to compile for; they need not exist."""
@@ -74,21 +84,15 @@ def find(name: str) -> Slice:
     if len(sizes) != chip.axes:
         example = "x".join("2" * chip.axes)
         raise InputError(f"topology {name!r}: sizes of {kind} have {chip.axes} numbers, such as {kind}:{example}")
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for variable, value in quiet.items():  # or libtpu looks for a TPU around it, and complains at length
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("compiling for a TPU needs its compiler, libtpu; install it: pip install 'uso_jax[tpu]'")
+    for variable, value in _ALONE.items():
         os.environ.setdefault(variable, value)
-    from jax.experimental import topologies
-
     # A host has 2x2 of the chips, and smaller slices are parts of a host.
-    bounds = tuple(min(n, 2) for n in sizes) + (1,) * (3 - len(sizes))
-    bounds = {"chips_per_host_bounds": (*bounds[:2], 1)}
+    options = {"chips_per_host_bounds": (min(sizes[0], 2), min(sizes[1], 2), 1), **dict(chip.options)}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{chip.libtpu}:{size}", **bounds, **dict(chip.options)
-        )
-    except Exception as error:
-        if "libtpu" in str(error) or isinstance(error, ImportError):
-            raise InputError("compiling for a TPU needs libtpu; install it: pip install 'uso_jax[tpu]'") from error
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip.libtpu}:{size}", **options)
+    except Exception as error:  # of several types, from version to version
         raise InputError(f"topology {name!r} does not exist: {str(error).splitlines()[0]}") from error
     return Slice(name, chip, list(found.devices))
 

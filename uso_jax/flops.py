@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of a function, counted in its jaxpr: two for each multiply-add of products and convolutions.
+"""Floating-point operations of a function, counted in its jaxpr: two a term of a product or convolution.
 
 Unlike XLA's `cost_analysis`, scans count as often as they run. Everything elementwise is left out, as is usual. Fused
 attention kernels are opaque: trace the function with attention "xla". What a backward pass recomputes is counted as

@@ -7,6 +7,7 @@ Shapes: b batch, n style images, l target tokens, r content tokens.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,12 @@ def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
     if choices.mode == "train":
         changes["reward"] = None
     return dataclasses.replace(stage, **changes)
+
+
+def with_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    """Put a stage in the place of the one of its name."""
+    stages = tuple(stage if one.name == stage.name else one for one in config.stages)
+    return dataclasses.replace(config, stages=stages)
 
 
 def numerics(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -237,8 +244,8 @@ def _quantised(structs: Structs, mode: str) -> Structs:
         raise InputError(f"--quantization must be one of {', '.join(quantize.MODES)}, not {mode!r}")
     found = dict(structs)
     for component, paths in weights.by_component(structs).items():
-        for inner, struct in quantize.choose(component, {inner: structs[path] for inner, path in paths.items()}).items():
-            path = paths[inner]
+        chosen = quantize.choose(component, {inner: structs[path] for inner, path in paths.items()})
+        for path, struct in ((paths[inner], struct) for inner, struct in chosen.items()):
             scales = quantize.stored(path, struct, mode)[quantize.scale_path(path)]
             dtype = jnp.int8 if mode == "int4" else quantize.MODES[mode][0]
             found[path] = _struct(struct.shape, dtype, struct.sharding)
@@ -249,3 +256,8 @@ def _quantised(structs: Structs, mode: str) -> Structs:
 
 def _struct(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
+
+
+def device_bytes(tree: Any) -> int:
+    """Count the bytes that described arrays take on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
