@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
-_BYTES = {"pred": 1, "bf16": 2}
+_BYTES = {"pred": 1.0, "bf16": 2.0}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _OPERATION = re.compile(rf"^(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _ONE = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _MANY = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
 _LIMIT = re.compile(r" constant\((\d+)\)")
 
 
@@ -79,12 +80,11 @@ def find(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
 
 def _operation(operation: re.Match, fused: bool) -> dict[str, Traffic]:
     shape, kind, start, rest = operation.groups()
-    groups = _GROUPS.search(rest)
-    size = 2 if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
+    size = _group_size(rest)
     arrays = [(name, numbers) for name, numbers in _ARRAY.findall(shape)]
     if start:  # counters of the asynchronous form
         arrays = [(name, numbers) for name, numbers in arrays if numbers or not name.startswith("u")]
-    full = sum(_width(name) * math.prod(map(int, filter(None, numbers.split(",")))) for name, numbers in arrays)
+    full = sum((_width(n) * math.prod(map(int, filter(None, numbers.split(",")))) for n, numbers in arrays), 0.0)
     if kind == "all-gather" and start:  # the operands are listed too
         full *= size / (size + 1)
     elif kind == "collective-permute" and start:
@@ -94,21 +94,31 @@ def _operation(operation: re.Match, fused: bool) -> dict[str, Traffic]:
     if kind == "all-reduce" and fused:  # how the TPU compiler writes a reduce-scatter
         kind = "reduce-scatter"
     share = {"collective-permute": 1.0, "all-reduce": 2 * (size - 1) / size}.get(kind, (size - 1) / size)
-    return {kind: Traffic(1, full, full * share)}
+    return {kind: Traffic(1.0, full, full * share)}
+
+
+def _group_size(text: str) -> int:
+    """Read one of the three forms: {{0,1},{2,3}}, [groups,size]<=[...], mesh['a'=2,'b'=4] {'b'}, parts as 'b':(1)2."""
+    if named := _MESH.search(text):
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
+        axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    groups = _GROUPS.search(text)
+    return 2 if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
 
 
 def _width(name: str) -> float:
     if name in _BYTES:
         return _BYTES[name]
-    return 1 if name.startswith("f8") else int(re.findall(r"\d+", name)[0]) / 8
+    return 1.0 if name.startswith("f8") else int(re.findall(r"\d+", name)[0]) / 8
 
 
 def _trips(line: str, condition: list[str], loops: float) -> float:
     """Give how often a loop runs: what the compiler noted, or the one constant that the condition compares with."""
     if noted := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', line):
-        return int(noted[1])
+        return float(noted[1])
     limits = {int(limit[1]) for text in condition if (limit := _LIMIT.search(text))}
-    return limits.pop() if len(limits) == 1 else loops
+    return float(limits.pop()) if len(limits) == 1 else loops
 
 
 def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, float]]:

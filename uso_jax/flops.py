@@ -27,7 +27,7 @@ def count(function: Callable, *args: Any, loops: float = 1.0) -> float:
 
 
 def _jaxpr(jaxpr: Jaxpr, loops: float) -> float:
-    return sum(_equation(equation, loops) for equation in jaxpr.eqns)
+    return sum((_equation(equation, loops) for equation in jaxpr.eqns), 0.0)
 
 
 def _equation(equation: JaxprEqn, loops: float) -> float:
@@ -42,7 +42,7 @@ def _equation(equation: JaxprEqn, loops: float) -> float:
     times = {"scan": params.get("length"), "while": loops}.get(name, 1)
     if name == "shard_map":
         times = params["mesh"].size
-    return times * sum(inner)
+    return float(times * sum(inner))
 
 
 def _jaxprs(value: Any) -> list[Jaxpr]:
