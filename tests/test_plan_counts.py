@@ -120,7 +120,7 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main (p0: bf16[4,8]) -> f32[64] {
   %w = (s32[], bf16[16,8]{1,0}) while(%init), condition=%condition, body=%body, backend_config={}
   %v = (s32[], f32[64]{0}) while(%other), condition=%endless, body=%exchange
-  %u = (s32[], f32[64]{0}) while(%third), condition=%endless, body=%exchange, backend_config={"known_trip_count":{"n":"3"}}
+  %u = (s32[], f32[64]) while(%w3), condition=%endless, body=%exchange, backend_config={"known_trip_count":{"n":"3"}}
   %scattered = f32[2,4]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
   %pair = (f32[10]{0}, f32[6]{0}) all-reduce(%q, %r), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
   ROOT %c = f32[64]{0} conditional(%flag, %k, %k), true_computation=%exchange, false_computation=%rest

@@ -121,7 +121,7 @@ def _trips(line: str, condition: list[str], loops: float) -> float:
     return float(limits.pop()) if len(limits) == 1 else loops
 
 
-def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, float]]:
+def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:
     """Give traffic in JSON terms."""
     return {
         kind: {"count": round(one.count), "bytes": round(one.bytes), "sent_bytes": round(one.sent)}

@@ -154,7 +154,9 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         "train step" if reward is None else "reward step",
         jit_train_step(system, stage, rates, 0, places),
         (state, frozen, batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
-        loops=1 if reward is None else reward.num_steps - (reward.first + reward.last) / 2 - reward.gradient_steps + 1,
+        loops=1.0
+        if reward is None
+        else reward.num_steps - (reward.first + reward.last) / 2 - reward.gradient_steps + 1,
     )
 
 
@@ -211,18 +213,20 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     place = lambda struct, where: _struct(struct.shape, struct.dtype, where)
     txt, y = (place(s, split) for s in jax.eval_shape(sampler.programs["text"], part("text"), tokens))
     ids = lambda make: place(jax.eval_shape(make), whole)
-    inputs = Inputs(txt, y, ids(lambda: flow.position_ids(rows, columns)[None]))
+    # A dict, because `Inputs` is checked to hold arrays.
+    inputs: dict[str, Any] = dict.fromkeys(one.name for one in dataclasses.fields(Inputs))
+    inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: flow.position_ids(rows, columns)[None])}
     style, projector = None, config.system.transformer.projector
     if "style" in stage.conditions and projector is not None:
         n = config.data.num_styles
         features = floats(n, len(projector.layers), projector.siglip_tokens, projector.siglip_dim)
         style = place(jax.eval_shape(sampler.programs["style"], part("transformer"), features), split)
-        inputs.style_valid = flags(n)
+        inputs["style_valid"] = flags(n)
     if "content" in stage.conditions:
         grid = system.token_grid(*stage.content_size)
-        inputs.ref_img, inputs.ref_valid = floats(grid[0] * grid[1], depth), flags(grid[0] * grid[1])
-        inputs.ref_ids = ids(lambda: system.reference_ids((rows, columns), [grid]))
-    return [program("sampling step", "step", "transformer", vars(inputs), style, x, *[floats()] * 3)]
+        inputs |= {"ref_img": floats(grid[0] * grid[1], depth), "ref_valid": flags(grid[0] * grid[1])}
+        inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), [grid]))
+    return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
 
 
 def _inference_params(system: QuantizedSystem, mesh: Mesh, mode: str) -> Structs:

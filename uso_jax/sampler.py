@@ -9,7 +9,7 @@ without), whatever the number of steps: the loop runs on the host, and a step ta
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,11 @@ class Sampler:
     at a time: text encoders, SigLIP, transformer and autoencoder follow each other.
 
     Args:
+      params: arrays, or descriptions of them where programs are only to be lowered.
       tile: pixels a side, above which pictures are decoded in tiles of that size; None decodes them whole.
     """
 
-    def __init__(self, system: System, params: Params, mesh: Mesh, tile: int | None = None):
+    def __init__(self, system: System, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
         self.system, self.mesh, self.tile = system, mesh, tile
         self._parts = {
             name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}

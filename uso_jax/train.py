@@ -67,7 +67,7 @@ def describe_state(stage: StageConfig, rates: Mapping[str, float], trainable: Ma
     return jax.eval_shape(lambda trainable: _first_state(stage, rates, trainable), trainable)
 
 
-def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Params) -> TrainState:
+def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
     anchor = copy(stage.reward is not None and stage.reward.anchor)
     optimizer = stage.optimizer(rates).init(trainable)
