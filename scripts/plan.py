@@ -31,6 +31,7 @@ _BATCH = flags.DEFINE_integer("batch", 0, "Pictures over all devices; default: t
 _QUANTIZATION = flags.DEFINE_string("quantization", "", "Kernels as weights imported so have them: int8, fp8, int4.")
 _TILE = flags.DEFINE_integer("tile", None, "Decode pictures in tiles of this many pixels a side.")
 _OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with networks on the host while they do nothing.")
+_QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much sooner, memory is then an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
 _TABLE = flags.DEFINE_bool("table", False, "Lay out the reports in files that were written with --json, in Markdown.")
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
         return
     config, where = from_config_dict(_CONFIG.value), chips.find(_TOPOLOGY.value)
     choices = programs.Choices(
-        _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value
+        _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
     )
     with tqdm(bar_format="{desc} [{elapsed}]") as bar:
         if _SEARCH.value:

@@ -25,6 +25,7 @@ from uso_jax.plan_suggestions import suggest
 from uso_jax.programs import Choices, Program
 from uso_jax.stage import StageConfig
 
+_QUICK = {"exec_time_optimization_effort": -1.0}
 Report = dict[str, Any]  # JSON terms; docs/plan.md explains every key
 Progress = Callable[[str], Any]  # what is being done
 
@@ -52,7 +53,7 @@ def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress
         progress(f"Compiling the {program.name} for {where.name}")
         report = _facts(config, where, mesh, choices, program)
         report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
-        report |= _compile(program, mesh, where.chip)
+        report |= _compile(program, mesh, where.chip, choices.quick)
         report["roofline"] = _roofline(report, where)
         report["suggestions"] = [] if report["fits"] else suggest(config, where, choices, program, report)
         reports.append(report)
@@ -120,6 +121,7 @@ def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, prog
         "remat": config.system.transformer.remat if training else "",
         "offload": choices.offload and not training,
         "tile": choices.tile,
+        "quick": choices.quick,
         "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
     }
 
@@ -147,7 +149,7 @@ def _version(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- memory
 
 
-def _compile(program: Program, mesh: Mesh, chip: Chip) -> Report:
+def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
     """Compile; give bytes on one device, whether they fit, and what is sent between devices."""
     idle = programs.device_bytes(program.besides)
     started = time.monotonic(), time.process_time()
@@ -160,7 +162,7 @@ def _compile(program: Program, mesh: Mesh, chip: Chip) -> Report:
         kept = [x for x, used in zip(jax.tree.leaves(program.arguments), _used(lowered), strict=True) if not used]
         idle += programs.device_bytes(kept)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(_QUICK if quick and chip.name != "cpu" else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -42,6 +42,7 @@ class Choices:
     quantization: str = ""  # one of quantize.MODES; "": none
     tile: int | None = None  # pixels a side that pictures are decoded in; None: whole
     offload: bool = False  # sampling: networks wait on the host while they do nothing
+    quick: bool = False  # compile with the least effort
 
 
 @dataclass(frozen=True)
