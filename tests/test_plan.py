@@ -24,7 +24,7 @@ from uso_jax.system import System
 REWARD = {
     "weights": {"csd_style": 1.0}, "start": 0, "scale": 1.0, "num_steps": 4, "first": 1, "last": 2,
     "gradient_steps": 1, "guidance": 4.0, "shift": "flux", "phi": "negative", "margin": 2.0, "anchor": 0.0,
-    "blocks": 1, "remat_decoder": True, "judges": (), "patience": 0, "tolerance": 0.02, "max_skipped": 10,
+    "blocks": 1, "remat_decoder": True, "tile": 0, "judges": (), "patience": 0, "tolerance": 0.02, "max_skipped": 10,
 }  # fmt: skip
 
 
