@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
 def _read(name: str) -> list[plan.Report]:
     try:
         reports = json.loads(pathlib.Path(name).read_text(encoding="utf-8"))
+        if not isinstance(reports, list):
+            raise TypeError("not a list")
         plan_words.table(reports)
         return reports
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
