@@ -103,6 +103,7 @@ def reward(**changes) -> dict:
         anchor=0.0,  # weight of the squared velocity difference to the model before the reward
         blocks=1,  # that a batch is decoded and rewarded in, one after another, to save memory
         remat_decoder=True,
+        tile=0,  # pixels a side that pictures are decoded in, to save memory; 0: whole
         judges=(),  # rewards that are only measured
         patience=0,  # judgements with a judge down and the reward up before the stage ends; 0: it never does
         tolerance=0.02,

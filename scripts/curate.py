@@ -15,10 +15,11 @@ import re
 
 from absl import app, flags
 
-from uso_jax.command_line import CONFIG, parse_flags
+from uso_jax import config_flag
 from uso_jax.config import TrainConfig, from_config_dict
 from uso_jax.errors import InputError, exit_cleanly
 
+_CONFIG = config_flag.define()
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
 _SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of the source; convert takes several.")
 _NAME = flags.DEFINE_string("name", None, "convert: name of the data set; default the source's.")
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in commands or not _TO.value:
         names = " | ".join(commands)
         raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
-    commands[argv[1]](from_config_dict(CONFIG.value))
+    commands[argv[1]](from_config_dict(_CONFIG.value))
 
 
 def _view(config: TrainConfig) -> None:
@@ -45,7 +46,7 @@ def _view(config: TrainConfig) -> None:
     from uso_jax.data.pipeline import open_source
 
     split = _SPLIT.value[-1]
-    title = f"{CONFIG.value.data.source}, {split}"
+    title = f"{_CONFIG.value.data.source}, {split}"
     card.write(pathlib.Path(_TO.value), open_source(getattr(config.data, split)), title=title, sample=_SAMPLE.value)
     print(f"Wrote {_TO.value}")
 
@@ -54,7 +55,7 @@ def _convert(config: TrainConfig) -> None:
     from uso_jax.data import card, triplet_set
     from uso_jax.data.pipeline import open_source
 
-    name = _NAME.value or CONFIG.value.data.source
+    name = _NAME.value or _CONFIG.value.data.source
     sources = {split: open_source(getattr(config.data, split)) for split in _SPLIT.value}
     path = triplet_set.prepare(sources, _TO.value, name, limit=_LIMIT.value, max_errors=config.data.max_errors)
     for split in sources:
@@ -80,4 +81,4 @@ def _precompute(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=config_flag.parse)

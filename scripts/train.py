@@ -11,18 +11,19 @@ import pathlib
 
 from absl import app, flags
 
-from uso_jax.command_line import CONFIG, parse_flags
+from uso_jax import config_flag
 from uso_jax.config import from_config_dict
 from uso_jax.errors import exit_cleanly
 from uso_jax.fit import fit
 
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
 
 
 @exit_cleanly
 def main(_) -> None:
     """Train, then print what was learned."""
-    config = from_config_dict(CONFIG.value)
+    config = from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
@@ -59,4 +60,4 @@ def _width(name: str) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=config_flag.parse)

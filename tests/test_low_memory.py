@@ -61,16 +61,16 @@ def test_only_the_network_at_work_lies_on_the_device(directory, monkeypatch):
         return call
 
     sampler = pipe.sampler
-    for name in ("_features", "_encode", "_text", "_style", "_decode"):
-        monkeypatch.setattr(sampler, name, measured(name, getattr(sampler, name)))
+    for name in ("features", "encode", "text", "style", "decode"):
+        monkeypatch.setitem(sampler.programs, name, measured(name, sampler.programs[name]))
     step = sampler._step
     monkeypatch.setattr(sampler, "_step", lambda *arguments: measured("step", step(*arguments)))
     for _ in range(2):
         np.testing.assert_array_equal(pixels(pipe(**WANTED)), want)
     small = 2**17  # tokens and latents; the smallest network has more
     for name, part in {
-        "_features": "siglip", "_encode": "autoencoder", "_text": "text", "_style": "transformer",
-        "step": "transformer", "_decode": "autoencoder",
+        "features": "siglip", "encode": "autoencoder", "text": "text", "style": "transformer",
+        "step": "transformer", "decode": "autoencoder",
     }.items():  # fmt: skip
         assert whole[part] <= seen[name] < whole[part] + small, name
     assert max(seen.values()) < 0.75 * sum(whole.values())

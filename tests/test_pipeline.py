@@ -52,7 +52,7 @@ def difference(a, b) -> int:
 
 
 def noise(pipe, seed: int, tokens: int = 16) -> np.ndarray:
-    return np.asarray(pipe.sampler._noise(np.full(pipe.sampler.ways, seed, np.uint32), tokens))[:1]
+    return np.asarray(pipe.sampler.programs["noise"](np.full(pipe.sampler.ways, seed, np.uint32), tokens))[:1]
 
 
 # ---------------------------------------------------------------------------------------------------- torch
@@ -108,7 +108,7 @@ def test_lists_are_one_for_each_picture(pipe):
 
 def test_noise_depends_on_the_seed_alone(pipe):
     alone = noise(pipe, 5)
-    batch = np.asarray(pipe.sampler._noise(np.asarray([9, 5, 7], np.uint32), 16))
+    batch = np.asarray(pipe.sampler.programs["noise"](np.asarray([9, 5, 7], np.uint32), 16))
     np.testing.assert_array_equal(batch[1], alone[0])
     assert not np.allclose(batch[0], batch[1])
 

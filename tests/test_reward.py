@@ -11,7 +11,7 @@ import pytest
 import test_train as steps
 import tiny
 
-from uso_jax import flow, rewards, sharding, train
+from uso_jax import flow, rewards, sharding, tiles, train
 from uso_jax.errors import InputError
 from uso_jax.objectives import flow_matching, reward
 from uso_jax.rewards import REWARDS, Reward
@@ -166,6 +166,25 @@ def test_more_gradient_steps_give_the_same_picture():
 @pytest.mark.parametrize("values", [dict(blocks=2), dict(remat_decoder=False)])
 def test_saving_memory_changes_nothing(values):
     assert float(path_of(stage(**values), 2)[2]) == pytest.approx(float(path_of(stage(), 2)[2]), rel=1e-5)
+
+
+def test_tiles_decode_one_after_another():
+    chosen = stage(changes=dict(target_size=(32, 32)), tile=16)
+    params = steps.params()
+    described = rewards.describe(system(), params, chosen.reward.weights, batch())
+    tokens = jax.random.normal(jax.random.key(0), (8, 64, 16))
+
+    def scored(decode):
+        latent = lambda tokens: flow.unpack(tokens, 8, 8, system().config.patch)
+        return lambda tokens: rewards.score(system(), params, decode(latent(tokens)), described)["csd_style"]
+
+    autoencoder = system().module(params, "autoencoder")
+    total = lambda score: jax.jit(jax.value_and_grad(lambda tokens: jnp.sum(score(tokens))))(tokens)
+    value, gradient = total(lambda tokens: reward.score(params, system(), chosen, tokens, described)["csd_style"])
+    want, want_gradient = total(scored(lambda z: tiles.decode(autoencoder.decode, z, 8)))
+    assert float(value) == pytest.approx(float(want), rel=1e-5)
+    np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
+    assert abs(float(total(scored(autoencoder.decode))[0]) - float(value)) > 1e-4  # whole pictures differ a little
 
 
 def test_phi():

@@ -187,6 +187,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
         (dict(gradient_steps=3), r"not 1 <= 1 <= 2 <= 3 - 3 \+ 1"),
         (dict(start=-1), "start, patience, anchor and tolerance must be at least 0"),
         (dict(blocks=3), "batch_size / accumulate is 8, which does not divide by blocks 3"),
+        (dict(tile=20), "reward: tile 20 must be a multiple of 16 pixels, or 0 to decode whole pictures"),
         (dict(patience=1, judges=()), "patience needs at least one of judges"),
         (dict(patience=1), "patience needs pictures to judge; set config.heldout.grid_every"),
         (dict(weights=dict(dino_content=1.0)), "needs dino, but config.model.rewards has no sizes of it"),

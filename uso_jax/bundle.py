@@ -34,7 +34,7 @@ from uso_jax.system import System, SystemConfig
 from uso_jax.text import T5ClipConfig
 
 _SAMPLE = 4096  # bytes that are hashed of a place in a file
-_FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
+FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Bundle:
         for component, paths in weights.by_component(system.shapes).items():
             if only is not None and component not in only:
                 continue
-            dtype = jnp.dtype("float32" if component in _FULL_PRECISION else self.dtype)
+            dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
             structs = {
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
                 for inner, path in paths.items()

@@ -30,7 +30,7 @@ from uso_jax.metrics import Metrics
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import System
-from uso_jax.train import TrainState, init_state, make_train_step, state_shardings
+from uso_jax.train import TrainState, init_state, jit_train_step, state_shardings
 
 BEFORE = "before.npz"  # the evaluation's pictures before training, by table
 
@@ -188,11 +188,8 @@ def _run_stage(run: _Run, index: int, params: Params, rates: dict[str, float], l
     )
     if record["data"] is not None:
         data.set_state(record["data"])
-    train_step = jax.jit(
-        make_train_step(run.system, stage, rates, stage_seed(config.seed, stage)),
-        donate_argnums=0,
-        out_shardings=(state_shardings(state, run.where), sharding.replicated(run.mesh)),
-    )
+    places = state_shardings(state, run.where)
+    train_step = jit_train_step(run.system, stage, rates, stage_seed(config.seed, stage), places)
 
     # ---------------------------------------------------------------------------------------- train loop
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host

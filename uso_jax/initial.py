@@ -26,12 +26,7 @@ def initial_params(
     Raises:
       InputError: the weights directory lacks a component that no stage trains, or a reward would be random.
     """
-    exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
-    dtypes = {path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype) for path in system.shapes}
-    structs = {
-        path: jax.ShapeDtypeStruct(shape.shape, dtypes[path], sharding=where[path])
-        for path, shape in system.shapes.items()
-    }
+    structs = describe_params(config, system, where, trained)
     params: Params = {}
     if config.weights:
         params |= _load(config, structs, trained)
@@ -41,12 +36,24 @@ def initial_params(
 
     def draw(rng):
         drawn = system.init(rng)  # what is not returned is never computed
-        return {path: drawn[path].astype(dtypes[path]) for path in fresh}
+        return {path: drawn[path].astype(structs[path].dtype) for path in fresh}
 
     # Run once, so not worth optimising; on CPU that is most of the time a small run takes to start.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     draw = jax.jit(draw, out_shardings={path: where[path] for path in fresh}, compiler_options=options)
     return params | draw(jax.random.key(config.seed))
+
+
+def describe_params(
+    config: TrainConfig, system: System, where: Mapping[str, NamedSharding], trained: set[str]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give shape, dtype and place of every parameter of a run."""
+    exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
+    dtype = lambda path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype)
+    return {
+        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=where[path])
+        for path, shape in system.shapes.items()
+    }
 
 
 _REWARDS = ("csd", "clip_model", "dino", "vgg")

@@ -9,7 +9,7 @@ without), whatever the number of steps: the loop runs on the host, and a step ta
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,11 @@ class Sampler:
     at a time: text encoders, SigLIP, transformer and autoencoder follow each other.
 
     Args:
+      params: arrays, or descriptions of them where programs are only to be lowered.
       tile: pixels a side, above which pictures are decoded in tiles of that size; None decodes them whole.
     """
 
-    def __init__(self, system: System, params: Params, mesh: Mesh, tile: int | None = None):
+    def __init__(self, system: System, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
         self.system, self.mesh, self.tile = system, mesh, tile
         self._parts = {
             name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
@@ -65,12 +66,15 @@ class Sampler:
         self._lent: tuple[str, Params] | None = None  # the component that is on the devices for a while
         self._replicated, self._batch = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
         jit = lambda function, **options: jax.jit(function, out_shardings=self._batch, **options)
-        self._features = jax.jit(system.style_features)
-        self._encode = jax.jit(system.encode_images)
-        self._text = jit(system.encode_text)
-        self._style = jit(lambda params, features: system.module(params, "transformer").feature_embedder(features))
-        self._noise = jit(self._draw, static_argnums=1)
-        self._decode = jit(self._picture, static_argnums=(2, 3))
+        self.programs = {  # jitted; uso_jax.programs lowers them for devices that are not here
+            "features": jax.jit(system.style_features),
+            "encode": jax.jit(system.encode_images),
+            "text": jit(system.encode_text),
+            "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
+            "noise": jit(self._draw, static_argnums=1),
+            "step": jit(self._advance),
+            "decode": jit(self._picture, static_argnums=(2, 3)),
+        }
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
 
     @property
@@ -81,12 +85,12 @@ class Sampler:
     def features(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 s c"]:
         """Give a style image's SigLIP features."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._features(self._part("siglip"), image[None, None])[0, 0], np.float32)
+            return np.asarray(self.programs["features"](self._part("siglip"), image[None, None])[0, 0], np.float32)
 
     def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
         """Give a content image's packed latents, by the posterior mean."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._encode(self._part("autoencoder"), image[None])[0], np.float32)
+            return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None])[0], np.float32)
 
     def _part(self, name: str) -> Params:
         """Give a component's parameters on the devices; what was lent before goes first, so that both need not fit."""
@@ -108,7 +112,7 @@ class Sampler:
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding text", 0, num_steps)
-            txt, y = jax.block_until_ready(self._text(self._part("text"), jax.tree.map(place, c.tokens)))
+            txt, y = jax.block_until_ready(self.programs["text"](self._part("text"), jax.tree.map(place, c.tokens)))
             rows, columns = self.system.token_grid(c.height, c.width)
             inputs = Inputs(
                 txt,
@@ -122,8 +126,8 @@ class Sampler:
                 ref_bias=place(c.ref_bias),
             )
             params = self._part("transformer")
-            style = None if c.features is None else self._style(params, place(c.features))
-            x = self._noise(place(c.seeds), rows * columns)
+            style = None if c.features is None else self.programs["style"](params, place(c.features))
+            x = self.programs["noise"](place(c.seeds), rows * columns)
             times, guidance = [place(t) for t in c.times.T], place(c.guidance)
             inputs = vars(inputs)  # lowering makes containers of descriptions, which a checked dataclass refuses
             step = self._step((params, inputs, style, x, times[0], times[1], guidance), num_steps, progress)
@@ -134,7 +138,7 @@ class Sampler:
                 progress("Drawing", number + 1, num_steps)
             del params  # so that it can leave the devices
             progress("Decoding", num_steps, num_steps)
-            return np.asarray(self._decode(self._part("autoencoder"), x, c.height, c.width))
+            return np.asarray(self.programs["decode"](self._part("autoencoder"), x, c.height, c.width))
 
     def _picture(
         self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
@@ -156,8 +160,7 @@ class Sampler:
         key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if key not in self.steps:
             progress("Compiling (first picture of this size)", 0, num_steps)
-            jitted = jax.jit(self._advance, out_shardings=self._batch)
-            self.steps[key] = jitted.lower(*arguments).compile()
+            self.steps[key] = self.programs["step"].lower(*arguments).compile()
         return self.steps[key]
 
     def _advance(self, params, inputs, style, x, t, s, guidance):

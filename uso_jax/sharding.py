@@ -24,7 +24,8 @@ BATCH = P(("data", "fsdp"))
 # Stacked blocks carry a leading layer axis: their kernels are [layer, in, out].
 RULES: params.Rules = (
     (r"transformer/.*_blocks/processor/.*/down/kernel", (None, "fsdp", None)),
-    (r"transformer/.*_blocks/processor/.*/up/kernel", (None, None, "tensor")),
+    # Not by the rank, which may be smaller than a large mesh.
+    (r"transformer/.*_blocks/processor/.*/up/kernel", (None, None, ("tensor", "fsdp"))),
     (r"transformer/.*_blocks/.*(proj|out_layer|linear2)/kernel", (None, "tensor", "fsdp")),
     (r"transformer/.*_blocks/.*kernel", (None, "fsdp", "tensor")),
     (r"transformer/(?!feature_embedder).*kernel", ("fsdp", None)),
@@ -81,10 +82,11 @@ def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDty
         if len(spec) > len(shape):
             raise InputError(f"sharding rules: {path} has shape {list(shape)}, too few dimensions for {tuple(spec)}")
         for size, axis in zip(shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
+            axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+            if size % (ways := math.prod(mesh.shape[name] for name in axes)):
                 raise InputError(
                     f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"
-                    f" {axis!r} of size {mesh.shape[axis]}; change the size of that axis"
+                    f" {' x '.join(map(repr, axes))} of size {ways}; change the size of {axes[-1]!r}"
                 )
         placed[path] = NamedSharding(mesh, P(*spec))
     return placed

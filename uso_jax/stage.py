@@ -40,6 +40,7 @@ class RewardConfig:
     anchor: float = 0.0  # weight of the squared velocity difference to the model as it was at step S; 0: none
     blocks: int = 1  # that the batch is decoded and rewarded in, one after another
     remat_decoder: bool = True
+    tile: int = 0  # pixels a side that pictures are decoded in, one tile after another; 0: whole
     judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
     patience: int = 0  # judgements in a row in which a judge is down while the reward is up, before the end; 0: never
     tolerance: float = 0.02  # how far a judge may be below its best and not be down
@@ -145,6 +146,11 @@ class StageConfig:
                     f"stage {self.name!r}: {name} {'x'.join(map(str, size))} must be a multiple of"
                     f" {pixels_per_token} pixels, the side of a token"
                 )
+        if self.reward is not None and (tile := self.reward.tile) and (tile < 0 or tile % (4 * pixels_per_token)):
+            raise InputError(
+                f"stage {self.name!r}, reward: tile {tile} must be a multiple of {4 * pixels_per_token} pixels, or 0 to"
+                " decode whole pictures"
+            )
 
     def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
         """Give the sizes that batches of this stage may have."""

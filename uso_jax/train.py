@@ -58,20 +58,34 @@ def init_state(
     stage: StageConfig, rates: Mapping[str, float], trainable: Params, where: Mapping[str, NamedSharding]
 ) -> TrainState:
     """Start a stage from the parameters it trains."""
+    places = state_shardings(describe_state(stage, rates, trainable), where)
+    return jax.jit(lambda trainable: _first_state(stage, rates, trainable), out_shardings=places)(trainable)
 
-    def make(trainable):
-        copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
-        anchor = copy(stage.reward is not None and stage.reward.anchor)
-        optimizer = stage.optimizer(rates).init(trainable)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer, copy(stage.ema_decay), anchor)
 
-    return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make, trainable), where))(trainable)
+def describe_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+    """Give shapes and dtypes of the state that `init_state` makes of such parameters."""
+    return jax.eval_shape(lambda trainable: _first_state(stage, rates, trainable), trainable)
+
+
+def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+    copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
+    anchor = copy(stage.reward is not None and stage.reward.anchor)
+    optimizer = stage.optimizer(rates).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer, copy(stage.ema_decay), anchor)
+
+
+def jit_train_step(
+    system: System, stage: StageConfig, rates: Mapping[str, float], seed: int, places: TrainState
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Give the train step, jitted, for a state that is placed as `places` (of `state_shardings`) says."""
+    step = make_train_step(system, stage, rates, seed)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
 
 
 def make_train_step(
     system: System, stage: StageConfig, rates: Mapping[str, float], seed: int
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
+    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`.
 
     It is traced anew for each size of the batch's images.
     """

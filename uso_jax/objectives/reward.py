@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from uso_jax import flow, rewards
+from uso_jax import flow, rewards, tiles
 from uso_jax.models import stack
 from uso_jax.objectives import flow_matching
 from uso_jax.params import Params
@@ -124,7 +124,11 @@ def score(
 
     def block(tokens, described):
         latent = flow.unpack(tokens, *system.token_grid(*stage.target_size), system.config.patch)
-        images = system.module(params, "autoencoder").decode(latent, remat=config.remat_decoder)
+        autoencoder = system.module(params, "autoencoder")
+        decode = lambda z: autoencoder.decode(z, remat=config.remat_decoder)
+        # A gradient keeps the latents of a tile, and decodes it again when its turn comes.
+        side = config.tile // autoencoder.config.downscale
+        images = tiles.decode(jax.checkpoint(decode), latent, side) if config.tile else decode(latent)
         return rewards.score(system, params, images, described)
 
     if config.blocks == 1:

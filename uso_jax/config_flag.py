@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines with a --config file, whose mistakes end in one sentence."""
+"""The flag --config FILE[:VARIANT], with --config.KEY=VALUE, of every command that takes a configuration."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator
 
@@ -11,20 +12,25 @@ from ml_collections import ConfigDict, config_flags
 
 from uso_jax.errors import InputError, exit_cleanly
 
-DEFAULT = "configs/uso.py"
-CONFIG = config_flags.DEFINE_config_file("config", None, f"Configuration file, with :variant; default {DEFAULT}.")
+_DEFAULT = "configs/uso.py"
+
+
+@functools.cache
+def define() -> flags.FlagHolder:
+    """Define the flag; its value is the configuration."""
+    return config_flags.DEFINE_config_file("config", None, f"Configuration file, with :variant; default {_DEFAULT}.")
 
 
 @exit_cleanly
-def parse_flags(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
     """Parse the command line and load the configuration; a mistake in either ends in one sentence."""
     given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
-    file = given[1] if given else DEFAULT
+    file = given[1] if given else _DEFAULT
     try:
         # Before the user's own, which win. absl's default verbosity would show JAX's search for a TPU.
         defaults = ["--verbosity=-1"] if given else ["--verbosity=-1", f"--config={file}"]
         rest = flags.FLAGS([argv[0], *defaults, *argv[1:]])
-        _ = CONFIG.value.variant  # a file that cannot be read is only reported when it is used
+        _ = flags.FLAGS["config"].value.variant  # a file that cannot be read is only reported when it is used
         return rest
     except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         # What a configuration file raises comes as a printed traceback, which ends in the message.

@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tell what training or sampling takes on a TPU slice, without having one (docs/plan.md).
+
+    python scripts/plan.py --config configs/uso.py:flux_dev --mode sample --quantization int8 --offload
+    python scripts/plan.py --config configs/uso.py:flux_dev --topology v6e:2x4 --mode train --search
+    python scripts/plan.py --table plans/*.json
+
+It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: a TPU or GPU that is here is not needed
+
+import json
+import pathlib
+
+from absl import app, flags
+from tqdm import tqdm
+
+from uso_jax import chips, config_flag, plan, plan_words, programs
+from uso_jax.config import from_config_dict
+from uso_jax.errors import InputError, exit_cleanly
+
+_CONFIG = config_flag.define()
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Chip and slice, such as v5e:4x4, v6e:2x4, v5p:2x2x1; cpu:8.")
+_MODE = flags.DEFINE_enum("mode", "sample", programs.MODES, "Whose programs: a sampling step, a training step ...")
+_STAGE = flags.DEFINE_string("stage", "", "Stage of the configuration; default: the last of its run.")
+_BATCH = flags.DEFINE_integer("batch", 0, "Pictures over all devices; default: the stage's, or one where it is split.")
+_QUANTIZATION = flags.DEFINE_string("quantization", "", "Kernels as weights imported so have them: int8, fp8, int4.")
+_TILE = flags.DEFINE_integer("tile", None, "Decode pictures in tiles of this many pixels a side.")
+_OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with networks on the host while they do nothing.")
+_QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much sooner, memory is then an estimate.")
+_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
+_JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
+_TABLE = flags.DEFINE_bool("table", False, "Lay out the reports in files that were written with --json, in Markdown.")
+
+
+@exit_cleanly
+def main(argv: list[str]) -> None:
+    """Plan, print, and write what was asked for."""
+    if _TABLE.value:
+        print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
+        return
+    config, where = from_config_dict(_CONFIG.value), chips.find(_TOPOLOGY.value)
+    choices = programs.Choices(
+        _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
+    )
+    with tqdm(bar_format="{desc} [{elapsed}]") as bar:
+        if _SEARCH.value:
+            report, largest = plan.search(config, where, choices, bar.set_description_str)
+            reports = [report]
+        else:
+            reports = plan.plan(config, where, choices, bar.set_description_str)
+    print("\n".join(map(plan_words.describe, reports)))
+    if _SEARCH.value:
+        print(f"  largest batch    {largest}" if largest else "  not even the smallest batch fits")
+    if _JSON.value:
+        _write(pathlib.Path(_JSON.value), reports)
+
+
+def _read(name: str) -> list[plan.Report]:
+    try:
+        reports = json.loads(pathlib.Path(name).read_text(encoding="utf-8"))
+        if not isinstance(reports, list):
+            raise TypeError("not a list")
+        plan_words.table(reports)
+        return reports
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name} is not a file that plan.py --json has written") from error
+
+
+def _write(path: pathlib.Path, reports: list[plan.Report]) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write --json {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=config_flag.parse)

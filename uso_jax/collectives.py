@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiled program sends between devices, read from its HLO text.
+
+A collective inside a loop counts as often as the loop runs, of a conditional's branches the dearest one counts. Sizes
+are a device's: of what is gathered, reduced or exchanged, and of what leaves the device for it if the devices of a
+group form a ring: (g - 1) / g of the size, for an all-reduce twice that.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+_BYTES = {"pred": 1.0, "bf16": 2.0}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_OPERATION = re.compile(rf"^(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_ONE = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_MANY = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
+_LIMIT = re.compile(r" constant\((\d+)\)")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind in one run of a program."""
+
+    count: float = 0.0
+    bytes: float = 0.0  # that are gathered, reduced or exchanged, on each device
+    sent: float = 0.0  # bytes that leave each device
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.count + other.count, self.bytes + other.bytes, self.sent + other.sent)
+
+    def __mul__(self, times: float) -> "Traffic":
+        return Traffic(self.count * times, self.bytes * times, self.sent * times)
+
+
+def find(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
+    """Give the traffic of a program by kind; `loops` is how often loops run whose length only the data knows."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.splitlines():
+        if start := _COMPUTATION.match(line):
+            lines = bodies[start[2]] = []
+            entry = start[2] if start[1] else entry
+        elif line.startswith("  "):
+            lines.append(line.strip())
+    if not entry:
+        raise ValueError("this is not the text of an HLO module: it has no entry computation")
+    known: dict[str, dict[str, Traffic]] = {}
+
+    def total(name: str) -> dict[str, Traffic]:
+        if name not in known:
+            known[name] = {}
+            for line in bodies.get(name, ()):
+                for kind, traffic in _of_line(name, line).items():
+                    known[name][kind] = known[name].get(kind, Traffic()) + traffic
+        return known[name]
+
+    def _of_line(computation: str, line: str) -> dict[str, Traffic]:
+        if operation := _OPERATION.match(line):
+            return _operation(operation, fused=computation.startswith("all-reduce-scatter"))
+        called = dict(_ONE.findall(line))
+        if " while(" in line:
+            times = _trips(line, bodies.get(called["condition"], []), loops)
+            return {kind: traffic * times for kind, traffic in total(called["body"]).items()}
+        if " conditional(" in line:
+            many = _MANY.search(line)
+            branches = [part.strip().lstrip("%") for part in many[1].split(",")] if many else list(called.values())
+            return max((total(branch) for branch in branches), key=lambda found: sum(t.sent for t in found.values()))
+        return total(called["calls"]) if "calls" in called else {}
+
+    return total(entry)
+
+
+def _operation(operation: re.Match, fused: bool) -> dict[str, Traffic]:
+    shape, kind, start, rest = operation.groups()
+    size = _group_size(rest)
+    arrays = [(name, numbers) for name, numbers in _ARRAY.findall(shape)]
+    if start:  # counters of the asynchronous form
+        arrays = [(name, numbers) for name, numbers in arrays if numbers or not name.startswith("u")]
+    full = sum((_width(n) * math.prod(map(int, filter(None, numbers.split(",")))) for n, numbers in arrays), 0.0)
+    if kind == "all-gather" and start:  # the operands are listed too
+        full *= size / (size + 1)
+    elif kind == "collective-permute" and start:
+        full /= 2
+    elif kind == "reduce-scatter":
+        full *= size
+    if kind == "all-reduce" and fused:  # how the TPU compiler writes a reduce-scatter
+        kind = "reduce-scatter"
+    share = {"collective-permute": 1.0, "all-reduce": 2 * (size - 1) / size}.get(kind, (size - 1) / size)
+    return {kind: Traffic(1.0, full, full * share)}
+
+
+def _group_size(text: str) -> int:
+    """Read one of the three forms: {{0,1},{2,3}}, [groups,size]<=[...], mesh['a'=2,'b'=4] {'b'}, parts as 'b':(1)2."""
+    if named := _MESH.search(text):
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
+        axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    groups = _GROUPS.search(text)
+    return 2 if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
+
+
+def _width(name: str) -> float:
+    if name in _BYTES:
+        return _BYTES[name]
+    return 1.0 if name.startswith("f8") else int(re.findall(r"\d+", name)[0]) / 8
+
+
+def _trips(line: str, condition: list[str], loops: float) -> float:
+    """Give how often a loop runs: what the compiler noted, or the one constant that the condition compares with."""
+    if noted := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', line):
+        return float(noted[1])
+    limits = {int(limit[1]) for text in condition if (limit := _LIMIT.search(text))}
+    return float(limits.pop()) if len(limits) == 1 else loops
+
+
+def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:
+    """Give traffic in JSON terms."""
+    return {
+        kind: {"count": round(one.count), "bytes": round(one.bytes), "sent_bytes": round(one.sent)}
+        for kind, one in sorted(found.items())
+    }

@@ -1,0 +1,237 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a program of training or sampling takes on devices that are not here: memory, operations, traffic, time.
+
+The program is compiled by the device's own compiler, so memory and traffic are those of the real run. Its operations
+are counted in the jaxpr, and its time is a bound: what the slowest of arithmetic, memory and network needs at its peak.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from uso_jax import collectives, flops, programs, sharding
+from uso_jax.chips import Chip, Slice
+from uso_jax.config import TrainConfig
+from uso_jax.errors import InputError
+from uso_jax.plan_suggestions import suggest
+from uso_jax.programs import Choices, Program
+from uso_jax.stage import StageConfig
+
+_QUICK = {"exec_time_optimization_effort": -1.0}
+Report = dict[str, Any]  # JSON terms; docs/plan.md explains every key
+Progress = Callable[[str], Any]  # what is being done
+
+_AMOUNT = re.compile(r"([\d.]+)([KMGT]?)")
+_OVERFLOW = (  # how the TPU compiler says what it would need
+    re.compile(r"Total hbm usage >= ([\d.]+[KMGT]?)"),
+    re.compile(r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm"),
+)
+_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+[KMGT]?)\)")
+_PROGRAM = re.compile(r"\bprogram +([\d.]+[KMGT]?)")
+
+
+def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None) -> list[Report]:
+    """Compile the programs of a mode for a slice and report on each; where one does not fit, say what might.
+
+    Raises:
+      InputError: the mesh does not fit the slice, or the batch the mesh.
+    """
+    config = _for_chip(config, where.chip)
+    mesh, wanted = programs.build(config, where.devices, choices)
+    executed = _count(programs.numerics(config, attention="xla"), where, choices)
+    needed = _count(programs.numerics(config, attention="xla", remat="none"), where, choices)
+    reports = []
+    for program in wanted:
+        progress(f"Compiling the {program.name} for {where.name}")
+        report = _facts(config, where, mesh, choices, program)
+        report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
+        report |= _compile(program, mesh, where.chip, choices.quick)
+        report["roofline"] = _roofline(report, where)
+        report["suggestions"] = [] if report["fits"] else suggest(config, where, choices, program, report)
+        reports.append(report)
+    return reports
+
+
+def search(
+    config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
+) -> tuple[Report, int]:
+    """Find the largest batch that fits; give its report and the batch, (a report that does not fit, 0) if none does.
+
+    A training step runs without micro-batches here. Memory grows almost linearly in the batch, so two small batches
+    predict the largest, and few further ones confirm it.
+    """
+    if choices.mode == "encode-parts":
+        raise InputError("--search needs one program: plan --mode sample, train or reward")
+    stage = programs.choose_stage(config, choices)
+    mesh = sharding.make_mesh(config.mesh, list(where.devices))
+    ways, limit = mesh.shape["data"] * mesh.shape["fsdp"], where.chip.usable_bytes
+    known: dict[int, Report] = {}  # by pictures where the batch is split
+
+    def total(each: int) -> int:
+        progress(f"Trying a batch of {each * ways}")
+        sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * ways, accumulate=1))
+        (known[each],) = plan(sized, where, dataclasses.replace(choices, batch=each * ways))
+        return known[each]["total_bytes"]
+
+    low, high, guess = 0, math.inf, 1  # the largest that fits, the smallest that does not
+    while high - low > 1:
+        low, high = (guess, high) if total(guess) <= limit else (low, guess)
+        one, other = sorted(known, key=lambda each: abs(each - low))[:2] if len(known) > 1 else (guess, guess)
+        slope = (known[one]["total_bytes"] - known[other]["total_bytes"]) / (one - other) if one != other else 0
+        predicted = int(one + (limit - known[one]["total_bytes"]) / slope) if slope > 0 else 2 * guess
+        guess = max(min(predicted, high - 1, 8 * max(low, 1)), low + 1)
+    return known[low or 1], low * ways
+
+
+def _for_chip(config: TrainConfig, chip: Chip) -> TrainConfig:
+    # "auto" would ask for the device that this process runs on.
+    return programs.numerics(config, attention="xla" if chip.name == "cpu" else "splash")
+
+
+def _count(config: TrainConfig, where: Slice, choices: Choices) -> dict[str, float]:
+    mesh, traced = programs.build(config, where.devices, choices)
+    with jax.set_mesh(mesh):
+        return {one.name: flops.count(one, *one.arguments, loops=one.loops) for one in traced}
+
+
+def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, program: Program) -> Report:
+    stage = programs.choose_stage(config, choices)
+    training = choices.mode in ("train", "reward")
+    return {
+        "program": program.name,
+        "config": config.variant,
+        "mode": choices.mode,
+        "stage": stage.name,
+        "topology": where.name,
+        "devices": len(where.devices),
+        "mesh": dict(mesh.shape),
+        "batch": stage.batch_size if training else choices.batch or mesh.shape["data"] * mesh.shape["fsdp"],
+        "accumulate": stage.accumulate if training else 1,
+        "target_size": list(stage.target_size),
+        "tokens": tokens(config, stage),
+        "quantization": choices.quantization,
+        "remat": config.system.transformer.remat if training else "",
+        "offload": choices.offload and not training,
+        "tile": choices.tile,
+        "quick": choices.quick,
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+    }
+
+
+def tokens(config: TrainConfig, stage: StageConfig) -> int:
+    """Count the tokens of the transformer's sequence."""
+    side = config.system.pixels_per_token
+    area = lambda size: math.prod(n // side for n in size)
+    style = config.data.num_styles * config.system.transformer.projector.tokens_per_image
+    return (
+        config.system.text.t5_length
+        + area(stage.target_size)
+        + (area(stage.content_size) if "content" in stage.conditions else 0)
+        + (style if "style" in stage.conditions else 0)
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
+    """Compile; give bytes on one device, whether they fit, and what is sent between devices."""
+    idle = programs.device_bytes(program.besides)
+    started = time.monotonic(), time.process_time()
+    clock = lambda: {
+        "compile_seconds": round(time.monotonic() - started[0], 1),
+        "compile_cpu_seconds": round(time.process_time() - started[1], 1),  # of all threads, whatever else runs
+    }
+    with jax.set_mesh(mesh):
+        lowered = program.lower()
+        kept = [x for x, used in zip(jax.tree.leaves(program.arguments), _used(lowered), strict=True) if not used]
+        idle += programs.device_bytes(kept)
+        try:
+            compiled = lowered.compile(_QUICK if quick and chip.name != "cpu" else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            arguments = programs.device_bytes(program.arguments) - programs.device_bytes(kept)
+            found = _overflow(str(error), arguments, chip)
+            return found | {"idle_bytes": idle} | clock()
+    seconds, memory = clock(), compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    output, alias = memory.output_size_in_bytes, memory.alias_size_in_bytes
+    total = arguments + temporary + output - alias + idle
+    return {
+        "argument_bytes": arguments,
+        "temporary_bytes": temporary,
+        "output_bytes": output,
+        "reused_bytes": alias,
+        "idle_bytes": idle,
+        "total_bytes": total,
+        "usable_bytes": chip.usable_bytes,
+        "fits": total <= chip.usable_bytes,
+        "collectives": collectives.summarise(collectives.find(compiled.as_text(), program.loops)),
+    } | seconds
+
+
+def _used(lowered: jax.stages.Lowered) -> list[bool]:
+    """Tell which arguments the program reads; the others are on the devices and not its arguments."""
+    kept = lowered._lowering.compile_args["kept_var_idx"]
+    return [number in kept for number in range(len(jax.tree.leaves(lowered.args_info)))]
+
+
+def _overflow(message: str, arguments: int, chip: Chip) -> Report:
+    """Read what the compiler would have needed; it stops before it knows the output or the traffic."""
+    total = next((_bytes(found[1]) for pattern in _OVERFLOW if (found := pattern.search(message))), 0)
+    if found := _TEMPORARIES.search(message):
+        total = max(total, _bytes(found[1]) + arguments)
+    if found := _PROGRAM.search(message):
+        total = max(total, _bytes(found[1]) + arguments)
+    return {
+        "argument_bytes": arguments,
+        "temporary_bytes": max(total - arguments, 0),
+        "output_bytes": 0,
+        "reused_bytes": 0,
+        "total_bytes": max(total, chip.usable_bytes + 1),
+        "usable_bytes": chip.usable_bytes,
+        "fits": False,
+        "collectives": {},
+        "compiler": message.splitlines()[0][:300],
+    }
+
+
+def _bytes(text: str) -> int:
+    number, unit = _AMOUNT.match(text).groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
+
+
+# ---------------------------------------------------------------------------------------------------- time
+
+
+def _roofline(report: Report, where: Slice) -> Report:
+    """Give the seconds that arithmetic, memory and network need at least; they overlap at best."""
+    chip = where.chip
+    if chip.bf16_flops is None:
+        return {}
+    # Arguments are read once, results written once, temporaries both.
+    moved = report["argument_bytes"] + report["output_bytes"] + 2 * report["temporary_bytes"]
+    sent = sum(one["sent_bytes"] for one in report["collectives"].values())
+    seconds = {
+        "arithmetic": report["executed_flops"] / len(where.devices) / chip.bf16_flops,
+        "memory": moved / chip.memory_bandwidth,
+        "network": sent / chip.network_bandwidth,
+    }
+    bound = max(seconds, key=seconds.__getitem__)
+    return {"seconds": seconds[bound], "bound": bound} | {f"{name}_seconds": value for name, value in seconds.items()}
