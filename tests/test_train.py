@@ -165,7 +165,7 @@ def test_parameters_and_moments_are_split_over_eight_devices():
     shards = lambda value: value.addressable_shards[0].data.shape
     up, down = (f"transformer/double_blocks/processor/qkv_lora1/{part}/kernel" for part in ("up", "down"))
     for tree in (state.params, state.ema, adam(state).mu, adam(state).nu):
-        assert tree[up].shape == (1, 4, 96) and shards(tree[up]) == (1, 4, 48)
+        assert tree[up].shape == (1, 4, 96) and shards(tree[up]) == (1, 4, 12)
         assert tree[down].shape == (1, 32, 4) and shards(tree[down]) == (1, 8, 4)
 
 
