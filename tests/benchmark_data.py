@@ -6,7 +6,8 @@
 
 Both sides decode the same 1024 x 1024 JPEGs and resize them to 512 x 512 with the same filter, with the same number of
 worker processes, one after the other in this run, several times in turn; ratios above 1 mean that this pipeline is
-faster. Without workers the processor's time is counted, which does not depend on what else the machine does. The second table is examples a second of mini's own pipeline and of its training step.
+faster. Without workers the processor's time is counted, which does not depend on what else the machine does. The second
+table is examples a second of mini's own pipeline and of its training step.
 """
 
 import argparse
