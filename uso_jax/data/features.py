@@ -55,8 +55,12 @@ class FeatureSource:
         files = [
             str(self.path / f"{number:05d}.array_record") for number in range(shards) if _shapes(self.path, number).size
         ]
-        self._records = array_record_data_source.ArrayRecordDataSource(files)
-        if len(self._records) != len(self._shapes):
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            whole = len(self._records) == len(self._shapes)
+        except (OSError, ValueError, RuntimeError):
+            whole = False
+        if not whole:
             raise InputError(f"{self.path} is damaged: its files do not hold the records they should; make it again.")
 
     def __len__(self) -> int:
@@ -67,7 +71,7 @@ class FeatureSource:
         index = operator.index(index)
         try:
             return _load(self._records[index])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadExample(f"record {index} of {self.path} is damaged ({error}).") from error
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
