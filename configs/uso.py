@@ -23,22 +23,27 @@ EMOJI = dict(
     heldout=dict(split="heldout_style", seed=1, length=100_000),  # of a team that is never seen in training
 )
 
+
 # Triplets in files (docs/datasets.md); an empty path is for the user to fill in.
-FILES = dict(train=dict(path=""), heldout=dict(path=""))
+def files(**options) -> dict:
+    """Give the section of a source in files; each has dicts of its own, or setting one path would set all."""
+    return dict(train=dict(path=""), heldout=dict(path="")) | options
+
+
 READERS = dict(
-    json=FILES | dict(root=""),
-    uno=FILES | dict(root="", several="leave_out"),
-    uso_eval=FILES | dict(root="", pictures=""),
-    uno_1m=FILES | dict(min_score=3.5, both=True),
-    subjects200k=FILES | dict(min_quality=5, collection="", both=True),
-    omnistyle=FILES | dict(content="content", style="style", stylised="OmniStyle-150K"),
-    syncd=FILES | dict(min_aesthetics=0.0, min_dino=0.0, max_dino=0.98),
-    stylebooth=FILES | dict(prompt="turn it into {style}", styles=False, table="train.csv"),
-    webdataset=FILES | dict(target="target", content="content", style="style"),
-    folder=FILES | dict(layout="shifted"),
-    parquet=FILES | dict(root=""),
+    json=files(root=""),
+    uno=files(root="", several="leave_out"),
+    uso_eval=files(root="", pictures=""),
+    uno_1m=files(min_score=3.5, both=True),
+    subjects200k=files(min_quality=5, collection="", both=True),
+    omnistyle=files(content="content", style="style", stylised="OmniStyle-150K"),
+    syncd=files(min_aesthetics=0.0, min_dino=0.0, max_dino=0.98),
+    stylebooth=files(prompt="turn it into {style}", styles=False, table="train.csv"),
+    webdataset=files(target="target", content="content", style="style"),
+    folder=files(layout="shifted"),
+    parquet=files(root=""),
     triplets=dict(train=dict(path="", split="train"), heldout=dict(path="", split="heldout")),  # curate.py convert
-    features=FILES,  # scripts/curate.py precompute
+    features=files(),  # scripts/curate.py precompute
 )
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))

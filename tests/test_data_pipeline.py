@@ -11,6 +11,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
 from uso_jax.data import images
 from uso_jax.data.pipeline import Mixture, batches, open_source
@@ -260,3 +261,10 @@ def test_cover_crops_the_centre_and_squash_does_not():
     assert (images.cover(picture, (20, 20)) == 255).all()
     assert images.cover(picture, (20, 40)) is picture
     assert 0.4 < images.squash(picture, (20, 20)).mean() / 255 < 0.6
+
+
+def test_sections_of_the_configuration_share_nothing():
+    config = tiny._USO["get_config"]("flux_dev")
+    config.data.uno.train.path = "somewhere"
+    others = [section for name, section in config.data.items() if name != "uno" and hasattr(section, "train")]
+    assert len(others) > 10 and not [section for section in others if section.train.get("path") == "somewhere"]

@@ -91,12 +91,12 @@ def check(config: TrainConfig) -> System:
                 " --config.data.source to the images, or leave the stage out of --config.run."
             )
     without = ("siglip", "text") if len(specs) == 2 else ()
-    system = System(config.system, without=without, null_text=null_text)
+    everything = System(config.system).shapes
     for stage in config.stages:
-        trained = stage.rates(system.shapes)
+        trained = stage.rates(everything)
         if learns := sorted({path.split("/")[0] for path in trained} & set(STRUCTURES)):
             raise InputError(f"stage {stage.name!r} trains {', '.join(learns)}, so it cannot read its features.")
-    return system
+    return System(config.system, without=without, null_text=null_text)
 
 
 def precompute(

@@ -19,15 +19,17 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
+import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from jaxtyping import Int32
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from uso_jax.errors import BadExample, InputError
 
 FORMAT = 1
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64}
 MANIFEST, NULL = "manifest.json", "null.safetensors"
 Record = Mapping[str, np.ndarray]
 
@@ -39,7 +41,7 @@ class FeatureSource:
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(self.path)
         try:
-            self._null = load((self.path / NULL).read_bytes())
+            self._null = _load((self.path / NULL).read_bytes())
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self.path / NULL} cannot be read ({error}): make the features again.") from error
         shards = self.manifest["shards"]
@@ -53,8 +55,12 @@ class FeatureSource:
         files = [
             str(self.path / f"{number:05d}.array_record") for number in range(shards) if _shapes(self.path, number).size
         ]
-        self._records = array_record_data_source.ArrayRecordDataSource(files)
-        if len(self._records) != len(self._shapes):
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            whole = len(self._records) == len(self._shapes)
+        except (OSError, ValueError, RuntimeError):
+            whole = False
+        if not whole:
             raise InputError(f"{self.path} is damaged: its files do not hold the records they should; make it again.")
 
     def __len__(self) -> int:
@@ -64,8 +70,8 @@ class FeatureSource:
         """Give a record as it is stored."""
         index = operator.index(index)
         try:
-            return load(self._records[index])
-        except (SafetensorError, OSError, ValueError) as error:
+            return _load(self._records[index])
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadExample(f"record {index} of {self.path} is damaged ({error}).") from error
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
@@ -137,7 +143,7 @@ def write_shard(
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # one record, one read
     try:
         for shape, record in records:
-            writer.write(save({name: np.ascontiguousarray(value) for name, value in record.items()}))
+            writer.write(save({name: np.asarray(value, order="C") for name, value in record.items()}))
             shapes.append(list(shape))
         writer.close()
         os.replace(temporary, file)
@@ -150,6 +156,12 @@ def write_shard(
 def is_done(path: pathlib.Path, number: int) -> bool:
     """Tell whether a shard is whole."""
     return (path / f"{number:05d}.json").is_file()
+
+
+def _load(data: bytes) -> dict[str, np.ndarray]:
+    """Read arrays as safetensors' own reader does, which for numpy knows no bfloat16."""
+    read = lambda found: np.frombuffer(found["data"], _TYPES[found["dtype"]]).reshape(found["shape"])
+    return {name: read(found) for name, found in deserialize(data)}
 
 
 def left_out(path: pathlib.Path, number: int) -> dict[str, str]:
