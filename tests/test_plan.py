@@ -133,7 +133,7 @@ def test_a_training_report(config, eight):
     text = plan_words.describe(report)
     assert "fits" in text and "all-gather" in text
     assert (
-        plan_words.table([report]).splitlines()[2].startswith("| train step | cpu:8 | 1x4x2 | 8 | 43 | bf16 | 0.00 |")
+        plan_words.table([report]).splitlines()[2].startswith("| train step | cpu:8 | fsdp 4 tensor 2 | 8 | 43 | bf16 | 0.00 |")
     )
 
 
@@ -175,7 +175,7 @@ class TestSearch:
     def test_finds_the_largest(self, config, tried, largest, bend):
         self.fixed, self.slope, self.bend = 10_000, 1000, bend
         total = lambda each: self.fixed + self.slope * each + bend * each**2
-        chip = dataclasses.replace(chips.CHIPS["v5e"], usable_bytes=total(largest) + 300)
+        chip = dataclasses.replace(chips.CHIPS["v5e"], usable_bytes=(total(largest) + total(largest + 1)) // 2)
         where = dataclasses.replace(chips.find("cpu:8"), chip=chip)
         report, batch = plan.search(config, where, programs.Choices("train"))
         assert batch == 4 * largest

@@ -16,7 +16,7 @@ def table(reports: list[Report]) -> str:
     rows = [head, tuple("---" for _ in head)]
     for one in reports:
         gib = lambda name, one=one: f"{one[name] / GIB:.2f}"
-        mesh = "x".join(str(size) for size in one["mesh"].values())
+        mesh = " ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1) or "1"
         sent = sum(kind["sent_bytes"] for kind in one["collectives"].values()) / GIB
         bound = one["roofline"].get("seconds")
         batch = f"{one['batch']}" + (f" in {one['accumulate']}" if one["accumulate"] > 1 else "")
