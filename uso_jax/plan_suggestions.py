@@ -54,7 +54,7 @@ def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tu
                 chosen = with_(quantization=mode or choices.quantization, offload=offload)
                 yield " ".join(flags), config, chosen, 1.0
     for tensor in (1, 2, 4, 8):
-        shape = {"data": 1, "fsdp": count // tensor, "tensor": tensor}
+        shape = {"data": 1, "fsdp": count // tensor, "sequence": 1, "tensor": tensor}
         if count % tensor == 0 and shape != dict(mesh):
             batch = stage.batch_size if training else shape["fsdp"]
             share = batch / shape["fsdp"] / (each * ways * stage.accumulate if training else each * ways) * ways
