@@ -54,7 +54,7 @@ def get_config(variant: str = "all") -> ConfigDict:
             siglip=uso.stage(
                 **small,
                 loss="image_text",
-                steps=4000,
+                steps=3000,
                 batch_size=64,
                 train=only("siglip", "siglip_text"),
                 conditions=(),
@@ -64,7 +64,7 @@ def get_config(variant: str = "all") -> ConfigDict:
             csd=uso.stage(
                 **small,
                 loss="descriptors",
-                steps=4000,
+                steps=2500,
                 batch_size=64,
                 train=only("csd"),
                 conditions=("content", "style"),
@@ -74,7 +74,7 @@ def get_config(variant: str = "all") -> ConfigDict:
             judge=uso.stage(
                 **small,
                 loss="classification",
-                steps=4000,
+                steps=2500,
                 batch_size=64,
                 train=only("judge"),
                 conditions=(),
