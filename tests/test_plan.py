@@ -174,7 +174,7 @@ class TestSearch:
     def test_finds_the_largest(self, config, tried, largest, bend):
         self.fixed, self.slope, self.bend = 10_000, 1000, bend
         total = lambda each: self.fixed + self.slope * each + bend * each**2
-        chip = dataclasses.replace(chips.CHIPS["v5e"], usable_bytes=(total(largest) + total(largest + 1)) // 2)
+        chip = dataclasses.replace(chips.CHIPS["v5e"], usable_bytes=total(largest) + 100)
         where = dataclasses.replace(chips.find("cpu:8"), chip=chip)
         report, batch = plan.search(config, where, programs.Choices("train"))
         assert batch == 4 * largest
