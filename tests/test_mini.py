@@ -75,3 +75,11 @@ def test_generates_out_of_the_box():
     image = USOPipeline.from_weights("mini")("a heart, neon style, red on black", seed=1, num_steps=4).images[0]
     assert image.size == (32, 32)
     assert len(set(image.convert("L").tobytes())) > 20
+
+
+def test_the_guidance_of_a_record_repeats_it():
+    pipe = USOPipeline.from_weights("mini")
+    first = pipe("a heart", seed=1, num_steps=1).records
+    assert pipe("a heart", seed=1, num_steps=1, guidance=first[0]["guidance"]).records == first
+    (other,) = pipe("a heart", seed=1, num_steps=1, guidance=2.0).records
+    assert any("guidance changes nothing" in note for note in other["notes"])

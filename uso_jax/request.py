@@ -112,7 +112,7 @@ def make(
     ):
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    if guidance is not None and not system.config.transformer.guidance_embed:
+    if guidance not in (None, defaults.guidance) and not system.config.transformer.guidance_embed:
         notes.append("guidance changes nothing: these weights were not made for it")
     guidance = _number("guidance", defaults.guidance if guidance is None else guidance)
 
