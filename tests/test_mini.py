@@ -80,6 +80,6 @@ def test_generates_out_of_the_box():
 def test_the_guidance_of_a_record_repeats_it():
     pipe = USOPipeline.from_weights("mini")
     first = pipe("a heart", seed=1, num_steps=1).records
-    assert pipe("a heart", seed=1, num_steps=1, guidance=first[0]["guidance"]).records == first
+    assert pipe("a heart", seed=1, num_steps=1, guidance=first[0]["request"]["guidance"]).records == first
     (other,) = pipe("a heart", seed=1, num_steps=1, guidance=2.0).records
     assert any("guidance changes nothing" in note for note in other["notes"])
