@@ -34,7 +34,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.variant = f"mini_{variant}"
         config.evaluation.perceptual = True
         config.evaluation.tables = {
-            "style_subject": dict(task="style_subject", split="heldout"),
+            "main": dict(task="style_subject", split="heldout"),
             "subject": dict(task="subject", split="heldout_subjects"),
             "style": dict(task="style", split="heldout_styles"),
             "unseen_families": dict(task="style_subject", split="heldout_families"),

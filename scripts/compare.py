@@ -73,10 +73,9 @@ def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None)
     stages = {entry["name"]: entry.get("evaluation", {}) for entry in summary["stages"]}
     if stage not in stages:
         raise InputError(f"{folder} has no stage {stage!r}; it has {', '.join(stages)}")
-    main_one = next(iter(stages[stage]), None)
-    if (table or main_one) not in stages[stage]:
+    if (table or "main") not in stages[stage]:
         raise InputError(f"{folder}: stage {stage!r} was not judged by table {table!r}")
-    return stages[stage][table or main_one]
+    return stages[stage][table or "main"]
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -20,7 +20,7 @@ def runs(tmp_path):
         (tmp_path / name).mkdir()
         style, early = values
         table = lambda x: {"before": {"style": 0.0}, "target": {"style": 1.0, "csd": 0.9}, "after": {"style": x}}
-        stages = [{"name": "align", "evaluation": {"both": {"style": early}}}]
+        stages = [{"name": "align", "evaluation": {"main": {"style": early}}}]
         summary = {"stages": stages, "evaluation": table(style), "tables": {"unseen": table(style / 2)}}
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     return tmp_path
@@ -74,6 +74,10 @@ def test_projectors_are_compared_after_alignment(variant):
     config = from_config_dict(ablations(variant))
     assert [stage.name for stage in config.stages] == ["style_alignment"]
     assert config.system.transformer.projector.kind == variant.partition("_")[0]
+
+
+def test_the_main_table_has_content_and_style():
+    assert from_config_dict(ablations("full")).evaluation.tables["main"].task == "style_subject"
 
 
 def test_unknown_variant():

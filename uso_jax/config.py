@@ -69,7 +69,7 @@ class TableConfig:
 class EvaluationConfig:
     """The tables that a run ends with where the source knows the truth (uso_jax.evaluation.table)."""
 
-    tables: Mapping[str, TableConfig]  # the first is the main one
+    tables: Mapping[str, TableConfig]  # one is called "main"
     perceptual: bool  # also LPIPS and Gram distances, which need an extra package
     num_triplets: int  # a table
     batch_size: int
@@ -174,6 +174,8 @@ def _evaluates(config: ConfigDict) -> bool:
 
 
 def _evaluation(tables: dict, **values) -> EvaluationConfig:
+    if "main" not in tables:  # a ConfigDict does not keep the order, so it must be named
+        raise ValueError(f"evaluation.tables must have one called main; it has {', '.join(tables)}")
     return EvaluationConfig(tables={name: TableConfig(**table) for name, table in tables.items()}, **values)
 
 

@@ -141,9 +141,8 @@ def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> 
     """Write summary.json whole or not at all."""
     summary = {"variant": config.variant, "stages": record["stages"]}
     if "evaluation" in record:
-        main, *others = record["evaluation"]
-        summary["evaluation"] = record["evaluation"][main]
-        summary["tables"] = {name: record["evaluation"][name] for name in others}
+        summary["evaluation"] = record["evaluation"]["main"]
+        summary["tables"] = {name: table for name, table in record["evaluation"].items() if name != "main"}
     temporary = workdir / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(temporary, workdir / "summary.json")
@@ -246,7 +245,7 @@ def _evaluate(run: _Run, stage: dict, params: Params) -> None:
     for name, table in run.evaluation.tables.items():
         run.record["evaluation"][name]["after"] = stage["evaluation"][name]
         sheet = table.sheet(before[name], after[name], run.config.heldout.grid_rows)
-        suffix = "" if name == run.evaluation.main else f"_{name}"
+        suffix = "" if name == "main" else f"_{name}"
         grid.save(sheet, run.workdir / "samples" / f"before_after{suffix}.png")
 
 

@@ -45,10 +45,10 @@ _UNSEEN = {  # labels that the classifier cannot know, by split
 
 
 class Evaluation:
-    """All tables of a configuration, by name; the first is the main one."""
+    """All tables of a configuration, by name."""
 
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh):
-        self.config, self.system, self.settings = config, system, config.evaluation
+        self.system, self.settings = system, config.evaluation
         # Absent conditions are masked, so one compiled program serves every task.
         changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=())
         self.stage = dataclasses.replace(config.stages[-1], **changes)
@@ -58,10 +58,6 @@ class Evaluation:
         self.tables = {
             name: Table(table, config, self.stage, mesh, **shared) for name, table in self.settings.tables.items()
         }
-
-    @property
-    def main(self) -> str:
-        return next(iter(self.tables))
 
     def sample(self, params: Params) -> dict[str, Pictures]:
         """Let the model make the pictures of every table, from the same noise every time."""
