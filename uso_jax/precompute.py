@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from uso_jax import bundle, mini, sharding, weights
 from uso_jax.config import TrainConfig
-from uso_jax.data import buckets, features
+from uso_jax.data import features
 from uso_jax.data.examples import Examples, Source
 from uso_jax.data.features import FeatureSource
-from uso_jax.data.pipeline import Mixture, open_source, sizes_of
+from uso_jax.data.pipeline import Mixture, open_source, share_out
 from uso_jax.errors import BadExample, InputError
 from uso_jax.initial import initial_params
 from uso_jax.params import Params
@@ -182,10 +182,7 @@ class _Encoder:
         self.batch_size = stage.batch_size // stage.accumulate
         self.num_threads = config.data.num_threads
         sizes = stage.bucket_sizes(config.system.pixels_per_token)
-        targets, contents = sizes["target_sizes"], sizes["content_sizes"]
-        one = len(targets) == len(contents) == 1
-        found = np.zeros((len(source), 4), np.int32) if one else sizes_of(source)
-        self.shapes = buckets.assign(found, targets, contents, stage.batch_size)
+        self.shapes = share_out(source, sizes["target_sizes"], sizes["content_sizes"], stage.batch_size)
         self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
 
     def nulls(self) -> dict[str, np.ndarray]:

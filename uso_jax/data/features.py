@@ -51,10 +51,9 @@ class FeatureSource:
                 f"{self.path} lacks {len(missing)} of {shards} shards, the first is {missing[0]:05d}: run the same"
                 " precompute command again to finish it."
             )
-        self._shapes = np.concatenate([_shapes(self.path, number) for number in range(shards)])
-        files = [
-            str(self.path / f"{number:05d}.array_record") for number in range(shards) if _shapes(self.path, number).size
-        ]
+        shapes = [_shapes(self.path, number) for number in range(shards)]
+        self._shapes = np.concatenate(shapes)
+        files = [str(self.path / f"{number:05d}.array_record") for number, own in enumerate(shapes) if own.size]
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(files)
             whole = len(self._records) == len(self._shapes)

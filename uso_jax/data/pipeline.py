@@ -124,7 +124,7 @@ def batches(
     targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
     streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
     for number, (part, weight) in enumerate(parts):
-        shared = _share(part, targets, contents, batch_size)
+        shared = share_out(part, targets, contents, batch_size)
         for shape, count in buckets.count(shared, len(part)).items():
             examples = Examples(
                 part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
@@ -156,7 +156,7 @@ def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)
 
 
-def _share(
+def share_out(
     source: Source, targets: Sequence[Size], contents: Sequence[Size], batch_size: int
 ) -> dict[Shape, np.ndarray | None]:
     """Share out a source's examples to pairs of sizes; features have theirs already."""

