@@ -7,6 +7,7 @@ A member of an archive is a stretch of the archive's bytes, read when it is aske
 
 import io
 import os
+import posixpath
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from uso_jax.data import urls
 from uso_jax.data.places import Place
 from uso_jax.errors import InputError
 
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _TAR_BLOCK = 512
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -52,6 +54,29 @@ def tree(path: str) -> dict[str, Place]:
             raise InputError(f"{path} holds {name!r} twice: which one is meant is unclear, remove one.")
         found[name] = place
     return dict(sorted(found.items()))
+
+
+def by_stem(folder: str, part: str) -> dict[str, Place]:
+    """Give the images of a part of a data set, FOLDER/PART or FOLDER/PART.tar or .zip, by name without ending.
+
+    Raises:
+      InputError: the part is missing, or two of its images differ only in folder or ending.
+    """
+    whole = urls.join(folder, part, folder)
+    path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(p)), None)
+    if path is None:
+        raise InputError(
+            f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
+        )
+    found: dict[str, Place] = {}
+    for name, place in tree(path).items():
+        if not name.lower().endswith(IMAGES):
+            continue
+        stem = posixpath.splitext(posixpath.basename(name))[0]
+        if stem in found:
+            raise InputError(f"{path} holds two images {stem!r}, so which one is meant is unclear: rename one.")
+        found[stem] = place
+    return found
 
 
 def _folder(path: str) -> Iterator[tuple[str, Place]]:

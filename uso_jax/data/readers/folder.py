@@ -15,7 +15,6 @@ from pathlib import Path
 
 from uso_jax.data import archives, urls
 from uso_jax.data.places import Place
-from uso_jax.data.readers.omnistyle import by_stem
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.errors import InputError
 
@@ -23,7 +22,7 @@ from uso_jax.errors import InputError
 def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | LeftOut]:
     """Read the folder."""
     path = str(path)
-    targets, content = by_stem(path, "target"), _part(path, "content")
+    targets, content = archives.by_stem(path, "target"), _part(path, "content")
     styles = [_part(path, "style")]
     while more := _part(path, f"style_{len(styles) + 1}"):
         styles.append(more)
@@ -46,7 +45,7 @@ def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | Le
 def _part(path: str, part: str) -> dict[str, Place]:
     whole = urls.join(path, part, path)
     there = any(urls.exists(f"{whole}{ending}") for ending in ("", ".tar", ".zip"))
-    return by_stem(path, part) if there else {}
+    return archives.by_stem(path, part) if there else {}
 
 
 def _prompts(path: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         where = f"{path}, item {number}"
-        values = _upstream(_object(item, where), where, UNO_KEYS)
+        values = _upstream(item, where)
         if values["styles"]:
             if several == "leave_out":
                 yield LeftOut("it has several subjects, and there is one content image (several=first takes the first)")
@@ -59,9 +59,7 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         where = f"{path}, item {number}"
-        item = _object(item, where)
-        if strange := sorted(set(item) - EVAL_KEYS):
-            raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(EVAL_KEYS)}.")
+        item = _object(item, where, EVAL_KEYS)
         values = _references(item)
         values["layout"] = "shifted" if values["prompt"] else "preserved"
         name = item.get("save_dir", str(number))
@@ -97,19 +95,16 @@ def load(path: str | Path) -> list:
 
 def own_item(item: Any, number: int, folder: str, where: str) -> Item:
     """Check one item of `read_json`; a mistake in the last one does not wait for the end of an epoch."""
-    item = _object(item, where)
-    if "image_tgt_path" in item:
-        values = _upstream(item, where, UNO_KEYS)
+    if isinstance(item, Mapping) and "image_tgt_path" in item:
+        values = _upstream(item, where)
         return _item(values, str(number), folder, where, _target(values, folder, where))
-    if strange := sorted(set(item) - OWN_KEYS):
-        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(OWN_KEYS))}.")
+    item = _object(item, where, OWN_KEYS)
     values = {"styles": [], "prompt": ""} | {name: value for name, value in item.items() if value is not None}
     return _item(values, str(item.get("key", number)), folder, where, _target(values, folder, where))
 
 
-def _upstream(item: Mapping[str, Any], where: str, known: set[str]) -> dict[str, Any]:
-    if strange := sorted(set(item) - known):
-        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(known))}.")
+def _upstream(item: Any, where: str) -> dict[str, Any]:
+    item = _object(item, where, UNO_KEYS)
     return _references(item) | {"target": item.get("image_tgt_path")}
 
 
@@ -119,9 +114,12 @@ def _references(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": item.get("prompt", ""), "content": (references or [None])[0], "styles": references[1:]}
 
 
-def _object(item: Any, where: str) -> Mapping[str, Any]:
+def _object(item: Any, where: str, known: set[str]) -> Mapping[str, Any]:
+    """Refuse what is no object, and entries that are not known."""
     if not isinstance(item, Mapping):
         raise InputError(f"{where} is not an object with names and values.")
+    if strange := sorted(set(item) - known):
+        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(known))}.")
     return item
 
 

@@ -12,20 +12,18 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import archives, urls
-from uso_jax.data.places import Place
+from uso_jax.data import archives
+from uso_jax.data.archives import IMAGES
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.errors import InputError
 
 MARK = "&&"
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_omnistyle(
     path: str | Path, content: str = "content", style: str = "style", stylised: str = "OmniStyle-150K"
 ) -> Iterator[Item | LeftOut]:
     """Read the folder; the names of its three parts may be given."""
-    parts = {name: by_stem(str(path), name) for name in (content, style, stylised)}
+    parts = {name: archives.by_stem(str(path), name) for name in (content, style, stylised)}
     for stem, target in parts[stylised].items():
         names = [posixpath.splitext(name)[0] if name.lower().endswith(IMAGES) else name for name in stem.split(MARK)]
         if len(names) != 2 or not all(names):
@@ -43,26 +41,3 @@ def read_omnistyle(
                 layout="preserved",
                 meta={"content": names[0], "style": names[1]},
             )
-
-
-def by_stem(folder: str, part: str) -> dict[str, Place]:
-    """Give the images of a part of a data set, FOLDER/PART or FOLDER/PART.tar or .zip, by name without ending.
-
-    Raises:
-      InputError: the part is missing, or two of its images differ only in folder or ending.
-    """
-    whole = urls.join(folder, part, folder)
-    path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(p)), None)
-    if path is None:
-        raise InputError(
-            f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
-        )
-    found: dict[str, Place] = {}
-    for name, place in archives.tree(path).items():
-        if not name.lower().endswith(IMAGES):
-            continue
-        stem = posixpath.splitext(posixpath.basename(name))[0]
-        if stem in found:
-            raise InputError(f"{path} holds two images {stem!r}, so which one is meant is unclear: rename one.")
-        found[stem] = place
-    return found

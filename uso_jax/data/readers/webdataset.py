@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uso_jax.data import archives
+from uso_jax.data.archives import IMAGES
 from uso_jax.data.places import Place
-from uso_jax.data.readers.omnistyle import IMAGES
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.errors import InputError
 
