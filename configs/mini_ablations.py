@@ -16,8 +16,9 @@
 Every run ends with the same tables; scripts/compare.py joins those of several seeds.
 """
 
-import importlib.util
 import pathlib
+import runpy
+import types
 
 from ml_collections import ConfigDict
 
@@ -27,7 +28,8 @@ SIGLIP = (r"siglip/.*", 0.1)  # its rate relative to what starts from random num
 
 def get_config(variant: str = "full") -> ConfigDict:
     """Give the configuration of one variant."""
-    config = _uso().get_config("mini")
+    uso = _uso()
+    config = uso.get_config("mini")
     align, both = config.stages.style_alignment, config.stages.disentanglement
     steps = align.steps + both.steps
     with config.unlocked():
@@ -41,21 +43,21 @@ def get_config(variant: str = "full") -> ConfigDict:
         }
         kind, _, tower = variant.partition("_")
         if variant == "full":
-            _reward(align, both)
+            _reward(uso, align, both)
         elif variant == "no_alignment":
             config.run = ("disentanglement",)
-            both.steps, both.train = steps, (SIGLIP, *_uso().BOTH)
-            _reward(both)
+            both.steps, both.train = steps, (SIGLIP, *uso.BOTH)
+            _reward(uso, both)
         elif variant == "no_disentangled":
             config.run = ("disentanglement",)
             config.model.style_encoder, config.model.transformer.projector = "autoencoder", None
             both.steps = steps
-            _reward(both)
+            _reward(uso, both)
         elif kind in PROJECTORS and tower in ("", "siglip"):
             config.run = ("style_alignment",)
             config.model.transformer.projector.kind = kind
             if tower:
-                align.train = (SIGLIP, *_uso().PROJECTOR)
+                align.train = (SIGLIP, *uso.PROJECTOR)
         elif variant == "same_ids":
             config.model.reference_offset = "o"
         elif variant == "all_weights":
@@ -65,18 +67,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     return config
 
 
-def _reward(*stages: ConfigDict) -> None:
+def _reward(uso: types.SimpleNamespace, *stages: ConfigDict) -> None:
     """Reward the last part of each stage, as long as the paper's: 7,000 of 23,000 and 3,000 of 21,000 steps."""
     shares = {"style_alignment": 16 / 23, "disentanglement": 18 / 21}
     names = ("style_alignment", "disentanglement")[-len(stages) :]
     for name, stage in zip(names, stages, strict=True):
         start = round(shares[name] * stage.steps)
-        stage.reward = ConfigDict(_uso().reward(start=start, num_steps=8, last=3, scale=0.1))
+        stage.reward = ConfigDict(uso.reward(start=start, num_steps=8, last=3, scale=0.1))
 
 
-def _uso():
+def _uso() -> types.SimpleNamespace:
     """Load configs/uso.py, which has mini's sizes."""
-    spec = importlib.util.spec_from_file_location("uso_config", pathlib.Path(__file__).with_name("uso.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).with_name("uso.py"))))

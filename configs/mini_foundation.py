@@ -15,8 +15,9 @@
 One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
 """
 
-import importlib.util
 import pathlib
+import runpy
+import types
 
 from ml_collections import ConfigDict
 
@@ -109,9 +110,6 @@ def _base_model(uso) -> dict:
     return model | uso.mini_teachers() | dict(transformer=transformer, weights="")
 
 
-def _uso():
+def _uso() -> types.SimpleNamespace:
     """Load configs/uso.py, which has mini's sizes."""
-    spec = importlib.util.spec_from_file_location("uso_config", pathlib.Path(__file__).with_name("uso.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).with_name("uso.py"))))

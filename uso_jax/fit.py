@@ -241,7 +241,8 @@ def _evaluate(run: _Run, stage: dict, params: Params) -> None:
     """Record what every table says of the model after a stage, and draw its pictures."""
     after = run.evaluation.sample(params)
     stage["evaluation"] = run.evaluation.figures(params, after)
-    before = np.load(run.workdir / BEFORE)
+    with np.load(run.workdir / BEFORE, allow_pickle=False) as found:
+        before = dict(found)
     for name, table in run.evaluation.tables.items():
         run.record["evaluation"][name]["after"] = stage["evaluation"][name]
         sheet = table.sheet(before[name], after[name], run.config.heldout.grid_rows)
