@@ -19,7 +19,7 @@ import pathlib
 from absl import app, flags
 from tqdm import tqdm
 
-from uso_jax import chips, config_flag, plan, plan_words, programs
+from uso_jax import chips, config_flag, plan, plan_words, programs, whole_file
 from uso_jax.config import from_config_dict
 from uso_jax.errors import InputError, exit_cleanly
 
@@ -72,12 +72,9 @@ def _read(name: str) -> list[plan.Report]:
 
 
 def _write(path: pathlib.Path, reports: list[plan.Report]) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        whole_file.write(path, json.dumps(reports, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write --json {path}: {error.strerror}") from error
 

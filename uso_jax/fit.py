@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import math
-import os
 import pathlib
 import time
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from uso_jax import grid, precompute, sharding
+from uso_jax import grid, precompute, sharding, whole_file
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
@@ -143,9 +142,7 @@ def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> 
     if "evaluation" in record:
         summary["evaluation"] = record["evaluation"]["main"]
         summary["tables"] = {name: table for name, table in record["evaluation"].items() if name != "main"}
-    temporary = workdir / "summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(temporary, workdir / "summary.json")
+    whole_file.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

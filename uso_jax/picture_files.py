@@ -9,7 +9,6 @@ A made picture is a PNG that holds its record (prompt, seed, sizes, references, 
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from uso_jax import whole_file
 from uso_jax.data import images
 from uso_jax.data.images import Picture
 from uso_jax.errors import InputError
@@ -121,9 +121,7 @@ def write(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for target, data in ((path.with_suffix(".json"), (text + "\n").encode()), (path, buffer.getvalue())):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(data)
-            os.replace(temporary, target)
+            whole_file.write(target, data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --save_path") from error
 

@@ -22,6 +22,7 @@ import safetensors
 from jaxtyping import Float
 from safetensors.numpy import save
 
+from uso_jax import whole_file
 from uso_jax.errors import InputError
 
 FORMAT = "uso_jax style 1"
@@ -68,9 +69,7 @@ def write(name: str | pathlib.Path, style: Style) -> pathlib.Path:
     data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        whole_file.write(path, data)
     except OSError as error:
         raise InputError(f"cannot write style {path}: {error.strerror}; choose another place") from error
     return path

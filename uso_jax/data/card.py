@@ -11,7 +11,6 @@ import collections
 import html
 import io
 import json
-import os
 import pathlib
 import re
 import string
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from uso_jax import whole_file
 from uso_jax.data.pipeline import Mixture, Source
 from uso_jax.data.record import Triplet
 from uso_jax.errors import BadExample, InputError
@@ -122,9 +122,7 @@ def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sam
     page = _page(card, found)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+        whole_file.write(path, page)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --to.") from error
     return card

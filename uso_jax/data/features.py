@@ -26,6 +26,7 @@ from jaxtyping import Int32
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from uso_jax import whole_file
 from uso_jax.errors import BadExample, InputError
 
 FORMAT = 1
@@ -126,8 +127,8 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
             )
         return
     path.mkdir(parents=True, exist_ok=True)
-    _replace(path / NULL, save(dict(nulls)))
-    _replace(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    whole_file.write(path / NULL, save(dict(nulls)))
+    whole_file.write(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def write_shard(
@@ -149,7 +150,7 @@ def write_shard(
     finally:
         temporary.unlink(missing_ok=True)
     lost = {str(index): reason for index, reason in left_out.items()}
-    _replace(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
+    whole_file.write(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
 
 
 def is_done(path: pathlib.Path, number: int) -> bool:
@@ -171,9 +172,3 @@ def left_out(path: pathlib.Path, number: int) -> dict[str, str]:
 def _shapes(path: pathlib.Path, number: int) -> np.ndarray:
     found = json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))
     return np.asarray(found["shapes"], np.int32).reshape(-1, 4)
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
