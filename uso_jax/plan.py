@@ -130,7 +130,8 @@ def tokens(config: TrainConfig, stage: StageConfig) -> int:
     """Count the tokens of the transformer's sequence."""
     side = config.system.pixels_per_token
     area = lambda size: math.prod(n // side for n in size)
-    style = config.data.num_styles * config.system.transformer.projector.tokens_per_image
+    projector = config.system.transformer.projector
+    style = config.data.num_styles * projector.tokens_per_image if projector else 0
     return (
         config.system.text.t5_length
         + area(stage.target_size)

@@ -73,6 +73,8 @@ def check(config: TrainConfig) -> System:
     specs = [spec for spec in (config.data.train, config.data.heldout) if is_ready(spec)]
     if not specs:
         return System(config.system)
+    if config.system.style_encoder != "siglip":
+        raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
     found = fingerprint(config)
     null_text = None
     for part in (part for spec in specs for part in spec.get("parts", [spec]) if part["name"] == "features"):

@@ -121,6 +121,8 @@ def build(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tupl
     Raises:
       InputError: the mesh does not fit the devices, or the batch the mesh.
     """
+    if config.system.style_encoder != "siglip":
+        raise InputError("the planner knows style images through SigLIP only; set config.model.style_encoder to siglip")
     mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
     with jax.set_mesh(mesh):
         if choices.mode in ("train", "reward"):
