@@ -6,8 +6,7 @@
     python scripts/train.py --config configs/mini_experts.py:destylize --workdir runs/destylize
 
     stylize      style image -> another subject, which the prompt names, in its style
-    destylize    stylised picture as content image -> the same subject in its plain look; where the layout is preserved
-                 the prompt is empty half of the time, where it is shifted it names the subject
+    destylize    stylised picture as content image -> the subject, which the prompt names, in its plain look
 
 Each ends as a weights directory of its own, which scripts/curate.py reads (docs/curation.md):
 
@@ -31,7 +30,7 @@ def get_config(variant: str = "stylize") -> ConfigDict:
     stages = dict(
         stylize=uso.stage(
             **small,
-            steps=2000,
+            steps=4000,
             train=uso.BOTH,
             conditions=("style",),
             data=dict(tasks=dict(style=1.0), style_words=0.0),
@@ -39,10 +38,10 @@ def get_config(variant: str = "stylize") -> ConfigDict:
         ),
         destylize=uso.stage(
             **small,
-            steps=2000,
+            steps=4000,
             train=uso.LORA,
             conditions=("content",),
-            data=dict(tasks=dict(style_subject=1.0), style_words=0.0, swapped=True),
+            data=dict(tasks=dict(style_subject=1.0), style_words=0.0, empty_prompt=0.0, swapped=True),
             learning_rate=2e-3,
         ),
     )

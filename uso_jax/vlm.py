@@ -57,6 +57,7 @@ class Vlm:
         base_url: str = "",
         *,
         cache: str | pathlib.Path | None = None,
+        replay: Sequence[str | pathlib.Path] = (),
         api_key: str | None = None,
         timeout: float = 60.0,
         tries: int = 5,
@@ -73,6 +74,7 @@ class Vlm:
           model: its name at the endpoint.
           base_url: such as "http://localhost:8000/v1"; "" answers from the cache alone.
           cache: file of answers, read now and added to; None keeps none.
+          replay: further files of answers, read now: those of other processes.
           api_key: of the endpoint; None or "" sends none.
           timeout: seconds for one try.
           tries: of one question, where the endpoint is slow, busy or away.
@@ -92,7 +94,7 @@ class Vlm:
             raise InputError("tries, takes, max_tokens, max_pixels and timeout of a vision-language model are positive")
         self.model, self.max_pixels, self.takes = model, max_pixels, takes
         self._options = dict(max_tokens=max_tokens, temperature=temperature)
-        self._cache = _Cache(None if cache is None else pathlib.Path(cache))
+        self._cache = _Cache(None if cache is None else pathlib.Path(cache), list(map(pathlib.Path, replay)))
         self._client = None
         if base_url:
             headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -194,24 +196,27 @@ class _Again(Exception):
 class _Cache:
     """Answers by the digest of their question; a line a question, added whole, so a kill costs at most the last one."""
 
-    def __init__(self, path: pathlib.Path | None):
-        self._path, self._known, self._lock = path, {}, threading.Lock()
-        if path is None:
-            return
+    def __init__(self, path: pathlib.Path | None, others: Sequence[pathlib.Path]):
+        self._path, self._known, self._lock, self._torn = path, {}, threading.Lock(), False
+        for other in others:
+            self._read(other)
+        if path is not None:
+            data = self._read(path)
+            self._torn = bool(data) and not data.endswith(b"\n")
+
+    def _read(self, path: pathlib.Path) -> bytes:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise InputError(
-                f"the cache of answers {path} cannot be read ({error.strerror}): choose another"
-            ) from error
+            raise InputError(f"the cache of answers {path} cannot be read ({error.strerror})") from error
         for line in data.splitlines():
             try:
                 record = json.loads(line)
                 self._known[record["key"]] = str(record["answer"])
             except (ValueError, LookupError, TypeError):
                 continue  # cut off by a kill: that question is asked again
-        self._torn = bool(data) and not data.endswith(b"\n")
+        return data
 
     def get(self, key: str) -> str | None:
         return self._known.get(key)

@@ -45,9 +45,10 @@ class Swapped:
 
 def _swap(triplet: Triplet) -> Triplet:
     if triplet.content is None or triplet.target is None:
+        lacks = "content" if triplet.content is None else "target"
         raise InputError(
-            f"triplet {triplet.key!r} has no {'content' if triplet.content is None else 'target'} image, so it cannot be"
-            " swapped: set the stage's data.tasks to subject or style_subject, or take another source."
+            f"triplet {triplet.key!r} has no {lacks} image, so it cannot be swapped: set the"
+            " stage's data.tasks to subject or style_subject, or take another source."
         )
     labels = {"subject": triplet.meta.get("labels", {}).get("subject", -1)}
     return Triplet(
