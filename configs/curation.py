@@ -105,8 +105,8 @@ def mini() -> dict:
             reference="content",
             prompts=dict(preserved="{caption}", shifted="{caption} in another place"),
         ),
-        score=curation()["score"] | dict(weights="mini", subject="csd_content", size=32),
-        keep=dict(style=0.5, subject=0.5, judge=config_dict.placeholder(float), duplicates=4),
+        score=curation()["score"] | dict(weights="mini", subject="siglip_text", size=32),
+        keep=dict(style=0.5, subject=0.36, judge=config_dict.placeholder(float), duplicates=4),
     )
 
 

@@ -21,6 +21,7 @@ The configuration says which source, and for precompute also whose encoders and 
 
 import pathlib
 import re
+import shlex
 
 from absl import app, flags
 
@@ -34,6 +35,9 @@ _SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of t
 _NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set; default the source's.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
 _SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert, report: triplets on the page.")
+_BEAM = flags.DEFINE_string(
+    "beam", None, "convert: read by Apache Beam, with these pipeline options; '' for the default."
+)
 _STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes count; default the last of the run.")
 _PROCESS = flags.DEFINE_string("process", "0/1", "precompute and steps of a curation: which of how many this is.")
 _RETRY = flags.DEFINE_bool("retry", False, "Steps of a curation: do again what failed.")
@@ -70,13 +74,15 @@ def _convert(config: TrainConfig) -> None:
     from uso_jax.data.pipeline import open_source
 
     name = _NAME.value or _CONFIG.value.data.source
-    _write_set({split: open_source(getattr(config.data, split)) for split in _SPLIT.value}, _TO.value, name, config)
+    specs = {split: getattr(config.data, split) for split in _SPLIT.value}
+    beam = {} if _BEAM.value is None else dict(specs=specs, beam_options=shlex.split(_BEAM.value))
+    _write_set({split: open_source(spec) for split, spec in specs.items()}, _TO.value, name, config, **beam)
 
 
-def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig) -> None:
+def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig, **beam) -> None:
     from uso_jax.data import card, triplet_set
 
-    path = triplet_set.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors)
+    path = triplet_set.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors, **beam)
     for split in sources:
         made = card.write(path / f"{split}.html", triplet_set.TripletSet(path, split), title=name, sample=_SAMPLE.value)
         (path / f"{split}.md").write_text(made.markdown(), encoding="utf-8")

@@ -27,7 +27,6 @@ from jaxtyping import Array, Bool, Float
 from uso_jax import preprocess
 from uso_jax.errors import InputError
 from uso_jax.models.clip import unit
-from uso_jax.models.csd import CsdOutput
 from uso_jax.models.vgg import gram
 from uso_jax.params import Params
 from uso_jax.system import Batch, System, to_float
@@ -131,12 +130,8 @@ def _styles(system: System, params: Params, batch: Batch, embed: Callable[[Syste
 
 
 def _csd(system: System, params: Params, images: Images) -> Float[Array, "b d"]:
-    return _csd_output(system, params, images).style
-
-
-def _csd_output(system: System, params: Params, images: Images) -> CsdOutput:
     encoder = system.module(params, "csd")
-    return encoder(preprocess.CSD.resized(encoder.config.image_size).device(images))
+    return encoder(preprocess.CSD.resized(encoder.config.image_size).device(images)).style
 
 
 add(
@@ -190,17 +185,6 @@ add(
         score=lambda system, params, images, content: _product(_dino(system, params, images), content),
         describe=lambda system, params, batch: _dino(system, params, to_float(batch["content"])),
         components=("dino",),
-        needs=("content",),
-    ),
-)
-
-
-add(
-    "csd_content",  # cosine of CSD's content vectors; the authors advise DINO or CLIP in their place, mini has neither
-    Reward(
-        score=lambda system, params, images, content: _product(_csd_output(system, params, images).content, content),
-        describe=lambda system, params, batch: _csd_output(system, params, to_float(batch["content"])).content,
-        components=("csd",),
         needs=("content",),
     ),
 )

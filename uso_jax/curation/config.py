@@ -38,7 +38,11 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Which rewards score style image and content image against the target, and whose weights these read."""
+    """Which rewards score style image and content image, and whose weights these read.
+
+    The style image is compared with the target; the content image too, or, by a reward that needs a prompt, with its
+    caption.
+    """
 
     weights: str
     style: str
@@ -47,10 +51,10 @@ class ScoreConfig:
     batch_size: int
 
     def __post_init__(self):
-        for name, need in ((self.style, ("style",)), (self.subject, ("content",))):
+        for name, needs in ((self.style, ("style",)), (self.subject, ("content", "prompt"))):
             rewards.check_names([name], "curation.score")
-            if rewards.REWARDS[name].needs != need:
-                raise ValueError(f"{name} does not compare the target with a {need[0]} image")
+            if len(found := rewards.REWARDS[name].needs) != 1 or found[0] not in needs:
+                raise ValueError(f"{name} compares with {' and '.join(found) or 'nothing'}, not with {needs[0]}")
 
 
 @dataclass(frozen=True)

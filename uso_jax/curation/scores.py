@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of a made triplet by networks: how like the style image is to the target, and the content image's subject.
 
-They are rewards by name (uso_jax.rewards): CSD and DINO for the released models. Only the numbers are stored; what
-counts as enough is decided when triplets are selected.
+They are rewards by name (uso_jax.rewards): CSD and DINO for the released models. Mini has no DINO, so its content image
+is compared with the caption instead. Only the numbers are stored; what counts as enough is decided when triplets are
+selected.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from uso_jax.data import images
 from uso_jax.errors import BadExample
 from uso_jax.params import Params
 from uso_jax.system import System, to_float
+from uso_jax.text import T5ClipConfig
 
 
 class Scorer:
@@ -30,6 +32,7 @@ class Scorer:
     def __init__(self, config: CurationConfig):
         self.config = config.score
         self.names = {"style": self.config.style, "subject": self.config.subject}
+        self.reads_captions = rewards.REWARDS[self.config.subject].needs == ("prompt",)
         self.components = sorted(rewards.components(self.names.values()))
         self.directory = mini.directory(self.config.weights)
 
@@ -51,8 +54,11 @@ class Scorer:
             try:
                 if failed:
                     raise BadExample(failed[0])
+                if self.reads_captions and not row["caption"]:
+                    raise BadExample("there is no caption to compare the content image with")
                 places = folder.target(row), *(folder.place(step, number) for step in parts)
-                waiting.append((number, [images.cover(p.decode(), (self.config.size,) * 2) for p in places]))
+                pictures = [images.cover(p.decode(), (self.config.size,) * 2) for p in places]
+                waiting.append((number, pictures, row["caption"]))
             except BadExample as error:
                 rows.append({"number": number, "failed": str(error)})
             if len(waiting) == self.config.batch_size:
@@ -62,15 +68,22 @@ class Scorer:
             rows += self._batch(waiting)
         return sorted(rows, key=lambda row: row["number"]), {}
 
-    def _batch(self, waiting: list[tuple[int, list[images.Picture]]]) -> list[dict]:
+    def _batch(self, waiting: list[tuple[int, list[images.Picture], str]]) -> list[dict]:
         filled = waiting + [waiting[-1]] * (self.config.batch_size - len(waiting))
-        target, style, content = (np.stack([pictures[i] for _, pictures in filled]) for i in range(3))
+        target, style, content = (np.stack([pictures[i] for _, pictures, _ in filled]) for i in range(3))
         batch = {"target": target, "style": style[:, None], "content": content}
         valid = np.ones(len(filled), bool)
         batch |= {"style_valid": valid[:, None], "content_valid": valid}
+        if self.reads_captions:
+            tokens = [self._text.tokenize(caption) for _, _, caption in filled]
+            batch |= {name: np.stack([one[name] for one in tokens]) for name in tokens[0]}
         found = jax.device_get(self._score(self._params, batch))
         of = lambda i: {name: round(float(found[reward][i]), 5) for name, reward in self.names.items()}
-        return [{"number": number} | of(i) for i, (number, _) in enumerate(waiting)]
+        return [{"number": number} | of(i) for i, (number, _, _) in enumerate(waiting)]
+
+    @functools.cached_property
+    def _text(self) -> T5ClipConfig:
+        return Bundle.open(self.config.weights).system.text
 
     @functools.cached_property
     def _system(self) -> System:
@@ -94,8 +107,12 @@ class Scorer:
     @functools.cached_property
     def _score(self):
         def score(params, batch):
-            described = rewards.describe(self._system, params, self.names.values(), batch)
-            shown = to_float(batch["target"])
-            return rewards.score(self._system, params, shown, described)
+            found = {}
+            for name, shown in zip(
+                self.names.values(), ("target", "content" if self.reads_captions else "target"), strict=True
+            ):
+                described = rewards.describe(self._system, params, [name], batch)
+                found |= rewards.score(self._system, params, to_float(batch[shown]), described)
+            return found
 
         return jax.jit(score)
