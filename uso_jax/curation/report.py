@@ -17,7 +17,7 @@ import numpy as np
 from uso_jax import whole_file
 from uso_jax.curation import selection
 from uso_jax.curation.config import KeepConfig
-from uso_jax.curation.folder import Folder
+from uso_jax.curation.folder import Folder, Row
 from uso_jax.curation.selection import FILTERS, Decision
 from uso_jax.data.card import figure
 from uso_jax.errors import BadExample, InputError
@@ -54,7 +54,7 @@ def precision(folder: Folder, decisions: Sequence[Decision]) -> dict[str, Precis
     return found | {"truth": _shares(list(truth.values()), "true_")}
 
 
-def _shares(rows: Sequence[Mapping[str, bool]], prefix: str) -> Precision:
+def _shares(rows: Sequence[Row], prefix: str) -> Precision:
     style, content = (np.array([row[f"{prefix}{name}_right"] for row in rows], bool) for name in ("style", "content"))
     share = lambda values: float(values.mean()) if len(values) else float("nan")
     return Precision(len(rows), share(style), share(content), share(style & content))
