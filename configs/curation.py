@@ -10,7 +10,7 @@ import pathlib
 import runpy
 import types
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
@@ -64,10 +64,10 @@ def curation(**changes) -> dict:
             max_pixels=1024 * 1024,
             max_failures=50,  # questions in a row without answer before the step stops
         ),
-        keep=dict(  # None: not asked for
+        keep=dict(  # at least
             style=0.5,
             subject=0.5,
-            judge=3.5,  # mean of parts, 0 to 4; None: without a judge
+            judge=3.5,  # mean of parts, 0 to 4; negative: without a judge
             duplicates=4,  # bits of 64 that hashes of one picture may differ in; -1: not looked for
         ),
     )
@@ -106,7 +106,7 @@ def mini() -> dict:
             prompts=dict(preserved="{caption}", shifted="{caption} in another place"),
         ),
         score=curation()["score"] | dict(weights="mini", subject="siglip_text", size=32),
-        keep=dict(style=0.5, subject=0.36, judge=config_dict.placeholder(float), duplicates=4),
+        keep=dict(style=0.5, subject=0.36, judge=-1.0, duplicates=4),
     )
 
 

@@ -11,7 +11,7 @@ Make triplets of stylised pictures, with --config configs/curation.py (docs/cura
     captions    what every picture shows            stylize    style references, by an expert
     destylize   content references, by an expert    score      how like the target both are, by CSD and DINO
     judge       the subject part by part, by a vision-language model
-    run         all of these, in order; judge if --config.curation.keep.judge is set
+    run         all of these, in order; judge unless --config.curation.keep.judge is negative
     truth       for drawn sources: which references are right
     report      a page about what is kept and why   export     what is kept, as convert writes it
 

@@ -129,6 +129,8 @@ def from_section(section: Mapping[str, Any] | None) -> CurationConfig:
     """
     if section is None:
         raise InputError("this configuration has no section curation: use --config configs/curation.py.")
+    judge = section["keep"]["judge"]
+    section = dict(section) | {"keep": dict(section["keep"]) | {"judge": None if judge < 0 else judge}}
     parts = dict(stylize=ExpertConfig, destylize=ExpertConfig, score=ScoreConfig, vlm=VlmConfig, keep=KeepConfig)
     try:
         values = {name: _tuples(value) for name, value in section.items()}
