@@ -6,12 +6,22 @@
     convert     the triplets, written as a TFDS data set in ArrayRecord files, with a page and a card
     precompute  what the encoders make of them, to train without encoders
 
+Make triplets of stylised pictures, with --config configs/curation.py (docs/curation.md):
+
+    captions    what every picture shows            stylize    style references, by an expert
+    destylize   content references, by an expert    score      how like the target both are, by CSD and DINO
+    judge       the subject part by part, by a vision-language model
+    run         all of these, in order; judge unless --config.curation.keep.judge is negative
+    truth       for drawn sources: which references are right
+    report      a page about what is kept and why   export     what is kept, as convert writes it
+
 The configuration says which source, and for precompute also whose encoders and sizes. Of several processes
-(--process=0/4 to 3/4) each makes its share of the features.
+(--process=0/4 to 3/4) each makes its share.
 """
 
 import pathlib
 import re
+import shlex
 
 from absl import app, flags
 
@@ -22,23 +32,32 @@ from uso_jax.errors import InputError, exit_cleanly
 _CONFIG = config_flag.define()
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
 _SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of the source; convert takes several.")
-_NAME = flags.DEFINE_string("name", None, "convert: name of the data set; default the source's.")
+_NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set; default the source's.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
-_SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert: triplets on the page.")
+_SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert, report: triplets on the page.")
+_BEAM = flags.DEFINE_string(
+    "beam", None, "convert: read by Apache Beam, with these pipeline options; '' for the default."
+)
 _STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes count; default the last of the run.")
-_PROCESS = flags.DEFINE_string("process", "0/1", "precompute: which of how many processes this is.")
+_PROCESS = flags.DEFINE_string("process", "0/1", "precompute and steps of a curation: which of how many this is.")
+_RETRY = flags.DEFINE_bool("retry", False, "Steps of a curation: do again what failed.")
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples a file.")
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute: of style and text; as encoded.")
+
+
+_STEPS = ("captions", "stylize", "destylize", "score", "judge", "truth")
 
 
 @exit_cleanly
 def main(argv: list[str]) -> None:
     """Run one of the commands."""
     commands = {"view": _view, "convert": _convert, "precompute": _precompute}
+    commands |= dict.fromkeys((*_STEPS, "run"), _curate) | {"report": _report, "export": _export}
     if len(argv) != 2 or argv[1] not in commands or not _TO.value:
         names = " | ".join(commands)
         raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
-    commands[argv[1]](from_config_dict(_CONFIG.value))
+    config = from_config_dict(_CONFIG.value)
+    commands[argv[1]](config, *([argv[1]] if commands[argv[1]] is _curate else []))
 
 
 def _view(config: TrainConfig) -> None:
@@ -52,12 +71,18 @@ def _view(config: TrainConfig) -> None:
 
 
 def _convert(config: TrainConfig) -> None:
-    from uso_jax.data import card, triplet_set
     from uso_jax.data.pipeline import open_source
 
     name = _NAME.value or _CONFIG.value.data.source
-    sources = {split: open_source(getattr(config.data, split)) for split in _SPLIT.value}
-    path = triplet_set.prepare(sources, _TO.value, name, limit=_LIMIT.value, max_errors=config.data.max_errors)
+    specs = {split: getattr(config.data, split) for split in _SPLIT.value}
+    beam = {} if _BEAM.value is None else dict(specs=specs, beam_options=shlex.split(_BEAM.value))
+    _write_set({split: open_source(spec) for split, spec in specs.items()}, _TO.value, name, config, **beam)
+
+
+def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig, **beam) -> None:
+    from uso_jax.data import card, triplet_set
+
+    path = triplet_set.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors, **beam)
     for split in sources:
         made = card.write(path / f"{split}.html", triplet_set.TripletSet(path, split), title=name, sample=_SAMPLE.value)
         (path / f"{split}.md").write_text(made.markdown(), encoding="utf-8")
@@ -71,13 +96,56 @@ def _precompute(config: TrainConfig) -> None:
     name, split = _STAGE.value or config.stages[-1].name, _SPLIT.value[-1]
     if name not in stages:
         raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
-    if not (parts := re.fullmatch(r"(\d+)/(\d+)", _PROCESS.value)):
-        raise InputError(f"--process={_PROCESS.value} must be NUMBER/COUNT, such as 0/4.")
-    process = int(parts[1]), int(parts[2])
-    options = dict(shard_size=_SHARD_SIZE.value, process=process, dtype=_DTYPE.value)
+    options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value)
     count = precompute(config, stages[name], split, _TO.value, **options)
     path = f"--config.data.features.{split}.path={_TO.value}"
     print(f"Encoded {count} examples. Train on them: --config.data.source=features {path}")
+
+
+def _process() -> tuple[int, int]:
+    if not (parts := re.fullmatch(r"(\d+)/(\d+)", _PROCESS.value)):
+        raise InputError(f"--process={_PROCESS.value} must be NUMBER/COUNT, such as 0/4.")
+    return int(parts[1]), int(parts[2])
+
+
+# ---------------------------------------------------------------------------------------------------- curation
+
+
+def _curation():
+    from uso_jax.curation.config import from_section
+
+    section = _CONFIG.value.get("curation")
+    return from_section(section and section.to_dict())
+
+
+def _curate(config: TrainConfig, name: str) -> None:
+    from uso_jax.curation import steps
+
+    curation, spec = _curation(), getattr(config.data, _SPLIT.value[-1])
+    judge = ("judge",) if curation.keep.judge is not None else ()
+    for step in (*steps.STEPS[:4], *judge) if name == "run" else (name,):
+        steps.run(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
+    print(f"{name} is done. A report about it: python scripts/curate.py report --to {_TO.value}")
+
+
+def _report(config: TrainConfig) -> None:
+    from uso_jax.curation import report
+    from uso_jax.curation.folder import Folder
+
+    folder = Folder(_TO.value)
+    decisions = report.write(folder, _curation().keep, _SAMPLE.value)
+    print(report.markdown(folder, decisions))
+    print(f"Wrote {folder.path / 'report' / 'index.html'}")
+
+
+def _export(config: TrainConfig) -> None:
+    from uso_jax.curation import report, selection
+    from uso_jax.curation.folder import Folder
+
+    folder = Folder(_TO.value)
+    decisions = report.write(folder, _curation().keep, _SAMPLE.value)
+    triplets = selection.kept(folder, decisions)
+    _write_set({_SPLIT.value[-1]: triplets}, folder.path / "export", _NAME.value or "curated", config)
 
 
 if __name__ == "__main__":

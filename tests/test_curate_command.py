@@ -38,8 +38,14 @@ def test_convert(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sort", "--to=x"), "usage: python scripts/curate.py view | convert | precompute --to PATH"),
+        (("sort", "--to=x"), "usage: python scripts/curate.py view | convert | precompute | captions | stylize"),
         (("precompute", "--to=x", "--process=4", *DATA), "--process=4 must be NUMBER/COUNT, such as 0/4."),
+        (("report", "--to=nothing"), "nothing holds no curation: begin one with curate.py captions."),
+        (("run", "--to=x"), "this configuration has no section curation: use --config configs/curation.py."),
+        (
+            ("stylize", "--to=nothing", "--config=configs/curation.py", "--process=2"),
+            "--process=2 must be NUMBER/COUNT, such as 0/4.",
+        ),
         (("view", "--to=x.html", "--config.data.source=json"), "data source 'json' needs a path: set"),
     ],
 )

@@ -182,7 +182,7 @@ def _entry(index: int, triplet: Triplet) -> str:
         *(("style", style) for style in triplet.styles),
         ("target", triplet.target),
     ]
-    figures = "".join(_figure(name, picture) for name, picture in pictures if picture is not None)
+    figures = "".join(figure(name, picture) for name, picture in pictures if picture is not None)
     words = html.escape(triplet.prompt) or "<em>no prompt: keep the layout, only restyle</em>"
     meta = {name: value for name, value in triplet.meta.items() if isinstance(value, str | int | float | list | dict)}
     more = html.escape(json.dumps(meta, ensure_ascii=False, default=str)) if meta else ""
@@ -193,7 +193,8 @@ def _entry(index: int, triplet: Triplet) -> str:
     )
 
 
-def _figure(name: str, picture: np.ndarray) -> str:
+def figure(name: str, picture: np.ndarray) -> str:
+    """Give a picture with its name as HTML; small ones are shown enlarged and as they are."""
     height, width = picture.shape[:2]
     image, small = Image.fromarray(picture), max(height, width) <= _SMALL
     image.thumbnail((_SHOWN, _SHOWN))

@@ -27,8 +27,12 @@ def other_subjects(
 
 
 def other_styles(subject: Subject, meta: dict, key: str, size: int) -> UInt8[np.ndarray, "k {size} {size} 3"]:
-    """Draw the subject in its style, then in others: of another name, of other colours, or of both, in equal shares."""
-    true: Style = meta["style"]
+    """Draw the subject in its style, then in others."""
+    return np.stack([render(subject, meta["pose"], style, size) for style in alternatives(meta["style"], key)])
+
+
+def alternatives(true: Style, key: str) -> list[Style]:
+    """Give a style, then others: of another name, of other colours, or of both, in equal shares."""
     rng = np.random.default_rng(list(key.encode()))
     names = [name for name in STYLE_NAMES if name != true.name]
     styles = [true]
@@ -42,4 +46,4 @@ def other_styles(subject: Subject, meta: dict, key: str, size: int) -> UInt8[np.
         other = Style.draw(rng, (true.name if own else name,), heldout=bool(rng.integers(2)))
         if (other.fill_name, other.ground_name) != (true.fill_name, true.ground_name):
             styles.append(other)
-    return np.stack([render(subject, meta["pose"], style, size) for style in styles])
+    return styles

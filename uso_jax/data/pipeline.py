@@ -19,6 +19,7 @@ from uso_jax.data import buckets, readers
 from uso_jax.data.buckets import Shape, Size
 from uso_jax.data.examples import Examples, Source, Tokenize
 from uso_jax.data.stream import Stream
+from uso_jax.data.swapped import Swapped
 from uso_jax.errors import BadExample, InputError
 
 DRAWN = ("procedural", "emoji")
@@ -36,14 +37,18 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     """Open the source that spec["name"] names, with the other entries of the mapping as its arguments.
 
     `wishes` are further arguments, such as a training stage's tasks, for a source that knows them; others ignore them.
+    One is for all: `swapped=True` exchanges content and target.
     """
+    all_wishes, wishes = wishes, dict(wishes or {})
+    if wishes.pop("swapped", False) and spec.get("name") not in ("mixture", "features"):  # features are swapped already
+        return Swapped(open_source(spec, wishes))
     name, arguments = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
     if name == "mixture":
         parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
         if not parts or not all(weight > 0 for weight in weights):
             raise InputError("data source 'mixture': give at least one source a positive weight.")
         own = [{key: value for key, value in part.items() if key != "weight"} for part in parts]
-        return Mixture(tuple(open_source(part, wishes) for part in own), weights)
+        return Mixture(tuple(open_source(part, all_wishes) for part in own), weights)
     # Imported here: each source brings its own dependencies, and only the chosen one should be needed.
     if name == "procedural":
         from uso_jax.data.procedural import ProceduralSource as source
@@ -59,7 +64,7 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         known = ", ".join((*DRAWN, *readers.NAMES, "triplets", "features", "mixture"))
         raise InputError(f"unknown data source {name!r}; use one of {known}.")
     signature = inspect.signature(source)
-    arguments |= {key: value for key, value in (wishes or {}).items() if key in signature.parameters}
+    arguments |= {key: value for key, value in wishes.items() if key in signature.parameters}
     try:
         signature.bind(**arguments)
     except TypeError as error:

@@ -9,7 +9,8 @@ pictures, views cut from a larger image) is stored as PNG.
 import io
 import json
 import operator
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
@@ -27,6 +28,8 @@ from uso_jax.errors import BadExample, InputError
 
 _THREADS = 8
 _AHEAD = 64  # triplets that are read before they are written
+# Of one machine. Beam's newer runner for it would download a program.
+_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 
 
 class _AsStored(tfds.decode.SkipDecoding):
@@ -37,7 +40,7 @@ class _AsStored(tfds.decode.SkipDecoding):
 
 
 class Triplets(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of triplets; `sources` are to be set before it prepares."""
+    """TFDS builder of triplets; `sources` are to be set before it prepares, and `specs` if Beam is to read them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -45,6 +48,7 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
     sources: Mapping[str, Source]
     limit: int
     max_errors: int
+    specs: Mapping[str, Mapping[str, Any]]
 
     def _info(self) -> tfds.core.DatasetInfo:
         image, text = tfds.features.Image(shape=(None, None, 3)), tfds.features.Text()
@@ -59,25 +63,37 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self.sources}
 
     def _generate_examples(self, split: str):
-        source, lost, sizes = self.sources[split], [], []
+        source = self.sources[split]
         total = min(len(source), self.limit or len(source))
+        if not self.specs:
+            return self._in_order(split, source, total)
+        from uso_jax.data import beam_set
+
+        return beam_set.reading(split, self.specs[split], total, Path(self.data_path))
+
+    def _in_order(self, split: str, source: Source, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        lost, sizes = [], []
         for found in _ahead(source, total):
             if isinstance(found, BadExample):
                 lost.append(found)
                 if len(lost) > self.max_errors:
-                    raise InputError(
-                        f"{len(lost)} triplets cannot be read, and data.max_errors is {self.max_errors}; the last:"
-                        f" {found}"
-                    )
+                    raise _too_many(lost, self.max_errors)
                 continue
             example, size = found
             sizes.append(size)
             yield len(sizes) - 1, example
-        np.save(_sizes_file(Path(self.data_path), split), np.asarray(sizes, np.int32))
+        np.save(sizes_file(Path(self.data_path), split), np.asarray(sizes, np.int32))
 
 
 def prepare(
-    sources: Mapping[str, Source], data_dir: Path | str, name: str, *, limit: int = 0, max_errors: int = 0
+    sources: Mapping[str, Source],
+    data_dir: Path | str,
+    name: str,
+    *,
+    limit: int = 0,
+    max_errors: int = 0,
+    specs: Mapping[str, Mapping[str, Any]] | None = None,
+    beam_options: Sequence[str] = (),
 ) -> Path:
     """Write splits of triplets as DATA_DIR/triplets/NAME/1.0.0; gives the folder, at once if it is there already.
 
@@ -87,13 +103,34 @@ def prepare(
       name: of this one.
       limit: triplets to take of each; 0 takes all.
       max_errors: triplets that may be unreadable, and are left out, before this is an error.
+      specs: by split, what `open_source` opens; with these Apache Beam's workers read, encode and write, each for
+        itself, and data_dir must be a folder that all of them see.
+      beam_options: of the pipeline, such as ["--runner=FlinkRunner"]; by default all cores of this machine.
     """
     builder = Triplets(data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=name))
-    builder.sources, builder.limit, builder.max_errors = sources, limit, max_errors
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="array_record"
-    )
-    return Path(builder.data_path)
+    builder.sources, builder.limit, builder.max_errors, builder.specs = sources, limit, max_errors, specs or {}
+    download = tfds.download.DownloadConfig(try_download_gcs=False)
+    path = Path(builder.data_path)
+    if not specs or path.exists():
+        builder.download_and_prepare(download_config=download, file_format="array_record")
+        return path
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        from uso_jax.data import beam_set
+    except ImportError as error:
+        raise InputError('reading by Apache Beam needs it: pip install "uso_jax[beam]".') from error
+    download.beam_options = PipelineOptions([*_BEAM, *beam_options])
+    builder.download_and_prepare(download_config=download, file_format="array_record")
+    lost = [reason for split in sources for reason in beam_set.lost(path, split)]
+    if len(lost) > max_errors:
+        shutil.rmtree(path)
+        raise _too_many(lost, max_errors)
+    return path
+
+
+def _too_many(lost: Sequence[Any], max_errors: int) -> InputError:
+    return InputError(f"{len(lost)} triplets cannot be read, and data.max_errors is {max_errors}; the last: {lost[-1]}")
 
 
 class TripletSet:
@@ -134,10 +171,11 @@ class TripletSet:
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Give (height, width) of every target and content image, 0 where there is none."""
-        return np.load(_sizes_file(self.path, self.split), allow_pickle=False)
+        return np.load(sizes_file(self.path, self.split), allow_pickle=False)
 
 
-def _sizes_file(path: Path, split: str) -> Path:
+def sizes_file(path: Path, split: str) -> Path:
+    """Give where a data set keeps the sizes of a split's pictures."""
     return path / f"sizes_{split}.npy"
 
 
@@ -150,7 +188,7 @@ def _ahead(source: Source, total: int) -> Iterator[tuple[dict[str, Any], tuple[i
 
     def read(index: int):
         try:
-            return _encoded(source, index)
+            return encoded(source, index)
         except BadExample as error:
             return error
 
@@ -159,7 +197,7 @@ def _ahead(source: Source, total: int) -> Iterator[tuple[dict[str, Any], tuple[i
             yield from pool.map(read, range(start, min(start + _AHEAD, total)))
 
 
-def _encoded(source: Source, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+def encoded(source: Source, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Give an example with images as files, and the (height, width) of target and content."""
     triplet = source[index]  # decoded even where the bytes are kept: a broken image is found now
     if triplet.target is None:

@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The first step: read every stylised picture, say what it shows, and take its fingerprint for near-duplicates.
+
+Captions come from the source's record, from a vision-language model, or are left empty; a picture that cannot be read
+is listed with the reason. Without a caption only a layout that is preserved can be made.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+from uso_jax.curation.config import CurationConfig
+from uso_jax.curation.folder import Folder, Made, Row
+from uso_jax.data import images
+from uso_jax.data.examples import Source
+from uso_jax.data.readers import FileTriplets
+from uso_jax.data.record import Triplet
+from uso_jax.errors import BadExample
+from uso_jax.vlm import Vlm, VlmError
+
+_COLOURS = 4  # a side of the thumbnail that tells pictures of one shape and other colours apart
+
+
+def make(folder: Folder, source: Source, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
+    """Read and caption one shard."""
+    read = lambda index: _read(source, config, vlm, index)
+    with ThreadPoolExecutor(config.vlm.threads) as pool:
+        found = list(pool.map(read, folder.indices(shard)))
+    rows, pictures = [], {}
+    for index, (row, picture) in zip(folder.indices(shard), found, strict=True):
+        numbers = folder.numbers(index)
+        first = min(numbers)
+        if picture is not None:
+            pictures[first] = picture
+        for number, layout in numbers.items():
+            rows.append(dict(number=number, index=index, layout=layout) | row)
+            if picture is not None:
+                rows[-1]["picture"] = first
+    return rows, pictures
+
+
+def _read(source: Source, config: CurationConfig, vlm: Vlm | None, index: int) -> tuple[Row, images.Picture | None]:
+    """Give what all candidates of a picture share, and the picture itself unless it has a file of its own."""
+    try:
+        triplet = source[index]
+        if triplet.target is None:
+            raise BadExample(f"item {triplet.key} has no target")
+        item = source.item(index) if isinstance(source, FileTriplets) else None
+    except BadExample as error:
+        return {"failed": f"unreadable: {error}"}, None
+    row: Row = {"key": triplet.key, "size": list(triplet.target.shape[:2]), "hash": fingerprint(triplet.target)}
+    row |= _caption(triplet, config, vlm)
+    if item is not None and item.target.view < 0:
+        return row | {"place": item.target.pack()}, None
+    return row, triplet.target
+
+
+def _caption(triplet: Triplet, config: CurationConfig, vlm: Vlm | None) -> dict[str, Any]:
+    if config.captions == "none":
+        return {"caption": ""}
+    if config.captions == "record":
+        return {"caption": triplet.meta.get("phrase") or triplet.prompt}
+    try:
+        return {"caption": vlm.ask([config.caption_question, triplet.target], _sentence)}
+    except VlmError as error:
+        return {"caption": "", "failed": f"caption: {error.kind}: {error}"}
+
+
+def _sentence(answer: str) -> str:
+    """Take a caption as it is meant to be: one line of words."""
+    words = " ".join(answer.split()).strip("\"'` ")
+    if not 1 <= len(words.split()) <= 60 or words.startswith(("{", "<")):
+        raise ValueError("a caption is one sentence of at most 60 words")
+    return words.removesuffix(".")
+
+
+def fingerprint(picture: images.Picture) -> str:
+    """Give a perceptual hash of the shapes (64 bits), and the colours of a tiny thumbnail, as hexadecimal digits."""
+    image = Image.fromarray(picture)
+    shapes = str(imagehash.phash(image))
+    colours = np.asarray(image.resize((_COLOURS, _COLOURS), Image.Resampling.BOX))
+    return f"{shapes}{colours.tobytes().hex()}"

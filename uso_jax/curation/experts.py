@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The experts: from a stylised picture back to a style reference and to a de-stylised content reference.
+
+Source: arXiv 2508.18966, section 3.2. The curated picture is the target; the stylising expert draws another subject in
+its style, the de-stylising one the same subject as a photograph, with the layout preserved or shifted.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from uso_jax import bundle, mini, weights
+from uso_jax.curation.config import CurationConfig, plain
+from uso_jax.curation.folder import Folder, Made, Row
+from uso_jax.errors import BadExample, InputError
+from uso_jax.pipeline import USOPipeline
+
+
+class Expert:
+    """One of "stylize" and "destylize"; its weights are loaded when the first picture is made."""
+
+    def __init__(self, name: str, config: CurationConfig):
+        self.name, self.seed, self.config = name, config.seed, getattr(config, name)
+        if not self.config.weights:
+            raise InputError(f"set --config.curation.{name}.weights to the weights directory of the expert.")
+        self._number = ("stylize", "destylize").index(name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Identify how pictures are made."""
+        directory = mini.directory(self.config.weights)
+        have = [name for name in weights.components(directory) if name in _COMPONENTS]
+        found = plain(self.config) | {"weights": {name: bundle.fingerprint(directory / name) for name in have}}
+        del found["batch_size"]
+        return found | {"seed": self.seed}
+
+    def make(self, folder: Folder, shard: int) -> Made:
+        """Make the pictures of one shard."""
+        captions = folder.rows("captions", shard)
+        rows, pictures, waiting = [], {}, []
+        for number, row in captions.items():
+            prompt = self._prompt(row, captions)
+            if prompt is None:
+                reason = row.get("failed") or "there is no caption for its prompt"
+                rows.append({"number": number, "failed": reason})
+                continue
+            waiting.append((number, row, prompt))
+        for start in range(0, len(waiting), self.config.batch_size):
+            for made, picture in self._batch(folder, waiting[start : start + self.config.batch_size]):
+                rows.append(made)
+                if picture is not None:
+                    pictures[made["number"]] = picture
+        return sorted(rows, key=lambda row: row["number"]), pictures
+
+    def _prompt(self, row: Row, captions: dict[int, Row]) -> str | None:
+        """Fill in the prompt of a candidate; None if what it needs is not known."""
+        if "key" not in row:
+            return None
+        template, values = self.config.prompts[row["layout"]], {}
+        if "{caption}" in template or row["layout"] == "shifted":
+            if not row["caption"]:
+                return None
+            values["caption"] = row["caption"]
+        if "{subject}" in template:
+            # Another picture's: of this shard, so that a shard depends on nothing else.
+            known = {one["caption"] for one in captions.values() if one.get("caption")}
+            others = sorted(known - {row["caption"]}) if not self.config.subjects else list(self.config.subjects)
+            if not others:
+                return None
+            rng = np.random.default_rng([self.seed, self._number, row["number"]])
+            values["subject"] = others[rng.integers(len(others))]
+        try:
+            return template.format(**values)
+        except (LookupError, ValueError) as error:
+            raise InputError(
+                f"config.curation.{self.name}.prompts: {template!r} may name {{caption}} and {{subject}} only ({error})"
+            ) from error
+
+    def _batch(self, folder: Folder, waiting: list[tuple[int, Row, str]]) -> Iterator[tuple[Row, Any]]:
+        requests, asked = [], []
+        for number, row, prompt in waiting:
+            seed = int(np.random.default_rng([self.seed, self._number, number, 1]).integers(2**32))
+            try:
+                picture = folder.target(row).decode()
+            except BadExample as error:
+                yield {"number": number, "failed": f"unreadable: {error}"}, None
+                continue
+            shown = {"styles": [picture]} if self.config.reference == "style" else {"content": picture}
+            requests.append(self._pipe.request(prompt=prompt, seed=seed, **shown, **self.config.settings))
+            asked.append({"number": number, "prompt": prompt, "seed": seed})
+        if requests:
+            # Filled up, so that one program serves all batches.
+            filled = requests + [requests[-1]] * (self.config.batch_size - len(requests))
+            made = self._pipe.generate(filled, batch_size=self.config.batch_size).images
+            yield from zip(asked, map(np.asarray, made), strict=False)
+
+    @functools.cached_property
+    def _pipe(self) -> USOPipeline:
+        return USOPipeline.from_weights(self.config.weights, dtype=self.config.dtype or None)
+
+
+_COMPONENTS = ("transformer", "autoencoder", "t5", "clip", "lora", "projector", "siglip")

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a made triplet by networks: how like the style image is to the target, and the content image's subject.
+
+They are rewards by name (uso_jax.rewards): CSD and DINO for the released models. Mini has no DINO, so its content image
+is compared with the caption instead. Only the numbers are stored; what counts as enough is decided when triplets are
+selected.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uso_jax import bundle, mini, rewards, sizes, weights
+from uso_jax.bundle import Bundle
+from uso_jax.curation.config import CurationConfig
+from uso_jax.curation.folder import Folder, Made
+from uso_jax.data import images
+from uso_jax.errors import BadExample
+from uso_jax.params import Params
+from uso_jax.system import System, to_float
+from uso_jax.text import T5ClipConfig
+
+
+class Scorer:
+    """The networks that two rewards read, by themselves; loaded when the first triplet is scored."""
+
+    def __init__(self, config: CurationConfig):
+        self.config = config.score
+        self.names = {"style": self.config.style, "subject": self.config.subject}
+        self.reads_captions = rewards.REWARDS[self.config.subject].needs == ("prompt",)
+        self.components = sorted(rewards.components(self.names.values()))
+        self.directory = mini.directory(self.config.weights)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Identify what scores are made by."""
+        for name in self.components:
+            weights.manifest(self.directory, name)  # says what is missing
+        found = {name: bundle.fingerprint(self.directory / name) for name in self.components}
+        return {"rewards": self.names, "weights": found, "size": self.config.size}
+
+    def make(self, folder: Folder, shard: int) -> Made:
+        """Score one shard."""
+        captions = folder.rows("captions", shard)
+        parts = {step: folder.rows(step, shard) for step in ("stylize", "destylize")}
+        rows, waiting = [], []
+        for number, row in captions.items():
+            failed = [part[number]["failed"] for part in parts.values() if "failed" in part[number]]
+            try:
+                if failed:
+                    raise BadExample(failed[0])
+                if self.reads_captions and not row["caption"]:
+                    raise BadExample("there is no caption to compare the content image with")
+                places = folder.target(row), *(folder.place(step, number) for step in parts)
+                pictures = [images.cover(p.decode(), (self.config.size,) * 2) for p in places]
+                waiting.append((number, pictures, row["caption"]))
+            except BadExample as error:
+                rows.append({"number": number, "failed": str(error)})
+            if len(waiting) == self.config.batch_size:
+                rows += self._batch(waiting)
+                waiting = []
+        if waiting:
+            rows += self._batch(waiting)
+        return sorted(rows, key=lambda row: row["number"]), {}
+
+    def _batch(self, waiting: list[tuple[int, list[images.Picture], str]]) -> list[dict]:
+        filled = waiting + [waiting[-1]] * (self.config.batch_size - len(waiting))
+        target, style, content = (np.stack([pictures[i] for _, pictures, _ in filled]) for i in range(3))
+        batch = {"target": target, "style": style[:, None], "content": content}
+        valid = np.ones(len(filled), bool)
+        batch |= {"style_valid": valid[:, None], "content_valid": valid}
+        if self.reads_captions:
+            tokens = [self._text.tokenize(caption) for _, _, caption in filled]
+            batch |= {name: np.stack([one[name] for one in tokens]) for name in tokens[0]}
+        found = jax.device_get(self._score(self._params, batch))
+        of = lambda i: {name: round(float(found[reward][i]), 5) for name, reward in self.names.items()}
+        return [{"number": number} | of(i) for i, (number, _, _) in enumerate(waiting)]
+
+    @functools.cached_property
+    def _text(self) -> T5ClipConfig:
+        return Bundle.open(self.config.weights).system.text
+
+    @functools.cached_property
+    def _system(self) -> System:
+        networks = {name: self._network(name) for name in self.components}
+        # The sizes of everything else are mini's, and nothing of it is made.
+        config = dataclasses.replace(Bundle.open("mini").system, **networks)
+        return System(config, without=set(System(config).structures) - set(self.components))
+
+    def _network(self, name: str) -> Any:
+        return sizes.build(name, weights.manifest(self.directory, name)["config"])
+
+    @functools.cached_property
+    def _params(self) -> Params:
+        params: Params = {}
+        for name, paths in weights.by_component(self._system.shapes).items():
+            shape = lambda path: jax.ShapeDtypeStruct(self._system.shapes[path].shape, jnp.float32)
+            loaded = weights.load(self.directory, name, {inner: shape(path) for inner, path in paths.items()})
+            params |= {paths[inner]: value for inner, value in loaded.items()}
+        return params
+
+    @functools.cached_property
+    def _score(self):
+        def score(params, batch):
+            found = {}
+            for name, shown in zip(
+                self.names.values(), ("target", "content" if self.reads_captions else "target"), strict=True
+            ):
+                described = rewards.describe(self._system, params, [name], batch)
+                found |= rewards.score(self._system, params, to_float(batch[shown]), described)
+            return found
+
+        return jax.jit(score)

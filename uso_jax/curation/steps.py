@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a curation by name, each resumable and shared by several processes.
+
+captions -> stylize, destylize -> score -> judge    then report and export, which decide by thresholds
+truth                                               for sources that know it, see uso_jax.curation.truth
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uso_jax.curation import captions
+from uso_jax.curation.config import CurationConfig
+from uso_jax.curation.experts import Expert
+from uso_jax.curation.folder import Folder
+from uso_jax.curation.parts import PartsJudge
+from uso_jax.curation.scores import Scorer
+from uso_jax.curation.truth import Truth
+from uso_jax.data.pipeline import Mixture, open_source
+from uso_jax.errors import InputError
+
+STEPS = ("captions", "stylize", "destylize", "score", "judge", "truth")
+
+
+def run(
+    name: str,
+    config: CurationConfig,
+    spec: Mapping[str, Any],
+    path: Path | str,
+    *,
+    process: tuple[int, int] = (0, 1),
+    retry: bool = False,
+) -> Folder:
+    """Do one step; what is there already is not made again, so a stopped step goes on.
+
+    Args:
+      name: one of STEPS.
+      config: how.
+      spec: of the source, see `uso_jax.data.pipeline.open_source`; only captions and truth read it.
+      path: the curation's folder.
+      process: which of how many processes; each takes its own shards.
+      retry: make shards with candidates for which this step failed again.
+    """
+    if not 0 <= process[0] < process[1]:
+        raise InputError(f"process {process[0]}/{process[1]} must be 0/N to N-1/N.")
+    again = lambda row: retry and "failed" in row
+    path = Path(path)
+    if name == "captions":
+        source = _open(spec)
+        total = min(len(source), config.limit or len(source))
+        facts = dict(source=dict(spec), examples=total, layouts=config.layouts, shard_size=config.shard_size)
+        folder = Folder.begin(path, facts)
+        asks = config.captions == "vlm"
+        vlm = config.vlm.open(path / "captions", process[0]) if asks else None
+        settings = {"by": config.captions}
+        settings |= {"question": config.caption_question, "model": config.vlm.model} if asks else {}
+        make = lambda shard: captions.make(folder, source, config, vlm, shard)
+        folder.run(name, settings, make, process=process, again=again)
+        return folder
+    folder = Folder(path)
+    if name in ("stylize", "destylize"):
+        expert = Expert(name, config)
+        folder.run(name, expert.settings, lambda shard: expert.make(folder, shard), process=process, again=again)
+    elif name == "score":
+        scorer = Scorer(config)
+        folder.run(name, scorer.settings, lambda shard: scorer.make(folder, shard), process=process, again=again)
+    elif name == "judge":
+        judge = PartsJudge(config, config.vlm.open(path / "judge", process[0]))
+        again = judge.again(folder, retry)
+        folder.run(name, judge.settings, lambda shard: judge.make(folder, shard), process=process, again=again)
+    elif name == "truth":
+        truth = Truth(_open(folder.manifest["source"]))
+        folder.run(name, truth.settings, lambda shard: truth.make(folder, shard), process=process, again=again)
+    else:
+        raise InputError(f"there is no step {name!r}; steps are {', '.join(STEPS)}.")
+    return folder
+
+
+def _open(spec: Mapping[str, Any]):
+    source = open_source(spec)
+    if isinstance(source, Mixture) or hasattr(source, "example"):
+        raise InputError("a curation reads one source of pictures; name it with --config.data.source.")
+    return source
