@@ -170,7 +170,7 @@ def test_any_hosts_and_workers_and_a_resume_see_the_same_records(hosts, num_work
         # The rest is read in another way than the beginning.
         rest, _ = records(8 - at, json.loads(json.dumps(state)), **options | {"num_workers": 0, "num_threads": 1})
         parts.append(first + rest)
-    joined = [sum(step, []) for step in zip(*parts, strict=True)]
+    joined = [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
     assert joined == whole, f"resumed at {at}"
 
 

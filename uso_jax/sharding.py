@@ -111,8 +111,8 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     size = max(map(len, parts))
     if any(part != tuple(range(part[0] // size * size, part[0] // size * size + size)) for part in parts):
         raise InputError(
-            f"mesh {dict(mesh.shape)}: {len(rows)} processes hold unequal parts of a batch; choose sizes of which data x"
-            " fsdp is a multiple of the processes, or sequence x tensor of the devices of one"
+            f"mesh {dict(mesh.shape)}: {len(rows)} processes hold unequal parts of a batch; choose sizes of which"
+            " data x fsdp is a multiple of the processes, or sequence x tensor of the devices of one"
         )
     return min(rows[jax.process_index()]) // size, ways // size
 
