@@ -28,16 +28,17 @@ def main(_) -> None:
     """Train, alone or as one of several processes, then print what was learned."""
     config = from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
+    _JOIN()
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
     if config.variant == "mini":
         print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
-    _JOIN()
     try:
         summary = fit(config, workdir)
     except Stopped as stopped:
-        print(stopped.sentence, flush=True)
+        if jax.process_index() == 0:
+            print(stopped.sentence, flush=True)
         raise
     if jax.process_index() == 0:
         report(summary, workdir)

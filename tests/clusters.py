@@ -24,6 +24,7 @@ import tiny
 
 from uso_jax import cluster
 from uso_jax.errors import InputError
+from uso_jax.fit import fit
 from uso_jax.interruption import Stopped
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -40,7 +41,6 @@ class Plan:
     stage: dict = field(default_factory=dict)
     processes: int = 1
     devices: int = 1
-    hang_at: int = 0  # a batch, from 1, that never comes
 
 
 class Running:
@@ -48,7 +48,7 @@ class Running:
 
     def __init__(self, plan: Plan):
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the fork server
-        _FORKS.set_forkserver_preload(["clusters", "uso_jax.fit"])
+        _FORKS.set_forkserver_preload(["clusters"])
         plan.workdir.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         with socket.socket() as free:
@@ -145,15 +145,10 @@ def _main(plan: Plan, index: int, address: str) -> None:
 
 
 def _run(plan: Plan, index: int, address: str) -> int:
-    import uso_jax.fit
-    import uso_jax.loop
-
-    if plan.hang_at:
-        uso_jax.loop.batches = _hanging(uso_jax.loop.batches, plan.hang_at)
     try:
         if plan.processes > 1:
             cluster.start(address, plan.processes, index)
-        uso_jax.fit.fit(tiny.config("joint", changes=plan.changes, **plan.stage), plan.workdir)
+        fit(tiny.config("joint", changes=plan.changes, **plan.stage), plan.workdir)
         code = 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -164,19 +159,3 @@ def _run(plan: Plan, index: int, address: str) -> int:
     if plan.processes > 1:
         jax.distributed.shutdown()  # which multiprocessing would leave out
     return code
-
-
-def _hanging(batches, at: int):
-    def wrapped(*args, **options):
-        stream = iter(batches(*args, **options))
-
-        class Hanging(type(stream)):
-            def __next__(self):
-                if self.position + 1 == at:
-                    time.sleep(1000)
-                return super().__next__()
-
-        stream.__class__ = Hanging
-        return stream
-
-    return wrapped

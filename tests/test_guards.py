@@ -10,6 +10,7 @@ import pytest
 import test_fit as runs
 import tiny
 
+import uso_jax.fit
 import uso_jax.loop
 from uso_jax import chips, sharding, speed
 from uso_jax.checkpoint import Checkpoints
@@ -30,8 +31,15 @@ def config(changes=None):
 def straight(tmp_path_factory):
     """Run without trouble."""
     workdir = tmp_path_factory.mktemp("straight")
-    with runs.watched() as watch:
-        return runs.Straight(workdir, fit(config(), workdir), watch)
+    seen: list[str] = []
+    with runs.watched() as watch, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uso_jax.fit.Watchdog, "beat", lambda self, where: seen.append(where))
+        run = runs.Straight(workdir, fit(config(), workdir), watch)
+    # The watchdog sees every step.
+    assert [where for where in seen if where.startswith("after step")] == [
+        f"after step {step}, stage 'joint'" for step in range(1, 7)
+    ]
+    return run
 
 
 # ---------------------------------------------------------------------------------------------------- roll-backs
@@ -96,9 +104,7 @@ def test_roll_back_to_the_start(straight, poisoned, tmp_path):
 
 def test_too_many_roll_backs(straight, poisoned, tmp_path):
     poisoned += consumed(straight, 3, 4, 5)
-    with pytest.raises(
-        InputError, match=r"diverged at step 3: .* after 2 roll-backs; the last good .* is step 2"
-    ):
+    with pytest.raises(InputError, match=r"diverged at step 3: .* after 2 roll-backs; the last good .* is step 2"):
         fit(config({"guard.max_rollbacks": 2}), tmp_path)
     assert not (tmp_path / "summary.json").exists()
 

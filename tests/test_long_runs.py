@@ -9,11 +9,14 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import clusters
 import fault_drill
 import loss_curves
 import pytest
+import tiny
 from clusters import Plan
 
 from uso_jax import cluster
@@ -110,14 +113,34 @@ def test_truncated_checkpoint(straight, tmp_path, part):
     fault_drill.check_equal(plan, straight)
 
 
-def test_a_hung_step_ends_the_program(straight, tmp_path):
-    changes = straight.changes | {"guard.watchdog_seconds": 20.0}
-    running = clusters.Running(elsewhere(straight, tmp_path, changes=changes, hang_at=4))
-    assert running.codes() == [75]
-    log = running.log()
-    assert re.search(r"error: hung: nothing for 2\d s after .*step [23], stage 'joint' \(config.guard.watchdog", log)
-    assert "the same command continues from the last checkpoint" in log
-    assert "Thread 0x" in log and "in run_stage" in log
+# ---------------------------------------------------------------------------------------------------- hangs
+
+
+HANG = """
+import ctypes, time
+from uso_jax.interruption import Watchdog
+watchdog = Watchdog(1.0)
+for step in range(4):
+    time.sleep(0.5)
+    watchdog.beat(f"after step {step}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("hang", "code", "message"),
+    [
+        ("time.sleep(100)", 75, r"error: hung: nothing for \d s after step 3 \(config.guard.watchdog_seconds is 1\)"),
+        # The interpreter's lock is never given back: not even the thread that watches runs.
+        ("ctypes.PyDLL(None).sleep(100)", 1, r"Timeout \(0:00:02\)!"),
+        ("watchdog.close(); time.sleep(3)", 0, ""),
+    ],
+)
+def test_a_program_without_a_sign_of_life_ends(hang, code, message):
+    run = subprocess.run(
+        [sys.executable, "-c", HANG + hang], cwd=tiny.ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == code
+    assert re.search(message, run.stderr) and (not message or 'File "<string>"' in run.stderr), run.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- environments

@@ -72,6 +72,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     try:
         with jax.set_mesh(mesh):
             params = initial_params(config, system, where, trained)
+            run.watchdog.beat("after reading and drawing parameters")
             if config.evaluation is not None:
                 run.evaluation = Evaluation(config, system, mesh)
                 if "evaluation" not in record:

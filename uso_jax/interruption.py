@@ -84,6 +84,6 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
                 os._exit(HUNG)
-            # This thread runs only if the interpreter does.
-            faulthandler.dump_traceback_later(self._seconds + 10, exit=True, file=sys.__stderr__)
+            # This thread runs only if the interpreter does; the timer needs none.
+            faulthandler.dump_traceback_later(self._seconds + min(self._seconds, 10), exit=True, file=sys.__stderr__)
         faulthandler.cancel_dump_traceback_later()
