@@ -123,7 +123,9 @@ def run_stage(run: Run, index: int, params: Params, rates: dict[str, float], sav
     earlier, started = record["seconds"], time.monotonic()
     shown = dict(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
     run.speed.begin_stage()
-    with contextlib.closing(data), tqdm(**shown, disable=jax.process_index() > 0 or None) as bar:
+    if jax.process_index():
+        shown["disable"] = True
+    with contextlib.closing(data), tqdm(**shown) as bar:
         for step in range(record["step"] + 1, last_step(stage, record) + 1):
             run.profile.before(offset + step)
             batch = sharding.global_batch(run.mesh, next(data))
