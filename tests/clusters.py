@@ -28,7 +28,7 @@ from uso_jax.fit import fit
 from uso_jax.interruption import Stopped
 
 _FORKS = multiprocessing.get_context("forkserver")
-_SECONDS = 300  # after which a test gives up on a process
+_SECONDS = 900  # after which a test gives up on a process
 
 
 @dataclass(frozen=True)
