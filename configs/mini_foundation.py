@@ -96,7 +96,9 @@ def get_config(variant: str = "all") -> ConfigDict:
             ),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
-        checkpoint=dict(every=1000, keep=2),
+        checkpoint=dict(every=1000, keep=2, keep_every=0),
+        guard=dict(max_rollbacks=0, watchdog_seconds=0.0),
+        profile=dict(start=0, steps=3),
         log_every=50,
         heldout=SAMPLE | dict(shift="flux"),
     )

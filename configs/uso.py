@@ -164,7 +164,9 @@ def mini() -> dict:
             ),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
-        checkpoint=dict(every=500, keep=2),
+        checkpoint=dict(every=500, keep=2, keep_every=0),  # steps; the last 2; also multiples of keep_every; 0: none
+        guard=dict(max_rollbacks=0, watchdog_seconds=0.0),
+        profile=dict(start=0, steps=3),
         log_every=10,
         heldout=dict(
             num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
@@ -432,7 +434,10 @@ def flux_dev() -> dict:
             ),
         ),
         mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
-        checkpoint=dict(every=500, keep=3),
+        checkpoint=dict(every=500, keep=3, keep_every=5000),
+        # Roll-backs after a loss that is not finite; seconds without a step until the run ends itself (0: never).
+        guard=dict(max_rollbacks=5, watchdog_seconds=3600.0),
+        profile=dict(start=0, steps=3),  # steps for xprof, in WORKDIR/profile; start 0: none
         log_every=10,
         heldout=dict(
             num_batches=4,

@@ -9,28 +9,43 @@ if __name__ == "__main__":
 
 import pathlib
 
+import jax
 from absl import app, flags
 
-from uso_jax import config_flag
+from uso_jax import cluster, config_flag
 from uso_jax.config import from_config_dict
 from uso_jax.errors import exit_cleanly
 from uso_jax.fit import fit
+from uso_jax.interruption import Stopped
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
+_JOIN = cluster.define_flags()
 
 
 @exit_cleanly
 def main(_) -> None:
-    """Train, then print what was learned."""
+    """Train, alone or as one of several processes, then print what was learned."""
     config = from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
+    _JOIN()
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
     if config.variant == "mini":
         print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
-    summary = fit(config, workdir)
+    try:
+        summary = fit(config, workdir)
+    except Stopped as stopped:
+        if jax.process_index() == 0:
+            print(stopped.sentence, flush=True)
+        raise
+    if jax.process_index() == 0:
+        report(summary, workdir)
+
+
+def report(summary: dict, workdir: pathlib.Path) -> None:
+    """Print what was learned."""
     print(f"\n{'stage':<18}{'steps':>8}{'seconds':>10}{'held-out loss before':>23}{'after':>10}")
     for stage in summary["stages"]:
         print(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 import resource
+import time
 from dataclasses import dataclass, field
 
 import jax
@@ -18,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import uso_jax.fit
+import uso_jax.loop
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.data import pipeline
 from uso_jax.errors import InputError
@@ -51,6 +53,10 @@ class Watch:
     saved: dict[int, dict] = field(default_factory=dict)
 
 
+def digest(batch) -> str:
+    return hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
+
+
 @contextlib.contextmanager
 def watched(before_batch=lambda number: None):
     """Watch a run; `before_batch(n)` is called before the run's n-th batch, counted from 1, and may end it."""
@@ -68,8 +74,7 @@ def watched(before_batch=lambda number: None):
         def __next__(self):
             before_batch(len(watch.batches) + 1)
             batch = next(self.stream)
-            digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch)))
-            watch.batches.append(digest.hexdigest())
+            watch.batches.append(digest(batch))
             watch.sizes.append((batch["target"].shape[1:3], batch["content"].shape[1:3]))
             return batch
 
@@ -79,7 +84,7 @@ def watched(before_batch=lambda number: None):
             super().save(step, arrays, record)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uso_jax.fit, "batches", lambda *args, **options: Stream(pipeline.batches(*args, **options)))
+        patch.setattr(uso_jax.loop, "batches", lambda *args, **options: Stream(pipeline.batches(*args, **options)))
         patch.setattr(uso_jax.fit, "Checkpoints", Watched)
         yield watch
 
@@ -245,8 +250,14 @@ def file_size_limit(size: int):
 
 def test_full_disk_while_saving(straight, tmp_path):
     # Python ignores the limit's signal, so writes past it fail as on a full disk. It holds from the third batch on, and
-    # lies between the pictures, 11 kB, and a checkpoint's arrays, 85 kB.
-    with file_size_limit(16_000) as limit, watched(lambda n: n == 3 and limit()), pytest.raises(InputError) as failure:
+    # lies between the pictures, 11 kB, and a checkpoint's arrays, 85 kB. The save of step 2 is done by then.
+    def before_batch(number):
+        if number == 3:
+            while not (tmp_path / "checkpoints" / "2").exists():
+                time.sleep(0.01)
+            limit()
+
+    with file_size_limit(16_000) as limit, watched(before_batch), pytest.raises(InputError) as failure:
         fit(config(), tmp_path)
     assert "could not save the checkpoint of step 4" in str(failure.value)
     assert "the last good checkpoint is step 2" in str(failure.value)
@@ -259,7 +270,7 @@ def test_full_disk_while_saving(straight, tmp_path):
 
 def test_full_disk_while_writing_metrics(tmp_path, monkeypatch):
     # Under pytest the progress bar is written to a file, which the limit would also stop.
-    monkeypatch.setattr(uso_jax.fit, "tqdm", functools.partial(tqdm, disable=True))
+    monkeypatch.setattr(uso_jax.loop, "tqdm", functools.partial(tqdm, disable=True))
     with file_size_limit(0) as limit, watched(lambda n: n == 1 and limit()), pytest.raises(InputError) as failure:
         fit(config(), tmp_path)
     assert f"cannot write to {tmp_path}" in str(failure.value)

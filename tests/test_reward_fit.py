@@ -12,6 +12,7 @@ import test_fit as runs
 import tiny
 
 import uso_jax.fit
+import uso_jax.loop
 from uso_jax import rewards, weights
 from uso_jax.errors import InputError
 from uso_jax.fit import fit
@@ -40,7 +41,7 @@ def config(changes=None, *, run=("joint",), stage=None, **values):
 def straight(tmp_path_factory):
     """Train four steps without a stop, the last of them with the reward; keep all parameters before and after."""
     workdir, seen = tmp_path_factory.mktemp("straight"), []
-    run_stage = uso_jax.fit._run_stage
+    run_stage = uso_jax.fit.run_stage
 
     def watched(run, index, params, *rest):
         seen.append({path: np.asarray(x) for path, x in params.items()})
@@ -49,7 +50,7 @@ def straight(tmp_path_factory):
         return after
 
     with pytest.MonkeyPatch.context() as patch, runs.watched() as watch:
-        patch.setattr(uso_jax.fit, "_run_stage", watched)
+        patch.setattr(uso_jax.fit, "run_stage", watched)
         return runs.Straight(workdir, fit(config(), workdir), watch), *seen
 
 
@@ -123,7 +124,7 @@ def test_cheating_is_a_judge_that_falls_while_the_reward_rises():
 
 
 def test_early_stop_ends_the_stage_for_good(monkeypatch, tmp_path):
-    monkeypatch.setattr(uso_jax.fit, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
+    monkeypatch.setattr(uso_jax.loop, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
     settings = config({"heldout.grid_every": 1}, start=1, patience=1, anchor=0.0, run=("joint", "disentanglement"))
     with runs.watched(runs.interrupt(4)) as watch, pytest.raises(KeyboardInterrupt):
         fit(settings, tmp_path)

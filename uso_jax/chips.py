@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""TPU chips in numbers, and slices of them by name, for planning without having one.
+"""Chips in numbers, and slices of TPUs by name, for planning without having one.
 
 Peaks and bandwidths: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "key specifications". Usable memory: what
 libtpu 0.0.42's compiler says it has when a program asks for too much; the rest of the chip's memory is its own.
@@ -47,6 +47,30 @@ CHIPS = {
         Chip("tpu7x", int(94.75 * GIB), 1153e12, 2307e12, 3690e9, 300e9, "tpu7x", 3),
     )
 }
+
+
+_KINDS = {  # of a device, as JAX names it; GPUs: nvidia.com's data sheets, dense, without sparsity
+    "TPU v4": CHIPS["v4"].bf16_flops,
+    "TPU v5 lite": CHIPS["v5e"].bf16_flops,
+    "TPU v5": CHIPS["v5p"].bf16_flops,
+    "TPU v5p": CHIPS["v5p"].bf16_flops,
+    "TPU v6 lite": CHIPS["v6e"].bf16_flops,
+    "TPU7x": CHIPS["tpu7x"].bf16_flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Give the bfloat16 operations a second of a device by JAX's name for it, such as "TPU v5 lite"; None: unknown."""
+    # Names of GPUs go on with their memory and socket: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB".
+    goes_on = lambda name: kind.startswith("NVIDIA") and re.match(rf"{re.escape(name)}[ -]", kind)
+    known = [name for name in _KINDS if kind == name or goes_on(name)]
+    return _KINDS[max(known, key=len)] if known else None
 
 
 _ALONE = {  # or libtpu looks for a TPU around it, complains at length, and lets one process at a time compile

@@ -14,6 +14,7 @@ from uso_jax import params, sharding, sizes
 from uso_jax.data.record import CONDITIONS
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
+from uso_jax.guard import GuardConfig
 from uso_jax.models.autoencoder import AutoEncoderConfig
 from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
 from uso_jax.models.flux import FluxConfig
@@ -22,6 +23,7 @@ from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.siglip_text import SiglipTextConfig
 from uso_jax.models.style import ProjectorConfig
 from uso_jax.models.t5 import T5Config
+from uso_jax.profile_window import ProfileConfig
 from uso_jax.stage import RewardConfig, StageConfig
 from uso_jax.system import SystemConfig
 from uso_jax.text import T5ClipConfig
@@ -93,7 +95,10 @@ class TrainConfig:
     mesh: Mapping[str, int]
     rules: params.Rules
     checkpoint_every: int
-    checkpoint_keep: int
+    checkpoint_keep: int  # the last so many
+    checkpoint_keep_every: int  # and each of a multiple of so many steps of the run; 0: none
+    guard: GuardConfig
+    profile: ProfileConfig
     log_every: int
     heldout: HeldoutConfig
     evaluation: EvaluationConfig | None = None  # only of sources that know the truth
@@ -143,6 +148,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
                 _check_reward(stage, system, config.heldout.grid_every)
         evaluation = _evaluation(**config.evaluation.to_dict()) if _evaluates(config) else None
         source = _sources(config.data.source, config.data.to_dict())
+        guard, profile = GuardConfig(**config.guard), ProfileConfig(**config.profile)
     except KeyError as error:
         raise InputError(f"config: {error.args[0]}") from error
     except (TypeError, ValueError) as error:
@@ -163,6 +169,9 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         rules=sharding.RULES,
         checkpoint_every=config.checkpoint.every,
         checkpoint_keep=config.checkpoint.keep,
+        checkpoint_keep_every=config.checkpoint.keep_every,
+        guard=guard,
+        profile=profile,
         log_every=config.log_every,
         heldout=HeldoutConfig(**config.heldout.to_dict()),
         evaluation=evaluation,

@@ -46,13 +46,14 @@ class Judge:
         self.objective = OBJECTIVES[stage.loss]
         nothing = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, accumulate=1)
         self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, **nothing)
+        index, count = sharding.batch_share(mesh)
         stream = batches(
             open_source(config.data.heldout, stage.data),
             batch_size=self.settings.batch_size,
             seed=0,
             shuffle=False,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             **pipeline_options(config, stage),
         )
         reading = iter(stream)
@@ -61,6 +62,7 @@ class Judge:
         self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
         self._judge = jax.jit(self._judge_of, out_shardings=sharding.replicated(mesh))
+        self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
 
     def loss(self, params: Params) -> float:
         """Give the flow-matching loss, without dropout and with the same noise and times every time."""
@@ -75,16 +77,16 @@ class Judge:
         if not hasattr(self.objective, "sample"):
             return
         batch = sharding.global_batch(self.mesh, self.batches[0])
-        generated = np.asarray(self._sample(params, batch))
-        local, rows = self.batches[0], slice(0, self.settings.grid_rows)
+        generated, shown = jax.device_get((self._sample(params, batch), self._whole(batch)))
+        rows = slice(0, self.settings.grid_rows)
         columns = {}
-        if "content" in self.stage.conditions and "content" in local:
-            columns["content"] = _blank_absent(local["content"], local["content_valid"])[rows]
-        if "style" in self.stage.conditions and "style" in local:
-            columns["style"] = _blank_absent(local["style"][:, 0], local["style_valid"][:, 0])[rows]
+        if "content" in self.stage.conditions and "content" in shown:
+            columns["content"] = _blank_absent(shown["content"], shown["content_valid"])[rows]
+        if "style" in self.stage.conditions and "style" in shown:
+            columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])[rows]
         columns["generated"] = generated[rows]
-        if "target" in local:  # of features there is no picture
-            columns["target"] = local["target"][rows]
+        if "target" in shown:  # of features there is no picture
+            columns["target"] = shown["target"][rows]
         if jax.process_index() == 0:
             grid.save(grid.draw(columns), path)
 

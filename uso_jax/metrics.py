@@ -5,32 +5,54 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Mapping
 
+import jax
 from tensorboardX import SummaryWriter
 
 
 class Metrics:
-    """Write metrics by global step; a resumed run forgets what an earlier attempt wrote past its checkpoint."""
+    """Write metrics by global step, in the first process; what others say is nowhere written.
+
+    A resumed run forgets what an earlier attempt wrote past its checkpoint.
+    """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int):
-        self._path = workdir / "metrics.jsonl"
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._parts = None
+        if jax.process_index() == 0:
+            self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
         kept = []
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
         self._path.write_text("".join(f"{line}\n" for line in kept))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
+        board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
+        self._parts = self._path.open("a"), board
 
-    def write(self, step: int, stage: str, values: dict[str, float]) -> None:
+    def write(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Record one step's values of a stage."""
-        self._file.write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+        if self._parts is not None:
+            self._parts[0].write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
+            self._parts[0].flush()
+        self.board(step, stage, values)
+
+    def board(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Show values in TensorBoard alone."""
+        if self._parts is not None:
+            for name, value in values.items():
+                self._parts[1].add_scalar(f"{group}/{name}", value, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written past a step."""
+        if self._parts is not None:
+            self.close()
+            self._open(step)
 
     def close(self) -> None:
         """Write out what is buffered; what a full disk refuses now, it has refused to `write` before."""
-        for part in (self._file, self._board):
+        for part in self._parts or ():
             with contextlib.suppress(OSError):
                 part.close()

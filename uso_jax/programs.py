@@ -152,15 +152,18 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     places = state_shardings(state, where)
     state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, places)
     frozen = _quantised({path: struct for path, struct in params.items() if path not in rates}, choices.quantization)
-    reward = stage.reward
     return Program(
-        "train step" if reward is None else "reward step",
+        "train step" if stage.reward is None else "reward step",
         jit_train_step(system, stage, rates, 0, places),
         (state, frozen, batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
-        loops=1.0
-        if reward is None
-        else reward.num_steps - (reward.first + reward.last) / 2 - reward.gradient_steps + 1,
+        loops=rollout_steps(stage),
     )
+
+
+def rollout_steps(stage: StageConfig) -> float:
+    """Give how many steps without a gradient the roll-out of a stage's reward has on average; 1 without a reward."""
+    reward = stage.reward
+    return 1.0 if reward is None else reward.num_steps - (reward.first + reward.last) / 2 - reward.gradient_steps + 1
 
 
 def batch(config: TrainConfig, stage: StageConfig, system: QuantizedSystem, place: NamedSharding) -> Structs:

@@ -37,7 +37,8 @@ RULES: params.Rules = (
 
 def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
     """Lay out the devices; at most one axis may be -1, which takes what the others leave; one not named has size 1."""
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # by process, so that each process holds rows of a batch that lie together
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if unknown := shape.keys() - set(AXES):
         raise InputError(f"mesh {dict(shape)}: {min(unknown)!r} is no axis; axes are {', '.join(AXES)}")
     sizes = [shape.get(axis, 1) for axis in AXES]
@@ -97,7 +98,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Give which of how many equal parts of every batch this process reads: the rows that its devices hold.
+
+    Processes whose devices hold the same rows, such as those of one tensor axis, read the same part.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in NamedSharding(mesh, BATCH).devices_indices_map((ways,)).items():
+        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    parts = {tuple(sorted(found)) for found in rows.values()}
+    size = max(map(len, parts))
+    if any(part != tuple(range(part[0] // size * size, part[0] // size * size + size)) for part in parts):
+        raise InputError(
+            f"mesh {dict(mesh.shape)}: {len(rows)} processes hold unequal parts of a batch; choose sizes of which"
+            " data x fsdp is a multiple of the processes, or sequence x tensor of the devices of one"
+        )
+    return min(rows[jax.process_index()]) // size, ways // size
+
+
 def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Place this process's share of a batch on its devices, as part of the global batch."""
     sharding = NamedSharding(mesh, BATCH)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def whole_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Place a batch that every process has whole on the devices of all of them."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}

@@ -145,16 +145,41 @@ def batches(
     batched, shares = [], []
     for shape in sorted(streams):
         mixed, share = _mix(*zip(*streams[shape], strict=True)), sum(share for _, share in streams[shape])
-        # Interleaved, after the shuffle: at every step the processes together hold the next batch_size examples of the
-        # one global order, so the stream does not depend on how many processes share it.
-        mixed = mixed[process_index::process_count]
-        if len(mixed) >= batch_size // process_count:
+        mixed = _Rows(mixed, batch_size, process_index, process_count)
+        if len(mixed):
             batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
             shares.append(share)
     if not batched:
         raise InputError(f"no bucket holds a batch of {batch_size} examples; lower batch_size, or set repeat.")
     dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
     return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
+
+
+class _Rows(grain.MapDataset):
+    """One process's rows of every batch of a dataset.
+
+    After the shuffle, and in blocks: at every step the processes together hold the next batch_size examples of the one
+    global order, in this order, so neither the stream nor the rows of a global batch depend on how many share it.
+    """
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, batch_size // process_count
+        self._first, self._length = process_index * self._rows, len(parent) // batch_size * self._rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+    def __str__(self) -> str:
+        return f"_Rows({self._first}, {self._rows} of {self._batch_size})"
 
 
 def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:

@@ -134,7 +134,7 @@ class Table:
 
     def sample(self, params: Params) -> Pictures:
         """Let the model make a picture for every triplet."""
-        made = [np.asarray(self._sample(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
+        made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
         return np.concatenate(made)
 
     def figures(self, params: Params, images: Pictures) -> Figures:
