@@ -8,8 +8,8 @@
     report     all models that were scored, to DIR/report.html, report.json and report.csv
 
 BENCHMARK is one of uso_bench, dreambench, omnicontext, multiid, mico, sconeeval, innocomposer, viton_hd, fashion130k,
-triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit codes: 2 for a mistake, 3 if something is
-missing or could not be judged; what, stands in the summary.
+triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit codes: 2 for a mistake, 3 if something
+is missing or could not be judged; what, stands in the summary.
 """
 
 import argparse
@@ -89,8 +89,8 @@ def _complete(told: dict, folder: pathlib.Path) -> int:
         return 0
     failed = sum(bool(one["metric"]) for one in told["problems"])
     print(
-        f"incomplete: {pictures['missing_or_bad']} missing or bad, {pictures['extra']} extra, {failed} not judged; each is"
-        " listed there",
+        f"incomplete: {pictures['missing_or_bad']} missing or bad, {pictures['extra']} extra, {failed} not judged;"
+        " each is listed there",
         file=sys.stderr,
     )
     return INCOMPLETE

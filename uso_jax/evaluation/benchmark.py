@@ -144,3 +144,9 @@ def resized(items: Sequence[EvalItem], size: int | None, limit: int | None) -> l
             changes = {} if size is None else {n: round(getattr(one, n) * size / side) for n in ("width", "height")}
             found.append(dataclasses.replace(one, **changes))
     return found
+
+
+def published(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> dict[str, Values]:
+    """Give figures of models by column; None where a model has none."""
+    pairs = {model: zip(columns, values, strict=True) for model, values in rows.items()}
+    return {model: {name: value for name, value in found if value is not None} for model, found in pairs.items()}

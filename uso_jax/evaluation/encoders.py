@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks through which metrics look at pictures and prompts: read from a weights directory when first needed.
 
-What a network gives of a picture has a name, its vector: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip".
-All have length 1, so a product is a cosine. Pictures are preprocessed on the host, as each metric's authors do it, and
+A network gives vectors of a picture, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
+length 1, so a product is a cosine. Pictures are preprocessed on the host, as each metric's authors do it, and
 embedded in batches that are split over all devices.
 Shapes: n pictures or prompts, d channels of a vector.
 """
@@ -75,7 +75,8 @@ NETWORKS: Mapping[str, Network] = {
     ),
 }
 COMPONENT = {
-    "clip": "clip_model", "dino": "dino", "dinov2": "dinov2", "csd_style": "csd", "csd_content": "csd", "siglip": "siglip",
+    "clip": "clip_model", "dino": "dino", "dinov2": "dinov2", "csd_style": "csd", "csd_content": "csd",
+    "siglip": "siglip",
 }  # fmt: skip
 TEXT_COMPONENT = {"clip": "clip_model", "siglip": "siglip_text"}
 _DOWNLOADS = {"clip_model": "clip-metric"}  # the names that `python -m convert download` has for some components

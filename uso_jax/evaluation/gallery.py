@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass
 class Gallery:
-    """What a folder holds of what was asked for: samples, what is wrong by (key, number), and files nobody asked for."""
+    """What a folder holds: samples, what is wrong by (key, number), and files that nobody asked for."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: dict[tuple[str, int], str] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics that a vision-language model judges: instructions followed, subjects kept, quality.
 
-Sources: OmniContext (arXiv 2506.18871), SconeEval (2512.12675), MICo-Bench (2512.07348), DreamBench++ (2406.16855). Each
-class says what it asks and how answers become figures. In strict mode a question whose answer cannot be read is asked
+Sources: OmniContext (arXiv 2506.18871), SconeEval (2512.12675), MICo-Bench (2512.07348), DreamBench++ (2406.16855).
+Each class says what it asks and how answers become figures. In strict mode a question whose answer cannot be read is asked
 again, up to three times, and is then a failure; what `compat` does instead is said with each class.
 """
 
@@ -18,9 +18,10 @@ from PIL import Image
 
 from uso_jax.evaluation.gallery import Sample, pixels
 from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.judge_texts import TEXTS
 from uso_jax.evaluation.metric import Metric, Tools
 from uso_jax.evaluation.score_log import Failed, Result
-from uso_jax.evaluation.vlm_judge import TEXTS, NoAnswer, read_pair, read_score, read_yes
+from uso_jax.evaluation.vlm_judge import NoAnswer, read_pair, read_score, read_yes
 
 T = TypeVar("T")
 TRIES = 3

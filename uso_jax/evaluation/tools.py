@@ -18,7 +18,7 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     Raises:
       InputError: a file is missing or of another form.
     """
-    from uso_jax.evaluation import faces, ocr, vlm_judge
+    from uso_jax.evaluation import faces, judge_texts, ocr, vlm_judge
 
     networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
     return Tools(
@@ -26,7 +26,7 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
         vlm=vlm_judge.of(args.judge, folder / "judge.jsonl") if args.judge else None,
         faces=faces.Embeddings.read(args.faces) if args.faces else None,
         reader=ocr.Reader.read(args.texts) if args.texts else None,
-        prompts=_prompts(args.judge_prompts, vlm_judge.TEXTS) if args.judge_prompts else {},
+        prompts=_prompts(args.judge_prompts, judge_texts.TEXTS) if args.judge_prompts else {},
         compat=args.compat,
     )
 

@@ -204,7 +204,7 @@ BENCHMARK = Benchmark(
             "CSD combined": 0.495,
             "CLIP-T combined": 0.283,
         },
-    },  # fmt: skip
+    },
     published_source="tables 1 and 2 of the paper's first version; its CLIP-I and DINO headers are probably exchanged",
     ours=(
         "Images and prompts are the user's, or the open stand-in's: the published ones were never released.",
