@@ -44,7 +44,7 @@ def _prepare(args: argparse.Namespace) -> int:
             raise InputError(f"--option {text!r} must be NAME=VALUE")
         options[name] = value
     data = pathlib.Path(args.data)
-    if not data.exists():
+    if not data.exists() and not args.benchmark.draws:
         raise InputError(f"--data {args.data} does not exist; {args.benchmark.title} needs {args.benchmark.data}")
     found = benchmarks.resized(args.benchmark.items(data, options), args.size, args.limit)
     path = item.write(args.to, found)

@@ -65,6 +65,7 @@ class Benchmark:
       ours: what the public protocol leaves open, and what is done here; it stands in every report.
       options: names and meanings of what `prepare` takes besides the folder, with defaults.
       data: what the folder must hold, in a sentence.
+      draws: the folder is filled by `prepare`, and need not exist.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Benchmark:
     ours: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> (default, meaning)
     data: str = ""
+    draws: bool = False
 
     def items(self, data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
         """Prepare items, with options checked and filled in.

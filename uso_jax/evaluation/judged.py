@@ -3,8 +3,8 @@
 """Metrics that a vision-language model judges: instructions followed, subjects kept, quality.
 
 Sources: OmniContext (arXiv 2506.18871), SconeEval (2512.12675), MICo-Bench (2512.07348), DreamBench++ (2406.16855).
-Each class says what it asks and how answers become figures. In strict mode a question whose answer cannot be read is asked
-again, up to three times, and is then a failure; what `compat` does instead is said with each class.
+Each class says what it asks and how answers become figures. In strict mode a question whose answer cannot be read is
+asked again, up to three times, and is then a failure; what `compat` does instead is said with each class.
 """
 
 import hashlib

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in pictures: whether a reader sees the words that should be there.
 
-What was read comes from a file, made with any reader: {"<sha256 of the image file>": ["a line", ...], ...}.
-Sentence accuracy is the share of wanted lines that were read without a mistake; NED is 1 minus the edit distance, relative to
-the longer line. Each wanted line is compared with the read line that the best assignment of lines gives it; white space and
-case do not count. Sources: PosterMaker (arXiv 2504.06632) for both figures.
+What was read comes from a file, made with any reader: {"<sha256 of the image file>": ["a line", ...], ...}. Sentence
+accuracy is the share of wanted lines that were read without a mistake; NED is 1 minus the edit distance, relative to
+the longer line. Each wanted line is compared with the read line that the best assignment of lines gives it; white
+space and case do not count. Sources: PosterMaker (arXiv 2504.06632) for both figures.
 """
 
 import hashlib

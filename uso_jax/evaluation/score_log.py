@@ -7,9 +7,9 @@ A line is what one metric says of one picture:
     {"key": ..., "number": 0, "metric": "clip_i", "of": "<digest>", "values": {"clip_i": 0.71}}
 
 or, in place of `values`, "skipped" with a reason that no repetition would change (no face is seen), or "failed" with
-one that it may (the judge did not answer), which the next run tries again. `of` is a digest of everything that the value
-depends on: the picture, the item with its references, the metric with its networks. A line whose digest no longer fits
-does not count. The last line of a file that a kill cut short is dropped.
+one that it may (the judge did not answer), which the next run tries again. `of` is a digest of everything that the
+value depends on: the picture, the item with its references, the metric with its networks. A line whose digest no
+longer fits does not count. The last line of a file that a kill cut short is dropped.
 """
 
 import json

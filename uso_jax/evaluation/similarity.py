@@ -47,9 +47,13 @@ class TextCosine:
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
         images = self.networks.images(self.metric.vector, [str(sample.path) for sample in samples])
-        words = self.networks.texts(self.metric.vector, [sample.item.prompt for sample in samples])
+        words = self.networks.texts(self.metric.vector, [self._words(sample) for sample in samples])
         cosines = np.sum(images * words, axis=1)
         return [{self.metric.name: float(max(x, 0) if self.compat else x)} for x in cosines]
+
+    def _words(self, sample: Sample) -> str:
+        own = self.metric.options.get("words")  # an entry of meta in place of the prompt
+        return sample.item.meta[own] if own else sample.item.prompt
 
 
 class Distance:

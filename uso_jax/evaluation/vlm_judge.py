@@ -3,9 +3,9 @@
 """A vision-language model as judge: what it is asked, what it answered, and how an answer is read.
 
 A judge is anything that is called as (images, prompt) and gives text, or raises NoAnswer; `name` is its model's.
-Answers are kept in a file that only grows, by a digest of model, prompt, images and round, so nothing is asked twice, and a
-run can be repeated without the model. The texts are this project's own wording of each benchmark's published rubric;
---judge_prompts replaces them, by name, with others.
+Answers are kept in a file that only grows, by a digest of model, prompt, images and round, so nothing is asked twice,
+and a run can be repeated without the model. The texts are this project's own wording of each benchmark's published
+rubric; --judge_prompts replaces them, by name, with others.
 """
 
 import datetime

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VITON-HD outfit generation: a model photograph from a garment and words, compared with the real photograph.
 
-DATA is VITON-HD's folder of one split, such as test: image/ and cloth/; and, if the user has them, prompts.jsonl with {"id": "00001_00", "prompt": "..."} a line.
+DATA is VITON-HD's folder of one split, such as test: image/ and cloth/; and, if the user has them, prompts.jsonl with
+{"id": "00001_00", "prompt": "..."} a line.
 """
 
 import pathlib
