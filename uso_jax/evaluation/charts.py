@@ -46,7 +46,7 @@ def radar(columns: Sequence[Column], models: Mapping[str, Mapping[str, float]]) 
         plot.set_xticks(
             angles, [digits(a).format(x * s, y * s) for a, x, y, s in zip(axes, low, high, signs, strict=True)]
         )
-        plot.tick_params(axis="x", pad=14)
+        plot.tick_params(axis="x", pad=22)
         plot.set(yticks=[], ylim=(0, 1.05))
         plot.set_theta_zero_location("N")
         plot.set_theta_direction(-1)

@@ -25,6 +25,7 @@ from uso_jax.evaluation.metric import Metric, Tools
 from uso_jax.evaluation.score_log import Failed, Result, Skipped
 
 Vectors = Float[np.ndarray, "f d"]
+Vector = Float[np.ndarray, " d"]
 _ANGLE = 1e-6  # between target and reference, below which copying cannot be told
 
 
@@ -71,7 +72,7 @@ def match(made: Vectors, wanted: Vectors) -> list[tuple[int, int, float]]:
     return [(int(i), int(j), float(cosines[i, j])) for i, j in zip(*linear_sum_assignment(-cosines), strict=True)]
 
 
-def copy_paste(made: Vectors, target: Vectors, reference: Vectors) -> float:
+def copy_paste(made: Vector, target: Vector, reference: Vector) -> float:
     """Tell on which side a face lies: 1 is the reference itself, -1 the target itself; 0 if those are one."""
     angle = lambda x, y: float(np.arccos(np.clip(x @ y, -1, 1)))
     whole = angle(target, reference)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.errors import InputError
 from uso_jax.evaluation.gallery import Sample, digest
@@ -62,6 +62,7 @@ class Metric:
         return AGAINST[self.against](item)
 
 
+@runtime_checkable
 class Measure(Protocol):
     """What a kind makes: values of samples."""
 

@@ -110,13 +110,13 @@ def _means(figures: Mapping[tuple[str, int], Mapping[str, float]], known: Mappin
     return {key: {name: mean(found, name) for name in names(found)} for key, found in pictures.items()}
 
 
-def _best(columns: Sequence, models: Sequence[dict]) -> dict[str, str]:
-    """Name the model that is best in each column, where several were scored."""
+def _best(columns: Sequence, models: Sequence[dict]) -> dict[str, float]:
+    """Give the best value of each column, where several models were scored."""
     found = {}
     for column in columns:
-        have = [(told["table"][column.name]["value"], told["model"]) for told in models if column.name in told["table"]]
+        have = [told["table"][column.name]["value"] for told in models if column.name in told["table"]]
         if len(have) > 1 and column.higher_is_better is not None:
-            found[column.name] = (max if column.higher_is_better else min)(have)[1]
+            found[column.name] = (max if column.higher_is_better else min)(have)
     return found
 
 

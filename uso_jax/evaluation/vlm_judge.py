@@ -15,7 +15,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.errors import InputError
 from uso_jax.evaluation.item import lines
@@ -25,6 +25,7 @@ class NoAnswer(Exception):
     """The judge gave nothing that could be used; the message says why."""
 
 
+@runtime_checkable
 class Vlm(Protocol):
     """A model that answers a prompt about images, which are JPEG or PNG bytes in the order they are shown."""
 

@@ -43,8 +43,9 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
                     files[name] = data / subset / f"{index:04d}_{name}.png"
                     files[name].parent.mkdir(parents=True, exist_ok=True)
                     whole_file.write(files[name], encode_png(picture))
+            only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
             for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
-                _link(data / "baselines" / model / f"{key}.png", files.get(name, files["target"]))
+                _link(data / "baselines" / model / f"{key}.png", files.get(name, only))
             drawn = dict(split=options["split"], seed=seed, size=size, task=task, preserved=preserved, index=index)
             meta = {"phrase": triplet.meta["phrase"]} | ({"procedural": drawn} if triplet.content is not None else {})
             refs = {f"{name}_refs": (str(files[name]),) for name in ("content", "style") if name in files}

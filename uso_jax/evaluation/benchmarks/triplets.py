@@ -59,8 +59,8 @@ BENCHMARK = Benchmark(
         Metric("clip_t", "text", "clip", needs=("prompt",)),
     ),
     columns=(
-        Column("CLIP score", ("clip",), scale=100, digits=2),
-        Column("CLIP score by style", ("clip",), by="subset", scale=100, digits=2),
+        Column("CLIP score", ("clip",), scale=100.0, digits=2),
+        Column("CLIP score by style", ("clip",), by="subset", scale=100.0, digits=2),
         Column("CSD", ("csd",)),
         Column("DINO to content", ("dino",)),
         Column("LPIPS", ("lpips",), higher_is_better=False),
