@@ -26,6 +26,8 @@ from uso_jax.evaluation.gallery import digest, pixels
 from uso_jax.models.clip import Clip, unit
 from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino
+from uso_jax.models.image_reward import ImageReward
+from uso_jax.models.inception import Inception
 from uso_jax.models.siglip import SiglipVision
 from uso_jax.models.siglip_match import SiglipMatch
 from uso_jax.params import Structure
@@ -61,6 +63,7 @@ def _csd(module: Csd, x: jax.Array) -> dict[str, jax.Array]:
     return {"csd_style": out.style, "csd_content": out.content}
 
 
+_INCEPTION = Preprocess(299, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NETWORKS: Mapping[str, Network] = {
     "clip_model": Network(
         Clip, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {"clip": m.embed_images(x)}
@@ -73,6 +76,8 @@ NETWORKS: Mapping[str, Network] = {
         lambda c: preprocess.SIGLIP.resized(c.image_size),
         lambda m, x: {"siglip": unit(m(x).pooler_output)},
     ),
+    "image_reward": Network(ImageReward, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {}),
+    "inception": Network(Inception, lambda c: _INCEPTION, lambda m, x: {}),
 }
 COMPONENT = {
     "clip": "clip_model", "dino": "dino", "dinov2": "dinov2", "csd_style": "csd", "csd_content": "csd",
@@ -92,6 +97,17 @@ class Networks:
         self._threads = ThreadPoolExecutor(num_threads)
         self._kept: dict[tuple[str, str], Mapping[str, np.ndarray]] = {}
         self._programs: dict[tuple[str, str], Callable] = {}
+
+    def identity_of(self, component: str) -> dict[str, Any]:
+        """Say what a component is, where a metric uses it in a way of its own."""
+        self._check({component})
+        prints = {component: self._fingerprint(component)}
+        return {"networks": prints, "preprocess": preprocess_id(self.sees(component))}
+
+    def tokenizer(self, component: str, otherwise: str) -> str:
+        """Name the tokenizer in the weights directory, or another."""
+        folder = weights.tokenizer(self.directory, component)
+        return str(folder) if folder.is_dir() else otherwise
 
     def identity(self, vector: str, *, text: bool = False) -> dict[str, Any]:
         """Say what makes a vector: networks by fingerprint, and the preprocessing."""
@@ -140,17 +156,23 @@ class Networks:
         parts = [self.run(component, "texts", look, part)[vector] for part in _chunks(ids, self.batch_size)]
         return np.concatenate(parts)
 
-    def run(self, component: str, what: str, look: Callable, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """Apply a component to one batch, filled up to the batch size and split over the devices."""
+    def run(
+        self, component: str, what: str, look: Callable, batch: np.ndarray | Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Apply a component to one batch, filled up to the batch size and split over the devices.
+
+        `look` is (module, batch) -> results by name, and is always the same for the same `what`.
+        """
         self._check({component})
         devices = self.mesh.size
         rows = -(-max(self.batch_size, devices) // devices) * devices
-        filled = np.concatenate([batch, np.repeat(batch[-1:], rows - len(batch), axis=0)])
-        placed = sharding.global_batch(self.mesh, {"x": filled})["x"]
+        named = {"": batch} if isinstance(batch, np.ndarray) else batch
+        count = len(next(iter(named.values())))
+        fill = lambda x: np.concatenate([x, np.repeat(x[-1:], rows - count, axis=0)])
+        placed = sharding.global_batch(self.mesh, {name: fill(x) for name, x in named.items()})
+        placed = placed[""] if isinstance(batch, np.ndarray) else placed
         program = self._program(component, what, look)
-        return {
-            name: np.asarray(value)[: len(batch)] for name, value in program(self._params(component), placed).items()
-        }
+        return {name: np.asarray(value)[:count] for name, value in program(self._params(component), placed).items()}
 
     def module(self, component: str) -> tuple[Structure, Any]:
         """Give a component's structure and config."""
