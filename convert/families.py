@@ -20,8 +20,8 @@ from convert.clip import CLIP, TEXT
 from convert.csd import CSD
 from convert.dino import DINOV2, ORIGINAL, VIT
 from convert.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
-from convert.shapes import Size, always, ch_mult, count, dim, grid_size, has, image_size, known, lora_sizes, ratio
 from convert.metrics import IMAGE_REWARD, INCEPTION
+from convert.shapes import Size, always, ch_mult, count, dim, grid_size, has, image_size, known, lora_sizes, ratio
 from convert.siglip import VISION
 from convert.t5 import ALIASES, ENCODER
 from convert.table import Row
@@ -255,13 +255,14 @@ FAMILIES: tuple[Family, ...] = (
             "hidden_size":             dim(f"{_BERT}embeddings.word_embeddings.weight", 1),
             "intermediate_size":       dim(f"{_BERT}encoder.layer.0.intermediate.dense.weight", 0),
             "num_hidden_layers":       count(r"blip\.text_encoder\.encoder\.layer\.(\d+)\."),
-            "num_attention_heads":     ratio(dim(f"{_BERT}embeddings.word_embeddings.weight", 1), always(64), whole=True),
+            "num_attention_heads":     ratio(dim(f"{_BERT}embeddings.LayerNorm.weight", 0), always(64), whole=True),
             "max_position_embeddings": dim(f"{_BERT}embeddings.position_embeddings.weight", 0),
             "encoder_hidden_size":     dim(f"{_BERT}encoder.layer.0.crossattention.self.key.weight", 1),
         },
     }, ignore=r"blip\.(text_proj|vision_proj|itm_head|text_encoder\.(pooler|embeddings\.position_ids))\b.*"),
     Family("inception", "Inception v3 of FID (pytorch-fid's names)", "inception", INCEPTION,
-        {"inception": {"divisor": ratio(always(32), dim("Conv2d_1a_3x3.conv.weight", 0), whole=True)}}, ignore=r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked"),
+        {"inception": {"divisor": ratio(always(32), dim("Conv2d_1a_3x3.conv.weight", 0), whole=True)}},
+        ignore=r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked"),
 )
 # fmt: on
 

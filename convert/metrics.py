@@ -9,7 +9,8 @@ from uso_jax.models.inception import BLOCKS, STEM
 
 _LAYER = "encoder.layer.{i}"
 _STATISTICS: Kind = {
-    ".weight": ("/scale", None), ".bias": ("/bias", None), ".running_mean": ("/mean", None), ".running_var": ("/var", None),
+    ".weight": ("/scale", None), ".bias": ("/bias", None), ".running_mean": ("/mean", None),
+    ".running_var": ("/var", None),
 }  # fmt: skip
 
 # fmt: off

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import tiny
 import torch
 import torch.nn.functional as F
 import transformers
 from golden_files import load
 from test_golden import error
-from test_image_encoders import numbers, original_names, pixels, redraw, run, tensors
+from test_image_encoders import numbers, original_names, redraw, run, tensors
 from torch import nn
 
 from convert.metrics import IMAGE_REWARD, INCEPTION
@@ -23,6 +24,11 @@ from uso_jax.models.image_reward import BertConfig, ImageReward, ImageRewardConf
 from uso_jax.models.inception import Inception, InceptionConfig
 
 TOLERANCE = 1e-4  # of the output's standard deviation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(tmp_path_factory):
+    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
 
 
 # ---------------------------------------------------------------------------------------------------- ImageReward
@@ -51,8 +57,9 @@ def test_image_reward():
     state |= {f"blip.text_encoder.{k}": v for k, v in numbers(text.state_dict()).items() if "position_ids" not in k}
     places = (0, 2, 4, 6, 7)
     state |= {f"mlp.layers.{places[int(k[0])]}{k[1:]}": v for k, v in numbers(mlp.state_dict()).items()}
-    images, rng = pixels(40), np.random.default_rng(1)
-    ids = rng.integers(1, 50, (2, 9), dtype=np.int32)
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(8, 40, 40, 3)).astype(np.float32)
+    ids = rng.integers(1, 50, (8, 9), dtype=np.int32)
     ids[1, 5:] = 0
     valid = ids != 0
     with torch.no_grad():

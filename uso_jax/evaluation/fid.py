@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 
 from uso_jax.evaluation.gallery import Sample, pixels
 from uso_jax.evaluation.metric import Metric, Tools
@@ -46,7 +46,7 @@ class Fid:
 
 
 @jax.jit
-def resized(pictures: np.ndarray) -> jax.Array:
+def resized(pictures: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
     """Bring bytes [b, h, w, 3] to [-1, 1] and Inception's size."""
     x = pictures.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (len(x), _SIDE, _SIDE, 3), "bilinear", antialias=False) - 1

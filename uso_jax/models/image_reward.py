@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageReward: what people would prefer, told from a prompt and a picture.
 
-Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer (the
-layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text part are
+Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer
+(the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text part are
 transformers' `BlipTextModel`, with attention cut into q, k, v.
 Shapes: b batch, h w pixels, l text tokens, s vision tokens, c hidden_size, v vision width.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -103,7 +104,7 @@ class ImageReward(nnx.Module):
         self.norm = _norm(c, rngs)
         self.layers = stack.stack(lambda rngs: _Layer(c, rngs=rngs), c.num_hidden_layers, rngs)
         widths = (c.hidden_size, 1024, 128, 64, 16, 1)
-        self.mlp = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+        self.mlp = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(widths)])
 
     def __call__(
         self, pixels: Float[Array, "b h w 3"], input_ids: Int[Array, "b l"], valid: Bool[Array, "b l"]
