@@ -3,9 +3,9 @@
 """ImageReward: what people would prefer, told from a prompt and a picture.
 
 Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer
-(the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text part are
-transformers' `BlipTextModel`, with attention cut into q, k, v.
-Shapes: b batch, h w pixels, l text tokens, s vision tokens, c hidden_size, v vision width.
+(the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text
+part are transformers' `BlipTextModel`, with attention cut into q, k, v. Shapes: b batch, h w pixels, l text tokens, s
+vision tokens, c hidden_size, v vision width.
 """
 
 import itertools
