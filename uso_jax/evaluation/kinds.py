@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 
 from uso_jax.errors import InputError
-from uso_jax.evaluation.metric import Measure, Metric, Tools
+from uso_jax.evaluation.metric import Measure, Metric, Tools, WholeMeasure
 
 KINDS: Mapping[str, tuple[str, str]] = {  # kind -> module and class in uso_jax.evaluation
     "cosine": ("similarity", "Cosine"),
@@ -26,7 +26,7 @@ KINDS: Mapping[str, tuple[str, str]] = {  # kind -> module and class in uso_jax.
 }
 
 
-def measure(metric: Metric, tools: Tools) -> Measure:
+def measure(metric: Metric, tools: Tools) -> Measure | WholeMeasure:
     """Make what judges samples; modules are imported as they are needed.
 
     Raises:

@@ -73,6 +73,17 @@ class Measure(Protocol):
         ...
 
 
+@runtime_checkable
+class WholeMeasure(Protocol):
+    """What a kind makes whose value is of all pictures together."""
+
+    identity: Mapping[str, Any]
+
+    def whole(self, samples: Sequence[Sample]) -> Result:
+        """Judge all samples that the metric applies to."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tools:
     """What kinds are made with; what is None was not given, and a metric that needs it says so."""

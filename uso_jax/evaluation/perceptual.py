@@ -23,7 +23,7 @@ from uso_jax.preprocess import DINO
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's own, of pixels in [-1, 1]
 
-Images = Float[Array | np.ndarray, "b h w 3"]
+Images = Float[Array, "b h w 3"]
 
 
 class Perceptual:
@@ -78,7 +78,7 @@ class Perceptual:
         error = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
         return sum(error(x - y) / jnp.maximum(error(y), 1e-12) for x, y in zip(made, wanted, strict=True)) / len(made)
 
-    def _enlarged(self, images: Images) -> Images:
+    def _enlarged(self, images: Images) -> Float[Array, "b _ _ 3"]:
         b, h, w, c = images.shape
         scale = max(1.0, self.size / min(h, w))
         return jax.image.resize(images, (b, round(scale * h), round(scale * w), c), "bilinear")

@@ -14,7 +14,7 @@ from uso_jax.evaluation import kinds
 from uso_jax.evaluation.benchmark import Benchmark
 from uso_jax.evaluation.gallery import Gallery, Sample
 from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Measure, Metric, Tools, of
+from uso_jax.evaluation.metric import Measure, Metric, Tools, WholeMeasure, of
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
 
 Name = tuple[str, int]
@@ -58,7 +58,7 @@ def score(
     tools: Tools,
     *,
     batch_size: int = 32,
-    make: Callable[[Metric, Tools], Measure] = kinds.measure,
+    make: Callable[[Metric, Tools], Measure | WholeMeasure] = kinds.measure,
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 
@@ -71,7 +71,7 @@ def score(
     found = Scores(identities={name: dict(measure.identity) for name, (_, measure) in measures.items()})
     for name, (metric, _) in measures.items():
         found.requested[name] = sum(one.num_images for one in items if metric.applies(one))
-    single = {name: pair for name, pair in measures.items() if not hasattr(pair[1], "whole")}
+    single = {name: pair for name, pair in measures.items() if not isinstance(pair[1], WholeMeasure)}
     digests: dict[tuple[str, Name], str] = {}
     with tqdm(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
         for start in range(0, len(gallery.samples), batch_size):
@@ -101,7 +101,9 @@ def _judge(metric: Metric, measure: Measure, asked: Sequence[Sample], log: Score
         log.append(metric.name, entries)
 
 
-def _judge_whole(found: Scores, metric: Metric, measure: Any, samples: Sequence[Sample], log: ScoreLog) -> None:
+def _judge_whole(
+    found: Scores, metric: Metric, measure: WholeMeasure, samples: Sequence[Sample], log: ScoreLog
+) -> None:
     asked = [sample for sample in samples if metric.applies(sample.item)]
     if not asked:
         return

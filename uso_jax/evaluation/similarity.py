@@ -7,6 +7,8 @@ Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.0392
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -93,5 +95,5 @@ def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
-def _float(picture: np.ndarray) -> np.ndarray:
-    return picture[None].astype(np.float32) / 127.5 - 1
+def _float(picture: np.ndarray) -> jax.Array:
+    return jnp.asarray(picture[None].astype(np.float32) / 127.5 - 1)
