@@ -4,8 +4,8 @@
 
     python tests/benchmark_scoring.py [--pictures 1000] [--size 512] [--batch_size 32]
 
-Networks have the released sizes (CLIP ViT-B/32, DINO ViT-S/16, CSD ViT-L/14) and random numbers, the same on both sides,
-so cosines are compared too. Both sides read the same PNGs; the torch side is what a script with transformers does: image
+Networks have the released sizes (CLIP ViT-B/32, DINO ViT-S/16, CSD ViT-L/14) and random numbers, the same on both
+sides, so cosines are compared too. Both read the same PNGs; the torch side is what a script with transformers does: image
 processor, model, one network after the other. A ratio above 1 means that this project is faster.
 """
 
@@ -142,8 +142,8 @@ def main() -> None:
     for name, values in wanted.items():
         print(f"{name}: largest difference of cosines {np.abs(values - found[name]).max():.1e}")
     print(
-        f"{args.pictures} pictures of {args.size} pixels, seconds: here {seconds['here']:.1f} (reading and checking files,"
-        f" compilation and the log included), torch {seconds['torch']:.1f}; ratio {seconds['torch'] / seconds['here']:.2f}"
+        f"{args.pictures} pictures of {args.size} pixels, seconds: here {seconds['here']:.1f} (with checks of files,"
+        f" compilation and log), torch {seconds['torch']:.1f}; ratio {seconds['torch'] / seconds['here']:.2f}"
     )
 
 
