@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from uso_jax.errors import InputError
-from uso_jax.evaluation import gallery, item, scoring
+from uso_jax.evaluation import benchmark, gallery, item, scoring
 from uso_jax.evaluation.benchmark import Column
 from uso_jax.evaluation.item import EvalItem
 from uso_jax.evaluation.metric import Metric, Tools
@@ -73,6 +73,10 @@ def test_what_is_wrong_with_pictures_is_listed_by_item(tmp_path):
     (tmp_path / "sub").mkdir()
     picture(tmp_path / "sub" / "nobody.png")
     found = gallery.look(tmp_path, items)
+    judge = lambda: scoring.score(
+        [Metric("m", "counted")], items, found, ScoreLog(tmp_path / "s.jsonl"), Tools(), make=lambda *_: Counted()
+    )
+    assert judge().scored == {"m": 4}  # a header may be whole where the pixels are not
     assert [s.name for s in found.samples] == [("good", 0), ("two", 0), ("two", 1), ("free", 0)]
     assert found.problems["missing", 0] == "the picture is missing"
     assert found.problems["large", 0] == "the picture is 16 x 8, not 8 x 8"
@@ -177,9 +181,23 @@ def test_failures_are_counted_and_tried_again(five):
     assert measure.asked == [items[0].key] and not scores.failed and len(scores.figures) == 5
 
 
-def test_columns_have_names_of_their_own():
-    from uso_jax.evaluation import benchmark
+def test_uso_bench_has_the_published_counts(tmp_path):
+    for folder, count in (("content/human", 23), ("content/object", 30), ("style", 61)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            picture(tmp_path / folder / f"{number:02d}.png", (1, 1))
+    items = benchmark.by_name("uso_bench").items(tmp_path, {})
+    item.check(items, "here")
+    pictures = {}
+    for one in items:
+        pictures[one.subset] = pictures.get(one.subset, 0) + one.num_images
+    assert pictures == {"subject": 6000, "style": 6000, "combined_preserved": 2500, "combined_shifted": 2500}
+    assert len({one.style_refs for one in items if one.style_refs}) == 50
+    assert {one.prompt for one in items if one.subset == "combined_preserved"} == {""}
+    assert len(benchmark.by_name("uso_bench").items(tmp_path, {"all_images": "yes"})) == 53 * 30 + 61 * 30 + 2 * 53 * 61
 
+
+def test_columns_have_names_of_their_own():
     for name in benchmark.NAMES:
         found = benchmark.by_name(name)
         titles = [column.name for column in found.columns]

@@ -65,7 +65,7 @@ def digest(path: str) -> str:
 
 
 def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
-    """Find and check the pictures of items; each is decoded, so that half-written ones show.
+    """Find the pictures of items and check what their headers say; `unreadable` decodes one.
 
     Args:
       folder: where the pictures are.
@@ -98,6 +98,15 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
     return found
 
 
+def unreadable(sample: Sample) -> str:
+    """Say why a picture cannot be decoded, such as one that was written by half; "" where it can."""
+    try:
+        sample.pixels  # noqa: B018 (it is kept for the metrics)
+    except BadExample as error:
+        return str(error)
+    return ""
+
+
 def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any_size: bool) -> str:
     """Say why an item's picture cannot be judged; "" where it can."""
     if not names:
@@ -105,7 +114,7 @@ def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any
     if len(names) > 1:
         return f"there are several pictures: {', '.join(names)}"
     try:
-        height, width = pixels(str(files[names[0]])).shape[:2]
+        height, width = images.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from uso_jax.errors import InputError
 from uso_jax.evaluation import kinds
 from uso_jax.evaluation.benchmark import Benchmark
-from uso_jax.evaluation.gallery import Gallery, Sample
+from uso_jax.evaluation.gallery import Gallery, Sample, unreadable
 from uso_jax.evaluation.item import EvalItem
 from uso_jax.evaluation.metric import Measure, Metric, Tools, WholeMeasure, of
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
@@ -30,6 +30,7 @@ class Scores:
       whole: figures of all pictures together.
       skipped, failed: (metric, key, number, reason).
       requested: pictures that each metric was to judge, those that are missing included.
+      scored: pictures that each metric has values of.
       identities: what each metric's values depend on.
     """
 
@@ -38,6 +39,7 @@ class Scores:
     skipped: list[tuple[str, str, int, str]] = field(default_factory=list)
     failed: list[tuple[str, str, int, str]] = field(default_factory=list)
     requested: dict[str, int] = field(default_factory=dict)
+    scored: dict[str, int] = field(default_factory=dict)
     identities: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -62,7 +64,8 @@ def score(
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 
-    What has been judged is on disk after every batch, so a run that is killed goes on where it was.
+    What has been judged is on disk after every batch, so a run that is killed goes on where it was. A picture that
+    cannot be decoded moves from the gallery's samples to its problems.
 
     Raises:
       InputError: a metric cannot be made, before anything is judged.
@@ -73,15 +76,26 @@ def score(
         found.requested[name] = sum(one.num_images for one in items if metric.applies(one))
     single = {name: pair for name, pair in measures.items() if not isinstance(pair[1], WholeMeasure)}
     digests: dict[tuple[str, Name], str] = {}
+    read: list[Sample] = []
     with tqdm(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
         for start in range(0, len(gallery.samples), batch_size):
             batch = gallery.samples[start : start + batch_size]
-            for name, (metric, measure) in single.items():
+            waiting: dict[str, list[Sample]] = {}
+            for name, (metric, _) in single.items():
                 asked = [sample for sample in batch if metric.applies(sample.item)]
                 digests |= {(name, s.name): of(s, metric, found.identities[name]) for s in asked}
-                _judge(metric, measure, asked, log, digests)
+                known = lambda s, name=name: log.get(s.name, name, digests[name, s.name])
+                waiting[name] = [s for s in asked if known(s) is None or isinstance(known(s), Failed)]
+            # What has been judged was read, and is not decoded again.
+            new = {s.name: s for asked in waiting.values() for s in asked}
+            bad = {name: reason for name, s in new.items() if (reason := unreadable(s))}
+            gallery.problems |= bad
+            for name, asked in waiting.items():
+                _judge(single[name], [s for s in asked if s.name not in bad], log, digests)
+            read += [s for s in batch if s.name not in bad]
             bar.update(len(batch))
-    for sample in gallery.samples:
+    gallery.samples = read
+    for sample in read:
         for name, (metric, _) in single.items():
             if metric.applies(sample.item):
                 _add(found, name, sample.name, log.get(sample.name, name, digests[name, sample.name]))
@@ -91,14 +105,14 @@ def score(
     return found
 
 
-def _judge(metric: Metric, measure: Measure, asked: Sequence[Sample], log: ScoreLog, digests: Mapping) -> None:
-    """Ask a metric what is not known of samples."""
-    known = lambda s: log.get(s.name, metric.name, digests[metric.name, s.name])
-    waiting = [s for s in asked if known(s) is None or isinstance(known(s), Failed)]
-    if waiting:
-        results = measure(waiting)
-        entries = [(s.name, digests[metric.name, s.name], r) for s, r in zip(waiting, results, strict=True)]
-        log.append(metric.name, entries)
+def _judge(pair: tuple[Metric, Measure], asked: Sequence[Sample], log: ScoreLog, digests: Mapping) -> None:
+    """Ask a metric about samples, and keep what it says."""
+    metric, measure = pair
+    if asked:
+        results = measure(asked)
+        log.append(
+            metric.name, [(s.name, digests[metric.name, s.name], r) for s, r in zip(asked, results, strict=True)]
+        )
 
 
 def _judge_whole(
@@ -117,6 +131,7 @@ def _judge_whole(
         _add(found, metric.name, _WHOLE, result)
     else:
         found.whole |= result
+        found.scored[metric.name] = len(asked)
 
 
 def _add(found: Scores, metric: str, name: Name, result: Result | None) -> None:
@@ -129,3 +144,4 @@ def _add(found: Scores, metric: str, name: Name, result: Result | None) -> None:
             raise AssertionError(f"{metric} said nothing of {name}")
         case _:
             found.figures.setdefault(name, {}).update(result)
+            found.scored[metric] = found.scored.get(metric, 0) + 1

@@ -125,16 +125,16 @@ def summary(
     """Give everything that a report says of a model, in JSON terms."""
     known = rows(benchmark, items, scores, compat)
     subsets = dict.fromkeys(one.subset for one in items)
-    judged = {name: scores.requested[name] for name in scores.requested}
     count = lambda entries, name: sum(entry[0] == name for entry in entries)
     metrics = {
         name: {
             "requested": requested,
+            "scored": scores.scored.get(name, 0),
             "skipped": count(scores.skipped, name),
             "failed": count(scores.failed, name),
             "identity": scores.identities[name],
         }
-        for name, requested in judged.items()
+        for name, requested in scores.requested.items()
     }
     entry = lambda key, number, reason, metric="": {"key": key, "number": number, "metric": metric, "reason": reason}
     problems = [entry(*name, reason) for name, reason in gallery.problems.items()]
