@@ -5,8 +5,8 @@
     python tests/benchmark_scoring.py [--pictures 1000] [--size 512] [--batch_size 32]
 
 Networks have the released sizes (CLIP ViT-B/32, DINO ViT-S/16, CSD ViT-L/14) and random numbers, the same on both
-sides, so cosines are compared too. Both read the same PNGs; the torch side is what a script with transformers does: image
-processor, model, one network after the other. A ratio above 1 means that this project is faster.
+sides, so cosines are compared too. Both read the same PNGs; the torch side is what a script with transformers does:
+image processor, model, one network after the other. A ratio above 1 means that this project is faster.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 """Judging a model's pictures: every metric on every picture that is not judged yet."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,8 +85,9 @@ def score(
             for name, (metric, _) in single.items():
                 asked = [sample for sample in batch if metric.applies(sample.item)]
                 digests |= {(name, s.name): of(s, metric, found.identities[name]) for s in asked}
-                known = lambda s, name=name: log.get(s.name, name, digests[name, s.name])
-                waiting[name] = [s for s in asked if known(s) is None or isinstance(known(s), Failed)]
+                known = [log.get(s.name, name, digests[name, s.name]) for s in asked]
+                again = [result is None or isinstance(result, Failed) for result in known]
+                waiting[name] = list(itertools.compress(asked, again))
             # What has been judged was read, and is not decoded again.
             new = {s.name: s for asked in waiting.values() for s in asked}
             bad = {name: reason for name, s in new.items() if (reason := unreadable(s))}
