@@ -69,7 +69,7 @@ def score_arguments(name: str, folder: pathlib.Path, weights: pathlib.Path, item
     found = ["score", name, "--to", folder, "--model", "m", "--metric_weights", weights, "--batch_size", 2, "--judge"]
     found += ["fake", "--faces", folder / "faces.npz", "--texts", folder / "texts.json"]
     if name == "mini":
-        found += ["--metrics", "truth,csd,dino,clip_i,gram"]
+        found += ["--metrics", "truth,csd,dino,clip_i"]
     return found
 
 

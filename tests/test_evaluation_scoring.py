@@ -64,6 +64,7 @@ def test_a_missing_reference_is_named_before_anything_is_written(tmp_path):
 def test_what_is_wrong_with_pictures_is_listed_by_item(tmp_path):
     keys = ("good", "two", "missing", "large", "half", "double", "free")
     items = [make(key, num_images=2 if key == "two" else 1) for key in keys[:-1]] + [make("free", width=0, height=0)]
+    items[keys.index("half")] = make("half", width=64, height=64)
     picture(tmp_path / "good.png"), picture(tmp_path / "two_0.png"), picture(tmp_path / "two_1.jpg")
     picture(tmp_path / "large.png", (16, 8)), picture(tmp_path / "free.png", (16, 8))
     picture(tmp_path / "double.png"), picture(tmp_path / "double_0.png")
