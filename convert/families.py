@@ -20,6 +20,7 @@ from convert.clip import CLIP, TEXT
 from convert.csd import CSD
 from convert.dino import DINOV2, ORIGINAL, VIT
 from convert.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
+from convert.metrics import IMAGE_REWARD, INCEPTION
 from convert.shapes import Size, always, ch_mult, count, dim, grid_size, has, image_size, known, lora_sizes, ratio
 from convert.siglip import VISION
 from convert.t5 import ALIASES, ENCODER
@@ -31,6 +32,8 @@ from uso_jax.models.clip import Clip, ClipText
 from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino
 from uso_jax.models.flux import Flux
+from uso_jax.models.image_reward import ImageReward
+from uso_jax.models.inception import Inception
 from uso_jax.models.siglip import SiglipVision
 from uso_jax.models.t5 import T5Encoder
 
@@ -99,6 +102,7 @@ _ADAPTERS = {"lora": {"rank": lora_sizes("rank")}, "flux": {
 }}
 _CLIP_PATCH = "vision_model.embeddings.patch_embedding.weight"
 _CSD = "backbone.conv1.weight"
+_BERT = "blip.text_encoder."
 _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
@@ -241,6 +245,24 @@ FAMILIES: tuple[Family, ...] = (
         ignore=r"head\..*"),
     Family("dinov2-transformers", "DINOv2 (transformers names)", "dinov2", DINOV2,
         {"dinov2": _transformers("mlp.fc1", True)}, prefixes=("", "dinov2."), ignore=r"classifier\..*"),
+    Family("image-reward", "ImageReward (its authors' names)", "image_reward", IMAGE_REWARD, {
+        "image_reward_vision": _dino(
+            "blip.visual_encoder.patch_embed.proj.weight", "blip.visual_encoder.cls_token",
+            "blip.visual_encoder.pos_embed", "blip.visual_encoder.blocks.0.mlp.fc1.weight",
+            r"blip\.visual_encoder\.blocks\.(\d+)\.", False),
+        "image_reward_text": {
+            "vocab_size":              dim(f"{_BERT}embeddings.word_embeddings.weight", 0),
+            "hidden_size":             dim(f"{_BERT}embeddings.word_embeddings.weight", 1),
+            "intermediate_size":       dim(f"{_BERT}encoder.layer.0.intermediate.dense.weight", 0),
+            "num_hidden_layers":       count(r"blip\.text_encoder\.encoder\.layer\.(\d+)\."),
+            "num_attention_heads":     ratio(dim(f"{_BERT}embeddings.LayerNorm.weight", 0), always(64), whole=True),
+            "max_position_embeddings": dim(f"{_BERT}embeddings.position_embeddings.weight", 0),
+            "encoder_hidden_size":     dim(f"{_BERT}encoder.layer.0.crossattention.self.key.weight", 1),
+        },
+    }, ignore=r"blip\.(text_proj|vision_proj|itm_head|text_encoder\.(pooler|embeddings\.position_ids))\b.*"),
+    Family("inception", "Inception v3 of FID (pytorch-fid's names)", "inception", INCEPTION,
+        {"inception": {"divisor": ratio(always(32), dim("Conv2d_1a_3x3.conv.weight", 0), whole=True)}},
+        ignore=r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked"),
 )
 # fmt: on
 
@@ -293,7 +315,7 @@ def for_component(component: str, name: str) -> Family:
 
 _MODELS = {
     "siglip": SiglipVision, "autoencoder": AutoEncoder, "t5": T5Encoder, "clip": ClipText, "csd": Csd, "dino": Dino,
-    "dinov2": Dino, "clip_model": Clip,
+    "dinov2": Dino, "clip_model": Clip, "image_reward": ImageReward, "inception": Inception,
 }  # fmt: skip
 
 

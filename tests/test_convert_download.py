@@ -136,8 +136,8 @@ def test_t5_comes_with_its_tokenizer(tmp_path, capsys, monkeypatch):
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(release / "spiece.model"))
     for prompt in ("a red fox runs", "the  house in red!", ""):
         ids = [*theirs.encode(prompt), 1]
-        assert text._token_ids(name, prompt, 20).tolist() == ids + [0] * (20 - len(ids))
-        assert text._token_ids(name, prompt, 3).tolist() == ([*ids[:-1][:2], 1] + [0] * 3)[:3]
+        assert text.token_ids(name, prompt, 20).tolist() == ids + [0] * (20 - len(ids))
+        assert text.token_ids(name, prompt, 3).tolist() == ([*ids[:-1][:2], 1] + [0] * 3)[:3]
 
 
 def test_a_tokenizer_in_the_next_folder(tmp_path):

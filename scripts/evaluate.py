@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Judge a model by a public benchmark: python scripts/evaluate.py STAGE BENCHMARK --to DIR ...
+
+    prepare    the benchmark's data to DIR/items.jsonl
+    generate   items to pictures in DIR/MODEL/images
+    score      pictures, whoever made them, to DIR/MODEL/summary.json, summary.csv and items.csv
+    report     all models that were scored, to DIR/report.html, report.json and report.csv
+
+BENCHMARK is one of uso_bench, dreambench, omnicontext, multiid, mico, sconeeval, innocomposer, viton_hd, fashion130k,
+triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit codes: 2 for a mistake, 3 if something
+is missing or could not be judged; what, stands in the summary.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.evaluation import benchmark as benchmarks
+from uso_jax.evaluation import item, pictures_made
+
+INCOMPLETE = 3
+
+
+@exit_cleanly
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one stage; mistakes of the user end with exit code 2."""
+    args = _parser().parse_args(argv)
+    args.benchmark = benchmarks.by_name(args.benchmark)
+    args.to = pathlib.Path(args.to)
+    if re.search(r"[/\\]|^\.|^$", getattr(args, "model", "x")):
+        raise InputError(f"--model {args.model!r} names a folder in --to, so it has no slash and no leading dot")
+    sys.exit({"prepare": _prepare, "generate": _generate, "score": _score, "report": _report}[args.stage](args))
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    options = {}
+    for text in args.option:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"--option {text!r} must be NAME=VALUE")
+        options[name] = value
+    data = pathlib.Path(args.data)
+    if not data.exists() and not args.benchmark.draws:
+        raise InputError(f"--data {args.data} does not exist; {args.benchmark.title} needs {args.benchmark.data}")
+    found = benchmarks.resized(args.benchmark.items(data, options), args.size, args.limit)
+    path = item.write(args.to, found)
+    print(f"Wrote {path}: {len(found)} items, {sum(one.num_images for one in found)} pictures.")
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    items = item.read(args.to, args.benchmark.name)
+    settings = {name: value for name in ("num_steps", "guidance") if (value := getattr(args, name)) is not None}
+    folder = args.to / args.model / "images"
+    made, had = pictures_made.make(items, folder, args.weights, settings, batch_size=args.batch_size)
+    print(f"{folder}: {made} pictures made, {had} were finished.")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from uso_jax.evaluation import gallery, scoring, summary, tools
+    from uso_jax.evaluation.score_log import ScoreLog
+
+    items = item.read(args.to, args.benchmark.name)
+    metrics = scoring.choose(args.benchmark, args.metrics.split(",") if args.metrics else None)
+    folder = args.to / args.model
+    given = tools.gather(args, folder)
+    found = gallery.look(args.images or folder / "images", items, any_size=args.any_size)
+    log = ScoreLog(folder / "scores.jsonl")
+    scores = scoring.score(metrics, items, found, log, given, batch_size=args.batch_size)
+    told = summary.summary(args.benchmark, args.model, items, found, scores, compat=args.compat)
+    told["images"] = str(args.images or folder / "images")
+    told["judge"] = tools.judge_record(given)
+    summary.write(folder, told, args.benchmark, items, scores)
+    for name, cell in told["table"].items():
+        interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
+        print(f"{name:24} {cell['value']:8.3f}{interval}")
+    return _complete(told, folder)
+
+
+def _complete(told: dict, folder: pathlib.Path) -> int:
+    pictures = told["pictures"]
+    print(f"{pictures['scored']} of {pictures['requested']} pictures; {folder / 'summary.json'}")
+    if told["complete"]:
+        return 0
+    failed = sum(bool(one["metric"]) for one in told["problems"])
+    print(
+        f"incomplete: {pictures['missing_or_bad']} missing or bad, {pictures['extra']} extra, {failed} not judged;"
+        " each is listed there",
+        file=sys.stderr,
+    )
+    return INCOMPLETE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from uso_jax.evaluation import report
+
+    told = report.gather(args.to, args.models)
+    path = report.write(args.to, args.benchmark, item.read(args.to, args.benchmark.name), told)
+    print(f"Wrote {path}")
+    if incomplete := [one["model"] for one in told if not one["complete"]]:
+        print(f"incomplete: {', '.join(incomplete)}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    by_name = {}
+    for name in ("prepare", "generate", "score", "report"):
+        by_name[name] = stages.add_parser(name)
+        by_name[name].add_argument("benchmark", metavar="BENCHMARK")
+        by_name[name].add_argument("--to", required=True, metavar="DIR", help="folder of this benchmark's results")
+    for name in ("generate", "score"):
+        by_name[name].add_argument("--model", default="uso", help="name of what is judged (default: %(default)s)")
+        by_name[name].add_argument("--batch_size", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    add = by_name["prepare"].add_argument
+    add("--data", required=True, metavar="PATH", help="where the benchmark's own files are")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the benchmark, see docs/evaluate.md")
+    add("--size", type=int, metavar="PIXELS", help="long side of pictures in place of the benchmark's; 0 takes any")
+    add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
+    add = by_name["generate"].add_argument
+    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    add("--num_steps", type=int)
+    add("--guidance", type=float)
+    add = by_name["score"].add_argument
+    add("--images", metavar="DIR", help="pictures of another model (default: DIR/MODEL/images)")
+    add("--metrics", metavar="A,B", help="default: all of the benchmark")
+    add("--metric_weights", metavar="DIR", help='weights directory with the metrics\' networks, or "mini"')
+    add("--compat", action="store_true", help="the published scripts' quirks too")
+    add("--any_size", action="store_true", help="take pictures of another size than the items'")
+    add("--judge", metavar="SPEC", help='"fake", or "replay": only what is in DIR/MODEL/judge.jsonl')
+    add("--judge_prompts", metavar="JSON", help="file of texts for the judge, by name, in place of this project's")
+    add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
+    add("--texts", metavar="JSON", help="what a text reader saw in each picture, see docs/evaluate.md")
+    add = by_name["report"].add_argument
+    add("--models", nargs="+", metavar="NAME", help="default: all that were scored")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

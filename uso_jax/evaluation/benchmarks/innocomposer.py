@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""InnoComposer-Bench: advertising posters from a subject, a text and a style.
+
+The benchmark's data and code were not published. DATA is a .jsonl file, or a folder with one:
+
+    {"key", "prompt", "subject": path, "style": path or null, "text_lines": ["...", ...], "target": path or null}
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from uso_jax.errors import InputError
+from uso_jax.evaluation import records
+from uso_jax.evaluation.benchmark import Benchmark, Column, published
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.metric import Metric
+
+
+def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
+    """Read the posters."""
+    folder, items = data if data.is_dir() else data.parent, []
+    for where, record in records.read(data, "a poster is a line of .jsonl, see docs/evaluate.md"):
+        lines = record.get("text_lines") or []
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise InputError(f"{where}: text_lines must be a list of lines")
+        files = {n: records.paths([record[n]], folder, where) for n in ("subject", "style", "target") if record.get(n)}
+        items.append(
+            EvalItem(
+                records.text(record, ["key"], where), "innocomposer", "poster", records.text(record, ["prompt"], where),
+                files.get("subject", ()), files.get("style", ()), next(iter(files.get("target", ())), None),
+                meta={"text_lines": lines},
+            )
+        )  # fmt: skip
+    return items
+
+
+BENCHMARK = Benchmark(
+    name="innocomposer",
+    title="InnoComposer-Bench",
+    source="arXiv 2603.05898",
+    prepare=prepare,
+    metrics=(
+        Metric("reading", "reading", needs=("text_lines",)),
+        Metric("dino", "cosine", "dino", "content"),
+        Metric("csd", "cosine", "csd_style", "style"),
+        Metric("image_reward", "reward", needs=("prompt",)),
+        Metric("fid", "fid", against="target"),
+    ),
+    columns=(
+        Column("Sen. Acc", ("sen_acc",)),
+        Column("NED", ("ned",)),
+        Column("DINO", ("dino",)),
+        Column("CSD", ("csd",)),
+        Column("FID", ("fid",), higher_is_better=False, digits=2),
+        Column("IR", ("image_reward",)),
+    ),
+    published=published(
+        ("Sen. Acc", "NED", "DINO", "CSD", "FID", "IR"),
+        {
+            "FLUX.1 Kontext": (None, None, 0.831, 0.573, 76.76, None),
+            "PosterMaker": (0.765, 0.848, 0.916, None, 60.55, None),
+            "Qwen-Image-Edit": (0.831, 0.960, 0.922, 0.722, 69.86, None),
+            "Seedream4": (0.865, 0.972, 0.864, 0.700, 64.21, None),
+            "InnoAds-Composer I": (0.857, 0.976, 0.923, 0.729, 54.39, None),
+            "InnoAds-Composer II": (0.847, 0.969, 0.914, 0.727, 55.24, None),
+            "USO (an aggregator's figure)": (None, None, None, None, None, 0.911),
+        },
+    ),
+    published_source="arXiv 2603.05898; USO's IR has no primary source",
+    ours=(
+        "Data and code are unpublished: items are the user's, every choice of the protocol is this project's.",
+        "IR-Score is nowhere defined; IR is ImageReward here, which is a guess.",
+        "The published IoU of subject masks is left out: no segmentation network is named.",
+    ),
+    data="a .jsonl file of posters",
+)

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""mini-USO-Bench: drawn subjects and styles whose truth is known, so that learned metrics can be judged themselves.
+
+DATA is a folder to draw the references into; it is made. Subjects and styles are held out. The report gives each
+learned metric's rank correlation with the truth.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from uso_jax import whole_file
+from uso_jax.data.images import encode_png
+from uso_jax.errors import InputError
+from uso_jax.evaluation.benchmark import Benchmark, Column
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.truth import procedural
+
+# Task by subset, and whether content and target share a pose: where they do not, nothing tells the target's pose.
+SUBSETS = {"subject": ("subject", 1.0), "style": ("style", 0.0), "combined": ("style_subject", 1.0)}
+BASELINES = ("target", "copy_content", "copy_style")
+
+
+def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
+    """Draw references and targets of every task; targets and references are also kept as pictures of models."""
+    try:
+        count, size, seed = (int(options[name]) for name in ("count", "size", "seed"))
+    except ValueError as error:
+        raise InputError(f"options count, size and seed of mini are whole numbers ({error})") from error
+    items = []
+    for subset, (task, preserved) in SUBSETS.items():
+        source = procedural(options["split"], seed, size, task, preserved)
+        for index in range(count):
+            triplet, key = source[index], f"{subset}/{index:04d}"
+            files = {}
+            for name, picture in (
+                ("content", triplet.content), ("style", triplet.styles[0] if triplet.styles else None),
+                ("target", triplet.target),
+            ):  # fmt: skip
+                if picture is not None:
+                    files[name] = data / subset / f"{index:04d}_{name}.png"
+                    files[name].parent.mkdir(parents=True, exist_ok=True)
+                    whole_file.write(files[name], encode_png(picture))
+            only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
+            for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
+                _link(data / "baselines" / model / f"{key}.png", files.get(name, only))
+            drawn = dict(split=options["split"], seed=seed, size=size, task=task, preserved=preserved, index=index)
+            meta = {"phrase": triplet.meta["phrase"]} | ({"procedural": drawn} if triplet.content is not None else {})
+            refs = {f"{name}_refs": (str(files[name]),) for name in ("content", "style") if name in files}
+            items.append(
+                EvalItem(
+                    key, "mini", subset, triplet.prompt, **refs, target=str(files["target"]), seed=3407, width=size,
+                    height=size, meta=meta,
+                )
+            )  # fmt: skip
+    return items
+
+
+def _link(path: pathlib.Path, to: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.link(to, path)
+
+
+_PAIRED = ("subject", "combined")
+BENCHMARK = Benchmark(
+    name="mini",
+    title="mini-USO-Bench",
+    source="this project: uso_jax/data/procedural.py",
+    prepare=prepare,
+    metrics=(
+        Metric("truth", "truth", needs=("procedural",)),
+        Metric("siglip_i", "cosine", "siglip", "content"),
+        Metric("siglip_t", "text", "siglip", needs=("phrase",), options={"words": "phrase"}),
+        Metric("csd", "cosine", "csd_style", "style"),
+        Metric("csd_content", "cosine", "csd_content", "content"),
+        Metric("gram", "gram", against="style"),
+        Metric("lpips", "lpips", against="target", options={"network": "vgg16"}),
+        Metric("clip_i", "cosine", "clip", "content"),
+        Metric("dino", "cosine", "dino", "content"),
+        Metric("dinov2", "cosine", "dinov2", "content"),
+        Metric("clip_t", "text", "clip", needs=("prompt",)),
+    ),
+    columns=(
+        *(
+            Column(f"{title} {subset}", (figure,), (subset,), higher_is_better=better)
+            for subset in SUBSETS
+            for title, figure, better in (
+                ("right subject", "truth_content", True),
+                ("right style", "truth_style", True),
+                ("squared error", "truth_mse", False),
+                ("CSD", "csd", True),
+                ("SigLIP-I", "siglip_i", True),
+                ("SigLIP-T", "siglip_t", True),
+                ("Gram", "gram", False),
+                ("LPIPS", "lpips", False),
+            )
+            if not (subset == "style" and title in ("right subject", "right style", "squared error", "SigLIP-I"))
+            and not (subset == "subject" and title in ("right style", "CSD", "Gram"))
+        ),
+        Column("CLIP-I", ("clip_i",), _PAIRED),
+        Column("DINO", ("dino",), _PAIRED),
+        Column("DINOv2", ("dinov2",), _PAIRED),
+        Column("CLIP-T", ("clip_t",)),
+    ),
+    ours=(
+        "The whole benchmark is this project's: truth comes from the drawing program, not from a network.",
+        "The networks of --metric_weights mini condition and reward mini; VGG-16 knows nothing of it.",
+        "Only preserved layouts have a truth; the style task has none, since nothing tells the pose.",
+    ),
+    options={
+        "count": ("128", "items of each of the three tasks"),
+        "size": ("32", "pixels"),
+        "seed": ("2025", "of the drawings"),
+        "split": ("heldout", "of the procedural source"),
+    },
+    data="a folder to draw into",
+    draws=True,
+)

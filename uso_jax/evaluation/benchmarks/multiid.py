@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""MultiID-Bench: people in new pictures; by default the one-person subset, on which USO is ranked.
+
+DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.json, p2.json, p3.json and their images.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from uso_jax.errors import InputError
+from uso_jax.evaluation import records
+from uso_jax.evaluation.benchmark import Benchmark, Column, published
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.metric import Metric
+
+SUBSETS = ("p1", "p2", "p3")
+NETWORKS = ("arcface", "facenet", "adaface")
+
+
+def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
+    """Read the chosen subsets."""
+    wanted = options["subsets"].split(",")
+    if unknown := set(wanted) - set(SUBSETS):
+        raise InputError(f"option subsets: {min(unknown)!r} is unknown; known are {', '.join(SUBSETS)}")
+    folder, items, counts = data if data.is_dir() else data.parent, [], dict.fromkeys(SUBSETS, 0)
+    for where, record in records.read(data, "MultiID-Bench is parquet, or p1.json to p3.json"):
+        # The lists by subset have other names for the fields, and say the subset by the name of their file.
+        subset = record.get("subset") or pathlib.Path(where.split(" item ")[0]).stem
+        if subset not in wanted:
+            continue
+        counts[subset] += 1
+        number = counts[subset] - 1
+        target = records.text(record, ["GT", "ori_img_path"], where)
+        shown = record.get("input_images", record.get("image_paths"))
+        items.append(
+            EvalItem(
+                f"{subset}/{record.get('ID') or record.get('name') or f'{number:04d}'}", "multiid", subset,
+                records.text(record, ["prompt"], where), records.paths(shown, folder, where),
+                target=records.paths([target], folder, where)[0], width=0, height=0,
+            )
+        )  # fmt: skip
+    if not items:
+        raise InputError(f"{data} has no items of {', '.join(wanted)}; see docs/evaluate.md")
+    return items
+
+
+def _pooled(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{network}" for network in NETWORKS)
+
+
+_COLUMNS = ("Sim(GT)", "Sim(Ref)", "Copy-Paste", "CLIP-I", "CLIP-T")
+BENCHMARK = Benchmark(
+    name="multiid",
+    title="MultiID-Bench",
+    source="arXiv 2510.14975; github.com/Doby-Xu/WithAnyone, MultiID-Bench",
+    prepare=prepare,
+    metrics=(
+        Metric("faces", "faces", against="content"),
+        Metric("clip_i", "cosine", "clip", "target"),
+        Metric("clip_t", "text", "clip", needs=("prompt",)),
+    ),
+    columns=(
+        Column("Sim(GT)", _pooled("sim_gt"), ("p1",), iqr=True),
+        Column("Sim(Ref)", _pooled("sim_ref"), ("p1",), iqr=True),
+        Column("Copy-Paste", _pooled("copy_paste"), ("p1",), higher_is_better=False, iqr=True),
+        Column("CLIP-I", ("clip_i",), ("p1",), iqr=True),
+        Column("CLIP-T", ("clip_t",), ("p1",), iqr=True),
+        *(Column(f"Sim(GT) {p}", _pooled("sim_gt"), (p,), iqr=True) for p in SUBSETS[1:]),
+        *(Column(f"Sim(Ref) {p}", _pooled("sim_ref"), (p,), iqr=True) for p in SUBSETS[1:]),
+        *(Column(f"Blending {p}", _pooled("blending"), (p,), higher_is_better=False, iqr=True) for p in SUBSETS[1:]),
+    ),
+    published=published(
+        _COLUMNS,
+        {
+            "copying the reference": (0.521, None, 0.999, None, None),
+            "DreamO": (0.454, 0.694, 0.303, 0.793, 0.322),
+            "OmniGen": (0.398, 0.602, 0.248, None, None),
+            "OmniGen2": (0.365, 0.475, 0.142, None, None),
+            "FLUX.1 Kontext": (0.324, 0.408, 0.099, None, None),
+            "Qwen-Image-Edit": (0.324, 0.409, 0.093, None, None),
+            "GPT-4o": (0.425, 0.579, 0.178, None, None),
+            "UNO": (0.304, 0.428, 0.141, 0.765, 0.314),
+            "USO": (0.401, 0.635, 0.286, 0.790, 0.329),
+            "UMO": (0.458, 0.732, 0.359, None, None),
+            "PuLID": (0.452, 0.705, 0.315, None, None),
+            "InstantID": (0.464, 0.734, 0.337, None, None),
+            "InfU": (0.439, 0.630, 0.233, None, None),
+            "WithAnyone": (0.460, 0.578, 0.144, None, None),
+        },
+    ),
+    published_source="arXiv 2510.14975, one person",
+    ours=(
+        "CLIP is ViT-B/16 here: --metric_weights must hold that one.",
+        "Copy-Paste and blending are means over the people of a picture; the aesthetic score is left out.",
+        "Strict: all values count. --compat: values beyond 1.5 interquartile ranges are left out, as published.",
+    ),
+    options={"subsets": ("p1", "of p1, p2, p3, joined by commas")},
+    data="the parquet file, or p1.json to p3.json with images",
+)

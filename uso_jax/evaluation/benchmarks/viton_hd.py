@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""VITON-HD outfit generation: a model photograph from a garment and words, compared with the real photograph.
+
+DATA is VITON-HD's folder of one split, such as test: image/ and cloth/; and, if the user has them, prompts.jsonl with
+{"id": "00001_00", "prompt": "..."} a line.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from uso_jax.errors import InputError
+from uso_jax.evaluation import records
+from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, published
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.metric import Metric
+
+TEMPLATE = "A photograph of a model, from the knees up, who wears this garment, in front of a light grey wall."
+METRICS = (
+    Metric("lpips", "lpips", against="target", options={"network": "alexnet"}),
+    Metric("dinov2", "cosine", "dinov2", "target"),
+    Metric("clip_t", "text", "clip", needs=("prompt",)),
+)
+COLUMNS = (
+    Column("LPIPS", ("lpips",), higher_is_better=False),
+    Column("DINO", ("dinov2",)),
+    Column("CLIP-T", ("clip_t",)),
+)
+OURS = (
+    "LPIPS's network is not named; it is AlexNet, version 0.1, on pictures resized to the real one.",
+    "DINO is DINOv2's cosine.",
+    "FFA needs foreground masks and is not defined in public; it is left out.",
+)
+
+
+def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
+    """Pair every garment with the photograph of the same name."""
+    prompts, file = {}, data / "prompts.jsonl"
+    if file.exists():
+        for where, record in records.read(file, ""):
+            prompts[records.text(record, ["id"], where)] = records.text(record, ["prompt"], where)
+    photographs, items = {pathlib.Path(p).stem: p for p in pictures(data / "image", "photographs")}, []
+    for cloth in pictures(data / "cloth", "garments"):
+        name = pathlib.Path(cloth).stem
+        if name not in photographs:
+            raise InputError(f"{cloth} has no photograph of its name in {data / 'image'}; outfit generation is paired")
+        prompt = prompts.get(name, TEMPLATE)
+        items.append(
+            EvalItem(name, "viton_hd", "paired", prompt, (cloth,), target=photographs[name], width=768, height=1024)
+        )
+    return items
+
+
+BENCHMARK = Benchmark(
+    name="viton_hd",
+    title="VITON-HD outfit generation",
+    source="arXiv 2605.10127 (the task); github.com/shadow2496/VITON-HD (the data)",
+    prepare=prepare,
+    metrics=METRICS,
+    columns=COLUMNS,
+    published=published(
+        ("LPIPS", "DINO"),
+        {"UMC zero-shot": (0.515, 0.812), "UMC": (0.476, 0.835), "USO (an aggregator's figure)": (0.585, None)},
+    ),
+    published_source="arXiv 2605.10127; USO's figure has no primary source",
+    ours=("The paper's prompts are unpublished; without prompts.jsonl every item has one template.", *OURS),
+    data="VITON-HD's test folder, with image and cloth",
+)

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures that some model made of a benchmark's items, and what is wrong with them.
+
+Picture j of item KEY is FOLDER/KEY_j.png; where an item has one picture, FOLDER/KEY.png will do. jpg, jpeg and webp are
+read too.
+"""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from uso_jax.data import images
+from uso_jax.data.images import Picture
+from uso_jax.errors import BadExample, InputError
+from uso_jax.evaluation.item import EvalItem
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of an item that can be judged; `sha256` is of its file."""
+
+    item: EvalItem
+    number: int
+    path: pathlib.Path
+    sha256: str
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.item.key, self.number
+
+    @property
+    def pixels(self) -> Picture:
+        return pixels(str(self.path))
+
+
+@dataclass
+class Gallery:
+    """What a folder holds: samples, what is wrong by (key, number), and files that nobody asked for."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: dict[tuple[str, int], str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+
+
+@functools.lru_cache(maxsize=128)
+def pixels(path: str) -> Picture:
+    """Read a picture; a few are kept, since several networks look at each."""
+    picture = images.decode(pathlib.Path(path), what=f"image {path!r}")
+    picture.flags.writeable = False
+    return picture
+
+
+@functools.lru_cache(maxsize=100_000)
+def digest(path: str) -> str:
+    """Give the SHA-256 of a file, once a process."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
+    """Find the pictures of items and check what their headers say; `unreadable` decodes one.
+
+    Args:
+      folder: where the pictures are.
+      items: what was asked for.
+      any_size: take pictures of another size than the item's; by default such a picture is a problem.
+
+    Raises:
+      InputError: the folder does not exist.
+    """
+    folder, found = pathlib.Path(folder), Gallery()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of pictures; make them with generate, or name one with --images")
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
+    files = {
+        name: p for name, p in files.items() if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    }
+    used = set()
+    for one in tqdm(items, "checking pictures", unit="item", leave=False):
+        for number in range(one.num_images):
+            stems = [f"{one.key}_{number}", *([one.key] if one.num_images == 1 else [])]
+            names = [stem + suffix for stem in stems for suffix in SUFFIXES if stem + suffix in files]
+            used.update(names)
+            reason = _reason(names, files, one, any_size)
+            if reason:
+                found.problems[one.key, number] = reason
+            else:
+                path = files[names[0]]
+                found.samples.append(Sample(one, number, path, digest(str(path))))
+    found.extra = sorted(files.keys() - used)
+    return found
+
+
+def unreadable(sample: Sample) -> str:
+    """Say why a picture cannot be decoded, such as one that was written by half; "" where it can."""
+    try:
+        sample.pixels  # noqa: B018 (it is kept for the metrics)
+    except BadExample as error:
+        return str(error)
+    return ""
+
+
+def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any_size: bool) -> str:
+    """Say why an item's picture cannot be judged; "" where it can."""
+    if not names:
+        return "the picture is missing"
+    if len(names) > 1:
+        return f"there are several pictures: {', '.join(names)}"
+    try:
+        height, width = images.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
+    except BadExample as error:
+        return str(error)
+    wanted = (one.width, one.height)
+    if not any_size and 0 not in wanted and (width, height) != wanted:
+        return f"the picture is {width} x {height}, not {one.width} x {one.height}"
+    return ""

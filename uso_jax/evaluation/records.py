@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A data set's records: lines of JSON or a JSON list beside images, or parquet with the images inside.
+
+Images inside parquet are written to files beside it, in `images_of_parquet`, once.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from uso_jax import whole_file
+from uso_jax.errors import InputError
+from uso_jax.evaluation.item import lines
+from uso_jax.sizes import object_
+
+_EXTRACTED = "images_of_parquet"
+
+
+def read(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give (where it stands, record) of a .jsonl, .json or .parquet file, or of all such files of a folder.
+
+    Raises:
+      InputError: there is none; `remedy` says what there should be.
+    """
+    if path.is_dir():
+        for suffix in ("*.jsonl", "*.parquet", "*.json"):
+            files = sorted(path.glob(suffix)) or sorted(path.glob(f"data/{suffix}"))
+            if files:
+                for file in files:
+                    yield from read(file, remedy)
+                return
+        raise InputError(f"{path} holds no .jsonl, .parquet or .json file; {remedy}")
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+    elif path.suffix == ".jsonl":
+        yield from ((f"{path} line {number}", values) for number, values in lines(path, remedy))
+    else:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not readable JSON ({error}); {remedy}") from error
+        if not isinstance(found, list):
+            raise InputError(f"{path} must be a JSON list; {remedy}")
+        yield from ((f"{path} item {i}", object_(one, f"{path} item {i}")) for i, one in enumerate(found))
+
+
+def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=16):
+            for row in batch.to_pylist():
+                yield f"{path} row {number}", {name: _extracted(value, path.parent) for name, value in row.items()}
+                number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} is not a readable parquet file ({error}); download it again") from error
+
+
+def _extracted(value: Any, folder: pathlib.Path) -> Any:
+    """Write images of a cell to files and give their paths in place of them."""
+    if isinstance(value, list):
+        return [_extracted(one, folder) for one in value]
+    if not (isinstance(value, dict) and isinstance(value.get("bytes"), bytes)):
+        return value
+    data = value["bytes"]
+    suffix = "jpg" if data.startswith(b"\xff\xd8") else "png"
+    path = folder / _EXTRACTED / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        whole_file.write(path, data)
+    return str(path)
+
+
+def paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
+    """Give paths that are relative to a folder; every file must be there.
+
+    Raises:
+      InputError: it is no list of paths, or a file is missing.
+    """
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        raise InputError(f"{where}: {values!r} is no list of image paths")
+    found = tuple(os.path.join(folder, value) for value in values)
+    for file in found:
+        if not os.path.isfile(file):
+            raise InputError(f"{where}: image {file!r} does not exist; check the path")
+    return found
+
+
+def text(record: Mapping[str, Any], names: Sequence[str], where: str, *, empty: bool = False) -> str:
+    """Give the first of several fields that a record has, as text.
+
+    Raises:
+      InputError: it has none of them.
+    """
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, str) and (value or empty):
+            return value
+    raise InputError(f"{where} has no {' or '.join(map(repr, names))}; correct it")

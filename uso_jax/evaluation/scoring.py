@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Judging a model's pictures: every metric on every picture that is not judged yet."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from uso_jax.errors import InputError
+from uso_jax.evaluation import kinds
+from uso_jax.evaluation.benchmark import Benchmark
+from uso_jax.evaluation.gallery import Gallery, Sample, unreadable
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.metric import Measure, Metric, Tools, WholeMeasure, of
+from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
+
+Name = tuple[str, int]
+_WHOLE: Name = ("", 0)  # in the log: what is said of all pictures together
+
+
+@dataclass
+class Scores:
+    """What is known of a model's pictures.
+
+    Attributes:
+      figures: by picture, (key, number).
+      whole: figures of all pictures together.
+      skipped, failed: (metric, key, number, reason).
+      requested: pictures that each metric was to judge, those that are missing included.
+      scored: pictures that each metric has values of.
+      identities: what each metric's values depend on.
+    """
+
+    figures: dict[Name, dict[str, float]] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    skipped: list[tuple[str, str, int, str]] = field(default_factory=list)
+    failed: list[tuple[str, str, int, str]] = field(default_factory=list)
+    requested: dict[str, int] = field(default_factory=dict)
+    scored: dict[str, int] = field(default_factory=dict)
+    identities: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def choose(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
+    """Give the benchmark's metrics, or those of them that are named."""
+    known = {metric.name: metric for metric in benchmark.metrics}
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"--metrics: {benchmark.name} has no metric {name!r}; it has {', '.join(known)}")
+    return [known[name] for name in (names or known)]
+
+
+def score(
+    metrics: Sequence[Metric],
+    items: Sequence[EvalItem],
+    gallery: Gallery,
+    log: ScoreLog,
+    tools: Tools,
+    *,
+    batch_size: int = 32,
+    make: Callable[[Metric, Tools], Measure | WholeMeasure] = kinds.measure,
+) -> Scores:
+    """Judge what is not judged yet, and give all that is known.
+
+    What has been judged is on disk after every batch, so a run that is killed goes on where it was. A picture that
+    cannot be decoded moves from the gallery's samples to its problems.
+
+    Raises:
+      InputError: a metric cannot be made, before anything is judged.
+    """
+    measures = {metric.name: (metric, make(metric, tools)) for metric in metrics}
+    found = Scores(identities={name: dict(measure.identity) for name, (_, measure) in measures.items()})
+    for name, (metric, _) in measures.items():
+        found.requested[name] = sum(one.num_images for one in items if metric.applies(one))
+    single = {name: pair for name, pair in measures.items() if not isinstance(pair[1], WholeMeasure)}
+    digests: dict[tuple[str, Name], str] = {}
+    read: list[Sample] = []
+    with tqdm(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
+        for start in range(0, len(gallery.samples), batch_size):
+            batch = gallery.samples[start : start + batch_size]
+            waiting: dict[str, list[Sample]] = {}
+            for name, (metric, _) in single.items():
+                asked = [sample for sample in batch if metric.applies(sample.item)]
+                digests |= {(name, s.name): of(s, metric, found.identities[name]) for s in asked}
+                known = [log.get(s.name, name, digests[name, s.name]) for s in asked]
+                again = [result is None or isinstance(result, Failed) for result in known]
+                waiting[name] = list(itertools.compress(asked, again))
+            # What has been judged was read, and is not decoded again.
+            new = {s.name: s for asked in waiting.values() for s in asked}
+            bad = {name: reason for name, s in new.items() if (reason := unreadable(s))}
+            gallery.problems |= bad
+            for name, asked in waiting.items():
+                _judge(single[name], [s for s in asked if s.name not in bad], log, digests)
+            read += [s for s in batch if s.name not in bad]
+            bar.update(len(batch))
+    gallery.samples = read
+    for sample in read:
+        for name, (metric, _) in single.items():
+            if metric.applies(sample.item):
+                _add(found, name, sample.name, log.get(sample.name, name, digests[name, sample.name]))
+    for name, (metric, measure) in measures.items():
+        if name not in single:
+            _judge_whole(found, metric, measure, gallery.samples, log)
+    return found
+
+
+def _judge(pair: tuple[Metric, Measure], asked: Sequence[Sample], log: ScoreLog, digests: Mapping) -> None:
+    """Ask a metric about samples, and keep what it says."""
+    metric, measure = pair
+    if asked:
+        results = measure(asked)
+        log.append(
+            metric.name, [(s.name, digests[metric.name, s.name], r) for s, r in zip(asked, results, strict=True)]
+        )
+
+
+def _judge_whole(
+    found: Scores, metric: Metric, measure: WholeMeasure, samples: Sequence[Sample], log: ScoreLog
+) -> None:
+    asked = [sample for sample in samples if metric.applies(sample.item)]
+    if not asked:
+        return
+    digest = ",".join(of(sample, metric, found.identities[metric.name]) for sample in asked)
+    digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
+    result = log.get(_WHOLE, metric.name, digest)
+    if result is None or isinstance(result, Failed):
+        result = measure.whole(asked)
+        log.append(metric.name, [(_WHOLE, digest, result)])
+    if isinstance(result, Skipped | Failed):
+        _add(found, metric.name, _WHOLE, result)
+    else:
+        found.whole |= result
+        found.scored[metric.name] = len(asked)
+
+
+def _add(found: Scores, metric: str, name: Name, result: Result | None) -> None:
+    match result:
+        case Skipped(reason):
+            found.skipped.append((metric, *name, reason))
+        case Failed(reason):
+            found.failed.append((metric, *name, reason))
+        case None:
+            raise AssertionError(f"{metric} said nothing of {name}")
+        case _:
+            found.figures.setdefault(name, {}).update(result)
+            found.scored[metric] = found.scored.get(metric, 0) + 1

@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""From figures of pictures to a benchmark's table: means as its protocol takes them, with bootstrap intervals.
+
+An interval is the middle 95 % of the column over 1,000 resamples of items, drawn within each of the column's groups;
+several pictures of an item count as one value. What is missing is counted and never imputed.
+"""
+
+import csv
+import datetime
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from uso_jax import whole_file
+from uso_jax.errors import InputError
+from uso_jax.evaluation.benchmark import Benchmark, Column
+from uso_jax.evaluation.gallery import Gallery
+from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.scoring import Scores
+
+RESAMPLES = 1000
+_SEED = 20_25
+_BLOCK = 4_000_000  # numbers that are resampled at a time
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one item: figures, each the mean over its pictures that have it."""
+
+    item: EvalItem
+    figures: Figures
+
+
+def rows(benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool) -> list[Row]:
+    """Give the items that have any figure."""
+    found = []
+    for one in items:
+        pictures = []
+        for number in range(one.num_images):
+            if figures := scores.figures.get((one.key, number)):
+                pictures.append(figures | benchmark.derive(one, figures, compat))
+        names = dict.fromkeys(name for figures in pictures for name in figures)
+        mean = {name: float(np.mean([p[name] for p in pictures if name in p])) for name in names}
+        if mean:
+            found.append(Row(one, mean))
+    return found
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Row], whole: Figures | None = None, *, compat: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Give columns by name: value, low and high of the interval, n items; columns without values are left out."""
+    drawn: dict[str, Float[np.ndarray, " r"]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        if column.combine:
+            parts = [name for name in column.combine if name in found]
+            if len(parts) < len(column.combine):
+                continue
+            value = np.mean([found[name]["value"] for name in parts])
+            drawn[column.name] = np.mean([drawn[name] for name in parts], axis=0)
+            n = max(found[name]["n"] for name in parts)
+        elif whole and column.figures[0] in whole:
+            found[column.name] = {"value": column.scale * whole[column.figures[0]], "n": len(rows)}
+            continue
+        else:
+            groups = [group for group in _groups(column, rows) if group.size]
+            if not groups:
+                continue
+            iqr = column.iqr and compat
+            value = column.scale * np.mean([_mean(group[None], iqr)[0] for group in groups])
+            rng = np.random.default_rng(_SEED)
+            drawn[column.name] = column.scale * np.mean([_resampled(group, rng, iqr) for group in groups], axis=0)
+            n = sum(group.shape[0] for group in groups)
+        low, high = np.quantile(drawn[column.name], (0.025, 0.975))
+        found[column.name] = {"value": float(value), "low": float(low), "high": float(high), "n": n}
+    return found
+
+
+def _groups(column: Column, rows: Sequence[Row]) -> list[Float[np.ndarray, "n f"]]:
+    """Give the values that count, by group; an item's several figures stay together."""
+    groups: dict[Any, list] = {}
+    for row in rows:
+        if column.subsets and row.item.subset not in column.subsets:
+            continue
+        values = [row.figures.get(name, np.nan) for name in column.figures]
+        if not np.isnan(values).all():
+            name = row.item.subset if column.by == "subset" else row.item.meta.get(column.by) if column.by else ""
+            groups.setdefault(str(name), []).append(values)
+    return [np.asarray(values, float) for values in groups.values()]
+
+
+def _resampled(group: Float[np.ndarray, "n f"], rng: np.random.Generator, iqr: bool) -> Float[np.ndarray, " r"]:
+    size, out = max(1, _BLOCK // group.size), []
+    for start in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - start)
+        out.append(_mean(group[rng.integers(len(group), size=(count, len(group)))], iqr))
+    return np.concatenate(out)
+
+
+def _mean(values: Float[np.ndarray, "r n f"], iqr: bool) -> Float[np.ndarray, " r"]:
+    """Give means over all that is known; with `iqr` after leaving out what lies beyond 1.5 interquartile ranges."""
+    flat = values.reshape(len(values), -1)
+    if not iqr:
+        return np.nanmean(flat, axis=1)
+    low, high = np.nanpercentile(flat, (25, 75), axis=1, keepdims=True)
+    margin = 1.5 * (high - low)
+    kept = np.where((flat >= low - margin) & (flat <= high + margin), flat, np.nan)
+    few = np.sum(~np.isnan(kept), axis=1) < 0.5 * np.sum(~np.isnan(flat), axis=1)
+    return np.where(few, np.nanmedian(flat, axis=1), np.nanmean(kept, axis=1))
+
+
+def summary(
+    benchmark: Benchmark, model: str, items: Sequence[EvalItem], gallery: Gallery, scores: Scores, *, compat: bool
+) -> dict[str, Any]:
+    """Give everything that a report says of a model, in JSON terms."""
+    known = rows(benchmark, items, scores, compat)
+    subsets = dict.fromkeys(one.subset for one in items)
+    count = lambda entries, name: sum(entry[0] == name for entry in entries)
+    metrics = {
+        name: {
+            "requested": requested,
+            "scored": scores.scored.get(name, 0),
+            "skipped": count(scores.skipped, name),
+            "failed": count(scores.failed, name),
+            "identity": scores.identities[name],
+        }
+        for name, requested in scores.requested.items()
+    }
+    entry = lambda key, number, reason, metric="": {"key": key, "number": number, "metric": metric, "reason": reason}
+    problems = [entry(*name, reason) for name, reason in gallery.problems.items()]
+    problems += [entry(key, number, reason, metric) for metric, key, number, reason in scores.failed]
+    figures = {name: table(_plain(benchmark, known, name), known) for name in subsets}
+    return {
+        "format": 1,
+        "benchmark": benchmark.name,
+        "model": model,
+        "mode": "compat" if compat else "strict",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "items": len(items),
+        "pictures": {
+            "requested": sum(one.num_images for one in items),
+            "scored": len(gallery.samples),
+            "missing_or_bad": len(gallery.problems),
+            "extra": len(gallery.extra),
+        },
+        "complete": not problems and not gallery.extra,
+        "table": table(benchmark.columns, known, scores.whole, compat=compat),
+        "subsets": figures,
+        "metrics": metrics,
+        "problems": problems,
+        "skipped": [entry(key, number, reason, metric) for metric, key, number, reason in scores.skipped],
+        "extra": gallery.extra,
+        "ours": list(benchmark.ours),
+    }
+
+
+def _plain(benchmark: Benchmark, known: Sequence[Row], subset: str) -> list[Column]:
+    """Make a plain column of every figure of a subset."""
+    names = dict.fromkeys(name for row in known if row.item.subset == subset for name in row.figures)
+    return [Column(name, (name,), (subset,)) for name in names]
+
+
+def write(
+    folder: pathlib.Path, found: Mapping[str, Any], benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores
+):
+    """Write summary.json, summary.csv (the table) and items.csv (figures by picture), each whole or not at all."""
+    compat = found["mode"] == "compat"
+    lines = [["column", "value", "low", "high", "n"]]
+    lines += [[name, *(cell.get(part, "") for part in lines[0][1:])] for name, cell in found["table"].items()]
+    figures = {
+        (one.key, number): values | benchmark.derive(one, values, compat)
+        for one in items
+        for number in range(one.num_images)
+        if (values := scores.figures.get((one.key, number)))
+    }
+    names = list(dict.fromkeys(name for values in figures.values() for name in values))
+    subset = {one.key: one.subset for one in items}
+    pictures = [["key", "number", "subset", *names]]
+    pictures += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        whole_file.write(folder / "items.csv", _csv(pictures))
+        whole_file.write(folder / "summary.csv", _csv(lines))
+        whole_file.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another --to") from error
+
+
+def _csv(lines: Sequence[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()

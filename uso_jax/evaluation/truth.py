@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The exact judge as a metric: what the drawings' own truth says of a picture, beside what learned metrics say.
+
+Of an item that came from the procedural source, with preserved layout:
+
+    truth_content, truth_style    1 where the nearest counterfactual is the true subject, the true style; else 0
+    truth_content_margin, ...     how much nearer the truth is than the nearest other, relative to it: the same, graded
+    truth_mse                     mean squared error of pixels from 0 to 1
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from uso_jax.data.procedural import ProceduralSource
+from uso_jax.errors import InputError
+from uso_jax.evaluation.gallery import Sample
+from uso_jax.evaluation.metric import Metric, Tools
+from uso_jax.evaluation.score_log import Result
+
+
+class Truth:
+    """Compare pictures with what their targets would be, had one factor been another."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric, self.identity = metric, {"truth": "nearest counterfactual"}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Result:
+        drawn = sample.item.meta["procedural"]
+        source = procedural(*(drawn[name] for name in ("split", "seed", "size", "task", "preserved")))
+        triplet = source[drawn["index"]]
+        if sample.pixels.shape != triplet.target.shape:
+            raise InputError(
+                f"{sample.path} is not of the size that mini's truth has, {triplet.target.shape[0]} pixels"
+            )
+        contents, styles = source.counterfactuals(triplet)
+        found = {"truth_mse": float(np.mean((sample.pixels.astype(float) - triplet.target) ** 2) / 255**2)}
+        for name, candidates in (("content", contents), ("style", styles)):
+            if name == "style" and not triplet.styles:
+                continue
+            margin = _margin(sample.pixels, candidates)
+            found |= {f"truth_{name}": float(margin > 0), f"truth_{name}_margin": margin}
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def procedural(split: str, seed: int, size: int, task: str, preserved: float) -> ProceduralSource:
+    """Give the source of one of mini's tasks; a subject alone is shown in its plain look."""
+    wishes = dict(tasks={task: 1.0}, style_words=0.0, same_look=0.0, plain=1.0, preserved=preserved)
+    return ProceduralSource(split=split, seed=seed, size=size, **wishes)
+
+
+def _margin(picture: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> float:
+    errors = np.mean((candidates.astype(float) - picture) ** 2, axis=(1, 2, 3))
+    nearest = float(np.min(errors[1:]))
+    return (nearest - float(errors[0])) / max(nearest, float(errors[0]), 1e-12)

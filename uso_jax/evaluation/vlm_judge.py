@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A vision-language model as judge: what it is asked, what it answered, and how an answer is read.
+
+A judge is anything that is called as (images, prompt) and gives text, or raises NoAnswer; `name` is its model's.
+Answers are kept in a file that only grows, by a digest of model, prompt, images and round, so nothing is asked twice,
+and a run can be repeated without the model. The texts are this project's own wording of each benchmark's published
+rubric; --judge_prompts replaces them, by name, with others.
+"""
+
+import datetime
+import hashlib
+import json
+import pathlib
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from uso_jax.errors import InputError
+from uso_jax.evaluation.item import lines
+
+
+class NoAnswer(Exception):
+    """The judge gave nothing that could be used; the message says why."""
+
+
+@runtime_checkable
+class Vlm(Protocol):
+    """A model that answers a prompt about images, which are JPEG or PNG bytes in the order they are shown."""
+
+    name: str
+
+    def __call__(self, images: Sequence[bytes], prompt: str, *, max_tokens: int, temperature: float | None) -> str:
+        """Answer, or raise NoAnswer."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------- reading answers
+
+
+def read_score(reply: str, most: int = 10) -> int | None:
+    """Read a whole number from 0 to `most` from JSON with a score, damaged JSON or a bare number; None without one."""
+    text = reply.replace("\n", " ")
+    start, end = text.find("{"), text.rfind("}")
+    value: Any = None
+    if 0 <= start < end:
+        try:
+            value = json.loads(text[start : end + 1]).get("score")
+        except (ValueError, RecursionError):
+            found = re.search(r"[\"']?score[\"']?\s*:\s*\[?\s*[\"']?(-?\d+(?:\.\d+)?)", text)
+            value = found[1] if found else None
+    elif re.fullmatch(r"\s*\d+\s*", text):
+        value = text
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    try:
+        number = float(value) if not isinstance(value, bool) else -1.0
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number == int(number) and 0 <= number <= most else None
+
+
+def read_pair(reply: str) -> tuple[float, float] | None:
+    """Read two numbers from 0 to 10 out of a list in brackets."""
+    number = r"\s*(\d+(?:\.\d+)?)\s*"
+    found = re.search(rf"\[{number},{number}\]", reply)
+    pair = (float(found[1]), float(found[2])) if found else None
+    return pair if pair is not None and max(pair) <= 10 else None
+
+
+def read_yes(reply: str) -> bool | None:
+    """Read yes or no; None where both or neither are said."""
+    words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
+    return words == {"yes"} if len(words) == 1 else None
+
+
+# ---------------------------------------------------------------------------------------------------- judges
+
+
+class Replay:
+    """A judge whose answers are kept; without a model behind it, only kept ones are given."""
+
+    def __init__(self, path: pathlib.Path, vlm: Vlm | None):
+        self.path, self._vlm, self._lock = path, vlm, threading.Lock()
+        self._kept: dict[str, str] = {}
+        self._dates: list[str] = []
+        names = set()
+        if path.exists():
+            data = path.read_bytes()
+            if not data.endswith(b"\n"):  # cut short by a kill
+                path.write_bytes(data[: data.rfind(b"\n") + 1])
+            for number, line in lines(path, ""):
+                if not all(isinstance(line.get(name), str) for name in ("of", "reply", "judge", "date")):
+                    raise InputError(f"{path} line {number} is no answer of a judge; remove that line")
+                self._kept[line["of"]] = line["reply"]
+                names.add(line["judge"])
+                self._dates.append(line["date"])
+        if vlm is None and len(names) != 1:
+            raise InputError(f"--judge replay: {path} holds the answers of {len(names)} judges, but must of one")
+        self.name = vlm.name if vlm is not None else names.pop()
+
+    def ask(
+        self,
+        images: Sequence[bytes],
+        prompt: str,
+        *,
+        round_: int = 0,
+        max_tokens: int = 1400,
+        temperature: float | None = None,
+    ) -> str:
+        """Give the kept answer, or ask. Raises NoAnswer."""
+        shown = [hashlib.sha256(image).hexdigest() for image in images]
+        facts = json.dumps([self.name, prompt, shown, round_, max_tokens, temperature])
+        of = hashlib.sha256(facts.encode()).hexdigest()[:24]
+        if of in self._kept:
+            return self._kept[of]
+        if self._vlm is None:
+            raise NoAnswer("this question is not among the kept answers")
+        reply = self._vlm(images, prompt, max_tokens=max_tokens, temperature=temperature)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = {"of": of, "judge": self.name, "date": date, "reply": reply}
+        with self._lock:
+            self._kept[of] = reply
+            self._dates.append(date)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return reply
+
+    def record(self) -> dict[str, Any]:
+        """Say who answered, and when first and last."""
+        return {"model": self.name, "from": min(self._dates, default=None), "to": max(self._dates, default=None)}
+
+
+class FakeVlm:
+    """Answers in the form that is asked for, by a digest of what it is shown: for trying things out."""
+
+    name = "fake"
+
+    def __call__(self, images: Sequence[bytes], prompt: str, *, max_tokens: int, temperature: float | None) -> str:
+        digest = hashlib.sha256(prompt.encode() + b"".join(hashlib.sha256(image).digest() for image in images)).digest()
+        if "[first, second]" in prompt:
+            return f"[{digest[0] % 11}, {digest[1] % 11}]"
+        if '"score"' in prompt:
+            return json.dumps({"score": digest[0] % (5 if "from 0 to 4" in prompt else 11), "reasoning": "a digest"})
+        return "yes" if digest[0] % 2 else "no"
+
+
+def of(spec: str, path: pathlib.Path) -> Replay:
+    """Give the judge of a command line: "fake", or "replay" for kept answers alone."""
+    if spec not in ("fake", "replay"):
+        raise InputError(f"--judge {spec!r} is unknown; known are fake, replay")
+    return Replay(path, FakeVlm() if spec == "fake" else None)
