@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--metric_weights", metavar="DIR", help='weights directory with the metrics\' networks, or "mini"')
     add("--compat", action="store_true", help="the published scripts' quirks too")
     add("--any_size", action="store_true", help="take pictures of another size than the items'")
-    add("--judge", metavar="SPEC", help='"fake", or "replay": only what is in DIR/MODEL/judge.jsonl')
+    add("--judge", metavar="SPEC", help="MODEL@URL of an endpoint, fake, or replay: kept answers")
     add("--judge_prompts", metavar="JSON", help="file of texts for the judge, by name, in place of this project's")
     add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
     add("--texts", metavar="JSON", help="what a text reader saw in each picture, see docs/evaluate.md")

@@ -165,7 +165,7 @@ class Babbling:
     def __init__(self, replies):
         self.replies, self.asked = replies, 0
 
-    def __call__(self, images, prompt, *, max_tokens, temperature):
+    def __call__(self, images, prompt, *, round_, max_tokens, temperature):
         from uso_jax.evaluation.vlm_judge import NoAnswer
 
         self.asked += 1

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from uso_jax.errors import InputError
+from uso_jax.evaluation import vlm_judge
 from uso_jax.vlm import Vlm, VlmError
 
 PICTURE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
@@ -133,3 +134,24 @@ def test_refusals_and_mistakes():
     for arguments in (dict(model=""), dict(model="m", base_url="localhost:8000"), dict(model="m", tries=0)):
         with pytest.raises(InputError):
             Vlm(**arguments)
+
+
+def test_it_judges_for_the_evaluation(tmp_path):
+    """Rounds are questions of their own, answers are kept, and what cannot be had is no answer."""
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE).save(buffer, "PNG")
+    image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
+    with fake_vlm.serve(lambda body: f"seed {body['seed']}, {body['max_tokens']} tokens") as endpoint:
+        judge = vlm_judge.of(f"qwen@2@{endpoint.url}", path)
+        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+        assert judge.ask([image], "how like?", round_=1, temperature=0.7) == "seed 1, 1400 tokens"
+        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+        assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.7]
+        assert endpoint.asked[0]["model"] == "qwen@2" and len(fake_vlm.images_of(endpoint.asked[0])) == 1
+    assert vlm_judge.of("replay", path).ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+    refuse = fake_vlm.serve(lambda body: (400, {"error": "no"}, {}))
+    with refuse as endpoint, pytest.raises(vlm_judge.NoAnswer, match="refused"):
+        vlm_judge.of(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
+    for spec in ("qwen", "@http://x"):
+        with pytest.raises(InputError, match="MODEL@URL"):
+            vlm_judge.of(spec, path)

@@ -113,6 +113,7 @@ class Vlm:
         parse: Callable[[str], Answer] = str,
         *,
         take: int = 0,
+        **options: float | int,
     ) -> Answer:
         """Give what `parse` makes of the answer; a ValueError of it means nonsense, and another answer is heard.
 
@@ -120,6 +121,7 @@ class Vlm:
           parts: of the question, in order: text, and pictures as arrays, PIL images or pathlib paths.
           parse: from the answer's text.
           take: number of an independent repetition, for protocols that average several.
+          options: max_tokens and temperature of this question, where they differ.
 
         Raises:
           VlmError: there is no answer that `parse` can read.
@@ -129,10 +131,10 @@ class Vlm:
             part if isinstance(part, str) else _shrunk(Reference.of(part).pixels, self.max_pixels) for part in parts
         ]
         for number in range(take * self.takes, (take + 1) * self.takes):
-            options = dict(self._options)
+            asked = self._options | options | {"seed": number}
             if number:
-                options["temperature"] = max(options["temperature"], 0.3)
-            answer = self._answer(pieces, options | {"seed": number})
+                asked["temperature"] = max(asked["temperature"], 0.3)
+            answer = self._answer(pieces, asked)
             try:
                 return parse(answer)
             except ValueError as error:

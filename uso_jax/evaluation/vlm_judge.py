@@ -10,15 +10,21 @@ rubric; --judge_prompts replaces them, by name, with others.
 
 import datetime
 import hashlib
+import io
 import json
+import os
 import pathlib
 import re
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from PIL import Image
+
 from uso_jax.errors import InputError
 from uso_jax.evaluation.item import lines
+from uso_jax.vlm import Vlm as Client
+from uso_jax.vlm import VlmError
 
 
 class NoAnswer(Exception):
@@ -31,8 +37,10 @@ class Vlm(Protocol):
 
     name: str
 
-    def __call__(self, images: Sequence[bytes], prompt: str, *, max_tokens: int, temperature: float | None) -> str:
-        """Answer, or raise NoAnswer."""
+    def __call__(
+        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
+    ) -> str:
+        """Answer, or raise NoAnswer; rounds of one question are independent."""
         ...
 
 
@@ -116,7 +124,7 @@ class Replay:
             return self._kept[of]
         if self._vlm is None:
             raise NoAnswer("this question is not among the kept answers")
-        reply = self._vlm(images, prompt, max_tokens=max_tokens, temperature=temperature)
+        reply = self._vlm(images, prompt, round_=round_, max_tokens=max_tokens, temperature=temperature)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"of": of, "judge": self.name, "date": date, "reply": reply}
         with self._lock:
@@ -137,7 +145,9 @@ class FakeVlm:
 
     name = "fake"
 
-    def __call__(self, images: Sequence[bytes], prompt: str, *, max_tokens: int, temperature: float | None) -> str:
+    def __call__(
+        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
+    ) -> str:
         digest = hashlib.sha256(prompt.encode() + b"".join(hashlib.sha256(image).digest() for image in images)).digest()
         if "[first, second]" in prompt:
             return f"[{digest[0] % 11}, {digest[1] % 11}]"
@@ -146,8 +156,31 @@ class FakeVlm:
         return "yes" if digest[0] % 2 else "no"
 
 
+class Endpoint:
+    """A model behind an OpenAI-compatible endpoint; its key is in OPENAI_API_KEY."""
+
+    def __init__(self, model: str, base_url: str):
+        # One take: an answer that cannot be read is the judge's, and is kept as such.
+        self.name, self._vlm = model, Client(model, base_url, takes=1, api_key=os.environ.get("OPENAI_API_KEY"))
+
+    def __call__(
+        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
+    ) -> str:
+        pictures = [Image.open(io.BytesIO(image)) for image in images]
+        options = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
+        try:
+            return self._vlm.ask([*pictures, prompt], take=round_, **options)
+        except VlmError as error:
+            raise NoAnswer(f"{error.kind}: {error}") from error
+
+
 def of(spec: str, path: pathlib.Path) -> Replay:
-    """Give the judge of a command line: "fake", or "replay" for kept answers alone."""
-    if spec not in ("fake", "replay"):
-        raise InputError(f"--judge {spec!r} is unknown; known are fake, replay")
-    return Replay(path, FakeVlm() if spec == "fake" else None)
+    """Give the judge of a command line: "MODEL@URL", "fake", or "replay" for kept answers alone."""
+    if spec == "replay":
+        return Replay(path, None)
+    if spec == "fake":
+        return Replay(path, FakeVlm())
+    model, at, url = spec.rpartition("@")
+    if not at or not model:
+        raise InputError(f"--judge {spec!r} is unknown; give MODEL@URL of an endpoint, fake or replay")
+    return Replay(path, Endpoint(model, url))
