@@ -25,7 +25,7 @@ import tiny
 from uso_jax import cluster
 from uso_jax.errors import InputError
 from uso_jax.fit import fit
-from uso_jax.interruption import Stopped
+from uso_jax.interruption import Stopped, Watchdog
 
 _FORKS = multiprocessing.get_context("forkserver")
 _SECONDS = 900  # after which a test gives up on a process
@@ -41,6 +41,7 @@ class Plan:
     stage: dict = field(default_factory=dict)
     processes: int = 1
     devices: int = 1
+    pause: float = 0.0  # seconds after each step, so that there is time to disturb it
 
 
 class Running:
@@ -145,6 +146,7 @@ def _main(plan: Plan, index: int, address: str) -> None:
 
 
 def _run(plan: Plan, index: int, address: str) -> int:
+    Watchdog.beat = lambda self, where: time.sleep(plan.pause * where.startswith("after step"))
     try:
         if plan.processes > 1:
             cluster.start(address, plan.processes, index)
