@@ -69,11 +69,12 @@ def _score(args: argparse.Namespace) -> int:
     metrics = scoring.choose(args.benchmark, args.metrics.split(",") if args.metrics else None)
     folder = args.to / args.model
     given = tools.gather(args, folder)
-    found = gallery.look(args.images or folder / "images", items, any_size=args.any_size)
+    images = pathlib.Path(args.images or folder / "images").absolute()
+    found = gallery.look(images, items, any_size=args.any_size)
     log = ScoreLog(folder / "scores.jsonl")
     scores = scoring.score(metrics, items, found, log, given, batch_size=args.batch_size)
     told = summary.summary(args.benchmark, args.model, items, found, scores, compat=args.compat)
-    told["images"] = str(args.images or folder / "images")
+    told["images"] = str(images)
     told["judge"] = tools.judge_record(given)
     summary.write(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
