@@ -196,7 +196,7 @@ def mini_model() -> dict:
             axes_dim=(8, 12, 12),
             theta=100,  # positions run to 8 only
             qkv_bias=True,
-            guidance_embed=False,
+            guidance_embed=True,
             lora_rank=32,
             lora_scale=1.0,
             projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6), kind="hierarchical"),
@@ -237,7 +237,9 @@ def mini_model() -> dict:
                 intermediate_size=128,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                max_position_embeddings=16,
+                # A quarter of T5's, as 77 to 512 in FLUX: style and colours come late in a caption, so T5 tells them
+                # through tokens, the way that style tokens will.
+                max_position_embeddings=4,
                 eos_token_id=1,
                 dtype="float32",
                 remat="none",
