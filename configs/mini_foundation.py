@@ -41,9 +41,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         text_dropout=0.05,
         all_dropout=0.07,
     )
-    in_styles = dict(
-        tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85
-    )
+    in_styles = dict(tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85)
     config = dict(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
         seed=0,

@@ -4,9 +4,10 @@
 
     E || v_theta(x_t, t, w | c) - (e - x_0) - (w - 1) sg(v_theta(x_t, t, 1 | c) - v_theta(x_t, t, 1 | nothing)) ||^2
 
-The optimum is v(nothing) + w (v(c) - v(nothing)), classifier-free guidance (arXiv 2207.12598). As the model is its own
-teacher at w = 1 (model guidance, arXiv 2502.12154), no second copy is kept, unlike in arXiv 2210.03142. "nothing" leaves
-out text, content and style together; `all_dropout` is what teaches it. Shapes: b batch, l target tokens, d token channels.
+The optimum is v(nothing) + w (v(c) - v(nothing)), classifier-free guidance (arXiv 2207.12598). The model at w = 1 is
+its own teacher (model guidance, arXiv 2502.12154), so no second copy is kept, unlike in arXiv 2210.03142. "nothing"
+leaves out text, content and style together; the stage's `all_dropout` is what teaches it.
+Shapes: b batch, l target tokens, d token channels.
 """
 
 import dataclasses
@@ -58,7 +59,9 @@ def without(params: Params, system: System, inputs: Inputs) -> Inputs:
     if system.null_text is not None:
         null = [jnp.asarray(value)[None] for value in system.null_text]
     else:
-        null = system.encode_text(params, {name: value[None] for name, value in system.null_tokens.items()})
+        null = system.encode_text(
+            params, {name: jnp.asarray(value)[None] for name, value in system.null_tokens.items()}
+        )
     txt, y = (jnp.broadcast_to(value, like.shape) for value, like in zip(null, (inputs.txt, inputs.y), strict=True))
     absent = {
         name: jnp.zeros_like(valid)
