@@ -242,7 +242,7 @@ def loss_function(*conditions: str):
 
 
 def loss(batch, conditions=("content", "style"), **drop):
-    rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 0.0) | drop
+    rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout"), 0.0) | drop
     (stage,) = tiny.config("joint", **rates).stages
     return float(loss_function(*conditions)(batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
@@ -274,3 +274,14 @@ def test_conditions_drop_independently_at_their_rates():
     for drop, rate in zip(drops, rates.values(), strict=True):
         assert abs(drop.mean() - rate) < 0.02
     assert abs((drops[1] & drops[2]).mean() - 0.125) < 0.02
+
+
+def test_conditions_drop_together():
+    separately = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 1.0)
+    assert loss(batch(), all_dropout=1.0) == loss(batch(), **separately)
+    rates = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropout=0.3)
+    (stage,) = tiny.config("joint", batch_size=10_000, **rates).stages
+    draws = flow_matching.draw(jax.random.key(0), system(), stage)
+    text, content, style = (np.asarray(getattr(draws, f"drop_{name}")) for name in ("text", "content", "style"))
+    assert (text == content).all() and (text == style).all()
+    assert abs(text.mean() - 0.3) < 0.02

@@ -16,7 +16,7 @@ from uso_jax.flow import Shift
 
 CONDITIONS = ("content", "style")
 # Each is a module of uso_jax.objectives, which cannot be imported here: it needs stages.
-OBJECTIVE_NAMES = ("flow_matching", "reconstruction", "image_text", "descriptors", "classification")
+OBJECTIVE_NAMES = ("flow_matching", "guidance", "reconstruction", "image_text", "descriptors", "classification")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class StageConfig:
     guidance: float  # embedded scale in the flow-matching loss
     shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
     reward: RewardConfig | None = None
+    all_dropout: float = 0.0  # of all conditions at once, for what guidance starts from
+    max_guidance: float = 5.0  # of the scales that the guidance loss draws
     target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
     content_aspects: tuple[tuple[int, int], ...] = ()
 
@@ -129,7 +131,8 @@ class StageConfig:
             raise InputError(f"{where}: unknown loss {self.loss!r}; known are {', '.join(OBJECTIVE_NAMES)}")
         if self.decay not in ("constant", "cosine"):
             raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
-        for name in ("text_dropout", "content_dropout", "style_dropout", "ema_decay"):
+        rates = ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "ema_decay")
+        for name in rates:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.reward is not None:

@@ -277,7 +277,7 @@ class System:
         if inputs.ref_img is not None:
             conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": inputs.ref_valid}
             conditions["ref_bias"] = inputs.ref_bias
-        scale = jnp.full_like(t, guidance) if self.config.transformer.guidance_embed else None
+        scale = jnp.broadcast_to(guidance, t.shape).astype(t.dtype) if self.config.transformer.guidance_embed else None
         return model(x_t, inputs.img_ids, inputs.txt, t, inputs.y, scale, **conditions)
 
     def generate(

@@ -142,9 +142,15 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = self.config = config
-        self.shared = nnx.Embed(c.vocab_size, c.d_model, dtype=c.dtype, rngs=rngs)
+        # As in T5: a token's own vector must not drown in what the layers add to it, nor the products in the bias.
+        normal = nnx.initializers.normal
+        self.shared = nnx.Embed(c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=normal(1.0), rngs=rngs)
         self.relative_attention_bias = nnx.Embed(
-            c.relative_attention_num_buckets, c.num_heads, dtype=jnp.float32, rngs=rngs
+            c.relative_attention_num_buckets,
+            c.num_heads,
+            dtype=jnp.float32,
+            embedding_init=normal(c.d_model**-0.5),
+            rngs=rngs,
         )
         self.block = stack.stack(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
         self.final_layer_norm = _norm(c, rngs)

@@ -44,11 +44,14 @@ def components(stage: StageConfig) -> set[str]:
 
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
     """Draw noise, times and dropped conditions for a whole batch."""
-    keys = dict(zip(("noise", "t", "text", "content", "style"), jax.random.split(rng, 5), strict=True))
+    names = ("noise", "t", "text", "content", "style", "all")
+    keys = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
     rows, columns = system.token_grid(*stage.target_size)
     b, num_tokens = stage.batch_size, rows * columns
     mu = flow.shift_mu(num_tokens) if stage.shift_mu is None else stage.shift_mu
-    drop = lambda name, rate: jax.random.bernoulli(keys[name], rate, (b,))
+    chosen = lambda name, rate: jax.random.bernoulli(keys[name], rate, (b,))
+    drop_all = chosen("all", stage.all_dropout)
+    drop = lambda name, rate: chosen(name, rate) | drop_all
     return Draws(
         noise=jax.random.normal(keys["noise"], (b, num_tokens, system.config.transformer.in_channels)),
         t=flow.sample_times(keys["t"], b, mu),

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The guidance loss: what it asks for, and what carries its gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.flatten_util import ravel_pytree
+
+from uso_jax import flow
+from uso_jax.data.pipeline import batches, open_source
+from uso_jax.heldout import pipeline_options
+from uso_jax.objectives import flow_matching, guidance
+from uso_jax.system import System
+
+RATES = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropout=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(tmp_path_factory):
+    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+
+
+@functools.cache
+def setting():
+    """Give configuration, system, parameters of which none is zero, and a batch."""
+    config = tiny.config("joint", loss="guidance", **RATES)
+    system = System(config.system)
+    params = jax.jit(system.init)(jax.random.key(0))
+    trained = [path for path in params if path.startswith("transformer/")]
+    for key, path in zip(jax.random.split(jax.random.key(1), len(trained)), trained, strict=True):
+        params[path] += 0.1 * jax.random.normal(key, params[path].shape)
+    (stage,) = config.stages
+    options = pipeline_options(config, stage)
+    stream = batches(open_source(config.data.train, stage.data), batch_size=stage.batch_size, seed=0, **options)
+    return stage, system, params, jax.tree.map(jnp.asarray, dict(next(iter(stream))))
+
+
+def draws(stage, system, scale):
+    drawn = guidance.draw(jax.random.key(2), system, stage)
+    return dataclasses.replace(drawn, scale=jnp.full_like(drawn.scale, scale))
+
+
+def test_at_scale_one_it_is_flow_matching():
+    stage, system, params, batch = setting()
+    drawn = draws(stage, system, 1.0)
+    expected = flow_matching.loss(params, system, dataclasses.replace(stage, guidance=1.0), batch, drawn.plain)
+    assert guidance.loss(params, system, stage, batch, drawn) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_it_asks_for_the_guided_velocity():
+    stage, system, params, batch = setting()
+    drawn = draws(stage, system, 3.0)
+    x0, inputs = flow_matching.encode(params, system, stage, batch)
+    null = {name: np.broadcast_to(value, batch[name].shape) for name, value in system.null_tokens.items()}
+    absent = {name: np.zeros_like(batch[name]) for name in ("content_valid", "style_valid")}
+    _, nothing = flow_matching.encode(params, system, stage, jax.tree.map(jnp.asarray, {**batch, **null, **absent}))
+    x_t = flow.interpolate(x0, drawn.plain.noise, drawn.plain.t)
+    v = lambda inputs, scale: system.velocity(params, inputs, x_t, drawn.plain.t, scale)
+    target = drawn.plain.noise - x0 + 2.0 * (v(inputs, 1.0) - v(nothing, 1.0))
+    expected = jnp.mean(jnp.square(v(inputs, 3.0) - target))
+    found = guidance.loss(params, system, stage, batch, drawn)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    unguided = guidance.loss(params, system, stage, batch, draws(stage, system, 1.0))
+    assert found != pytest.approx(float(unguided), rel=1e-2)
+
+
+def test_the_teacher_carries_no_gradient():
+    stage, system, params, batch = setting()
+    drawn = draws(stage, system, 3.0)
+    trained = {path: value for path, value in params.items() if path.startswith("transformer/")}
+    found = jax.grad(lambda trained: guidance.loss({**params, **trained}, system, stage, batch, drawn))(trained)
+
+    x0, inputs = flow_matching.encode(params, system, stage, batch)
+    x_t = flow.interpolate(x0, drawn.plain.noise, drawn.plain.t)
+    v = lambda trained, inputs, scale: system.velocity({**params, **trained}, inputs, x_t, drawn.plain.t, scale)
+    nothing = guidance.without(params, system, inputs)
+    fixed = drawn.plain.noise - x0 + 2.0 * (v(trained, inputs, 1.0) - v(trained, nothing, 1.0))
+    expected = jax.grad(lambda trained: jnp.mean(jnp.square(v(trained, inputs, 3.0) - fixed)))(trained)
+    flat = lambda tree: np.asarray(ravel_pytree(tree)[0])
+    assert np.abs(flat(expected)).max() > 1e-3
+    np.testing.assert_allclose(flat(found), flat(expected), atol=1e-5 * np.abs(flat(expected)).max())
+
+
+def test_without_conditions_there_is_nothing_to_guide():
+    stage, system, params, batch = setting()
+    alone = dataclasses.replace(stage, all_dropout=1.0)
+    drawn = draws(alone, system, 4.0)
+    x0, inputs = flow_matching.encode(params, system, stage, batch)
+    nothing = guidance.without(params, system, inputs)
+    x_t = flow.interpolate(x0, drawn.plain.noise, drawn.plain.t)
+    expected = jnp.mean(
+        jnp.square(system.velocity(params, nothing, x_t, drawn.plain.t, 4.0) - (drawn.plain.noise - x0))
+    )
+    assert guidance.loss(params, system, alone, batch, drawn) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_scales_reach_from_one_to_the_largest():
+    stage, system, *_ = setting()
+    drawn = guidance.draw(jax.random.key(0), system, dataclasses.replace(stage, batch_size=4000, max_guidance=5.0))
+    scale = np.asarray(drawn.scale)
+    assert scale.min() == 1.0 and 4.9 < scale.max() <= 5.0
+    assert abs((scale == 1.0).mean() - 0.25) < 0.03
+    assert abs(scale[scale > 1].mean() - 3.0) < 0.1
