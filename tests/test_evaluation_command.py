@@ -265,7 +265,10 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
         (["--metrics", "lpips", "--images", "gone"], "gone is not a folder of pictures"),
         (["--metrics", "lpips", "--faces", "gone.npz"], "gone.npz is not a readable .npz file"),
         (["--metrics", "lpips", "--texts", "gone.json"], "gone.json is not readable JSON"),
-        (["--metrics", "lpips", "--judge", "gpt"], "--judge 'gpt' is unknown; give MODEL@URL of an endpoint, fake or replay"),
+        (
+            ["--metrics", "lpips", "--judge", "gpt"],
+            "--judge 'gpt' is unknown; give MODEL@URL of an endpoint, fake or replay",
+        ),
         (["--metrics", "lpips", "--judge", "replay"], "holds the answers of 0 judges"),
     ],
 )
