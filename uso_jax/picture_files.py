@@ -118,12 +118,10 @@ def write(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> 
     info.add_itxt(KEY, text)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
-    try:
+    with whole_file.explained(path, "choose another --save_path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         for target, data in ((path.with_suffix(".json"), (text + "\n").encode()), (path, buffer.getvalue())):
             whole_file.write(target, data)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --save_path") from error
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:

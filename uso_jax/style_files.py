@@ -67,11 +67,9 @@ def write(name: str | pathlib.Path, style: Style) -> pathlib.Path:
     images = json.dumps(list(style.images), ensure_ascii=False)
     metadata = {"format": FORMAT, "tower": style.tower, "images": images}
     data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
-    try:
+    with whole_file.explained(f"style {path}", "choose another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file.write(path, data)
-    except OSError as error:
-        raise InputError(f"cannot write style {path}: {error.strerror}; choose another place") from error
     return path
 
 

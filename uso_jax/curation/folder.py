@@ -15,7 +15,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
@@ -39,6 +38,7 @@ NEEDS = {  # the steps that a step builds on
     "judge": ("score",),
     "truth": ("stylize", "destylize"),
 }
+STEPS = tuple(NEEDS)
 
 
 class Folder:
@@ -56,11 +56,9 @@ class Folder:
         """Begin a curation, or go on with the same one."""
         path, manifest = pathlib.Path(path), json.loads(json.dumps(manifest))
         if not (path / MANIFEST).exists():
-            try:
+            with whole_file.explained(path, "choose another --to."):
                 path.mkdir(parents=True, exist_ok=True)
                 whole_file.write(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-            except OSError as error:
-                raise InputError(f"cannot write {path}: {error.strerror}; choose another --to.") from error
         folder = cls(path)
         if differs := _differs(folder.manifest, manifest):
             raise InputError(f"{path} is a curation of something else ({differs}): choose another --to.")
@@ -162,30 +160,23 @@ class Folder:
         later = [name for name, needs in NEEDS.items() if step in needs]
         for name in [*later, *(n for n, needs in NEEDS.items() if set(later) & set(needs))]:
             self._file(name, shard, "jsonl").unlink(missing_ok=True)  # it was made of what is replaced now
-        try:
+        with whole_file.explained(self.path, "free some space and go on."):
             if pictures:
                 _write_tar(self._file(step, shard, "tar"), pictures)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             whole_file.write(self._file(step, shard, "jsonl"), lines)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}; free some space and go on.") from error
 
     def _file(self, step: str, shard: int, ending: str) -> pathlib.Path:
         return self.path / step / f"{shard:05d}.{ending}"
 
 
 def _write_tar(path: pathlib.Path, pictures: Mapping[int, images.Picture]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tarfile.open(temporary, "w") as tar:
-            for number, picture in pictures.items():
-                data = images.encode_png(picture)
-                member = tarfile.TarInfo(f"{number:08d}.png")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file.beside(path) as temporary, tarfile.open(temporary, "w") as tar:
+        for number, picture in pictures.items():
+            data = images.encode_png(picture)
+            member = tarfile.TarInfo(f"{number:08d}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     _members.cache_clear()
 
 

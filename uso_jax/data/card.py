@@ -120,11 +120,9 @@ def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sam
     found, unreadable = draw(source, sample)
     card = describe(source, title, [triplet for _, triplet in found], unreadable)
     page = _page(card, found)
-    try:
+    with whole_file.explained(path, "choose another --to."):
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file.write(path, page)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --to.") from error
     return card
 
 

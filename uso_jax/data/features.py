@@ -14,7 +14,6 @@ source. What a triplet lacks is left out. Written by uso_jax.precompute.
 
 import json
 import operator
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -138,17 +137,13 @@ def write_shard(
 
     `left_out` may grow while the records are made.
     """
-    file, shapes = path / f"{number:05d}.array_record", []
-    temporary = path / f".{number:05d}.{os.getpid()}.tmp"
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # one record, one read
-    try:
+    shapes = []
+    with whole_file.beside(path / f"{number:05d}.array_record") as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # one record, one read
         for shape, record in records:
             writer.write(save({name: np.asarray(value, order="C") for name, value in record.items()}))
             shapes.append(list(shape))
         writer.close()
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     lost = {str(index): reason for index, reason in left_out.items()}
     whole_file.write(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
 

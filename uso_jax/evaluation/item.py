@@ -151,11 +151,9 @@ def write(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathlib.Path
             if not os.path.isfile(file):
                 raise InputError(f"item {one.key!r}: image {file!r} does not exist; check the path")
     text = "".join(json.dumps(asdict(_absolute(one, pathlib.Path())), ensure_ascii=False) + "\n" for one in items)
-    try:
+    with whole_file.explained(path, "choose another --to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file.write(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --to") from error
     return path
 
 

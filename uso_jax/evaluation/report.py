@@ -6,7 +6,6 @@ The page loads nothing from anywhere else. Prompts, keys and reasons are other p
 """
 
 import csv
-import io
 import json
 import pathlib
 import shutil
@@ -24,6 +23,7 @@ from uso_jax.evaluation import charts, comparison
 from uso_jax.evaluation.benchmark import Benchmark
 from uso_jax.evaluation.gallery import SUFFIXES, pixels
 from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.summary import csv_text, item_means
 
 SHOWN = 60  # items of a subset in the drill-down; those with problems come besides
 _SHEET = 8  # rows of a contact sheet
@@ -73,11 +73,14 @@ def write(
         if told["benchmark"] != benchmark.name:
             raise InputError(f"{told['model']} was scored on {told['benchmark']}, not on {benchmark.name}")
     subset_of = {one.key: one.subset for one in items}
-    by_item = {told["model"]: _means(told["figures"], subset_of) for told in models}
+    by_item = {
+        told["model"]: {key: means for key, means in item_means(told["figures"]).items() if key in subset_of}
+        for told in models
+    }
     compared = comparison.compare(benchmark, by_item, subset_of)
     related = comparison.correlations(by_item, subset_of)
     files = folder / _FILES
-    try:
+    with whole_file.explained(folder, "choose another --to"):
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir(parents=True)
         drawn = _draw(files, benchmark, models)
@@ -94,20 +97,7 @@ def write(
         text = {"models": plain, "comparisons": compared, "correlations": related, "published": benchmark.published}
         whole_file.write(folder / "report.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
         whole_file.write(folder / "report.html", page)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; choose another --to") from error
     return folder / "report.html"
-
-
-def _means(figures: Mapping[tuple[str, int], Mapping[str, float]], known: Mapping) -> dict[str, dict[str, float]]:
-    """Give the figures of items, each the mean over its pictures."""
-    pictures: dict[str, list] = {}
-    for (key, _), values in figures.items():
-        if key in known:
-            pictures.setdefault(key, []).append(values)
-    names = lambda found: dict.fromkeys(name for values in found for name in values)
-    mean = lambda found, name: float(np.mean([values[name] for values in found if name in values]))
-    return {key: {name: mean(found, name) for name in names(found)} for key, found in pictures.items()}
 
 
 def _best(columns: Sequence, models: Sequence[dict]) -> dict[str, float]:
@@ -236,15 +226,14 @@ def _read(path: str | None) -> np.ndarray | None:
 
 
 def _csv(columns: Sequence, models: Sequence[dict], benchmark: Benchmark) -> str:
-    buffer = io.StringIO()
-    out = csv.writer(buffer, lineterminator="\n")
-    out.writerow(["model", "from", *(column.name for column in columns)])
+    names = [column.name for column in columns]
     cell = lambda told, name: told["table"].get(name, {}).get("value", "")
-    for told in models:
-        out.writerow([told["model"], told["mode"], *(cell(told, column.name) for column in columns)])
-    for name, row in benchmark.published.items():
-        out.writerow([name, "published", *(row.get(column.name, "") for column in columns)])
-    return buffer.getvalue()
+    lines = [["model", "from", *names]]
+    lines += [[told["model"], told["mode"], *(cell(told, name) for name in names)] for told in models]
+    lines += [
+        [model, "published", *(row.get(name, "") for name in names)] for model, row in benchmark.published.items()
+    ]
+    return csv_text(lines)
 
 
 def _environment() -> jinja2.Environment:

@@ -19,11 +19,10 @@ import numpy as np
 from jaxtyping import Float
 
 from uso_jax import whole_file
-from uso_jax.errors import InputError
 from uso_jax.evaluation.benchmark import Benchmark, Column
 from uso_jax.evaluation.gallery import Gallery
 from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.scoring import Scores
+from uso_jax.evaluation.scoring import Name, Scores
 
 RESAMPLES = 1000
 _SEED = 20_25
@@ -42,17 +41,30 @@ class Row:
 
 def rows(benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool) -> list[Row]:
     """Give the items that have any figure."""
-    found = []
-    for one in items:
-        pictures = []
-        for number in range(one.num_images):
-            if figures := scores.figures.get((one.key, number)):
-                pictures.append(figures | benchmark.derive(one, figures, compat))
-        names = dict.fromkeys(name for figures in pictures for name in figures)
-        mean = {name: float(np.mean([p[name] for p in pictures if name in p])) for name in names}
-        if mean:
-            found.append(Row(one, mean))
-    return found
+    means = item_means(_by_picture(benchmark, items, scores, compat))
+    return [Row(one, means[one.key]) for one in items if one.key in means]
+
+
+def item_means(figures: Mapping[Name, Figures]) -> dict[str, dict[str, float]]:
+    """Give the figures of items by key, each the mean over those of its pictures that have it."""
+    pictures: dict[str, list[Figures]] = {}
+    for (key, _), values in figures.items():
+        pictures.setdefault(key, []).append(values)
+    names = lambda found: dict.fromkeys(name for values in found for name in values)
+    mean = lambda found, name: float(np.mean([values[name] for values in found if name in values]))
+    return {key: {name: mean(found, name) for name in names(found)} for key, found in pictures.items()}
+
+
+def _by_picture(
+    benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool
+) -> dict[Name, dict[str, float]]:
+    """Give the figures of pictures that have any, and what follows from them."""
+    return {
+        (one.key, number): values | benchmark.derive(one, values, compat)
+        for one in items
+        for number in range(one.num_images)
+        if (values := scores.figures.get((one.key, number)))
+    }
 
 
 def table(
@@ -174,29 +186,22 @@ def write(
     folder: pathlib.Path, found: Mapping[str, Any], benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores
 ):
     """Write summary.json, summary.csv (the table) and items.csv (figures by picture), each whole or not at all."""
-    compat = found["mode"] == "compat"
     lines = [["column", "value", "low", "high", "n"]]
     lines += [[name, *(cell.get(part, "") for part in lines[0][1:])] for name, cell in found["table"].items()]
-    figures = {
-        (one.key, number): values | benchmark.derive(one, values, compat)
-        for one in items
-        for number in range(one.num_images)
-        if (values := scores.figures.get((one.key, number)))
-    }
+    figures = _by_picture(benchmark, items, scores, found["mode"] == "compat")
     names = list(dict.fromkeys(name for values in figures.values() for name in values))
     subset = {one.key: one.subset for one in items}
     pictures = [["key", "number", "subset", *names]]
     pictures += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
-    try:
+    with whole_file.explained(folder, "choose another --to"):
         folder.mkdir(parents=True, exist_ok=True)
-        whole_file.write(folder / "items.csv", _csv(pictures))
-        whole_file.write(folder / "summary.csv", _csv(lines))
+        whole_file.write(folder / "items.csv", csv_text(pictures))
+        whole_file.write(folder / "summary.csv", csv_text(lines))
         whole_file.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; choose another --to") from error
 
 
-def _csv(lines: Sequence[Sequence[Any]]) -> str:
+def csv_text(lines: Sequence[Sequence[Any]]) -> str:
+    """Give lines as comma-separated values."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
