@@ -109,7 +109,7 @@ class Vlm:
 
     def ask(
         self,
-        parts: Sequence[str | Source | Reference],
+        parts: Sequence[str | bytes | Source | Reference],
         parse: Callable[[str], Answer] = str,
         *,
         take: int = 0,
@@ -118,7 +118,8 @@ class Vlm:
         """Give what `parse` makes of the answer; a ValueError of it means nonsense, and another answer is heard.
 
         Args:
-          parts: of the question, in order: text, and pictures as arrays, PIL images or pathlib paths.
+          parts: of the question, in order: text, and pictures as arrays, PIL images or pathlib paths. Bytes of a PNG
+            or JPEG file are sent as they are.
           parse: from the answer's text.
           take: number of an independent repetition, for protocols that average several.
           options: max_tokens and temperature of this question, where they differ.
@@ -128,7 +129,8 @@ class Vlm:
           InputError: the endpoint does not know the key, the address or the model, or a picture cannot be read.
         """
         pieces = [
-            part if isinstance(part, str) else _shrunk(Reference.of(part).pixels, self.max_pixels) for part in parts
+            part if isinstance(part, str | bytes) else _shrunk(Reference.of(part).pixels, self.max_pixels)
+            for part in parts
         ]
         for number in range(take * self.takes, (take + 1) * self.takes):
             asked = self._options | options | {"seed": number}
@@ -258,17 +260,25 @@ def _shrunk(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def _digest(pixels: np.ndarray) -> dict[str, Any]:
-    return {"image": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(), "shape": list(pixels.shape)}
+def _digest(picture: np.ndarray | bytes) -> dict[str, Any]:
+    if isinstance(picture, bytes):
+        return {"file": hashlib.sha256(picture).hexdigest()}
+    return {"image": hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest(), "shape": list(picture.shape)}
 
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _image(pixels: np.ndarray) -> dict[str, Any]:
+def _image(picture: np.ndarray | bytes) -> dict[str, Any]:
+    file = picture if isinstance(picture, bytes) else _encoded(picture)
+    kind = "jpeg" if file.startswith(b"\xff\xd8") else "png"
+    url = f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
     small = pixels.shape[0] * pixels.shape[1] <= _LOSSLESS
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 95}))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/{'png' if small else 'jpeg'};base64,{data}"}}
+    return buffer.getvalue()

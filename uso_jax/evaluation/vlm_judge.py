@@ -10,7 +10,6 @@ rubric; --judge_prompts replaces them, by name, with others.
 
 import datetime
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -18,8 +17,6 @@ import re
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
-
-from PIL import Image
 
 from uso_jax.errors import InputError
 from uso_jax.evaluation.item import lines
@@ -166,10 +163,9 @@ class Endpoint:
     def __call__(
         self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
     ) -> str:
-        pictures = [Image.open(io.BytesIO(image)) for image in images]
         options = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
         try:
-            return self._vlm.ask([*pictures, prompt], take=round_, **options)
+            return self._vlm.ask([*images, prompt], take=round_, **options)
         except VlmError as error:
             raise NoAnswer(f"{error.kind}: {error}") from error
 
