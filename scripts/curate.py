@@ -27,6 +27,7 @@ from absl import app, flags
 
 from uso_jax import config_flag
 from uso_jax.config import TrainConfig, from_config_dict
+from uso_jax.curation.folder import STEPS
 from uso_jax.errors import InputError, exit_cleanly
 
 _CONFIG = config_flag.define()
@@ -45,14 +46,11 @@ _SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples a f
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute: of style and text; as encoded.")
 
 
-_STEPS = ("captions", "stylize", "destylize", "score", "judge", "truth")
-
-
 @exit_cleanly
 def main(argv: list[str]) -> None:
     """Run one of the commands."""
     commands = {"view": _view, "convert": _convert, "precompute": _precompute}
-    commands |= dict.fromkeys((*_STEPS, "run"), _curate) | {"report": _report, "export": _export}
+    commands |= dict.fromkeys((*STEPS, "run"), _curate) | {"report": _report, "export": _export}
     if len(argv) != 2 or argv[1] not in commands or not _TO.value:
         names = " | ".join(commands)
         raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
@@ -123,7 +121,7 @@ def _curate(config: TrainConfig, name: str) -> None:
 
     curation, spec = _curation(), getattr(config.data, _SPLIT.value[-1])
     judge = ("judge",) if curation.keep.judge is not None else ()
-    for step in (*steps.STEPS[:4], *judge) if name == "run" else (name,):
+    for step in (*STEPS[:4], *judge) if name == "run" else (name,):
         steps.run(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
     print(f"{name} is done. A report about it: python scripts/curate.py report --to {_TO.value}")
 

@@ -57,12 +57,8 @@ class PartsJudge:
     """Ask about the candidates of a curation that the scores of networks let through."""
 
     def __init__(self, config: CurationConfig, vlm: Vlm):
-        self.keep, self.threads, self.max_failures, self.vlm = (
-            config.keep,
-            config.vlm.threads,
-            config.vlm.max_failures,
-            vlm,
-        )
+        self.keep, self.vlm = config.keep, vlm
+        self.threads, self.max_failures = config.vlm.threads, config.vlm.max_failures
         self.settings = {"model": config.vlm.model, "question": QUESTION}
         self._failures = 0  # in a row
 

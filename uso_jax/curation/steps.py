@@ -13,14 +13,12 @@ from typing import Any
 from uso_jax.curation import captions
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.experts import Expert
-from uso_jax.curation.folder import Folder
+from uso_jax.curation.folder import STEPS, Folder
 from uso_jax.curation.parts import PartsJudge
 from uso_jax.curation.scores import Scorer
 from uso_jax.curation.truth import Truth
 from uso_jax.data.pipeline import Mixture, open_source
 from uso_jax.errors import InputError
-
-STEPS = ("captions", "stylize", "destylize", "score", "judge", "truth")
 
 
 def run(
@@ -60,20 +58,17 @@ def run(
         return folder
     folder = Folder(path)
     if name in ("stylize", "destylize"):
-        expert = Expert(name, config)
-        folder.run(name, expert.settings, lambda shard: expert.make(folder, shard), process=process, again=again)
+        worker = Expert(name, config)
     elif name == "score":
-        scorer = Scorer(config)
-        folder.run(name, scorer.settings, lambda shard: scorer.make(folder, shard), process=process, again=again)
+        worker = Scorer(config)
     elif name == "judge":
-        judge = PartsJudge(config, config.vlm.open(path / "judge", process[0]))
-        again = judge.again(folder, retry)
-        folder.run(name, judge.settings, lambda shard: judge.make(folder, shard), process=process, again=again)
+        worker = PartsJudge(config, config.vlm.open(path / "judge", process[0]))
+        again = worker.again(folder, retry)
     elif name == "truth":
-        truth = Truth(_open(folder.manifest["source"]))
-        folder.run(name, truth.settings, lambda shard: truth.make(folder, shard), process=process, again=again)
+        worker = Truth(_open(folder.manifest["source"]))
     else:
         raise InputError(f"there is no step {name!r}; steps are {', '.join(STEPS)}.")
+    folder.run(name, worker.settings, lambda shard: worker.make(folder, shard), process=process, again=again)
     return folder
 
 
