@@ -101,7 +101,8 @@ class Checkpoints:
                     self._set_aside(other, why, step)
                 return found
             damaged[step] = reason
-        for step, reason in damaged.items():
+        if damaged:
+            step, reason = next(iter(damaged.items()))
             raise InputError(f"checkpoint {self.directory}/{step} cannot be read: {reason}, and there is no other one")
         return None
 
