@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uso_jax.errors import InputError
+from uso_jax.evaluation.gallery import SUFFIXES
 from uso_jax.evaluation.item import EvalItem
 from uso_jax.evaluation.metric import Metric
 
@@ -102,8 +103,6 @@ def by_name(name: str) -> Benchmark:
 
 
 # ---------------------------------------------------------------------------------------------------- reading folders
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def pictures(folder: pathlib.Path, what: str) -> list[str]:

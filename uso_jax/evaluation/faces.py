@@ -84,7 +84,7 @@ class Faces:
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
-        self.embeddings = tools.need("faces", metric, "face embeddings (--faces)")
+        self.embeddings = tools.need("faces", metric)
         self.identity = {"faces": self.embeddings.identity, "networks": list(self.embeddings.networks)}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:

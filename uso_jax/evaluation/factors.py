@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from uso_jax.data.record import Triplet
 from uso_jax.errors import InputError
 
 Images = UInt8[np.ndarray, "n h w 3"]
+WISHES = dict(preserved=1.0, style_words=0.0, same_look=0.0, plain=1.0)
+"""Of the source, for triplets to judge: only images tell the style, and a subject alone is shown in its plain look."""
 
 
 @runtime_checkable
@@ -53,5 +55,10 @@ class Counterfactuals:
         }
 
 
+def errors(image: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> Float64[np.ndarray, " m"]:
+    """Give a picture's mean squared distance to every candidate, of pixel values from 0 to 255."""
+    return np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))
+
+
 def _nearest(image: np.ndarray, candidates: np.ndarray) -> int:
-    return int(np.argmin(np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))))
+    return int(np.argmin(errors(image, candidates)))

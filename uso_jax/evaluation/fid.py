@@ -25,7 +25,7 @@ class Fid:
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
-        self.networks = tools.need("networks", metric, "a weights directory of networks (--metric_weights)")
+        self.networks = tools.need("networks", metric)
         self.identity = self.networks.identity_of(_COMPONENT)
 
     def whole(self, samples: Sequence[Sample]) -> Result:

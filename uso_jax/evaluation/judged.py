@@ -37,7 +37,7 @@ class _Judged:
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.compat = metric, tools.compat
-        self.vlm = tools.need("vlm", metric, "a judge (--judge)")
+        self.vlm = tools.need("vlm", metric)
         self.tools, self.rounds = tools, metric.options.get("rounds", 1)
         self.text = {name: tools.prompts.get(name, TEXTS[name]) for name in self.texts}
         self.identity: dict[str, Any] = {

@@ -95,15 +95,23 @@ class Tools:
     prompts: Mapping[str, str] = field(default_factory=dict)  # the judge's, by name, in place of this project's
     compat: bool = False
 
-    def need(self, tool: str, metric: Metric, remedy: str) -> Any:
+    def need(self, tool: str, metric: Metric) -> Any:
         """Give a tool.
 
         Raises:
-          InputError: it was not given; `remedy` says how to.
+          InputError: it was not given.
         """
         if (found := getattr(self, tool)) is None:
-            raise InputError(f"metric {metric.name!r} needs {remedy}; or leave it out with --metrics")
+            raise InputError(f"metric {metric.name!r} needs {_TOOLS[tool]}; or leave it out with --metrics")
         return found
+
+
+_TOOLS = {  # what the user calls them
+    "networks": "a weights directory of networks (--metric_weights)",
+    "vlm": "a judge (--judge)",
+    "faces": "face embeddings (--faces)",
+    "reader": "what was read in the pictures (--texts)",
+}
 
 
 def of(sample: Sample, metric: Metric, identity: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class Reading:
     """Sentence accuracy and NED of an item's `text_lines`."""
 
     def __init__(self, metric: Metric, tools: Tools):
-        self.reader = tools.need("reader", metric, "what was read in the pictures (--texts)")
+        self.reader = tools.need("reader", metric)
         self.identity = {"texts": self.reader.identity}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:

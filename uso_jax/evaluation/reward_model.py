@@ -21,7 +21,7 @@ class Reward:
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
-        self.networks = tools.need("networks", metric, "a weights directory of networks (--metric_weights)")
+        self.networks = tools.need("networks", metric)
         self.identity = self.networks.identity_of(_COMPONENT)
         self.tokenizer = self.networks.tokenizer(_COMPONENT, _TOKENIZER)
 

@@ -17,15 +17,13 @@ from uso_jax.evaluation.metric import Metric, Tools
 from uso_jax.evaluation.perceptual import Perceptual
 from uso_jax.evaluation.score_log import Result
 
-_WEIGHTS = "a weights directory of networks (--metric_weights)"
-
 
 class Cosine:
     """The mean cosine of a picture's vector with those of its references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
-        self.networks = tools.need("networks", metric, _WEIGHTS)
+        self.networks = tools.need("networks", metric)
         self.identity = self.networks.identity(metric.vector)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
@@ -44,7 +42,7 @@ class TextCosine:
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.compat = metric, tools.compat
-        self.networks = tools.need("networks", metric, _WEIGHTS)
+        self.networks = tools.need("networks", metric)
         self.identity = self.networks.identity(metric.vector, text=True) | {"clipped": tools.compat}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:

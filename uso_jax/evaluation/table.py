@@ -22,7 +22,7 @@ from uso_jax import grid, rewards, sharding
 from uso_jax.config import TableConfig, TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.data.record import CONDITIONS
-from uso_jax.evaluation.factors import Counterfactuals
+from uso_jax.evaluation.factors import WISHES, Counterfactuals
 from uso_jax.evaluation.perceptual import Perceptual
 from uso_jax.heldout import pipeline_options
 from uso_jax.objectives import flow_matching
@@ -35,7 +35,6 @@ Figures = dict[str, float]
 
 LEARNED = {"csd": "csd_style", "text_score": "siglip_text"}  # figure -> reward
 JUDGES = {*rewards.components(LEARNED.values()), "judge"}  # the weights components that are read
-WISHES = dict(preserved=1.0, style_words=0.0, same_look=0.0, plain=1.0)  # plain: what a subject alone is shown as
 _CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the judge's order
 _UNSEEN = {  # labels that the classifier cannot know, by split
     "heldout": {"subject_label"},

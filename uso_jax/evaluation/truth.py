@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from uso_jax.data.procedural import ProceduralSource
 from uso_jax.errors import InputError
+from uso_jax.evaluation.factors import WISHES, errors
 from uso_jax.evaluation.gallery import Sample
 from uso_jax.evaluation.metric import Metric, Tools
 from uso_jax.evaluation.score_log import Result
@@ -51,12 +52,12 @@ class Truth:
 
 @functools.lru_cache(maxsize=8)
 def procedural(split: str, seed: int, size: int, task: str, preserved: float) -> ProceduralSource:
-    """Give the source of one of mini's tasks; a subject alone is shown in its plain look."""
-    wishes = dict(tasks={task: 1.0}, style_words=0.0, same_look=0.0, plain=1.0, preserved=preserved)
+    """Give the source of one of mini's tasks."""
+    wishes = WISHES | dict(tasks={task: 1.0}, preserved=preserved)
     return ProceduralSource(split=split, seed=seed, size=size, **wishes)
 
 
 def _margin(picture: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> float:
-    errors = np.mean((candidates.astype(float) - picture) ** 2, axis=(1, 2, 3))
-    nearest = float(np.min(errors[1:]))
-    return (nearest - float(errors[0])) / max(nearest, float(errors[0]), 1e-12)
+    true, *others = errors(picture, candidates).tolist()
+    nearest = min(others)
+    return (nearest - true) / max(nearest, true, 1e-12)

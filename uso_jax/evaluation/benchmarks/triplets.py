@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from uso_jax.errors import InputError
 from uso_jax.evaluation import records
-from uso_jax.evaluation.benchmark import SUFFIXES, Benchmark, Column, published
+from uso_jax.evaluation.benchmark import Benchmark, Column, published
+from uso_jax.evaluation.gallery import SUFFIXES
 from uso_jax.evaluation.item import EvalItem
 from uso_jax.evaluation.metric import Metric
 
