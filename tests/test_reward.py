@@ -271,11 +271,10 @@ def test_micro_batches_equal_one_batch():
     changes = PLAIN | dict(style_dropout=0.5)
     ((whole, metrics),), _ = run(stage(changes=changes), [batch()])
     ((parts, metrics_2),), _ = run(stage(changes=changes | dict(accumulate=4)), [batch()])
-    assert (
-        largest_difference(whole.params, {p: jnp.asarray(x) for p, x in steps.numbers().items() if p in whole.params})
-        > MOVED
-    )
-    assert largest_difference(parts.params, whole.params) < 1e-6
+    moved = largest_difference(whole.params, steps.numbers())
+    assert moved > MOVED
+    # Sums in another order differ by a few units in the last place of the largest update, on some processors more.
+    assert largest_difference(parts.params, whole.params) < 16 * np.finfo(np.float32).eps * moved
     for name in ("loss", "loss_reward", "reward", "reward_csd_style"):
         assert metrics_2[name] == pytest.approx(metrics[name], rel=1e-5), name
 
