@@ -72,6 +72,7 @@ def stage(**changes) -> dict:
         target_aspects=(),  # (height, width) at 512 x 512, scaled to target_size's area; (): target_size alone
         content_aspects=(),
         data=dict(tasks=dict(style_subject=1.0)),  # further arguments of the source, if it knows them
+        optimizer="adamw",  # or "muon", for the matrices of the blocks
         learning_rate=8e-5,
         warmup_steps=100,
         decay="constant",  # or "cosine", to zero at the last step
@@ -84,6 +85,8 @@ def stage(**changes) -> dict:
         text_dropout=0.1,
         content_dropout=0.0,
         style_dropout=0.0,
+        all_dropout=0.0,  # of text, content and style together
+        clip_cut=0.0,  # how often CLIP reads a caption's beginning only, so that T5's tokens must tell the rest
         guidance=1.0,  # embedded scale in the loss; 4 is for sampling
         shift_mu=config_dict.placeholder(float),  # of the training times; None: FLUX's, by token count
         reward=None,  # or a `reward(...)`

@@ -14,7 +14,7 @@ import optax
 import pytest
 import tiny
 
-from uso_jax import sharding, train
+from uso_jax import optimizer, sharding, train
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.heldout import pipeline_options
 from uso_jax.objectives import flow_matching
@@ -198,10 +198,10 @@ def test_average_of_parameters():
 def updates(rates, steps=1, **changes):
     """Give the optimizer's updates of two equal parameters under equal gradients."""
     (stage,) = tiny.config("joint", **changes).stages
-    optimizer, start = stage.optimizer(rates), {path: jnp.full((3,), 2.0) for path in rates}
-    state, found = optimizer.init(start), []
+    transform, start = optimizer.make(stage, rates), {path: jnp.full((3,), 2.0) for path in rates}
+    state, found = transform.init(start), []
     for _ in range(steps):
-        update, state = optimizer.update({path: jnp.full((3,), 0.1) for path in rates}, state, start)
+        update, state = transform.update({path: jnp.full((3,), 0.1) for path in rates}, state, start)
         found.append({path: float(value[0]) for path, value in update.items()})
     return found
 
@@ -216,7 +216,7 @@ def test_learning_rate_multipliers_scale_updates_and_decay():
 
 def test_warm_up_is_linear_then_constant():
     (stage,) = tiny.config("joint", learning_rate=1e-2, warmup_steps=4).stages
-    rates = [float(stage.schedule()(number)) for number in range(7)]
+    rates = [float(optimizer.schedule(stage)(number)) for number in range(7)]
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01], rel=1e-6)
     sizes = [-update["a"] for update in updates({"a": 1.0}, 7, learning_rate=1e-2, warmup_steps=4, weight_decay=0.0)]
     assert sizes == pytest.approx(rates, rel=1e-4)
@@ -224,12 +224,42 @@ def test_warm_up_is_linear_then_constant():
 
 def test_gradients_are_clipped_together():
     (stage,) = tiny.config("joint", clip_norm=1.0).stages
-    optimizer = stage.optimizer({"a": 1.0, "b": 1.0})
+    transform = optimizer.make(stage, {"a": 1.0, "b": 1.0})
     grads = {"a": jnp.full((1,), 3.0), "b": jnp.full((1,), 4.0)}
-    _, state = optimizer.update(grads, optimizer.init(grads), grads)
+    _, state = transform.update(grads, transform.init(grads), grads)
     is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
     (found,) = filter(is_adam, jax.tree.leaves(state, is_leaf=is_adam))
     np.testing.assert_allclose([found.mu["a"][0], found.mu["b"][0]], [0.06, 0.08], rtol=1e-5)
+
+
+def test_muon_moves_the_blocks_matrices_alike_in_all_directions():
+    (stage,) = tiny.config("joint", optimizer="muon", learning_rate=1e-2, weight_decay=0.0).stages
+    start = {path: jnp.asarray(value) for path, value in numbers().items() if path.startswith("transformer/")}
+    rates = dict.fromkeys(start, 1.0)
+    transform = optimizer.make(stage, rates)
+    grads = {path: 1e-4 * jax.random.normal(jax.random.key(n), x.shape) for n, (path, x) in enumerate(start.items())}
+    update, _ = jax.jit(transform.update)(grads, transform.init(start), start)
+    for path, value in update.items():
+        if "blocks/" in path and path.endswith("/kernel") and "mod" not in path:
+            # Singular values are near 1, times 0.2 and the root of the longer side, but for what was almost 0.
+            sizes = np.linalg.svd(np.asarray(value), compute_uv=False) / (1e-2 * 0.2 * max(value.shape[-2:]) ** 0.5)
+            assert sizes.max() < 1.5 and np.mean(sizes > 0.5) > 0.9, path
+        else:
+            sizes = np.abs(value)[np.abs(grads[path]) > 1e-6] / 1e-2  # Nesterov's first step is a little longer than 1
+            assert sizes.min() > 1 and sizes.max() < 1.05 * sizes.min() < 1.6, path
+
+
+def test_muon_on_eight_devices_equals_one():
+    changes = dict(optimizer="muon", weight_decay=0.01)
+    alone, _ = step("joint", **changes)
+    (stage,) = tiny.config("joint", **changes).stages
+    state, frozen = start(stage, eight_devices())
+    where = sharding.shardings(eight_devices(), sharding.RULES, system().shapes)
+    places = train.state_shardings(state, where)
+    function = train.jit_train_step(system(), stage, stage.rates(system().shapes), 0, places)
+    state, _ = function(state, frozen, sharding.global_batch(eight_devices(), batch()))
+    for path, value in alone.params.items():
+        np.testing.assert_allclose(state.params[path], value, atol=0.02 * stage.learning_rate, err_msg=path)
 
 
 # ---------------------------------------------------------------------------------------------------- dropout
@@ -242,7 +272,7 @@ def loss_function(*conditions: str):
 
 
 def loss(batch, conditions=("content", "style"), **drop):
-    rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout"), 0.0) | drop
+    rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0) | drop
     (stage,) = tiny.config("joint", **rates).stages
     return float(loss_function(*conditions)(batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
@@ -285,3 +315,15 @@ def test_conditions_drop_together():
     text, content, style = (np.asarray(getattr(draws, f"drop_{name}")) for name in ("text", "content", "style"))
     assert (text == content).all() and (text == style).all()
     assert abs(text.mean() - 0.3) < 0.02
+
+
+def test_a_cut_caption_tells_clip_its_beginning_only():
+    cut = dict(batch()) | {"clip_ids": np.array(batch()["clip_ids"])}
+    cut["clip_ids"][:, 3:] = system().null_tokens["clip_ids"][:-3]
+    assert (cut["clip_ids"] != batch()["clip_ids"]).any()
+    assert loss(batch(), clip_cut=1.0) == loss(cut) != pytest.approx(loss(batch()), rel=1e-6)
+    empty = {name: np.broadcast_to(null, batch()[name].shape) for name, null in system().null_tokens.items()}
+    assert loss(batch() | empty, clip_cut=1.0) == pytest.approx(loss(batch() | empty), rel=1e-6)
+    (stage,) = tiny.config("joint", batch_size=10_000, clip_cut=0.3).stages
+    chosen = np.asarray(flow_matching.draw(jax.random.key(0), system(), stage).cut_clip)
+    assert abs(chosen.mean() - 0.3) < 0.02

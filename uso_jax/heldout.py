@@ -44,8 +44,8 @@ class Judge:
     def __init__(self, config: TrainConfig, system: System, mesh: Mesh, stage: StageConfig):
         self.settings, self.system, self.mesh = config.heldout, system, mesh
         self.objective = OBJECTIVES[stage.loss]
-        nothing = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropout=0.0, accumulate=1)
-        self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, **nothing)
+        nothing = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0)
+        self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, accumulate=1, **nothing)
         index, count = sharding.batch_share(mesh)
         stream = batches(
             open_source(config.data.heldout, stage.data),

@@ -92,6 +92,8 @@ def check(config: TrainConfig) -> System:
                 f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
                 " --config.data.source to the images, or leave the stage out of --config.run."
             )
+        if stage.clip_cut:
+            raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")
     without = ("siglip", "text") if len(specs) == 2 else ()
     everything = System(config.system).shapes
     for stage in config.stages:

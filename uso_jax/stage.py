@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optax
-
 from uso_jax import params, rewards
 from uso_jax.data import buckets
 from uso_jax.errors import InputError
@@ -112,7 +110,9 @@ class StageConfig:
     guidance: float  # embedded scale in the flow-matching loss
     shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
     reward: RewardConfig | None = None
+    optimizer: str = "adamw"  # or "muon"
     all_dropout: float = 0.0  # of all conditions at once, for what guidance starts from
+    clip_cut: float = 0.0  # how often CLIP reads a caption's beginning only, so that T5's tokens must tell the rest
     max_guidance: float = 5.0  # of the scales that the guidance loss draws
     target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
     content_aspects: tuple[tuple[int, int], ...] = ()
@@ -129,9 +129,11 @@ class StageConfig:
             raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
         if self.loss not in OBJECTIVE_NAMES:
             raise InputError(f"{where}: unknown loss {self.loss!r}; known are {', '.join(OBJECTIVE_NAMES)}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"{where}: optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
         if self.decay not in ("constant", "cosine"):
             raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
-        rates = ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "ema_decay")
+        rates = ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay")
         for name in rates:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -178,25 +180,3 @@ class StageConfig:
                 " encoder or a reward that learns would serve the reward and not the picture"
             )
         return rates
-
-    def schedule(self) -> optax.Schedule:
-        """Give the learning rate by step: linear warm-up, then constant, as in UNO's trainer, or a cosine."""
-        rate, warmup = self.learning_rate, self.warmup_steps
-        if self.decay == "constant":
-            after = optax.constant_schedule(rate)
-        else:
-            after = optax.cosine_decay_schedule(rate, max(self.steps - warmup, 1))
-        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
-
-    def optimizer(self, rates: Mapping[str, float]) -> optax.GradientTransformation:
-        """Make AdamW with clipping over exactly the parameters in `rates`."""
-
-        def scale_rates(updates, state, params=None):
-            del params
-            return {path: update * rates[path] for path, update in updates.items()}, state
-
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(self.schedule(), *self.betas, eps=self.eps, weight_decay=self.weight_decay),
-            optax.GradientTransformation(lambda params: optax.EmptyState(), scale_rates),
-        )

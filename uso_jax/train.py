@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from uso_jax import optimizer
 from uso_jax.objectives import OBJECTIVES, reward
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
@@ -48,7 +49,7 @@ def state_shardings(state: TrainState, where: Mapping[str, NamedSharding]) -> Tr
     mesh = next(iter(where.values())).mesh
 
     def place(path, _):
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in where]
         return where[names[-1]] if names else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -70,8 +71,8 @@ def describe_state(stage: StageConfig, rates: Mapping[str, float], trainable: Ma
 def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
     anchor = copy(stage.reward is not None and stage.reward.anchor)
-    optimizer = stage.optimizer(rates).init(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer, copy(stage.ema_decay), anchor)
+    opt_state = optimizer.make(stage, rates).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.ema_decay), anchor)
 
 
 def jit_train_step(
@@ -89,7 +90,8 @@ def make_train_step(
 
     It is traced anew for each size of the batch's images.
     """
-    optimizer, schedule, objective = stage.optimizer(rates), stage.schedule(), OBJECTIVES[stage.loss]
+    transform, rate = optimizer.make(stage, rates), optimizer.schedule(stage)
+    objective = OBJECTIVES[stage.loss]
 
     def mean_over_micro_batches(function: Callable, batch: Batch, draws: Any):
         if stage.accumulate == 1:
@@ -146,7 +148,7 @@ def make_train_step(
             begins = state.step == stage.reward.start
             anchor = {path: jnp.where(begins, state.params[path], old) for path, old in anchor.items()}
             loss, grads, figures = step_with_reward(here, state, frozen, batch, anchor, rng)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
         trainable = optax.apply_updates(state.params, updates)
         decay = stage.ema_decay
         ema = {path: decay * old + (1 - decay) * trainable[path] for path, old in state.ema.items()}
@@ -158,7 +160,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(trainable),
-            "learning_rate": schedule(state.step),
+            "learning_rate": rate(state.step),
         }
         return TrainState(state.step + 1, trainable, opt_state, ema, anchor), metrics | figures
 

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from uso_jax import flow
 from uso_jax.params import Params
 from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, Inputs, System
 
+_CLIP_START = 3  # tokens of a caption that CLIP reads where it is cut
 _SEED = 20_25  # of the pictures' noise, whatever the run's own seed is
 
 
@@ -33,6 +34,7 @@ class Draws:
     drop_text: Bool[Array, "*micro b"]
     drop_content: Bool[Array, "*micro b"]
     drop_style: Bool[Array, "*micro b"]
+    cut_clip: Bool[Array, "*micro b"]
 
 
 def components(stage: StageConfig) -> set[str]:
@@ -44,7 +46,7 @@ def components(stage: StageConfig) -> set[str]:
 
 def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
     """Draw noise, times and dropped conditions for a whole batch."""
-    names = ("noise", "t", "text", "content", "style", "all")
+    names = ("noise", "t", "text", "content", "style", "all", "clip")
     keys = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
     rows, columns = system.token_grid(*stage.target_size)
     b, num_tokens = stage.batch_size, rows * columns
@@ -58,11 +60,12 @@ def draw(rng: Key[Array, ""], system: System, stage: StageConfig) -> Draws:
         drop_text=drop("text", stage.text_dropout),
         drop_content=drop("content", stage.content_dropout),
         drop_style=drop("style", stage.style_dropout),
+        cut_clip=chosen("clip", stage.clip_cut),
     )
 
 
 def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
-    """Replace dropped prompts by the empty one and mark dropped images as absent."""
+    """Replace dropped prompts by the empty one, cut what CLIP reads and mark dropped images as absent."""
     nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
 
     def without(null: Array | np.ndarray, value: Array) -> Array:
@@ -74,7 +77,15 @@ def drop_conditions(system: System, batch: Batch, draws: Draws) -> Batch:
         "content_valid": batch["content_valid"] & ~draws.drop_content,
         "style_valid": batch["style_valid"] & ~draws.drop_style[:, None],
     }
+    if "clip_ids" in empty:
+        empty["clip_ids"] = _cut(empty["clip_ids"], draws.cut_clip, system.null_tokens["clip_ids"])
     return {**batch, **empty, **valid}
+
+
+def _cut(ids: Int[Array, "b u"], chosen: Bool[Array, " b"], null: Int[np.ndarray, " u"]) -> Int[Array, "b u"]:
+    """End chosen captions after their first tokens, as the tokenizer ends the empty one."""
+    cut = jnp.concatenate([ids[:, :_CLIP_START], jnp.broadcast_to(null, ids.shape)[:, :-_CLIP_START]], axis=1)
+    return jnp.where(chosen[:, None], cut, ids)
 
 
 def encode(params: Params, system: System, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
