@@ -69,15 +69,6 @@ SIZES = {
         AutoEncoderConfig.tiny(), (4, 4), SiglipConfig.tiny(num_hidden_layers=1), 64,
     ),
 }  # fmt: skip
-TASKS = {
-    "step": "transformer, one sampling step",
-    "sample": "transformer, all sampling steps",
-    "lora": "training step of adapters: forward, backward, AdamW",
-    "decode": "autoencoder, latents to picture",
-    "siglip": "SigLIP vision tower",
-}
-
-
 Run = Callable[[], np.ndarray]  # does a task, waits for it, and gives an array to compare
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of scripts/benchmark.py as torch does them: diffusers, transformers and PEFT, each as its authors ship it."""
+"""The tasks of scripts/benchmark.py in torch: diffusers, transformers and PEFT, each as its authors ship it."""
 
 import itertools
 
@@ -14,14 +14,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from convert.lora import TARGETS
 
-_SAME_NAME = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-)
+_SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 
 
 class Peer:
@@ -35,7 +28,9 @@ class Peer:
         self._dtype = getattr(torch, config.dtype)
         torch.manual_seed(0)
         with torch.device(self._device):
-            self._module = _MAKE[task](sizes).to(self._dtype).eval().requires_grad_(False)
+            self._module = _MAKE[task](sizes).eval().requires_grad_(False)
+        if self._dtype != torch.float32:
+            self._module.to(self._dtype)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Give the weights that both sides start from."""
@@ -99,7 +94,8 @@ class Peer:
         if not hasattr(self._module, "peft_config"):
             rank = self._sizes.rank
             self._module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
-            self._module.to(self._dtype)
+            for x in self._module.parameters():
+                x.data = x.data.to(self._dtype)  # PEFT makes adapters in float32
         if self._sizes.transformer.remat != "none":
             self._module.enable_gradient_checkpointing()
         self._module.train()
@@ -175,7 +171,7 @@ def _autoencoder(sizes: Sizes) -> AutoencoderKL:
 
 
 def _siglip(sizes: Sizes) -> SiglipVisionModel:
-    return SiglipVisionModel(SiglipVisionConfig(**{name: getattr(sizes.siglip, name) for name in _SAME_NAME}))
+    return SiglipVisionModel(SiglipVisionConfig(**{name: getattr(sizes.siglip, name) for name in _SIGLIP}))
 
 
 _MAKE = dict.fromkeys(("step", "sample", "lora"), _transformer) | {"decode": _autoencoder, "siglip": _siglip}

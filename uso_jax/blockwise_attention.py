@@ -3,9 +3,9 @@
 """Attention for CPUs that never holds all l x s weights, forward or backward.
 
 The softmax's sums are kept and the weights computed again in the backward pass (FlashAttention, arXiv 2205.14135). A
-block is some queries with all keys forward, and some keys with all queries backward, so no softmax is put together from
-parts. One head follows another, which keeps a block in the cache. No product has a transposed operand of the size of the
-weights: XLA's products on CPU take a third longer with one.
+block is some queries with all keys forward, and some keys with all queries backward, so no softmax is put together
+from parts. One head follows another, which keeps a block in the cache. No product has a transposed operand of the size
+of the weights: XLA's products on CPU take a third longer with one.
 
 Shapes: b batch, l queries, s keys, n heads, k head width, h samples times heads.
 """
@@ -83,7 +83,7 @@ def _backward_head(arguments):
 _attend.defvjp(_forward, _backward)
 
 
-def _cut(x: Float[Array, "l *k"], filling: float = 0.0) -> Float[Array, "blocks m *k"]:
+def _cut(x: Float[Array, "l ..."], filling: float = 0.0) -> Float[Array, "blocks m ..."]:
     """Cut the tokens into equal blocks, filled up at the end."""
     num = -(-len(x) // _BLOCK)
     size = -(-len(x) // num)
@@ -91,6 +91,6 @@ def _cut(x: Float[Array, "l *k"], filling: float = 0.0) -> Float[Array, "blocks 
     return jnp.pad(x, pad, constant_values=filling).reshape(num, size, *x.shape[1:])
 
 
-def _uncut(x: Float[Array, "blocks m *k"], length: int) -> Float[Array, "l *k"]:
+def _uncut(x: Float[Array, "blocks m ..."], length: int) -> Float[Array, "l ..."]:
     """Undo `_cut`."""
     return x.reshape(-1, *x.shape[2:])[:length]
