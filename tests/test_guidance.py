@@ -22,8 +22,8 @@ RATES = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropo
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @functools.cache

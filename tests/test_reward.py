@@ -22,8 +22,8 @@ MOVED = 1e-5  # more than rounding
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def stage(*, changes=None, **values):
