@@ -49,7 +49,7 @@ def numbers() -> dict[str, np.ndarray]:
         for path, shape in system().shapes.items()
     }
     # What no stage trains keeps its initial numbers: drawn wildly, it would only magnify rounding.
-    frozen = jax.jit(system().init)(jax.random.key(0))
+    frozen = tiny.drawn(system())
     return drawn | {path: np.asarray(frozen[path]) for path in drawn if path.startswith(("autoencoder/", "text/"))}
 
 
@@ -238,13 +238,13 @@ def test_gradients_are_clipped_together():
 @functools.cache
 def loss_function(*conditions: str):
     (stage,) = tiny.config("joint", conditions=conditions).stages
-    return jax.jit(lambda batch, draws: flow_matching.loss(params(), system(), stage, batch, draws))
+    return jax.jit(lambda params, batch, draws: flow_matching.loss(params, system(), stage, batch, draws))
 
 
 def loss(batch, conditions=("content", "style"), **drop):
     rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout"), 0.0) | drop
     (stage,) = tiny.config("joint", **rates).stages
-    return float(loss_function(*conditions)(batch, flow_matching.draw(jax.random.key(0), system(), stage)))
+    return float(loss_function(*conditions)(params(), batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
 
 @pytest.mark.parametrize("dropped", [("content",), ("style",), ("content", "style")])

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from uso_jax.config import TrainConfig, from_config_dict
+from uso_jax.system import System
 
 ROOT = pathlib.Path(__file__).parents[1]
 _USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
@@ -80,6 +81,13 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
             del config.evaluation  # its hundred counterfactuals a triplet would take most of a test's time
     config.update_from_flattened_dict(changes)
     return from_config_dict(config)
+
+
+def drawn(system: System, seed: int = 0) -> dict[str, jax.Array]:
+    """Give `system.init`, by one program a component: tests whose systems differ share most of them."""
+    keys = system.keys(jax.random.key(seed))
+    parts = {name: jax.jit(system.structures[name].init)(key) for name, key in keys.items()}
+    return {f"{name}/{path}": value for name, part in parts.items() for path, value in part.items()}
 
 
 def compile_cheaply(directory: pathlib.Path):
