@@ -19,6 +19,19 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # takes half of the time in which a network's parameters are traced.
 partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
 
+# The files that take minutes, longest first: whoever began one of them last would keep all others waiting.
+LONG = (
+    *("test_reward", "test_fit", "test_long_runs", "test_reward_fit", "test_evaluation_command", "test_guards"),
+    *("test_reward_gradient", "test_pipeline", "test_generate", "test_rewards", "test_precompute", "test_train"),
+    *("test_mini", "test_train_command", "test_mutations", "test_guidance", "test_plan", "test_app"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 gc.freeze()  # what is imported stays, so collections need not look at it
 
 

@@ -205,6 +205,9 @@ def test_phi():
 # ---------------------------------------------------------------------------------------------------- samples
 
 
+_BOTH_LOSSES: dict = {}
+
+
 def value_and_grad(chosen, given, mesh=None):
     """Give both losses, the figures and both gradients of one step's draws."""
     mesh = mesh or steps.one_device()
@@ -220,6 +223,7 @@ def value_and_grad(chosen, given, mesh=None):
         weighed = reward.weigh(system(), chosen, given, draws[0])
         return reward.value_and_grad(trainable, frozen, {}, system(), chosen, weighed, draws, jnp.asarray(True))
 
+    compute = _BOTH_LOSSES.setdefault(repr(chosen), compute)  # traced once
     with jax.set_mesh(mesh):
         return compute(placed, sharding.global_batch(mesh, {k: np.asarray(v) for k, v in given.items()}), draws)
 

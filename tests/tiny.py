@@ -121,7 +121,7 @@ def _keep(key: str, found: tuple) -> tuple:
     if found[0] is not None:
         _LOADED[key] = found
         _LOADED.move_to_end(key)
-        if len(_LOADED) > 200:
+        if len(_LOADED) > 64:
             _LOADED.popitem(last=False)
     return found
 
