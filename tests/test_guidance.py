@@ -32,9 +32,10 @@ def setting():
     config = tiny.config("joint", loss="guidance", **RATES)
     system = System(config.system)
     params = tiny.drawn(system)
-    trained = [path for path in params if path.startswith("transformer/")]
-    for key, path in zip(jax.random.split(jax.random.key(1), len(trained)), trained, strict=True):
-        params[path] += 0.1 * jax.random.normal(key, params[path].shape)
+    rng = np.random.default_rng(1)
+    for path in (path for path in params if path.startswith("transformer/")):
+        noise = 0.1 * rng.standard_normal(params[path].shape).astype(np.float32)
+        params[path] = jnp.asarray(np.asarray(params[path]) + noise)
     (stage,) = config.stages
     options = pipeline_options(config, stage)
     stream = batches(open_source(config.data.train, stage.data), batch_size=stage.batch_size, seed=0, **options)

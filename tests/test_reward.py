@@ -214,7 +214,7 @@ def value_and_grad(chosen, given, mesh=None):
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     draws = plain, reward.draw(jax.random.key(1), system(), chosen)
     rates = chosen.rates(system().shapes)
-    placed = jax.device_put(steps.params(), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(steps.numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
 
     @jax.jit
     def compute(params, given, draws):

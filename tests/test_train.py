@@ -77,7 +77,7 @@ def start(stage, mesh):
     """Give a stage's first state, and the frozen rest."""
     rates = stage.rates(system().shapes)
     where = sharding.shardings(mesh, sharding.RULES, system().shapes)
-    placed = jax.device_put(params(), where)
+    placed = jax.device_put(numbers(), where)
     state = train.init_state(stage, rates, {path: placed[path] for path in rates}, where)
     return state, {path: value for path, value in placed.items() if path not in rates}
 
@@ -136,7 +136,7 @@ def velocity_loss_and_gradients(eight: bool):
     (stage,) = tiny.config("joint").stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     mesh = eight_devices() if eight else one_device()
-    placed = jax.device_put(params(), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
     assert (placed["transformer/single_blocks/linear2/kernel"].addressable_shards[0].data.size < 160 * 32) == eight
 
     def compute(params, batch, draws):
