@@ -30,9 +30,9 @@ def cheap_compilation(compiled):
     yield from tiny.compile_cheaply(compiled)
 
 
-def config(changes=None, *, stage=None, **values):
+def config(changes=None, *, run=("joint",), stage=None, **values):
     changes = FRESH | {"checkpoint.every": 2} | (changes or {})
-    chosen = tiny.config("joint", changes=changes, reward=REWARD | values, **(stage or {}))
+    chosen = tiny.config(*run, changes=changes, reward=REWARD | values, **(stage or {}))
     return dataclasses.replace(chosen, evaluation=None)  # its table needs more than these tests
 
 
@@ -124,8 +124,7 @@ def test_cheating_is_a_judge_that_falls_while_the_reward_rises():
 
 def test_early_stop_ends_the_stage_for_good(monkeypatch, tmp_path):
     monkeypatch.setattr(uso_jax.loop, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
-    settings = config({"heldout.grid_every": 1}, start=1, patience=1, anchor=0.0)
-    settings = dataclasses.replace(settings, stages=settings.stages * 2)  # the same twice: they share their programs
+    settings = config({"heldout.grid_every": 1}, start=1, patience=1, anchor=0.0, run=("joint", "disentanglement"))
     with runs.watched(runs.interrupt(4)) as watch, pytest.raises(KeyboardInterrupt):
         fit(settings, tmp_path)
     assert max(watch.saved) == 2
