@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import forks
 import pytest
 import tiny
 
@@ -51,6 +50,6 @@ def test_convert(tmp_path):
     ],
 )
 def test_mistakes(arguments, message):
-    done = forks.command("scripts/curate.py", *arguments)
+    done = curate(*arguments)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -5,6 +5,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import test_fit as runs
@@ -26,8 +27,8 @@ IMAGES = ("saturation", "contrast", "leakage")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(compiled):
-    yield from tiny.compile_cheaply(compiled)
+def cheap_compilation(tmp_path_factory):
+    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
 
 
 def config(changes=None, *, run=("joint",), stage=None, **values):
@@ -160,7 +161,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
 
     system, mesh = System(settings.system), sharding.make_mesh(settings.mesh)
     where = sharding.shardings(mesh, settings.rules, system.shapes)
-    everything = tiny.drawn(system, seed=1)
+    everything = jax.jit(system.init)(jax.random.key(1))
     parts: dict[str, dict] = {}
     for path, value in everything.items():
         name, inner = weights.component_of(path)
