@@ -201,7 +201,7 @@ def mini_model() -> dict:
             axes_dim=(8, 12, 12),
             theta=100,  # positions run to 8 only
             qkv_bias=True,
-            guidance_embed=True,
+            guidance_embed=False,
             lora_rank=32,
             lora_scale=1.0,
             projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6), kind="hierarchical"),
