@@ -9,8 +9,11 @@
     siglip        image and text towers, by the sigmoid loss
     csd           style and content descriptors, by contrast
     judge         a classifier of subjects and styles, to measure with
-    base          text encoders and transformer: first learns to look at a reference, by copying it now and then, then
-                  to follow text and references of the same subject, placed diagonally; it never sees a style image
+    base          text encoders and transformer, which never see a style image, in four stages:
+                  look      learn to look at a reference, by copying it now and then
+                  base      follow text and references of the same subject, placed diagonally
+                  tokens    read styles from the text's tokens, by cutting what CLIP's vector tells
+                  guidance  learn guidance into the model, as FLUX.1-dev has it
 
 One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
 """
@@ -21,8 +24,9 @@ import types
 
 from ml_collections import ConfigDict
 
-PARTS = {name: (name,) for name in ("autoencoder", "siglip", "csd", "judge")} | {"base": ("look", "base")}
-SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_rows=8, num_steps=12, guidance=4.0)
+PARTS = {name: (name,) for name in ("autoencoder", "siglip", "csd", "judge")}
+PARTS |= {"base": ("look", "base", "tokens", "guidance")}
+SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_rows=8, num_steps=12, guidance=3.0)
 
 
 def get_config(variant: str = "all") -> ConfigDict:
@@ -32,8 +36,17 @@ def get_config(variant: str = "all") -> ConfigDict:
     uso = _uso()
     small = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
     only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
+    everything = only("transformer", "text")
     base = small | dict(
-        batch_size=16, train=only("transformer", "text"), conditions=("content",), learning_rate=3e-3, text_dropout=0.05
+        batch_size=16,
+        train=((r"transformer/guidance_in/.*", None), *everything),  # it starts silent, and stays so until `guidance`
+        conditions=("content",),
+        optimizer="muon",
+        learning_rate=2e-3,
+        text_dropout=0.05,
+    )
+    mixed = dict(
+        data=dict(tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85)
     )
     config = dict(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
@@ -87,12 +100,15 @@ def get_config(variant: str = "all") -> ConfigDict:
                 steps=3000,
                 data=dict(tasks=dict(text=1.0, subject=4.0), style_words=0.85, same_look=0.3, plain=0.3, preserved=0.8),
             ),
-            base=uso.stage(
-                **base,
-                steps=36_000,
-                data=dict(
-                    tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85
-                ),
+            base=uso.stage(**base | mixed, steps=18_000),
+            tokens=uso.stage(**base | mixed, steps=12_000, clip_cut=0.9, all_dropout=0.05),
+            guidance=uso.stage(
+                # The model is its own teacher, so it must not move far at once.
+                **base | mixed | dict(optimizer="adamw", learning_rate=3e-4, text_dropout=0.0, train=everything),
+                loss="guidance",
+                steps=2500,
+                clip_cut=0.9,
+                all_dropout=0.1,
             ),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),

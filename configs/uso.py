@@ -172,7 +172,7 @@ def mini() -> dict:
         profile=dict(start=0, steps=3),
         log_every=10,
         heldout=dict(
-            num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=4.0, shift="flux"
+            num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=3.0, shift="flux"
         ),
         evaluation=dict(
             tables=dict(main=dict(task="style_subject", split="heldout")),  # subjects and styles that it never saw
@@ -180,7 +180,7 @@ def mini() -> dict:
             num_triplets=128,
             batch_size=32,
             num_steps=12,
-            guidance=4.0,
+            guidance=3.0,
             shift="flux",
         ),
     )
@@ -201,7 +201,7 @@ def mini_model() -> dict:
             axes_dim=(8, 12, 12),
             theta=100,  # positions run to 8 only
             qkv_bias=True,
-            guidance_embed=False,
+            guidance_embed=True,
             lora_rank=32,
             lora_scale=1.0,
             projector=dict(siglip_tokens=16, style_tokens=4, siglip_dim=64, layers=(-2, -4, -6), kind="hierarchical"),

@@ -9,11 +9,12 @@ import jax
 import pytest
 import tiny
 
-from uso_jax import mini, sharding, weights
+from uso_jax import mini, request, sharding, weights
 from uso_jax.config import from_config_dict
 from uso_jax.evaluation.table import Evaluation
 from uso_jax.initial import initial_params
 from uso_jax.pipeline import USOPipeline
+from uso_jax.quantized import QuantizedSystem
 from uso_jax.system import System
 
 COMPONENTS = {
@@ -63,12 +64,13 @@ def test_targets_and_copies_are_judged_exactly(figures):
 
 
 def test_the_style_arrives(figures):
-    assert figures["after"]["style_accuracy"] > figures["before"]["style_accuracy"] + 0.12
-    assert figures["after"]["mse"] < 0.4 * figures["copy_content"]["mse"]
+    assert figures["after"]["style_accuracy"] > figures["before"]["style_accuracy"] + 0.2
+    # Guided pictures are bolder than the mean of what could be right, which alone has the least squared error.
+    assert figures["after"]["mse"] < 0.5 * figures["copy_content"]["mse"]
 
 
 def test_the_content_stays(figures):
-    assert figures["after"]["content_accuracy"] > figures["before"]["content_accuracy"] + 0.08
+    assert figures["after"]["content_accuracy"] > figures["before"]["content_accuracy"] + 0.35
 
 
 def test_generates_out_of_the_box():
@@ -79,7 +81,18 @@ def test_generates_out_of_the_box():
 
 def test_the_guidance_of_a_record_repeats_it():
     pipe = USOPipeline.from_weights("mini")
-    first = pipe("a heart", seed=1, num_steps=1).records
-    assert pipe("a heart", seed=1, num_steps=1, guidance=first[0]["request"]["guidance"]).records == first
-    (other,) = pipe("a heart", seed=1, num_steps=1, guidance=2.0).records
-    assert any("guidance changes nothing" in note for note in other["notes"])
+    first = pipe("a heart", seed=1, num_steps=1)
+    again = pipe("a heart", seed=1, num_steps=1, guidance=first.records[0]["request"]["guidance"])
+    assert again.records == first.records and again.images[0].tobytes() == first.images[0].tobytes()
+    other = pipe("a heart", seed=1, num_steps=1, guidance=1.0)
+    assert other.images[0].tobytes() != first.images[0].tobytes()
+    assert not any("guidance" in note for note in other.records[0]["notes"])
+
+
+def test_weights_that_know_no_guidance_say_so():
+    pipe = USOPipeline.from_weights("mini")
+    config = pipe.system.config
+    transformer = dataclasses.replace(config.transformer, guidance_embed=False)
+    system = QuantizedSystem(dataclasses.replace(config, transformer=transformer))
+    found = request.make(pipe.bundle, system, prompt="a heart", guidance=2.0)
+    assert tuple(found.notes) == ("guidance changes nothing: these weights were not made for it",)

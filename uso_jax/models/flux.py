@@ -342,7 +342,8 @@ class Flux(nnx.Module):
         self.time_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         self.vector_in = MLP(c.vec_in_dim, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         if c.guidance_embed:
-            self.guidance_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
+            # Silent at first, so that a model that was trained without guidance is the same with it.
+            self.guidance_in = MLP(256, d, d, jax.nn.silu, silent=True, dtype=dtype, rngs=rngs)
         self.txt_in = nnx.Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
         self.double_blocks = stack.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
         self.single_blocks = stack.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)

@@ -15,11 +15,22 @@ def gelu_tanh(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them; a `silent` one starts with outputs of 0."""
 
-    def __init__(self, in_dim: int, mid_dim: int, out_dim: int, activation: Callable, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_dim: int,
+        mid_dim: int,
+        out_dim: int,
+        activation: Callable,
+        *,
+        silent: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        out_init = nnx.initializers.zeros if silent else nnx.nn.linear.default_kernel_init
         self.in_layer = nnx.Linear(in_dim, mid_dim, dtype=dtype, rngs=rngs)
-        self.out_layer = nnx.Linear(mid_dim, out_dim, dtype=dtype, rngs=rngs)
+        self.out_layer = nnx.Linear(mid_dim, out_dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
