@@ -280,7 +280,9 @@ def _quantised(structs: Structs, mode: str) -> Structs:
     """Describe parameters of weights that were imported with --quantize; int4 is int8 in the sampler."""
     _check_mode(mode)
     found = describe(structs, mode)
-    return {path: _struct(s.shape, jnp.int8 if s.dtype == jnp.int4 else s.dtype, s.sharding) for path, s in found.items()}
+    return {
+        path: _struct(s.shape, jnp.int8 if s.dtype == jnp.int4 else s.dtype, s.sharding) for path, s in found.items()
+    }
 
 
 def _check_mode(mode: str) -> None:

@@ -14,7 +14,6 @@ projector).
 """
 
 import threading
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,7 +165,7 @@ class InMemory:
         self.values, self.scales = _Int4(values) if mode == "int4" else values, scales
 
     def whole(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give numbers and scales as they are stored; a layer at a time, because float32 takes several times as much."""
+        """Give numbers and scales as they are stored, made a layer at a time: float32 is several times as large."""
         with self._lock:
             if not self._made and len(self._array.shape) == 3:
                 layers = [quantise(self._array[row], self._mode) for row in range(self._array.shape[0])]
