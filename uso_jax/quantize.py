@@ -109,7 +109,7 @@ def _float8(x: np.ndarray) -> np.ndarray:
 class _Int4:
     """Packed int4 on disk; the interface is that of StoredArray."""
 
-    def __init__(self, packed: StoredArray):
+    def __init__(self, packed: Any):
         self._packed = packed
         self.shape, self.dtype = (*packed.shape[:-1], packed.shape[-1] * 2), MODES["int4"][0]
 
@@ -158,7 +158,7 @@ class QuantisedArray:
 class InMemory:
     """A kernel of an array on disk, quantised when its numbers or scales are first asked for."""
 
-    def __init__(self, array: StoredArray, mode: str):
+    def __init__(self, array: Any, mode: str):
         self._array, self._mode, self._lock, self._made = array, mode, threading.Lock(), ()
         structs = stored("", jax.ShapeDtypeStruct(array.shape, array.dtype), mode).values()
         values, scales = (_Part(self, number, struct) for number, struct in enumerate(structs))
