@@ -1,14 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs in processes of their own: several at once, on meshes of several devices, that may be killed.
-
-A fork server imports everything once, before JAX starts, so a process costs little more than its run.
-"""
+"""Whole runs in processes of their own: several at once, on meshes of several devices, that may be killed."""
 
 import contextlib
 import faulthandler
 import json
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -17,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import forks
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,7 +24,6 @@ from uso_jax.errors import InputError
 from uso_jax.fit import fit
 from uso_jax.interruption import Stopped, Watchdog
 
-_FORKS = multiprocessing.get_context("forkserver")
 _SECONDS = 900  # after which a test gives up on a process
 
 
@@ -48,14 +44,12 @@ class Running:
     """The processes of a run."""
 
     def __init__(self, plan: Plan):
-        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the fork server
-        _FORKS.set_forkserver_preload(["clusters"])
         plan.workdir.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        self.processes = [_FORKS.Process(target=_main, args=(plan, i, address)) for i in range(plan.processes)]
+        self.processes = [forks.process(_main, (plan, i, address)) for i in range(plan.processes)]
         for process in self.processes:
             process.start()
 
@@ -129,11 +123,9 @@ def _log(plan: Plan, index: int) -> pathlib.Path:
 
 
 def _main(plan: Plan, index: int, address: str) -> None:
-    log = os.open(_log(plan, index), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    sys.__stderr__ = sys.stderr
+    log = _log(plan, index)
+    log.unlink(missing_ok=True)
+    forks.redirect(log, log)
     faulthandler.enable(sys.stderr)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",

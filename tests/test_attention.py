@@ -31,6 +31,10 @@ def xla(*args):
     return attention(*args, implementation="xla")
 
 
+def blockwise(*args):
+    return attention(*args, implementation="blockwise")
+
+
 @pytest.mark.parametrize("masked", (False, True))
 def test_xla(masked):
     q, k, v, valid = inputs(7, 11)
@@ -45,6 +49,45 @@ def test_invalid_keys_have_no_influence():
         np.testing.assert_array_equal(gradient[~valid], 0)
     far = jnp.where(valid[:, :, None, None], k, 1e4), jnp.where(valid[:, :, None, None], v, 1e4)
     np.testing.assert_array_equal(xla(q, *far, valid), xla(q, k, v, valid))
+
+
+# Lengths of one block, of blocks that are not full, and different for queries and keys.
+@pytest.mark.parametrize("queries, keys", ((7, 11), (300, 300), (40, 600), (513, 20)))
+@pytest.mark.parametrize("masked, biased", ((False, False), (True, False), (False, True), (True, True)))
+def test_blockwise(queries, keys, masked, biased):
+    q, k, v, valid = inputs(queries, keys)
+    valid = valid if masked else None
+    bias = jnp.asarray(np.random.default_rng(0).standard_normal(k.shape[:2]), jnp.float32) if biased else None
+    cotangent = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def value_and_gradients(kernel):
+        arguments = (q, k, v) if bias is None else (q, k, v, bias)
+        value, pullback = jax.vjp(lambda q, k, v, bias=None: kernel(q, k, v, valid, bias), *arguments)
+        return value, *pullback(cotangent)
+
+    for got, want in zip(value_and_gradients(blockwise), value_and_gradients(xla), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()), rtol=0)
+
+
+def test_blockwise_invalid_keys_have_no_influence():
+    q, k, v, valid = inputs(300, 290)
+    loss = lambda k, v: jnp.square(blockwise(q, k, v, valid)).sum()
+    for gradient in jax.grad(loss, argnums=(0, 1))(k, v):
+        np.testing.assert_array_equal(gradient[~valid], 0)
+
+
+def test_blockwise_holds_no_whole_weights():
+    q, k, v, _ = inputs(1024, 1024, heads=1)
+    gradient = lambda kernel: jax.jit(jax.grad(lambda *qkv: kernel(*qkv).sum(), argnums=(0, 1, 2)))
+    temporaries = lambda kernel: gradient(kernel).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
+    whole = 4 * len(q) * 1024 * 1024
+    assert temporaries(xla) > whole and temporaries(blockwise) < whole / 2
+
+
+def test_many_keys_go_block_by_block_on_cpu():
+    for keys, dtype, blocks in ((511, jnp.float32, False), (512, jnp.float32, True), (512, jnp.bfloat16, False)):
+        q, k, v, _ = (x.astype(dtype) for x in inputs(4, keys))
+        assert ("custom_vjp" in str(jax.make_jaxpr(attention)(q, k, v))) == blocks
 
 
 # Lengths below one block, just over one, and different for queries and keys.

@@ -4,6 +4,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import forks
 import golden_files as golden
 import jax
 import make_checkpoint
@@ -34,18 +36,6 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 main(sys.argv[1:])
 print("peak", before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-SLOW = """
-import sys, time
-from uso_jax import weights_files
-write = weights_files.Writer.write
-def slow(self, path, row, array):
-    write(self, path, row, array)
-    print("chunk", flush=True)
-    time.sleep(0.002)
-weights_files.Writer.write = slow
-from convert.__main__ import main
-main(sys.argv[1:])
-"""
 
 
 def start(code, *argv):
@@ -53,6 +43,19 @@ def start(code, *argv):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
+
+
+def slowly(argv: list[str], chunks) -> None:
+    """Run the command; pause after each chunk, and tell of it."""
+    write = weights_files.Writer.write
+
+    def slow(self, path, row, array):
+        write(self, path, row, array)
+        chunks.send("chunk")
+        time.sleep(0.002)
+
+    weights_files.Writer.write = slow
+    main(argv)
 
 
 def fingerprint(folder) -> dict[str, str]:
@@ -72,19 +75,22 @@ def test_killed_at_ten_points(tmp_path, capsys):
     chunks = sum(name.startswith("params/") and name[-1].isdigit() for name in want)
     rng, to, written = random.Random(0), tmp_path / "w", 0
     for attempt in range(11):
-        process = start(SLOW, "import", *args, to)
+        told, tells = multiprocessing.Pipe(duplex=False)
+        process = forks.process(slowly, (["import", *map(str, args), str(to)], tells))
+        process.start()
+        tells.close()
         if attempt == 10:
-            _, err = process.communicate()
-            assert process.returncode == 0, err.decode()
+            process.join()
+            assert process.exitcode == 0
             break
         # The first kill strikes before any chunk, the others anywhere in a tenth of them.
         for _ in range(rng.randint(0, chunks // 11) if attempt else 0):
-            process.stdout.readline()
+            told.recv()
         time.sleep(rng.uniform(0, 0.003))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        told.close()
         assert not to.exists() or weights.components(to) == []
         partial = to / ".transformer.partial" / "params"
         now = sum(path.name[-1].isdigit() for path in partial.rglob("*") if path.is_file()) if partial.exists() else 0

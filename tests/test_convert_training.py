@@ -193,8 +193,8 @@ def test_damaged_checkpoint(workdir, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def cheap(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("cache"))
+def cheap(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import forks
 import pytest
 import tiny
 
@@ -50,6 +51,6 @@ def test_convert(tmp_path):
     ],
 )
 def test_mistakes(arguments, message):
-    done = curate(*arguments)
+    done = forks.command("scripts/curate.py", *arguments)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr and "Traceback" not in done.stderr

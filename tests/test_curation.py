@@ -33,8 +33,8 @@ ANY = dict(style=None, subject=None, judge=None, duplicates=-1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def config(**changes):

@@ -25,8 +25,8 @@ main = runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ TOLERANCE = 1e-4  # of the output's standard deviation
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 # ---------------------------------------------------------------------------------------------------- ImageReward

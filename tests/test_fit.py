@@ -36,8 +36,8 @@ PROJECTOR = "transformer/feature_embedder/"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def config(changes=None, **stage_changes):

@@ -27,8 +27,8 @@ WANTED = dict(prompt="a fox", contents=[oracle.photo(1, 90, 130)], styles=[oracl
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.fixture(scope="module")

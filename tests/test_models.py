@@ -232,9 +232,12 @@ def test_remat_changes_nothing(remat):
 
 
 def test_remat_reaches_both_stacks():
-    for remat, times in (("none", 0), ("full", 2)):
+    """Count beyond those that are inside the blocks whatever the policy, around GELU and modulation."""
+    times = {}
+    for remat in ("none", "full"):
         trace = jax.make_jaxpr(lambda inputs, remat=remat: forward(structure(remat=remat)(weights()), inputs))(batch())
-        assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", str(trace))) == times
+        times[remat] = len(re.findall(r"\b(?:remat2?|checkpoint)\[", str(trace)))
+    assert times["full"] == times["none"] + 2
 
 
 def test_bfloat16():

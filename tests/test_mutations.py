@@ -121,6 +121,7 @@ def change_ids(change):
 double_block, single_block = functools.partial(block, "double_blocks"), functools.partial(block, "single_blocks")
 NUM_STYLE = 3 * CONFIG["projector"]["style_tokens"]
 NUM_TEXT = NUM_STYLE + arrays()["txt"].shape[1]
+other_epsilon = lambda x, mod: ((1 + mod.scale) * flux.layer_norm(x, 1e-5) + mod.shift).astype(x.dtype)
 erf = lambda real: functools.partial(jax.nn.gelu, approximate=False)
 halves = lambda x: jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
 neighbours = lambda x: jnp.stack(jnp.split(x, 2, axis=-1), axis=-1).reshape(x.shape)
@@ -168,7 +169,7 @@ MISTAKES = {
     "exact gelu in SigLIP": (hidden, replace(siglip, "gelu_tanh", erf)),
     "epsilon of modulated norms": (
         double_block,
-        replace(flux, "layer_norm", lambda f: functools.partial(f, epsilon=1e-5)),
+        replace(flux, "modulate", lambda _: other_epsilon),  # traces of the real one are kept
     ),
     "epsilon of query and key norms": (functools.partial(norm, "query_key"), epsilon("query_key", 1e-5)),
     "epsilon of the projector's norms": (functools.partial(norm, "projector"), epsilon("projector", 1e-6)),

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 
+import forks
 import jax
 import jax.numpy as jnp
 import oracle_pipeline as oracle
@@ -29,8 +30,8 @@ REWARD = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.fixture(scope="module")
@@ -270,16 +271,14 @@ def test_plans_that_make_no_sense(config, eight):
 
 
 def test_the_command_ends_in_a_sentence(tmp_path):
-    run = lambda *arguments: subprocess.run(
-        [sys.executable, "scripts/plan.py", *arguments], cwd=tiny.ROOT, capture_output=True, text=True, timeout=120
-    )
-    wrong = run("--config", "configs/uso.py:mini", "--topology", "v9:4x4")
+    command = ["scripts/plan.py", "--config", "configs/uso.py:mini", "--topology", "v9:4x4"]
+    wrong = subprocess.run([sys.executable, *command], cwd=tiny.ROOT, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2
     assert wrong.stderr.strip() == (
         "error: topology 'v9:4x4': unknown chip 'v9'; known are v4, v5e, v5p, v6e, tpu7x and cpu"
     )
     (tmp_path / "not.json").write_text("{}")
-    wrong = run("--table", str(tmp_path / "not.json"))
+    wrong = forks.command("scripts/plan.py", "--table", str(tmp_path / "not.json"))
     assert wrong.returncode == 2
     assert "is not a file that plan.py --json has written" in wrong.stderr
 

@@ -28,8 +28,8 @@ COUNT = 34
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def test_loss_equals_that_of_images(images, encoded):
     everything = initial_params(raw, systems["raw"], sharding.shardings(mesh, raw.rules, systems["raw"].shapes), set())
     # Adapters start as zeros: without noise, conditions would count for less than they do later.
     noise = np.random.default_rng(0)
-    noisy = lambda x: jax.device_put(x + 0.1 * noise.standard_normal(x.shape).astype(np.float32), x.sharding)
+    add = lambda x: x + 0.1 * noise.standard_normal(x.shape).astype(np.float32)
+    noisy = lambda x: jax.device_put(add(np.asarray(x)), x.sharding)
     everything = {p: noisy(x) if p.startswith("transformer") else x for p, x in everything.items()}
     for (name, system), run in zip(systems.items(), (raw, ready), strict=True):
         params = {path: everything[path] for path in system.shapes}

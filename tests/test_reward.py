@@ -22,8 +22,8 @@ MOVED = 1e-5  # more than rounding
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def stage(*, changes=None, **values):
@@ -124,30 +124,35 @@ def encoded():
     return encode(steps.params(), batch())
 
 
-def path_of(chosen, t: int):
-    """Give the tokens to decode and the loss, for the given stopping step."""
+def path_with(params, chosen, t: int):
+    """Give where gradients begin, the tokens to decode and the loss, for the given stopping step."""
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     weighed = reward.weigh(system(), chosen, batch(), plain)
+    draws = reward.Draws(reward.draw(jax.random.key(1), system(), chosen).noise, jnp.asarray(t))
 
     @jax.jit
-    def go(t, inputs):
-        params = steps.params()
-        draws = reward.Draws(reward.draw(jax.random.key(1), system(), chosen).noise, t)
+    def go(params, inputs, weighed, draws):
         x_t = reward.roll_out(params, system(), chosen, inputs, draws)
-        tokens, _ = reward.predict(params, system(), chosen, inputs, x_t, t)
+        tokens, _ = reward.predict(params, system(), chosen, inputs, x_t, draws.t)
         described = rewards.describe(system(), params, chosen.reward.weights, weighed)
-        return x_t, tokens, reward.loss(params, system(), chosen, inputs, weighed, described, x_t, t)[0]
+        return x_t, tokens, reward.loss(params, system(), chosen, inputs, weighed, described, x_t, draws.t)[0]
 
-    return go(jnp.asarray(t), encoded())
+    return go(params, encoded(), weighed, draws)
+
+
+@functools.cache
+def path_of(t: int, **values):
+    return path_with(steps.params(), stage(**values), t)
 
 
 def test_roll_out_is_the_sampler_stopped_early():
     chosen, t = stage(), 2
-    x_t, tokens, _ = path_of(chosen, t)
+    x_t, tokens, _ = path_of(t)
     times = reward.times(system(), chosen)
     np.testing.assert_allclose(times, flow.schedule(4, 64, 64, "flux"), rtol=1e-6)
     inputs = encoded()
-    velocity = jax.jit(lambda x, time: system().velocity(steps.params(), inputs, x, time, 4.0))
+    compiled = jax.jit(lambda params, inputs, x, time: system().velocity(params, inputs, x, time, 4.0))
+    velocity = functools.partial(compiled, steps.params(), inputs)
     noise = reward.draw(jax.random.key(1), system(), chosen).noise
     want = flow.integrate(velocity, noise, times[: 4 - t + 1])
     np.testing.assert_allclose(x_t, want, atol=1e-5 * np.abs(want).max())
@@ -156,22 +161,23 @@ def test_roll_out_is_the_sampler_stopped_early():
 
 
 def test_more_gradient_steps_give_the_same_picture():
-    _, one, loss = path_of(stage(last=2), 2)
-    x_t, two, loss_2 = path_of(stage(last=2, gradient_steps=2), 2)
+    _, one, loss = path_of(2)
+    x_t, two, loss_2 = path_of(2, last=2, gradient_steps=2)
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert float(loss_2) == pytest.approx(float(loss), abs=1e-5)
-    assert np.abs(x_t - path_of(stage(last=3), 3)[0]).max() < 1e-5  # one step less before gradients begin
+    assert np.abs(x_t - path_of(3)[0]).max() < 1e-5  # one step less before gradients begin
 
 
 @pytest.mark.parametrize("values", [dict(blocks=2), dict(remat_decoder=False)])
 def test_saving_memory_changes_nothing(values):
-    assert float(path_of(stage(**values), 2)[2]) == pytest.approx(float(path_of(stage(), 2)[2]), rel=1e-5)
+    assert float(path_of(2, **values)[2]) == pytest.approx(float(path_of(2)[2]), rel=1e-5)
 
 
 def test_tiles_decode_one_after_another():
     chosen = stage(changes=dict(target_size=(32, 32)), tile=16)
     params = steps.params()
-    described = rewards.describe(system(), params, chosen.reward.weights, batch())
+    describe = jax.jit(lambda params, batch: rewards.describe(system(), params, chosen.reward.weights, batch))
+    described = describe(params, batch())
     tokens = jax.random.normal(jax.random.key(0), (8, 64, 16))
 
     def scored(decode):
@@ -179,40 +185,47 @@ def test_tiles_decode_one_after_another():
         return lambda tokens: rewards.score(system(), params, decode(latent(tokens)), described)["csd_style"]
 
     autoencoder = system().module(params, "autoencoder")
-    total = lambda score: jax.jit(jax.value_and_grad(lambda tokens: jnp.sum(score(tokens))))(tokens)
-    value, gradient = total(lambda tokens: reward.score(params, system(), chosen, tokens, described)["csd_style"])
-    want, want_gradient = total(scored(lambda z: tiles.decode(autoencoder.decode, z, 8)))
+    total = lambda score: lambda tokens: jnp.sum(score(tokens))
+    with_gradient = lambda score: jax.jit(jax.value_and_grad(total(score)))(tokens)
+    score = lambda tokens: reward.score(params, system(), chosen, tokens, described)["csd_style"]
+    value, gradient = with_gradient(score)
+    want, want_gradient = with_gradient(scored(lambda z: tiles.decode(autoencoder.decode, z, 8)))
     assert float(value) == pytest.approx(float(want), rel=1e-5)
     np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
-    assert abs(float(total(scored(autoencoder.decode))[0]) - float(value)) > 1e-4  # whole pictures differ a little
+    whole = jax.jit(total(scored(autoencoder.decode)))(tokens)
+    assert abs(float(whole) - float(value)) > 1e-4  # whole pictures differ a little
 
 
 def test_phi():
-    clipped = float(path_of(stage(phi="clip", margin=2.0), 2)[2])
-    assert clipped == pytest.approx(2.0 + float(path_of(stage(), 2)[2]), rel=1e-5)
-    assert float(path_of(stage(phi="clip", margin=-2.0), 2)[2]) == 0
+    clipped = float(path_of(2, phi="clip", margin=2.0)[2])
+    assert clipped == pytest.approx(2.0 + float(path_of(2)[2]), rel=1e-5)
+    assert float(path_of(2, phi="clip", margin=-2.0)[2]) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- samples
 
 
-def value_and_grad(chosen, given, mesh=None, trained=()):
+_BOTH_LOSSES: dict = {}
+
+
+def value_and_grad(chosen, given, mesh=None):
     """Give both losses, the figures and both gradients of one step's draws."""
     mesh = mesh or steps.one_device()
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     draws = plain, reward.draw(jax.random.key(1), system(), chosen)
     rates = chosen.rates(system().shapes)
-    placed = jax.device_put(steps.params() | dict(trained), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(steps.numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
 
     @jax.jit
-    def compute(params, given):
+    def compute(params, given, draws):
         trainable = {path: params[path] for path in rates}
         frozen = {path: value for path, value in params.items() if path not in rates}
-        weighed = reward.weigh(system(), chosen, given, plain)
+        weighed = reward.weigh(system(), chosen, given, draws[0])
         return reward.value_and_grad(trainable, frozen, {}, system(), chosen, weighed, draws, jnp.asarray(True))
 
+    compute = _BOTH_LOSSES.setdefault(repr(chosen), compute)  # traced once
     with jax.set_mesh(mesh):
-        return compute(placed, sharding.global_batch(mesh, {k: np.asarray(v) for k, v in given.items()}))
+        return compute(placed, sharding.global_batch(mesh, {k: np.asarray(v) for k, v in given.items()}), draws)
 
 
 def test_samples_without_a_style_image_do_not_count():
@@ -294,22 +307,24 @@ def test_only_the_transformer_may_learn_from_a_reward():
 # ---------------------------------------------------------------------------------------------------- NaN
 
 
-def broken(kind: str) -> Reward:
-    """Make a reward that breaks where the style label is 999: in its value, or in its gradient only."""
+BAD = {"value": 999, "gradient": 998}
+
+
+def broken() -> Reward:
+    """Make a reward that breaks in its value where the style label is 999, and in its gradient only where it is 998."""
 
     def score(system, params, images, labels):
-        bad, mean = labels == 999, jnp.mean(images, axis=(1, 2, 3))
-        if kind == "value":
-            return jnp.where(bad, jnp.nan, mean)
-        return mean + jnp.sqrt(jnp.where(bad, 0.0, 1.0) * jnp.square(mean))
+        value = jnp.mean(images, axis=(1, 2, 3))
+        sound = jnp.where(labels == BAD["gradient"], 0.0, 1.0)
+        return jnp.where(labels == BAD["value"], jnp.nan, value + jnp.sqrt(sound * jnp.square(value)))
 
     return Reward(score=score, describe=lambda system, params, batch: batch["style_label"])
 
 
-@pytest.mark.parametrize("kind", ("value", "gradient"))
+@pytest.mark.parametrize("kind", BAD)
 def test_a_step_without_a_finite_reward_is_skipped(kind, monkeypatch):
-    monkeypatch.setitem(REWARDS, "broken", broken(kind))
-    bad = batch() | {"style_label": batch()["style_label"].at[3].set(999)}
+    monkeypatch.setitem(REWARDS, "broken", broken())
+    bad = batch() | {"style_label": batch()["style_label"].at[3].set(BAD[kind])}
     chosen = stage(weights=dict(broken=1.0), changes=dict(ema_decay=0.5, accumulate=2))
     start, *_ = stepper(chosen)
     ((after_bad, bad_metrics), (after_good, good_metrics)), traces = run(chosen, [bad, batch()])
@@ -329,6 +344,6 @@ def test_training_raises_what_is_rewarded(monkeypatch):
     chosen = stage(weights=dict(bright=1.0), scale=20.0, first=1, last=1, changes=dict(learning_rate=1e-2))
     found, traces = run(chosen, [batch()] * 30)
     # With the same noise before and after, which moves the reward more than 30 steps do.
-    before, after = (-float(value_and_grad(chosen, batch(), trained=p)[0][1]) for p in ({}, found[-1][0].params))
+    before, after = (-float(path_with(steps.params() | p, chosen, 1)[2]) for p in ({}, found[-1][0].params))
     assert traces == 1
     assert after > before + 0.005

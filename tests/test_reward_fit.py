@@ -5,7 +5,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 import test_fit as runs
@@ -27,8 +26,8 @@ IMAGES = ("saturation", "contrast", "leakage")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def config(changes=None, *, run=("joint",), stage=None, **values):
@@ -161,7 +160,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
 
     system, mesh = System(settings.system), sharding.make_mesh(settings.mesh)
     where = sharding.shardings(mesh, settings.rules, system.shapes)
-    everything = jax.jit(system.init)(jax.random.key(1))
+    everything = tiny.drawn(system, seed=1)
     parts: dict[str, dict] = {}
     for path, value in everything.items():
         name, inner = weights.component_of(path)

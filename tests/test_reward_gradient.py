@@ -36,8 +36,8 @@ FLOAT64 |= {"model.text.t5.dtype": "float64", "model.text.clip.dtype": "float64"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def config(changes=(), **stage_changes):

@@ -46,8 +46,8 @@ NETWORKS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @functools.cache
@@ -79,10 +79,10 @@ def batch() -> dict[str, jax.Array]:
 def scored():
     """Give the function (images, batch) -> every reward of every sample."""
 
-    def scores(images, batch):
-        return rewards.score(system(), params(), images, rewards.describe(system(), params(), NAMES, batch))
+    def scores(params, images, batch):
+        return rewards.score(system(), params, images, rewards.describe(system(), params, NAMES, batch))
 
-    return jax.jit(scores)
+    return functools.partial(jax.jit(scores), params())
 
 
 def test_all_are_known_and_their_networks_found():

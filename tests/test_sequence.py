@@ -32,8 +32,8 @@ MESHES = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 def mesh_of(shape: dict[str, int]) -> jax.sharding.Mesh:

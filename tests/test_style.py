@@ -15,12 +15,19 @@ from uso_jax.errors import InputError
 from uso_jax.models.style import PROJECTORS, ProjectorConfig
 from uso_jax.system import System
 
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
 SIZES = ProjectorConfig(siglip_tokens=5, style_tokens=2, siglip_dim=8)
 
 
 def project(kind: str, features):
     sizes = dataclasses.replace(SIZES, kind=kind)
-    return sizes, PROJECTORS[kind](sizes, 12, dtype=jnp.float32, rngs=nnx.Rngs(0))(features)
+    made = jax.jit(lambda features: PROJECTORS[kind](sizes, 12, dtype=jnp.float32, rngs=nnx.Rngs(0))(features))
+    return sizes, made(features)
 
 
 @pytest.mark.parametrize("kind", PROJECTORS)
@@ -36,7 +43,7 @@ def test_tokens_of_each_image_follow_each_other(kind):
 def test_only_the_hierarchical_one_reads_all_levels(kind):
     features = jax.random.normal(jax.random.key(0), (1, 1, 3, SIZES.siglip_tokens, SIZES.siglip_dim))
     noise = jax.random.normal(jax.random.key(1), features.shape)
-    tokens = lambda features: project(kind, features)[1]
+    tokens = jax.jit(lambda features: project(kind, features)[1])
     change = lambda level: jnp.max(jnp.abs(tokens(features.at[:, :, level].add(noise[:, :, level])) - tokens(features)))
     assert [float(change(level)) > 1e-4 for level in range(3)] == [True, *[kind == "hierarchical"] * 2]
 
@@ -51,7 +58,7 @@ def test_unknown_kinds():
 def inputs(style_encoder: str, **changes):
     config = tiny.config("disentanglement", changes={"model.style_encoder": style_encoder})
     system = System(config.system)
-    params = jax.jit(system.init)(jax.random.key(0))
+    params = tiny.drawn(system)
     rng = np.random.default_rng(0)
     side = config.system.siglip.image_size
     batch = {
@@ -68,7 +75,8 @@ def inputs(style_encoder: str, **changes):
 def test_one_encoder_for_both_references():
     system, params, batch = inputs("autoencoder")
     found = jax.jit(lambda p, b: system.inputs(p, b, content=True, style=True))(params, batch)
-    content, style = system.encode_images(params, batch["content"]), system.encode_images(params, batch["style"][:, 1])
+    encode = jax.jit(system.encode_images)
+    content, style = encode(params, batch["content"]), encode(params, batch["style"][:, 1])
     n, m = content.shape[1], style.shape[1]
     assert found.features is None and found.ref_img.shape[1] == n + 2 * m
     np.testing.assert_allclose(found.ref_img[:, :n], content, atol=1e-5)
@@ -83,7 +91,8 @@ def test_one_encoder_for_both_references():
 def test_absent_styles_do_nothing():
     system, params, batch = inputs("autoencoder")
     other = dict(batch, style=255 - batch["style"])
-    x = jax.random.normal(jax.random.key(1), (2, *system.encode_images(params, batch["target"]).shape[1:]))
+    shape = jax.eval_shape(system.encode_images, params, batch["target"]).shape
+    x = jax.random.normal(jax.random.key(1), shape)
 
     @jax.jit
     def velocity(params, batch):

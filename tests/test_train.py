@@ -29,8 +29,8 @@ TRAINED = {  # stage: regex of the paths it must train
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def numbers() -> dict[str, np.ndarray]:
         for path, shape in system().shapes.items()
     }
     # What no stage trains keeps its initial numbers: drawn wildly, it would only magnify rounding.
-    frozen = jax.jit(system().init)(jax.random.key(0))
+    frozen = tiny.drawn(system())
     return drawn | {path: np.asarray(frozen[path]) for path in drawn if path.startswith(("autoencoder/", "text/"))}
 
 
@@ -77,7 +77,7 @@ def start(stage, mesh):
     """Give a stage's first state, and the frozen rest."""
     rates = stage.rates(system().shapes)
     where = sharding.shardings(mesh, sharding.RULES, system().shapes)
-    placed = jax.device_put(params(), where)
+    placed = jax.device_put(numbers(), where)
     state = train.init_state(stage, rates, {path: placed[path] for path in rates}, where)
     return state, {path: value for path, value in placed.items() if path not in rates}
 
@@ -136,7 +136,7 @@ def velocity_loss_and_gradients(eight: bool):
     (stage,) = tiny.config("joint").stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     mesh = eight_devices() if eight else one_device()
-    placed = jax.device_put(params(), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
     assert (placed["transformer/single_blocks/linear2/kernel"].addressable_shards[0].data.size < 160 * 32) == eight
 
     def compute(params, batch, draws):
@@ -268,13 +268,13 @@ def test_muon_on_eight_devices_equals_one():
 @functools.cache
 def loss_function(*conditions: str):
     (stage,) = tiny.config("joint", conditions=conditions).stages
-    return jax.jit(lambda batch, draws: flow_matching.loss(params(), system(), stage, batch, draws))
+    return jax.jit(lambda params, batch, draws: flow_matching.loss(params, system(), stage, batch, draws))
 
 
 def loss(batch, conditions=("content", "style"), **drop):
     rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0) | drop
     (stage,) = tiny.config("joint", **rates).stages
-    return float(loss_function(*conditions)(batch, flow_matching.draw(jax.random.key(0), system(), stage)))
+    return float(loss_function(*conditions)(params(), batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
 
 @pytest.mark.parametrize("dropped", [("content",), ("style",), ("content", "style")])

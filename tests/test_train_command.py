@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import forks
 import pytest
 import tiny
 
@@ -55,13 +56,20 @@ def test_trains_every_stage(tmp_path):
     assert "Warning" not in run.stderr and "initialize backend" not in run.stderr
 
 
+def test_a_mistake_is_one_sentence(tmp_path):
+    run = train("--config", "configs/uso.py", "--config.data.source_=emoji", f"--workdir={tmp_path / 'run'}")
+    check_mistake(run, "there is no setting --config.data.source_; did you mean --config.data.source?", tmp_path)
+
+
+def check_mistake(run, message, tmp_path):
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"error: {message}\n"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--config", "configs/uso.py", "--config.data.source_=emoji"],
-            "there is no setting --config.data.source_; did you mean --config.data.source?",
-        ),
         (
             ["--config.heldout.step", "3"],
             "there is no setting --config.heldout.step; did you mean --config.heldout.num_steps?",
@@ -76,8 +84,5 @@ def test_trains_every_stage(tmp_path):
         (["--config=absent.py"], "[Errno 2] No such file or directory: 'absent.py'"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments, message, tmp_path):
-    run = train(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == f"error: {message}\n"
-    assert not (tmp_path / "run").exists()
+def test_other_mistakes(arguments, message, tmp_path):
+    check_mistake(forks.command("scripts/train.py", *arguments, f"--workdir={tmp_path / 'run'}"), message, tmp_path)

@@ -2,14 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mini made so small that a stage of a few steps takes seconds, most of them compilation."""
 
+import collections
+import functools
 import pathlib
 import runpy
 
 import jax
+import pytest
+from jax._src import compilation_cache as jax_cache
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from uso_jax.config import TrainConfig, from_config_dict
+from uso_jax.system import System
 
 ROOT = pathlib.Path(__file__).parents[1]
 _USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
@@ -78,6 +83,13 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
     return from_config_dict(config)
 
 
+def drawn(system: System, seed: int = 0) -> dict[str, jax.Array]:
+    """Give `system.init`, by one program a component: tests whose systems differ share most of them."""
+    keys = system.keys(jax.random.key(seed))
+    parts = {name: jax.jit(system.structures[name].init)(key) for name, key in keys.items()}
+    return {f"{name}/{path}": value for name, part in parts.items() for path, value in part.items()}
+
+
 def compile_cheaply(directory: pathlib.Path):
     """Spend little on optimising what runs for milliseconds, and compile the same program once; a fixture's body."""
     settings = {
@@ -88,7 +100,10 @@ def compile_cheaply(directory: pathlib.Path):
     }
     before = {name: jax.config.values[name] for name in settings}
     _configure(settings)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (_read, _write):
+            patch.setattr(jax_cache, function.__wrapped__.__name__, function)
+        yield
     _configure(before)
 
 
@@ -96,3 +111,27 @@ def _configure(settings: dict):
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+# The programs that were compiled or read last, by their key: to link one anew, as it is read, takes up to 3 seconds.
+_LOADED: collections.OrderedDict[str, tuple] = collections.OrderedDict()
+
+
+def _keep(key: str, found: tuple) -> tuple:
+    if found[0] is not None:
+        _LOADED[key] = found
+        _LOADED.move_to_end(key)
+        if len(_LOADED) > 64:
+            _LOADED.popitem(last=False)
+    return found
+
+
+@functools.wraps(jax_cache.get_executable_and_time)
+def _read(key, *rest):
+    return _keep(key, _LOADED.get(key) or _read.__wrapped__(key, *rest))
+
+
+@functools.wraps(jax_cache.put_executable_and_time)
+def _write(key, name, executable, backend, seconds):
+    _keep(key, (executable, seconds))
+    _write.__wrapped__(key, name, executable, backend, seconds)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jaxtyping import Array, Key
 
 from uso_jax import mini, weights
 from uso_jax.config import TrainConfig
@@ -14,7 +15,7 @@ from uso_jax.errors import InputError
 from uso_jax.evaluation.table import JUDGES
 from uso_jax.models import vgg
 from uso_jax.objectives import OBJECTIVES
-from uso_jax.params import Params
+from uso_jax.params import Params, Structure
 from uso_jax.system import System
 
 
@@ -32,16 +33,11 @@ def initial_params(
         params |= _load(config, structs, trained)
     params |= _vgg(structs, params)
     _check_rewards(config, trained | params.keys(), system)
-    fresh = [path for path in system.shapes if path not in params]
-
-    def draw(rng):
-        drawn = system.init(rng)  # what is not returned is never computed
-        return {path: drawn[path].astype(structs[path].dtype) for path in fresh}
-
-    # Run once, so not worth optimising; on CPU that is most of the time a small run takes to start.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    draw = jax.jit(draw, out_shardings={path: where[path] for path in fresh}, compiler_options=options)
-    return params | draw(jax.random.key(config.seed))
+    fresh = {path: struct for path, struct in structs.items() if path not in params}
+    # One program a component, so that runs that differ in one network find the others' in the compilation cache.
+    for name, key in system.keys(jax.random.key(config.seed)).items():
+        params |= _draw(system.structures[name], key, f"{name}/", fresh)
+    return params
 
 
 def describe_params(
@@ -54,6 +50,24 @@ def describe_params(
         path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=where[path])
         for path, shape in system.shapes.items()
     }
+
+
+def _draw(
+    structure: Structure, key: Key[Array, ""], prefix: str, structs: Mapping[str, jax.ShapeDtypeStruct]
+) -> Params:
+    """Draw those parameters of one component that are in `structs`."""
+    structs = {path: struct for path, struct in structs.items() if path.startswith(prefix)}
+    if not structs:
+        return {}
+
+    def draw(key):
+        drawn = structure.init(key)  # what is not returned is never computed
+        return {path: drawn[path.removeprefix(prefix)].astype(struct.dtype) for path, struct in structs.items()}
+
+    # Run once, so not worth optimising; on CPU that is most of the time a small run takes to start.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    places = {path: struct.sharding for path, struct in structs.items()}
+    return jax.jit(draw, out_shardings=places, compiler_options=options)(key)
 
 
 _REWARDS = ("csd", "clip_model", "dino", "vgg")

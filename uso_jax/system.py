@@ -153,12 +153,13 @@ class System:
 
     def init(self, rng: jax.Array) -> Params:
         """Draw initial parameters of every component."""
+        drawn = {name: self.structures[name].init(key) for name, key in self.keys(rng).items()}
+        return {f"{name}/{path}": value for name, part in drawn.items() for path, value in part.items()}
+
+    def keys(self, rng: jax.Array) -> dict[str, jax.Array]:
+        """Give the key that each component's initial parameters are drawn with."""
         keys = jax.random.split(rng, len(self._numbers))
-        return {
-            f"{name}/{path}": value
-            for name, structure in self.structures.items()
-            for path, value in structure.init(keys[self._numbers[name]]).items()
-        }
+        return {name: keys[self._numbers[name]] for name in self.structures}
 
     def module(self, params: Params, name: str) -> nnx.Module:
         """Put one component together."""

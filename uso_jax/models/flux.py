@@ -143,6 +143,7 @@ def layer_norm(x: Float[Array, "b l d"], epsilon: float = 1e-6) -> Float[Array, 
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x only, as gelu_tanh does
 def modulate(x: Float[Array, "b l d"], mod: "ModulationOut") -> Float[Array, "b l d"]:
     """Normalise, then scale and shift by the conditioning vector; back in the stream's dtype."""
     return ((1 + mod.scale) * layer_norm(x) + mod.shift).astype(x.dtype)

@@ -12,14 +12,36 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+@jax.custom_vjp
+def _product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    return x @ kernel
+
+
+def _gradients(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """Multiply with the narrow side on the left: XLA's CPU products of such shapes are up to ten times faster so."""
+    x, kernel = saved
+    if x.shape[-1] <= g.shape[-1]:
+        return g @ kernel.T, jnp.einsum("...i,...o->io", x, g)
+    # Without the barrier XLA would turn the product around to save the transposition.
+    return g @ kernel.T, jax.lax.optimization_barrier(jnp.einsum("...o,...i->oi", g, x)).T
+
+
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _gradients)
+
+
+def _dot_general(x, kernel, dimension_numbers, **_):
+    return _product(x, kernel)
+
+
 class LoRA(nnx.Module):
     """Add `up(down(x))` of rank r to a linear layer; starts as zero (`up` = 0, `down` ~ N(0, 1 / r**2))."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, dtype, rngs: nnx.Rngs):
         down_init = jax.nn.initializers.normal(1 / rank)
         zeros = jax.nn.initializers.zeros
-        self.down = nnx.Linear(in_features, rank, use_bias=False, dtype=dtype, kernel_init=down_init, rngs=rngs)
-        self.up = nnx.Linear(rank, out_features, use_bias=False, dtype=dtype, kernel_init=zeros, rngs=rngs)
+        options = dict(use_bias=False, dtype=dtype, dot_general=_dot_general, rngs=rngs)
+        self.down = nnx.Linear(in_features, rank, kernel_init=down_init, **options)
+        self.up = nnx.Linear(rank, out_features, kernel_init=zeros, **options)
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return self.up(self.down(x))

@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Attention for CPUs that never holds all l x s weights, forward or backward.
+
+The softmax's sums are kept and the weights computed again in the backward pass (FlashAttention, arXiv 2205.14135). A
+block is some queries with all keys forward, and some keys with all queries backward, so no softmax is put together
+from parts. One head follows another, which keeps a block in the cache. No product has a transposed operand of the size
+of the weights: XLA's products on CPU take a third longer with one.
+
+Shapes: b batch, l queries, s keys, n heads, k head width, h samples times heads.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_BLOCK = 256
+
+
+def blockwise_attention(
+    q: Float[Array, "b l n k"],
+    k: Float[Array, "b s n k"],
+    v: Float[Array, "b s n k"],
+    bias: Float[Array, "b s"] | None = None,
+) -> Float[Array, "b l n k"]:
+    """Attend in float32; `bias` is added to a key's logits, -inf where it does not count."""
+    b, _, heads, width = q.shape
+    first = lambda x: x.astype(jnp.float32).swapaxes(1, 2).reshape(b * heads, -1, width)
+    rows = None if bias is None else jnp.repeat(bias.astype(jnp.float32), heads, axis=0)
+    out = _attend(first(q * width**-0.5), first(k), first(v), rows)
+    return out.reshape(b, heads, -1, width).swapaxes(1, 2).astype(q.dtype)
+
+
+@jax.custom_vjp
+def _attend(
+    q: Float[Array, "h l k"], k: Float[Array, "h s k"], v: Float[Array, "h s k"], bias: Float[Array, "h s"] | None
+) -> Float[Array, "h l k"]:
+    return _forward(q, k, v, bias)[0]
+
+
+def _forward(q, k, v, bias):
+    out, normalizer = jax.lax.map(_forward_head, (q, k, v, bias))
+    return out, (q, k, v, bias, out, normalizer)
+
+
+def _forward_head(arguments):
+    q, k, v, bias = arguments
+    k_transposed = k.T
+
+    def block(q):
+        logits = q @ k_transposed
+        if bias is not None:
+            logits += bias[None]
+        largest = logits.max(axis=-1)
+        weights = jnp.exp(logits - largest[:, None])
+        total = weights.sum(axis=-1)
+        return (weights @ v) / total[:, None], largest + jnp.log(total)
+
+    return tuple(_uncut(x, len(q)) for x in jax.lax.map(block, _cut(q)))
+
+
+def _backward(saved, gradient):
+    *gradients, dbias = jax.lax.map(_backward_head, (*saved, gradient))
+    return *gradients, None if saved[3] is None else dbias
+
+
+def _backward_head(arguments):
+    q, k, v, bias, out, normalizer, gradient = arguments
+    delta = (out * gradient).sum(axis=-1)
+    q_transposed, gradient_transposed = q.T, gradient.T
+
+    def block(dq_transposed, keys):
+        k, v, bias = keys
+        weights = jnp.exp(k @ q_transposed + (bias[:, None] - normalizer[None]))
+        dlogits = weights * (v @ gradient_transposed - delta[None])
+        return dq_transposed + k.T @ dlogits, (dlogits @ q, weights @ gradient, dlogits.sum(axis=-1))
+
+    rows = jnp.zeros(len(k)) if bias is None else bias
+    dq, gradients = jax.lax.scan(block, jnp.zeros_like(q_transposed), (_cut(k), _cut(v), _cut(rows, -jnp.inf)))
+    return dq.T, *(_uncut(x, len(k)) for x in gradients)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _cut(x: Float[Array, "l ..."], filling: float = 0.0) -> Float[Array, "blocks m ..."]:
+    """Cut the tokens into equal blocks, filled up at the end."""
+    num = -(-len(x) // _BLOCK)
+    size = -(-len(x) // num)
+    pad = [(0, num * size - len(x))] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad, constant_values=filling).reshape(num, size, *x.shape[1:])
+
+
+def _uncut(x: Float[Array, "blocks m ..."], length: int) -> Float[Array, "l ..."]:
+    """Undo `_cut`."""
+    return x.reshape(-1, *x.shape[2:])[:length]
