@@ -34,8 +34,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     steps = align.steps + both.steps
     with config.unlocked():
         config.variant = f"mini_{variant}"
-        config.evaluation.perceptual = True
-        config.evaluation.tables = {
+        config.evaluation.num_triplets = 256
+        tables = config.evaluation.tables = {
             "main": dict(task="style_subject", split="heldout"),
             "subject": dict(task="subject", split="heldout_subjects"),
             "style": dict(task="style", split="heldout_styles"),
@@ -43,6 +43,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         }
         kind, _, tower = variant.partition("_")
         if variant == "full":
+            config.heldout.grid_every = 100
             _reward(uso, align, both)
         elif variant == "no_alignment":
             config.run = ("disentanglement",)
@@ -55,6 +56,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             _reward(uso, both)
         elif kind in PROJECTORS and tower in ("", "siglip"):
             config.run = ("style_alignment",)
+            config.evaluation.tables = {name: tables[name] for name in ("main", "style")}
             config.model.transformer.projector.kind = kind
             if tower:
                 align.train = (SIGLIP, *uso.PROJECTOR)
@@ -73,7 +75,7 @@ def _reward(uso: types.SimpleNamespace, *stages: ConfigDict) -> None:
     names = ("style_alignment", "disentanglement")[-len(stages) :]
     for name, stage in zip(names, stages, strict=True):
         start = round(shares[name] * stage.steps)
-        stage.reward = ConfigDict(uso.reward(start=start, num_steps=8, last=3, scale=0.1))
+        stage.reward = ConfigDict(uso.reward(start=start, **uso.MINI_REWARD))
 
 
 def _uso() -> types.SimpleNamespace:

@@ -48,6 +48,7 @@ READERS = dict(
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
+MINI_REWARD = dict(num_steps=8, last=3, guidance=3.0, scale=0.3, judges=("judge_style", "judge_content"))
 BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
@@ -163,7 +164,7 @@ def mini() -> dict:
                 learning_rate=2e-4,
                 content_dropout=0.1,
                 style_dropout=0.1,
-                reward=reward(num_steps=8, last=3, judges=("judge_style", "judge_content")),
+                reward=reward(**MINI_REWARD),
             ),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),

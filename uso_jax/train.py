@@ -120,7 +120,7 @@ def make_train_step(
     def step_with_reward(
         stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array
     ):
-        config, active = stage.reward, state.step >= stage.reward.start
+        config, active = stage.reward, stage.reward.start == 0 or state.step >= stage.reward.start
         plain = objective.draw(rng, system, stage)
         draws = plain, reward.draw(jax.random.fold_in(rng, 1), system, stage)
 
@@ -131,11 +131,11 @@ def make_train_step(
         (pre, cost, tally), (grads, more) = mean_over_micro_batches(losses_and_grads, batch, draws)
         sound = jnp.isfinite(cost) & jnp.isfinite(optax.tree.norm(more))
         # A step that is skipped reports what it would have been without its reward.
-        scale = jnp.where(active & sound, config.scale, 0.0)
+        scale = jnp.where(sound & active, config.scale, 0.0)
         cost, more = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), (cost, more))
         mean = lambda total, count: total / jnp.where(count > 0, count, 1)
         figures = {name: jnp.where(sound, mean(*figure), 0.0) for name, figure in tally.items()}
-        figures |= {"reward_active": active.astype(jnp.float32), "reward_skipped": 1.0 - sound}
+        figures |= {"reward_active": jnp.float32(active), "reward_skipped": 1.0 - sound}
         grads = jax.tree.map(lambda g, m: g + (scale * m).astype(g.dtype), grads, more)
         return pre + scale * cost, grads, {"loss_pre": pre, "loss_reward": cost} | figures
 
