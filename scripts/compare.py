@@ -6,7 +6,10 @@
 
 Each row is NAME=PATTERN of workdirs that have a summary.json. --table picks one of the run's tables, by default the
 main one; --stage the state after a stage, by default the last. The rows before, target and copies are those of the
-first run.
+first run. --sheet shows the pictures of each row's first run side by side, --curves what was said of held-out pictures
+while a reward was learned:
+
+    python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --pictures 0,3,17
 """
 
 import argparse
@@ -16,7 +19,14 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from uso_jax import grid
 from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.evaluation.charts import COLOURS
+from uso_jax.loop import COLUMNS
 
 Figures = dict[str, float]
 
@@ -29,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", metavar="NAME", help="one of the run's tables; default: the main one")
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
     parser.add_argument("--figures", metavar="A,B,...", help="default: all that the first row has")
+    parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out pictures, a column a row of the table")
+    parser.add_argument("--pictures", metavar="A,B,...", default="0,1,2,3,4,5,6,7", help="which; default: %(default)s")
+    parser.add_argument("--curves", metavar="FILE", help="PNG of reward and judges over the steps, a line a run")
     args = parser.parse_args(argv)
     rows = dict(_runs(row) for row in args.rows)
     first = next(iter(rows.values()))[0]
@@ -42,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for name, values in known.items():
         print(f"| {name.replace('_', ' ')} | | {' | '.join(_cell([values.get(figure)]) for figure in figures)} |")
+    if args.sheet:
+        grid.save(_sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.pictures), args.sheet)
+    if args.curves:
+        _curves({name: [summary for _, summary in runs] for name, runs in rows.items()}, args.curves)
 
 
 def _runs(row: str) -> tuple[str, list[tuple[pathlib.Path, dict]]]:
@@ -76,6 +93,48 @@ def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None)
     if (table or "main") not in stages[stage]:
         raise InputError(f"{folder}: stage {stage!r} was not judged by table {table!r}")
     return stages[stage][table or "main"]
+
+
+def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen: str) -> Image.Image:
+    """Draw references, each run's pictures and targets."""
+    columns, targets = {}, {}
+    for name, (folder, _) in runs.items():
+        try:
+            with np.load(folder / COLUMNS, allow_pickle=False) as found:
+                shown = {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
+            picked = {key: images[[int(number) for number in chosen.split(",")]] for key, images in shown.items()}
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{folder / COLUMNS} does not have pictures {chosen}: {error}") from error
+        columns |= {key: picked[key] for key in ("content", "style") if key in picked}
+        columns[name], targets = picked["after"], {"target": picked["target"]}
+    return grid.draw(columns | targets)
+
+
+def _curves(rows: dict[str, list[dict]], path: str) -> None:
+    """Plot what was said of held-out pictures in every stage that had a reward."""
+    found: dict[str, list[tuple[str, list[dict]]]] = {}  # by stage: row and history of each run
+    for name, runs in rows.items():
+        for entry in (entry for run in runs for entry in run["stages"] if "reward" in entry):
+            found.setdefault(entry["name"], []).append((name, entry["reward"]))
+    if not found:
+        raise InputError("none of these runs has learned a reward, so there are no curves")
+    figures = [name for name in next(iter(found.values()))[0][1][0] if name != "step"]
+    figure = Figure(figsize=(2.6 * len(figures), 2.4 * len(found)), layout="constrained")
+    colours = dict(zip(rows, COLOURS * len(rows), strict=False))
+    plots = figure.subplots(len(found), len(figures), squeeze=False)
+    for line, (stage, histories) in zip(plots, found.items(), strict=True):
+        for plot, name in zip(line, figures, strict=True):
+            for row, history in histories:
+                steps, values = zip(*((entry["step"], entry[name]) for entry in history), strict=True)
+                plot.plot(steps, values, color=colours[row], label=row, marker=".")
+            plot.set_title(name.removeprefix("heldout_"), fontsize=9)
+            plot.set_xlabel(f"step of {stage}", fontsize=8)
+            plot.tick_params(labelsize=7)
+            plot.grid(alpha=0.25)
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    figure.axes[0].legend(handles.values(), handles, fontsize=7)
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -5,8 +5,10 @@
 import json
 import runpy
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from uso_jax.config import from_config_dict
 
@@ -43,6 +45,34 @@ def test_another_table_and_another_stage(runs, capsys):
     assert "| full | 2 | 0.150 ± 0.071 |" in capsys.readouterr().out
     compare([f"full={runs}/full-*", "--stage", "align"])
     assert "| full | 2 | 0.400 ± 0.000 |" in capsys.readouterr().out
+
+
+def test_sheet_of_every_row_beside_references_and_target(runs, tmp_path):
+    pictures = lambda shade: np.full((3, 32, 32, 3), shade, np.uint8)
+    for name, shade in {"full-0": 10, "bare-0": 20}.items():
+        columns = {"content": 1, "style": 2, "before": 3, "after": shade, "target": 4}
+        np.savez(runs / name / "columns.npz", **{f"main/{key}": pictures(value) for key, value in columns.items()})
+    arguments = [f"full={runs}/full-0", f"w/o SRL={runs}/bare-0", "--sheet", str(tmp_path / "sheet.png")]
+    compare([*arguments, "--pictures", "0,2"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        row = np.asarray(sheet)[100, :, 0]
+        assert sheet.height == 28 + 2 * 134
+    assert [row[6 + 134 * column + 64] for column in range(5)] == [1, 2, 10, 20, 4]
+    with pytest.raises(SystemExit):
+        compare([*arguments, "--pictures", "3"])
+
+
+def test_curves_of_the_runs_with_a_reward(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compare([f"full={runs}/full-*", "--curves", str(tmp_path / "curves.png")])
+    assert "none of these runs has learned a reward" in capsys.readouterr().err
+    file = runs / "full-1" / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["stages"][0]["reward"] = [{"step": step, "heldout_reward": step / 10, "contrast": 0.1} for step in (1, 5)]
+    file.write_text(json.dumps(summary))
+    compare([f"full={runs}/full-*", "--curves", str(tmp_path / "curves.png")])
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert np.asarray(drawn)[..., :3].std() > 10
 
 
 @pytest.mark.parametrize(

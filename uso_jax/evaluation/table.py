@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
-from PIL import Image
 
-from uso_jax import grid, rewards, sharding
+from uso_jax import rewards, sharding
 from uso_jax.config import TableConfig, TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.data.record import CONDITIONS
@@ -149,11 +148,10 @@ class Table:
         exact = self.judge.score(images) if self.judge is not None else {}
         return {name: value for name, value in (exact | figures).items() if name not in self.unknown}
 
-    def sheet(self, before: Pictures, after: Pictures, rows: int) -> Image.Image:
-        """Lay references, the model's pictures before and after training, and targets side by side."""
+    def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
+        """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
-        columns |= {"before": before, "after": after, "target": self._all("target")}
-        return grid.draw({name: images[:rows] for name, images in columns.items()})
+        return columns | {"before": before, "after": after, "target": self._all("target")}
 
     def _distances(self, images: Pictures, batch) -> dict[str, np.ndarray]:
         if self._perceptual is None:
