@@ -76,19 +76,25 @@ def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapp
 
 
 def jit_train_step(
-    system: System, stage: StageConfig, rates: Mapping[str, float], seed: int, places: TrainState
+    system: System,
+    stage: StageConfig,
+    rates: Mapping[str, float],
+    seed: int,
+    places: TrainState,
+    rewarded: bool | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
     """Give the train step, jitted, for a state that is placed as `places` (of `state_shardings`) says."""
-    step = make_train_step(system, stage, rates, seed)
+    step = make_train_step(system, stage, rates, seed, rewarded)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
 
 
 def make_train_step(
-    system: System, stage: StageConfig, rates: Mapping[str, float], seed: int
+    system: System, stage: StageConfig, rates: Mapping[str, float], seed: int, rewarded: bool | None = None
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
     """Give the pure step function `(state, frozen, batch) -> (state, metrics)`.
 
-    It is traced anew for each size of the batch's images.
+    It is traced anew for each size of the batch's images. `rewarded` promises that the stage's reward has begun, or has
+    not; None leaves it to the state's step.
     """
     transform, rate = optimizer.make(stage, rates), optimizer.schedule(stage)
     objective = OBJECTIVES[stage.loss]
@@ -120,7 +126,7 @@ def make_train_step(
     def step_with_reward(
         stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array
     ):
-        config, active = stage.reward, stage.reward.start == 0 or state.step >= stage.reward.start
+        config, active = stage.reward, state.step >= stage.reward.start if rewarded is None else rewarded
         plain = objective.draw(rng, system, stage)
         draws = plain, reward.draw(jax.random.fold_in(rng, 1), system, stage)
 

@@ -184,7 +184,8 @@ def value_and_grad(
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""], Tally], tuple[Params, Params]]:
     """Give L_pre, L_SRL with its figures, and the gradient of either; L_SRL costs nothing, and is 0, until `active`.
 
-    `anchor` are the trainable parameters as they were, {} without that term.
+    `anchor` are the trainable parameters as they were, {} without that term. A bool `active` compiles
+    one case only.
     """
     plain, rewarded = draws
     batch = flow_matching.drop_conditions(system, batch, plain)
@@ -213,8 +214,10 @@ def value_and_grad(
         tally = {name: jnp.zeros(2) for name in names(stage)}
         return (jnp.zeros(()), tally), jax.tree.map(jnp.zeros_like, trainable)
 
-    # On CPU a branch runs at half the speed, so what is always active is none.
-    (reward_value, tally), reward_grads = learn() if active is True else jax.lax.cond(active, learn, wait)
+    if isinstance(active, bool):
+        (reward_value, tally), reward_grads = learn() if active else wait()
+    else:
+        (reward_value, tally), reward_grads = jax.lax.cond(active, learn, wait)
     return (value, reward_value, tally), (grads, reward_grads)
 
 
