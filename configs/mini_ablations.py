@@ -6,7 +6,7 @@
 
     full                    style alignment, then disentanglement, with the reward at the end of either
     no_reward               w/o SRL: the same without the reward
-    no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps
+    no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps in all
     no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps
     hierarchical resampler mlp          style alignment alone, by projector (Table 4)
     hierarchical_siglip resampler_siglip mlp_siglip     the same, SigLIP trained along
@@ -46,9 +46,13 @@ def get_config(variant: str = "full") -> ConfigDict:
             config.heldout.grid_every = 100
             _reward(uso, align, both)
         elif variant == "no_alignment":
-            config.run = ("disentanglement",)
-            both.steps, both.train = steps, (SIGLIP, *uso.BOTH)
-            _reward(uso, both)
+            # The reward may not teach SigLIP, so it has a stage of its own, at the rate that is left in `full`.
+            config.run = ("joint", "disentanglement")
+            joint = config.stages.joint = both.copy_and_resolve_references()
+            both.steps = round(steps * 3 / 21)
+            joint.steps, joint.train = steps - both.steps, (SIGLIP, *uso.BOTH)
+            both.train, both.learning_rate = uso.BOTH, 1e-4
+            both.reward = ConfigDict(uso.reward(**uso.MINI_REWARD))
         elif variant == "no_disentangled":
             config.run = ("disentanglement",)
             config.model.style_encoder, config.model.transformer.projector = "autoencoder", None

@@ -48,7 +48,7 @@ READERS = dict(
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
-MINI_REWARD = dict(num_steps=8, last=3, guidance=3.0, scale=0.3, judges=("judge_style", "judge_content"))
+MINI_REWARD = dict(num_steps=8, last=3, guidance=3.0, judges=("judge_style", "judge_content"))
 BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
@@ -131,7 +131,8 @@ def mini() -> dict:
         target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
     )
     style_data = dict(tasks=dict(style=1.0), style_words=0.0)  # only the style image tells it
-    both_data = dict(tasks=dict(style_subject=1.0), style_words=0.0)
+    # Some of either alone, or adapters that only ever saw both together could do nothing else.
+    both_data = dict(tasks=dict(style_subject=0.8, subject=0.1, style=0.1), style_words=0.0, plain=0.5)
     return dict(
         seed=0,
         run=("style_alignment", "disentanglement"),  # stages, in order
@@ -144,7 +145,7 @@ def mini() -> dict:
                 train=PROJECTOR,
                 conditions=("style",),
                 data=style_data,
-                learning_rate=3e-3,
+                learning_rate=2e-2,  # at 3e-3 seeds differed by 0.2 in CSD
             ),
             disentanglement=stage(
                 **small,
