@@ -260,6 +260,7 @@ def mini_model() -> dict:
         fresh=("lora", "projector"),  # components that start from random numbers though the directory has them
         rewards=dict(),  # sizes of networks that only rewards read
         frozen_dtype="float32",  # of what no stage trains
+        quantization="",  # of frozen kernels: "int8", "fp8" or "int4"; "": none (docs/low_memory.md)
     )
 
 
@@ -407,6 +408,7 @@ def flux_dev() -> dict:
             rewards=flux_rewards(),
             weights="weights/flux-dev",  # made by: python -m convert import FILE... --to weights/flux-dev
             frozen_dtype="bfloat16",
+            quantization="",  # of frozen kernels: "int4" trains on one chip of 16 GB (docs/low_memory.md)
         ),
         data=dict(
             source="json",

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from uso_jax import params, sharding, sizes
+from uso_jax import params, quantize, sharding, sizes
 from uso_jax.data.record import CONDITIONS
 from uso_jax.errors import InputError
 from uso_jax.flow import Shift
@@ -88,6 +88,7 @@ class TrainConfig:
     seed: int
     system: SystemConfig
     frozen_dtype: str  # of parameters that no stage trains
+    quantization: str  # of frozen kernels, one of quantize.MODES; "": none
     weights: str  # weights directory; "" starts from random numbers
     fresh: tuple[str, ...]  # components that start from random numbers though the directory has them
     data: DataConfig
@@ -115,6 +116,8 @@ class TrainConfig:
             "num_styles": self.data.num_styles,
             "stages": self.stages,
         }
+        if self.quantization:  # runs without it go on from checkpoints of before it was there
+            parts["quantization"] = self.quantization
         return json.loads(json.dumps(parts, default=dataclasses.asdict))
 
 
@@ -127,6 +130,10 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
     model = config.model.to_dict()
     _check_known("data.source", [config.data.source], [k for k, v in config.data.items() if isinstance(v, ConfigDict)])
     _check_known("run", config.run, list(config.stages))
+    if mode := model["quantization"]:
+        _check_known("model.quantization", [mode], list(quantize.MODES))
+        if not model["weights"]:
+            raise InputError(f"config: model.quantization {mode!r} is of weights; name them in model.weights")
     try:
         stages = tuple(_stage(name, config.stages[name].to_dict()) for name in config.run)
         system = SystemConfig(
@@ -158,6 +165,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         seed=config.seed,
         system=system,
         frozen_dtype=config.model.frozen_dtype,
+        quantization=config.model.quantization,
         weights=config.model.weights,
         fresh=tuple(config.model.fresh),
         data=DataConfig(

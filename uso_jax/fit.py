@@ -17,7 +17,7 @@ from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
 from uso_jax.evaluation.table import Evaluation
 from uso_jax.guard import NotFinite
-from uso_jax.initial import initial_params
+from uso_jax.initial import check_quantization, initial_params
 from uso_jax.interruption import StopRequest, Watchdog
 from uso_jax.loop import Run, evaluate_before, run_stage
 from uso_jax.metrics import Metrics
@@ -45,6 +45,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     rates = [stage.rates(system.shapes) for stage in config.stages]
     trained = set().union(*rates)
     _check_batches(config, mesh)
+    check_quantization(config, system)
 
     # Resume: 1. the record says which stage and step; 2. parameters start as in a fresh run; 3. the checkpoint replaces
     # the trained ones, the optimizer and the average; 4. the data iterator moves to where it was.

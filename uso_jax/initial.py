@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Key
 
-from uso_jax import mini, weights
+from uso_jax import mini, quantize, weights
 from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
 from uso_jax.evaluation.table import JUDGES
 from uso_jax.models import vgg
 from uso_jax.objectives import OBJECTIVES
 from uso_jax.params import Params, Structure
+from uso_jax.quantized import describe
 from uso_jax.system import System
 
 
@@ -24,10 +25,12 @@ def initial_params(
 ) -> Params:
     """Give every parameter in its place: float32 if any stage trains it or only rewards read it, else the frozen dtype.
 
+    Of what the weights directory has, kernels that are quantised are numbers and scales (uso_jax.quantized).
+
     Raises:
       InputError: the weights directory lacks a component that no stage trains, or a reward would be random.
     """
-    structs = describe_params(config, system, where, trained)
+    structs = _describe_whole(config, system, where, trained)
     params: Params = {}
     if config.weights:
         params |= _load(config, structs, trained)
@@ -43,7 +46,26 @@ def initial_params(
 def describe_params(
     config: TrainConfig, system: System, where: Mapping[str, NamedSharding], trained: set[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give shape, dtype and place of every parameter of a run."""
+    """Give shape, dtype and place of every parameter of a run, quantised as `config` says."""
+    return describe(_describe_whole(config, system, where, trained), config.quantization, QUANTIZED)
+
+
+def check_quantization(config: TrainConfig, system: System) -> None:
+    """Refuse stages that train kernels which are quantised."""
+    plain = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in system.shapes.items()}
+    whole = describe(plain, config.quantization, QUANTIZED)
+    for stage in config.stages:
+        if learns := [path for path in stage.rates(system.shapes) if quantize.scale_path(path) in whole]:
+            raise InputError(
+                f"stage {stage.name!r} trains {learns[0]}, which --config.model.quantization={config.quantization}"
+                " stores in too few bits to learn: set it to '', or train lora and projector only"
+            )
+
+
+def _describe_whole(
+    config: TrainConfig, system: System, where: Mapping[str, NamedSharding], trained: set[str]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe parameters before they are quantised."""
     exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
     dtype = lambda path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype)
     return {
@@ -70,6 +92,7 @@ def _draw(
     return jax.jit(draw, out_shardings=places, compiler_options=options)(key)
 
 
+QUANTIZED = ("transformer", "t5", "clip", "siglip")  # components that config.quantization is about
 _REWARDS = ("csd", "clip_model", "dino", "vgg")
 
 
@@ -105,7 +128,12 @@ def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], trai
     params: Params = {}
     for component, paths in weights.by_component(structs).items():
         if component in have:
-            loaded = weights.load(directory, component, {inner: structs[path] for inner, path in paths.items()})
+            wanted = {inner: structs[path] for inner, path in paths.items()}
+            if config.quantization and component in QUANTIZED:
+                loaded = weights.load_quantized(directory, component, wanted, config.quantization)
+                paths |= {quantize.scale_path(inner): quantize.scale_path(path) for inner, path in paths.items()}
+            else:
+                loaded = weights.load(directory, component, wanted)
             params |= {paths[inner]: value for inner, value in loaded.items()}
         elif component in needed - set(config.fresh) - {"vgg"} and not trained.issuperset(paths.values()):
             raise InputError(

@@ -72,7 +72,10 @@ class Run:
 
 
 def run_stage(run: Run, index: int, params: Params, rates: dict[str, float], saved: dict | None) -> Params:
-    """Train one stage from its start or, if given, from a checkpoint's arrays; give all parameters after it."""
+    """Train one stage from its start or, if given, from a checkpoint's arrays; give all parameters after it.
+
+    The trained ones of `params` are used up.
+    """
     config, record, stage, offset = run.config, run.record, run.config.stages[index], run.first_step(index)
     run.watchdog.beat(f"before stage {stage.name!r}")
     if run.stop.came():
@@ -81,8 +84,9 @@ def run_stage(run: Run, index: int, params: Params, rates: dict[str, float], sav
     # ---------------------------------------------------------------------------------------- parameters
     if saved is None:
         state = init_state(stage, rates, {path: params[path] for path in rates}, run.where)
+        params |= state.params  # in place, as the caller would keep what they were copied from for the whole stage
     else:
-        params = params | saved["params"]
+        params |= saved["params"]
         state = TrainState(
             # Of a mesh over several hosts, each makes the part on its devices.
             step=jax.make_array_from_callback((), sharding.replicated(run.mesh), lambda _: np.int32(record["step"])),

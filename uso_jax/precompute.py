@@ -29,11 +29,13 @@ from uso_jax.data.pipeline import Mixture, open_source, share_out
 from uso_jax.errors import BadExample, InputError
 from uso_jax.initial import initial_params
 from uso_jax.params import Params
+from uso_jax.quantized import QuantizedSystem
 from uso_jax.stage import StageConfig
 from uso_jax.system import Batch, System, to_float
 
 ENCODERS = ("autoencoder", "siglip", "t5", "clip")  # weights components
 STRUCTURES = ("autoencoder", "siglip", "text")
+WITHOUT = ("siglip", "text")  # of a System that never sees an image or a prompt
 _CHOICES = ("remat", "attention")  # of a run, which change no number
 
 
@@ -72,7 +74,7 @@ def check(config: TrainConfig) -> System:
     """
     specs = [spec for spec in (config.data.train, config.data.heldout) if is_ready(spec)]
     if not specs:
-        return System(config.system)
+        return QuantizedSystem(config.system)
     if config.system.style_encoder != "siglip":
         raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
     found = fingerprint(config)
@@ -94,13 +96,13 @@ def check(config: TrainConfig) -> System:
             )
         if stage.clip_cut:
             raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")
-    without = ("siglip", "text") if len(specs) == 2 else ()
+    without = WITHOUT if len(specs) == 2 else ()
     everything = System(config.system).shapes
     for stage in config.stages:
         trained = stage.rates(everything)
         if learns := sorted({path.split("/")[0] for path in trained} & set(STRUCTURES)):
             raise InputError(f"stage {stage.name!r} trains {', '.join(learns)}, so it cannot read its features.")
-    return System(config.system, without=without, null_text=null_text)
+    return QuantizedSystem(config.system, without=without, null_text=null_text)
 
 
 def precompute(
@@ -135,6 +137,7 @@ def precompute(
             f"shard_size {shard_size} must be positive, and process {process[0]}/{process[1]} be 0/N to N-1/N."
         )
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
+    config = dataclasses.replace(config, quantization="")  # encoders alone fit, and are the same for every run
     full = System(config.system)
     system = System(config.system, without=set(full.structures) - set(STRUCTURES))
     with jax.set_mesh(mesh):

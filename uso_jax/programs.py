@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from uso_jax import flow, quantize, sharding, weights
+from uso_jax import flow, precompute, quantize, sharding, weights
 from uso_jax.bundle import FULL_PRECISION
 from uso_jax.config import TrainConfig
 from uso_jax.errors import InputError
-from uso_jax.initial import describe_params
-from uso_jax.quantized import QuantizedSystem
+from uso_jax.initial import check_quantization, describe_params
+from uso_jax.quantized import QuantizedSystem, describe
 from uso_jax.sampler import Sampler
 from uso_jax.stage import StageConfig
-from uso_jax.system import Inputs, SystemConfig
+from uso_jax.system import Inputs, NullText, SystemConfig
 from uso_jax.train import describe_state, jit_train_step, state_shardings
 
 MODES = ("sample", "train", "reward", "encode-parts")
@@ -144,18 +144,26 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
             f"--batch {stage.batch_size} in {stage.accumulate} micro-batches does not divide over {ways} (data x fsdp)"
             " devices"
         )
+    if choices.quantization:
+        _check_mode(choices.quantization)
+        config = dataclasses.replace(config, quantization=choices.quantization)
     system = _Untokenised(config.system)
+    ready = precompute.is_ready(config.data.train)
+    if ready and precompute.is_ready(config.data.heldout):
+        system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
+    check_quantization(config, system)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     trained = set().union(*(one.rates(system.shapes) for one in config.stages))
     params, rates = describe_params(config, system, where, trained), stage.rates(system.shapes)
     state = describe_state(stage, rates, {path: params[path] for path in rates})
     places = state_shardings(state, where)
     state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, places)
-    frozen = _quantised({path: struct for path, struct in params.items() if path not in rates}, choices.quantization)
+    frozen = {path: struct for path, struct in params.items() if path not in rates}
+    describe_batch = features if ready else batch
     return Program(
         "train step" if stage.reward is None else "reward step",
         jit_train_step(system, stage, rates, 0, places),
-        (state, frozen, batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
+        (state, frozen, describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
         loops=rollout_steps(stage),
     )
 
@@ -180,6 +188,28 @@ def batch(config: TrainConfig, stage: StageConfig, system: QuantizedSystem, plac
         "style_label": ((), number),
     } | {name: (tokens.shape, number) for name, tokens in system.null_tokens.items()}
     return {name: _struct((b, *shape), dtype, place) for name, (shape, dtype) in shapes.items()}
+
+
+def features(config: TrainConfig, stage: StageConfig, system: QuantizedSystem, place: NamedSharding) -> Structs:
+    """Describe what `data.pipeline.batches` makes of features: images and prompts as the encoders give them."""
+    found = batch(config, stage, system, place)
+    b, n, z = stage.batch_size, config.data.num_styles, config.system.autoencoder.z_channels
+    side, down = config.system.siglip.image_size, config.system.autoencoder.downscale
+    whole = _Untokenised(config.system)
+    one = {name: jax.ShapeDtypeStruct((1, *tokens.shape), jnp.int32) for name, tokens in whole.null_tokens.items()}
+    style = jax.eval_shape(whole.style_features, whole.shapes, jax.ShapeDtypeStruct((1, n, side, side, 3), jnp.uint8))
+    txt, vec = jax.eval_shape(whole.encode_text, whole.shapes, one)
+    for name in ("target", "content"):
+        rows, columns = (length // down for length in found.pop(name).shape[1:3])
+        found[f"{name}_moments"] = _struct((b, rows, columns, 2 * z), jnp.float32, place)
+    for name, made in (("style_features", style), ("txt", txt), ("vec", vec)):
+        found[name] = _struct((b, *made.shape[1:]), made.dtype, place)
+    return {name: struct for name, struct in found.items() if name not in ("style", *one)}
+
+
+def _null_text(config: SystemConfig) -> NullText:
+    text, transformer = config.text, config.transformer
+    return np.zeros((text.t5_length, transformer.context_in_dim)), np.zeros(transformer.vec_in_dim)
 
 
 # ---------------------------------------------------------------------------------------------------- sampling
@@ -247,21 +277,17 @@ def _inference_params(system: QuantizedSystem, mesh: Mesh, mode: str) -> Structs
 
 
 def _quantised(structs: Structs, mode: str) -> Structs:
-    """Describe parameters of weights that were imported with --quantize; int4 is int8 on a device."""
-    if not mode:
-        return structs
-    if mode not in quantize.MODES:
+    """Describe parameters of weights that were imported with --quantize; int4 is int8 in the sampler."""
+    _check_mode(mode)
+    found = describe(structs, mode)
+    return {
+        path: _struct(s.shape, jnp.int8 if s.dtype == jnp.int4 else s.dtype, s.sharding) for path, s in found.items()
+    }
+
+
+def _check_mode(mode: str) -> None:
+    if mode and mode not in quantize.MODES:
         raise InputError(f"--quantization must be one of {', '.join(quantize.MODES)}, not {mode!r}")
-    found = dict(structs)
-    for component, paths in weights.by_component(structs).items():
-        chosen = quantize.choose(component, {inner: structs[path] for inner, path in paths.items()})
-        for path, struct in ((paths[inner], struct) for inner, struct in chosen.items()):
-            scales = quantize.stored(path, struct, mode)[quantize.scale_path(path)]
-            dtype = jnp.int8 if mode == "int4" else quantize.MODES[mode][0]
-            found[path] = _struct(struct.shape, dtype, struct.sharding)
-            place = quantize.scale_sharding(struct.sharding, scales.shape)
-            found[quantize.scale_path(path)] = _struct(scales.shape, scales.dtype, place)
-    return found
 
 
 def _struct(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:

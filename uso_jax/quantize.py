@@ -8,10 +8,12 @@
 A group is GROUP input channels for int4, where one scale for all of them would lose too much, and else all inputs. Two
 int4 of neighbouring output channels share a byte, the even one in its low half: zarr would take a byte for each.
 
-Everything large is quantised, modulations too, which are a quarter of FLUX. What is left out is small (first and last
-layers, norms, biases), looked up instead of multiplied (embeddings), convolved, or trained (adapters, projector).
+Blocks are quantised, modulations too, which are a quarter of FLUX, and what else is large. What is left out is small
+(first and last layers, norms, biases), looked up instead of multiplied (embeddings), convolved, or trained (adapters,
+projector).
 """
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +28,7 @@ MODES: Mapping[str, tuple[np.dtype, float]] = {  # dtype, largest number
     "fp8": (np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
     "int4": (np.dtype(ml_dtypes.int4), 7.0),
 }
-SMALLEST = 2**18  # numbers a layer; FLUX's first and last linear layers have fewer
+SMALLEST = 2**18  # numbers of a layer that is not one of a stack; FLUX's first and last linear layers have fewer
 GROUP = 128
 
 _FLOAT = ("lora", "projector")  # components that are trained
@@ -45,7 +47,7 @@ def choose(component: str, structs: Structs) -> dict[str, jax.ShapeDtypeStruct]:
 
     def large(path: str, shape: tuple[int, ...]) -> bool:
         linear = path.endswith("/kernel") and len(shape) in (2, 3) and shape[-1] % 2 == 0
-        return linear and shape[-2] * shape[-1] >= SMALLEST
+        return linear and (len(shape) == 3 or shape[-2] * shape[-1] >= SMALLEST)
 
     return {path: s for path, s in structs.items() if component not in _FLOAT and large(path, s.shape)}
 
@@ -107,7 +109,7 @@ def _float8(x: np.ndarray) -> np.ndarray:
 class _Int4:
     """Packed int4 on disk; the interface is that of StoredArray."""
 
-    def __init__(self, packed: StoredArray):
+    def __init__(self, packed: Any):
         self._packed = packed
         self.shape, self.dtype = (*packed.shape[:-1], packed.shape[-1] * 2), MODES["int4"][0]
 
@@ -151,6 +153,36 @@ class QuantisedArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.part((slice(None),) * len(self.shape), dtype)
+
+
+class InMemory:
+    """A kernel of an array on disk, quantised when its numbers or scales are first asked for."""
+
+    def __init__(self, array: Any, mode: str):
+        self._array, self._mode, self._lock, self._made = array, mode, threading.Lock(), ()
+        structs = stored("", jax.ShapeDtypeStruct(array.shape, array.dtype), mode).values()
+        values, scales = (_Part(self, number, struct) for number, struct in enumerate(structs))
+        self.values, self.scales = _Int4(values) if mode == "int4" else values, scales
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give numbers and scales as they are stored, made a layer at a time: float32 is several times as large."""
+        with self._lock:
+            if not self._made and len(self._array.shape) == 3:
+                layers = [quantise(self._array[row], self._mode) for row in range(self._array.shape[0])]
+                self._made = tuple(np.stack(part) for part in zip(*layers, strict=True))
+            elif not self._made:
+                self._made = quantise(np.asarray(self._array), self._mode)
+            return self._made
+
+
+class _Part:
+    """Numbers or scales of a kernel in memory; the interface is that of StoredArray."""
+
+    def __init__(self, kernel: InMemory, number: int, struct: jax.ShapeDtypeStruct):
+        self._kernel, self._number, self.shape, self.dtype = kernel, number, struct.shape, np.dtype(struct.dtype)
+
+    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
+        return self._kernel.whole()[self._number][index].astype(dtype or self.dtype)
 
 
 def scale_sharding(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:

@@ -6,7 +6,7 @@ A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so 
 whole, as temporaries of the program. The product is the one of `weights.load`, and so are the pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from uso_jax import quantize
+from uso_jax import quantize, weights
 from uso_jax.params import Params
 from uso_jax.system import System
 
@@ -40,6 +40,22 @@ def join(params: Mapping[str, Any]) -> dict[str, Any]:
     scales = {path: quantize.scale_path(path) for path in params if quantize.scale_path(path) in params}
     kernels = {path: Kernel(params[path], params[scale]) for path, scale in scales.items()}
     return {path: value for path, value in params.items() if path not in scales.values()} | kernels
+
+
+def describe(
+    structs: Mapping[str, jax.ShapeDtypeStruct], mode: str, components: Collection[str] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe a System's parameters as `weights.load_quantized` places them; `components` None: of all of them."""
+    found = dict(structs)
+    for component, paths in weights.by_component(structs).items() if mode else ():
+        if components is not None and component not in components:
+            continue
+        for inner, struct in quantize.choose(component, {inner: structs[p] for inner, p in paths.items()}).items():
+            path, scales = paths[inner], quantize.stored(inner, struct, mode)[quantize.scale_path(inner)]
+            place = quantize.scale_sharding(struct.sharding, scales.shape)
+            found[path] = jax.ShapeDtypeStruct(struct.shape, quantize.MODES[mode][0], sharding=struct.sharding)
+            found[quantize.scale_path(path)] = jax.ShapeDtypeStruct(scales.shape, scales.dtype, sharding=place)
+    return found
 
 
 class QuantizedSystem(System):

@@ -29,7 +29,7 @@ import numpy as np
 from uso_jax import quantize, sizes, weights_files, weights_packed
 from uso_jax.errors import InputError
 from uso_jax.params import Params
-from uso_jax.quantize import QuantisedArray
+from uso_jax.quantize import InMemory, QuantisedArray
 from uso_jax.sizes import FIELDS, NEEDS, Sections, build, check_sections, describe
 from uso_jax.weights_files import FORMAT, StoredArray, Writer
 from uso_jax.weights_packed import PackedArray
@@ -249,21 +249,34 @@ def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStr
     return _place(directory, component, {path: (arrays[path], struct) for path, struct in shapes.items()})
 
 
-def load_quantized(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+def load_quantized(
+    directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct], mode: str = ""
+) -> Params:
     """Read a component's parameters as `load` does, but quantised ones as their numbers and, beside them, their scales.
 
     "x/kernel" becomes "x/kernel" in int8, float8_e4m3fn or int4, placed as its struct says, and "x/kernel_scale" in
     float32, [layers,] groups of inputs, outputs, placed in the same way; their product is the kernel.
 
+    Args:
+      mode: one of quantize.MODES, in which what is stored whole is quantised now; "" leaves it as it is.
+
     Raises:
-      InputError: the component is missing or damaged, or is not of these shapes.
+      InputError: the component is missing or damaged, is not of these shapes, or is stored in another mode.
     """
     _check_shapes(directory, component, shapes)
     wanted: dict[str, tuple[Any, jax.ShapeDtypeStruct]] = {}
     arrays = read(directory, component)
+    has = manifest(directory, component).get("quantization", {}).get("mode", mode)
+    if mode and has != mode:
+        raise InputError(
+            f"{pathlib.Path(directory) / component} is stored in {has}, not {mode}: choose {has}, or import it again"
+        )
+    chosen = quantize.choose(component, shapes) if mode else {}
     for path, struct in shapes.items():
         array = arrays[path]
-        if not isinstance(array, QuantisedArray):
+        if path in chosen and not isinstance(array, QuantisedArray):
+            array = InMemory(array, mode)
+        if not isinstance(array, (QuantisedArray, InMemory)):
             wanted[path] = array, struct
             continue
         for name, part, sharding in (
