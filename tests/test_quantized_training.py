@@ -186,7 +186,7 @@ def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
     for split in ("train", "heldout"):
         precompute.precompute(made, made.stages[-1], split, tmp_path / split)
     run = config(directory, "int4", changes=changes)
-    system, params = started(run)
+    params = started(run)[1]
     assert not [path for path in params if path.startswith(("text/", "siglip/"))]
     _, (program,) = programs.build(run, jax.devices()[:1], programs.Choices("train"))
     _, (chosen,) = programs.build(
@@ -205,9 +205,9 @@ def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
 
 
 def test_refused(directory, tmp_path):
-    with pytest.raises(InputError, match="model.quantization 'int3' is unknown; known are int8, fp8, int4"):
+    with pytest.raises(InputError, match=r"model\.quantization 'int3' is unknown; known are int8, fp8, int4"):
         config(directory, "int3")
-    with pytest.raises(InputError, match="model.quantization 'int4' is of weights; name them in model.weights"):
+    with pytest.raises(InputError, match=r"model\.quantization 'int4' is of weights; name them in model\.weights"):
         config("", "int4")
     for rule in (r"transformer/.*", ENCODERS):
         run = config(directory, "int4", train=((rule, 1.0), (".*", None)))
