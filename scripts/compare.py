@@ -118,21 +118,26 @@ def _curves(rows: dict[str, list[dict]], path: str) -> None:
             found.setdefault(entry["name"], []).append((name, entry["reward"]))
     if not found:
         raise InputError("none of these runs has learned a reward, so there are no curves")
-    figures = [name for name in next(iter(found.values()))[0][1][0] if name != "step"]
-    figure = Figure(figsize=(2.6 * len(figures), 2.4 * len(found)), layout="constrained")
-    colours = dict(zip(rows, COLOURS * len(rows), strict=False))
+    told = next(iter(found.values()))[0][1][0]
+    figures = sorted(told.keys() - {"step"}, key=lambda name: (not name.startswith("heldout_"), name))  # rewards first
+    figure = Figure(figsize=(2.4 * len(figures), 2.2 * len(found) + 0.3), layout="constrained")
     plots = figure.subplots(len(found), len(figures), squeeze=False)
+    colours = dict(zip(rows, COLOURS * len(rows), strict=False))
     for line, (stage, histories) in zip(plots, found.items(), strict=True):
         for plot, name in zip(line, figures, strict=True):
             for row, history in histories:
-                steps, values = zip(*((entry["step"], entry[name]) for entry in history), strict=True)
-                plot.plot(steps, values, color=colours[row], label=row, marker=".")
-            plot.set_title(name.removeprefix("heldout_"), fontsize=9)
-            plot.set_xlabel(f"step of {stage}", fontsize=8)
+                # Counted from where the reward began, which differs between the rows.
+                points = [(entry["step"] - history[0]["step"], entry[name]) for entry in history if name in entry]
+                plot.plot(*zip(*points, strict=True), color=colours[row], label=row, marker=".")
+            plot.set_title(name.removeprefix("heldout_").replace("_", " "), fontsize=9)
             plot.tick_params(labelsize=7)
             plot.grid(alpha=0.25)
-    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
-    figure.axes[0].legend(handles.values(), handles, fontsize=7)
+        line[0].set_ylabel(stage.replace("_", " "), fontsize=9)
+    figure.supxlabel("steps with the reward", fontsize=9)
+    handles = {
+        label: handle for plot in figure.axes for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
