@@ -20,13 +20,10 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from uso_jax import grid
 from uso_jax.errors import InputError, exit_cleanly
-from uso_jax.evaluation.charts import COLOURS
-from uso_jax.loop import COLUMNS
 
 Figures = dict[str, float]
 
@@ -100,11 +97,11 @@ def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen
     columns, targets = {}, {}
     for name, (folder, _) in runs.items():
         try:
-            with np.load(folder / COLUMNS, allow_pickle=False) as found:
+            with np.load(folder / grid.COLUMNS, allow_pickle=False) as found:
                 shown = {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
             picked = {key: images[[int(number) for number in chosen.split(",")]] for key, images in shown.items()}
         except (OSError, ValueError, IndexError) as error:
-            raise InputError(f"{folder / COLUMNS} does not have pictures {chosen}: {error}") from error
+            raise InputError(f"{folder / grid.COLUMNS} does not have pictures {chosen}: {error}") from error
         columns |= {key: picked[key] for key in ("content", "style") if key in picked}
         columns[name], targets = picked["after"], {"target": picked["target"]}
     return grid.draw(columns | targets)
@@ -112,6 +109,10 @@ def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen
 
 def _curves(rows: dict[str, list[dict]], path: str) -> None:
     """Plot what was said of held-out pictures in every stage that had a reward."""
+    from matplotlib.figure import Figure  # slow to import, and a table needs neither
+
+    from uso_jax.evaluation.charts import COLOURS
+
     found: dict[str, list[tuple[str, list[dict]]]] = {}  # by stage: row and history of each run
     for name, runs in rows.items():
         for entry in (entry for run in runs for entry in run["stages"] if "reward" in entry):

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+COLUMNS = "columns.npz"  # in a workdir: all that its sheets before_after*.png show some of, by "table/column"
+
 _GAP, _BACKGROUND, _INK = 6, (255, 255, 255), (40, 40, 40)
 
 

@@ -32,7 +32,6 @@ from uso_jax.system import System
 from uso_jax.train import TrainState, init_state, jit_train_step, state_shardings
 
 BEFORE = "before.npz"  # the evaluation's pictures before training, by table
-COLUMNS = "columns.npz"  # all that the sheets before_after*.png show some of, by "table/column"
 
 
 @dataclass
@@ -214,7 +213,7 @@ def _evaluate(run: Run, stage: dict, params: Params) -> None:
         before = dict(found)
     columns = {name: table.columns(before[name], after[name]) for name, table in run.evaluation.tables.items()}
     pictures = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
-    np.savez_compressed(run.workdir / COLUMNS, **pictures)
+    np.savez_compressed(run.workdir / grid.COLUMNS, **pictures)
     for name, found in columns.items():
         sheet = grid.draw({key: images[: run.config.heldout.grid_rows] for key, images in found.items()})
         suffix = "" if name == "main" else f"_{name}"
