@@ -99,9 +99,12 @@ def test_splash(queries, keys, masked):
     np.testing.assert_allclose(interpreted_splash(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
 
 
-def test_splash_gradients():
+# The backward pass takes several blocks of 128 keys as one: two blocks in all, six by threes, and seven one by one.
+@pytest.mark.parametrize("queries, keys", ((129, 140), (260, 700), (260, 800)))
+def test_splash_gradients(monkeypatch, queries, keys):
+    monkeypatch.setattr("uso_jax.attention._SPLASH_BLOCK", 128)
     # Not the sample with a single valid key: its true gradient of keys is 0, the difference of two equal large numbers.
-    q, k, v, valid = (x[:2] for x in inputs(129, 140, width=128))
+    q, k, v, valid = (x[:2] for x in inputs(queries, keys, heads=1, width=128))
     loss = lambda kernel: lambda q, k, v: jnp.square(kernel(q, k, v, valid)).sum()
     got = jax.grad(loss(interpreted_splash), argnums=(0, 1, 2))(q, k, v)
     want = jax.grad(loss(plain), argnums=(0, 1, 2))(q, k, v)

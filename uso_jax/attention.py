@@ -163,6 +163,8 @@ def _local_splash(q, k, v, key_valid, *, interpret: bool):
     sizes = dict.fromkeys(
         ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block
     )
+    # The backward pass writes a gradient of all queries for each of these blocks of keys, so they are few.
+    sizes["block_kv_dkv"] = next(n * block for n in (4, 3, 2, 1) if (num_keys + pad_k) % (n * block) == 0)
     kernel = kernels.make_splash_mha(
         mask=mask,
         head_shards=1,

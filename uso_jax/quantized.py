@@ -6,13 +6,14 @@ A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so 
 whole, as temporaries of the program. The product is the one of `weights.load`, and so are the pictures.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from uso_jax import quantize, weights
@@ -23,22 +24,27 @@ from uso_jax.system import System
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as a layer's parameter: `numbers` [layers,] i o, `scales` [layers,] groups o."""
+    """A kernel as a layer's parameter: `numbers` [layers,] i o, `scales` [layers,] groups o, `dtype` of their product."""
 
     numbers: Array
     scales: Array
+    dtype: Any = field(default=jnp.float32, metadata=dict(static=True))
 
     def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
-        *layers, inputs, outputs = self.numbers.shape
+        *layers, inputs, outputs = shape = self.numbers.shape
         groups = self.scales.shape[-2]
-        blocks = self.numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
-        return (blocks * self.scales[..., None, :]).reshape(self.numbers.shape)[index]
+        # Read as they lie: XLA would turn the numbers of all layers around at once to suit one product.
+        numbers = with_layout_constraint(self.numbers, Layout(tuple(range(len(shape)))))
+        blocks = numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
+        kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
+        # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the layer multiplies.
+        return jax.lax.optimization_barrier(kernel)[index]
 
 
-def join(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Put every kernel together with its scales."""
+def join(params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: jnp.float32) -> dict[str, Any]:
+    """Put every kernel together with its scales; `dtype` gives what the layer of a path computes in."""
     scales = {path: quantize.scale_path(path) for path in params if quantize.scale_path(path) in params}
-    kernels = {path: Kernel(params[path], params[scale]) for path, scale in scales.items()}
+    kernels = {path: Kernel(params[path], params[scale], dtype(path)) for path, scale in scales.items()}
     return {path: value for path, value in params.items() if path not in scales.values()} | kernels
 
 
@@ -64,4 +70,8 @@ class QuantizedSystem(System):
     def module(self, params: Params, name: str) -> nnx.Module:
         prefix = f"{name}/"
         own = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
-        return self.structures[name](join(own))
+        return self.structures[name](join(own, lambda path: self._dtype(name, path)))
+
+    def _dtype(self, name: str, path: str) -> Any:
+        networks, network = (self.config.text, path.split("/")[0]) if name == "text" else (self.config, name)
+        return jnp.dtype(getattr(getattr(networks, network), "dtype", "float32"))
