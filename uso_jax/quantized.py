@@ -33,8 +33,10 @@ class Kernel:
     def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
         *layers, inputs, outputs = shape = self.numbers.shape
         groups = self.scales.shape[-2]
-        # Read as they lie: XLA would turn the numbers of all layers around at once to suit one product.
-        numbers = with_layout_constraint(self.numbers, Layout(tuple(range(len(shape)))))
+        numbers = self.numbers
+        if jax.sharding.get_abstract_mesh().size <= 1:  # on more devices it would be gathered for this
+            # Read as they lie: XLA would turn the numbers of all layers around at once to suit one product.
+            numbers = with_layout_constraint(numbers, Layout(tuple(range(len(shape)))))
         blocks = numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
         kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
         # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the layer multiplies.
