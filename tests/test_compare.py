@@ -3,7 +3,10 @@
 """Tables over several runs, and the configurations whose runs they compare."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +41,15 @@ def test_means_and_deviations(runs, capsys):
         "| before | | 0.000 | - |",
         "| target | | 1.000 | 0.900 |",
     ]
+
+
+def test_a_reader_may_leave(runs):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(tiny.ROOT / "scripts" / "compare.py"), f"full={runs}/full-*"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tiny.ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_another_table_and_another_stage(runs, capsys):

@@ -8,6 +8,7 @@ DIR/<component>/params.safetensors    the same parameters by the same paths
 
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ def save(
         size = temporary.stat().st_size
         described = weights_files.describe(component, params, manifest, {FILE: size})
         (folder / ".manifest.json").write_text(described, encoding="utf-8")
+        shutil.copymode(folder / ".manifest.json", temporary)  # safetensors makes files for their owner only
         os.replace(temporary, file)
         os.replace(folder / ".manifest.json", folder / "manifest.json")
     except (OSError, safetensors.SafetensorError) as error:
