@@ -27,7 +27,7 @@ ONE = dict(data=1)
 MESHES = (
     ("none", dict(sequence=8)),
     ("none", dict(data=2, sequence=2, tensor=2)),
-    ("full", dict(fsdp=2, sequence=4)),
+    ("offload", dict(fsdp=2, sequence=4)),
 )
 
 

@@ -177,6 +177,7 @@ def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
     return {
         "argument_bytes": arguments,
         "temporary_bytes": temporary,
+        "host_bytes": memory.host_temp_size_in_bytes,
         "output_bytes": output,
         "reused_bytes": alias,
         "idle_bytes": idle,
@@ -203,6 +204,7 @@ def _overflow(message: str, arguments: int, chip: Chip) -> Report:
     return {
         "argument_bytes": arguments,
         "temporary_bytes": max(total - arguments, 0),
+        "host_bytes": 0,
         "output_bytes": 0,
         "reused_bytes": 0,
         "total_bytes": max(total, chip.usable_bytes + 1),

@@ -44,8 +44,10 @@ def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tu
         more = stage.accumulate * each
         flag = f"--config.stages.{stage.name}.accumulate={more}"
         yield flag, programs.with_stage(config, dataclasses.replace(stage, accumulate=more)), choices, 1 / each
-    if training and config.system.transformer.remat != "full":
-        yield "--config.model.transformer.remat=full", programs.numerics(config, remat="full"), choices, 0.5
+    remat = config.system.transformer.remat
+    for other, share in (("full", 0.5), ("offload", 0.8 if remat == "full" else 0.4)) if training else ():
+        if remat not in (other, "offload"):
+            yield f"--config.model.transformer.remat={other}", programs.numerics(config, remat=other), choices, share
     if not training:
         modes = [""] if choices.quantization else ["", "int8", "int4"]
         for mode, offload in itertools.product(modes, (False, True)):

@@ -38,6 +38,7 @@ def describe(report: Report) -> str:
         f" {report['mesh']}, batch {report['batch']}, {report['tokens']} tokens",
         f"  a device holds   arguments {gib('argument_bytes')}, temporaries {gib('temporary_bytes')}, results"
         f" {gib('output_bytes')} ({gib('reused_bytes')} of them in place), resting {gib('idle_bytes')}",
+        *([f"  in the host's     {gib('host_bytes')} of temporaries"] if report["host_bytes"] else []),
         f"  {'fits' if report['fits'] else 'does not fit'}             {gib('total_bytes')} of {gib('usable_bytes')}",
         f"  compiled in      {report['compile_seconds']:.1f} s, {report['compile_cpu_seconds']:.1f} s of CPU",
         "  operations       {:.2f} TFLOP needed, {:.2f} done".format(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -15,6 +16,13 @@ from uso_jax.attention import batch_axes, sequence_ways
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
     "full": jax.checkpoint_policies.nothing_saveable,
+    # Keep each block's input in the host's memory.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     # Also keep the attention output, the dearest thing to recompute on long sequences.
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     # Keep the result of every linear layer; recompute norms, activations and attention weights.
@@ -60,6 +68,7 @@ def scan(
     graphdef, params = nnx.split(blocks)
 
     def body(carry, layer):
+        carry = jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry)
         return jax.tree.map(constrain, step(nnx.merge(graphdef, layer), carry)), None
 
     if remat != "none":
