@@ -4,7 +4,7 @@
 
     python scripts/train.py --config configs/mini_ablations.py:full --config.seed=1 --workdir runs/full-1
 
-    full                    style alignment, then disentanglement, with the reward at the end of either
+    full                    style alignment, then disentanglement, with the reward at the end of either, for the paper's shares
     no_reward               w/o SRL: the same without the reward
     no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps in all
     no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps
@@ -33,6 +33,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     align, both = config.stages.style_alignment, config.stages.disentanglement
     steps = align.steps + both.steps
     with config.unlocked():
+        align.reward = both.reward = None
         config.variant = f"mini_{variant}"
         config.evaluation.num_triplets = 256
         tables = config.evaluation.tables = {

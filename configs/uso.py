@@ -100,7 +100,7 @@ def reward(**changes) -> dict:
     defaults = dict(
         weights=dict(csd_style=1.0),  # of uso_jax.rewards.REWARDS; docs/reward.md
         start=0,  # steps of the stage before it; the paper's S
-        scale=1.0,  # the paper's lambda, afterwards
+        scale=1.0,  # the paper's lambda, afterwards; 0: no reward at all
         num_steps=25,  # of the roll-out's schedule, T
         first=1,  # the roll-out stops at a random step, first ... last, counted from the end
         last=10,
@@ -146,6 +146,7 @@ def mini() -> dict:
                 conditions=("style",),
                 data=style_data,
                 learning_rate=2e-2,  # at 3e-3 seeds differed by 0.2 in CSD
+                reward=reward(start=500, **MINI_REWARD),
             ),
             disentanglement=stage(
                 **small,
@@ -155,17 +156,7 @@ def mini() -> dict:
                 learning_rate=2e-3,
                 content_dropout=0.1,
                 style_dropout=0.1,
-            ),
-            # Not in `run`: --config.run="('style_alignment', 'disentanglement', 'reward')" adds it.
-            reward=stage(
-                **small | dict(decay="constant"),
-                steps=200,
-                train=LORA,
-                data=both_data,
-                learning_rate=2e-4,
-                content_dropout=0.1,
-                style_dropout=0.1,
-                reward=reward(**MINI_REWARD),
+                reward=reward(start=1800, **MINI_REWARD),
             ),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),

@@ -224,8 +224,15 @@ def test_recipes():
         assert reward.weights.to_dict() == {"csd_style": 1.0}
         assert (reward.num_steps, reward.first, reward.last, reward.guidance, reward.scale) == (25, 1, 10, 4.0, 1.0)
     assert get("mini").run == ("style_alignment", "disentanglement")
-    assert [get("mini").stages[name].reward for name in get("mini").run] == [None, None]
-    rewards.check_names(get("mini").stages.reward.reward.weights, "mini")
+    for name in get("mini").run:
+        stage = get("mini").stages[name]
+        assert 0 < stage.reward.start < stage.steps
+        rewards.check_names((*stage.reward.weights, *stage.reward.judges), "mini")
+
+
+def test_a_scale_of_0_is_no_reward():
+    (stage,) = config(scale=0.0).stages
+    assert stage.reward is None
 
 
 def test_full_size_networks_of_the_recipe():

@@ -74,6 +74,7 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
     with config.unlocked():
         config.stages.joint = _USO["stage"](train=_USO["BOTH"])
     for name in run:
+        config.stages[name].reward = None  # mini's needs weights
         config.stages[name].update(stage)
     changes = _SIZES | {"run": run} | (changes or {})
     if not any(name.startswith("evaluation.") for name in changes):

@@ -227,7 +227,10 @@ def _flux(sizes: dict) -> FluxConfig:
 
 def _stage(name: str, values: dict) -> StageConfig:
     values = _tuples(values)
-    return StageConfig(name=name, **values | {"reward": values["reward"] and RewardConfig(**_tuples(values["reward"]))})
+    reward = values["reward"] and RewardConfig(**_tuples(values["reward"]))
+    if reward and not reward.scale:  # what a command line can say in place of None
+        reward = None
+    return StageConfig(name=name, **values | {"reward": reward})
 
 
 def _check_reward(stage: StageConfig, system: SystemConfig, grid_every: int) -> None:

@@ -26,7 +26,7 @@ class RewardConfig:
 
     weights: Mapping[str, float]  # of rewards by name (uso_jax.rewards.REWARDS); their weighted sum is the reward r
     start: int  # S: lambda is 0 in the stage's first S steps
-    scale: float = 1.0  # lambda afterwards
+    scale: float = 1.0  # lambda afterwards; a configuration's 0 means no reward
     num_steps: int = 25  # T, of the roll-out's schedule
     first: int = 1  # t is drawn from first ... last; it counts from the end: T is pure noise, 1 the last step
     last: int = 10
