@@ -8,7 +8,7 @@
     no_reward               w/o SRL: the same without the reward
     no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps in all
     no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps
-    hierarchical resampler mlp          style alignment alone, by projector (Table 4)
+    hierarchical resampler mlp          style alignment alone, by projector, each at its own rate (Table 4)
     hierarchical_siglip resampler_siglip mlp_siglip     the same, SigLIP trained along
     same_ids                no_reward with content tokens at the target's own positions
     all_weights             no_reward with all of the transformer trained, not adapters
@@ -22,7 +22,7 @@ import types
 
 from ml_collections import ConfigDict
 
-PROJECTORS = ("hierarchical", "resampler", "mlp")
+PROJECTORS = {"hierarchical": 2e-2, "resampler": 8e-3, "mlp": 3e-3}  # the best learning rate of each, of those tried
 SIGLIP = (r"siglip/.*", 0.1)  # its rate relative to what starts from random numbers
 
 
@@ -62,7 +62,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         elif kind in PROJECTORS and tower in ("", "siglip"):
             config.run = ("style_alignment",)
             config.evaluation.tables = {name: tables[name] for name in ("main", "style")}
-            config.model.transformer.projector.kind = kind
+            config.model.transformer.projector.kind, align.learning_rate = kind, PROJECTORS[kind]
             if tower:
                 align.train = (SIGLIP, *uso.PROJECTOR)
         elif variant == "same_ids":
