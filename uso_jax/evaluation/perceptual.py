@@ -9,17 +9,19 @@ Shapes: b batch, h w pixels.
 
 import functools
 import hashlib
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from uso_jax import params
 from uso_jax.errors import InputError
 from uso_jax.models import vgg
 from uso_jax.models.alexnet import AlexNet
 from uso_jax.preprocess import DINO
+from uso_jax.system import to_float
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's own, of pixels in [-1, 1]
 
@@ -63,6 +65,18 @@ class Perceptual:
         """Give the squared distance of Gram matrices relative to the style image's, the mean over five depths."""
         return self._gram(self._weights, images, styles)
 
+    def distances(self, columns: Mapping[str, UInt8[np.ndarray, "n h w 3"]], made: str) -> dict[str, float]:
+        """Give the mean LPIPS of a column to "target", if there is "content", and Gram distance to "style", if there is.
+
+        Without a content image a picture need not look like the target.
+        """
+        found = {}
+        if "content" in columns:
+            found["lpips"] = _mean(self.lpips, columns[made], columns["target"])
+        if "style" in columns:
+            found["gram"] = _mean(self.gram_distance, columns[made], columns["style"])
+        return found
+
     def _lpips_of(self, weights, images, targets):
         total, row = 0.0, lambda values: jnp.asarray(values)[None, None, None]
         normalise = lambda x: (self._enlarged(x) - row(_SHIFT)) / row(_SCALE)
@@ -82,6 +96,12 @@ class Perceptual:
         b, h, w, c = images.shape
         scale = max(1.0, self.size / min(h, w))
         return jax.image.resize(images, (b, round(scale * h), round(scale * w), c), "bilinear")
+
+
+def _mean(distance: Callable, images: np.ndarray, others: np.ndarray, size: int = 32) -> float:
+    parts = (slice(start, start + size) for start in range(0, len(images), size))
+    seen = lambda pictures: to_float(jnp.asarray(pictures))
+    return float(np.mean(np.concatenate([distance(seen(images[part]), seen(others[part])) for part in parts])))
 
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
