@@ -184,7 +184,7 @@ def test_long_texts_are_refused():
     "changes, message",
     [
         ({"num_attention_heads": 5}, "hidden_size 1152 does not divide into 5 heads"),
-        ({"remat": "some"}, "remat must be one of full, attention, dots, none"),
+        ({"remat": "some"}, "remat must be one of full, offload, attention, dots, none"),
     ],
 )
 def test_configs_refuse_nonsense(changes, message):
