@@ -4,7 +4,7 @@
 
     python scripts/train.py --config configs/mini_ablations.py:full --config.seed=1 --workdir runs/full-1
 
-    full                    style alignment, then disentanglement, with the reward at the end of either, for the paper's shares
+    full                    style alignment, then disentanglement, rewarded in the paper's last shares of either
     no_reward               w/o SRL: the same without the reward
     no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps in all
     no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps

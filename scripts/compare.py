@@ -7,8 +7,8 @@
 Each row is NAME=PATTERN of workdirs that have a summary.json. --table picks one of the run's tables, by default the
 main one; --stage the state after a stage, by default the last. The rows before, target and copies are those of the
 first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, of the pictures that each run
-keeps (pip install "uso_jax[perceptual]"). --sheet shows the pictures of each row's first run side by side, --curves what was said of held-out pictures
-while a reward was learned:
+keeps (pip install "uso_jax[perceptual]"). --sheet shows the pictures of each row's first run side by side, --curves
+what was said of held-out pictures while a reward was learned:
 
     python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --pictures 0,3,17
 """

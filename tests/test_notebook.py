@@ -38,7 +38,13 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 10
-    made = ("picture.png", "glass.safetensors", "my_lora.safetensors", "runs/mine/summary.json", "mine/lora/manifest.json")
+    made = (
+        "picture.png",
+        "glass.safetensors",
+        "my_lora.safetensors",
+        "runs/mine/summary.json",
+        "mine/lora/manifest.json",
+    )
     assert not [name for name in made if not (tmp_path / name).is_file()]
 
 

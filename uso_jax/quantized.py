@@ -24,7 +24,7 @@ from uso_jax.system import System
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as a layer's parameter: `numbers` [layers,] i o, `scales` [layers,] groups o, `dtype` of their product."""
+    """A kernel as a layer's parameter: `numbers` [layers,] i o times `scales` [layers,] groups o, in `dtype`."""
 
     numbers: Array
     scales: Array
@@ -39,7 +39,7 @@ class Kernel:
             numbers = with_layout_constraint(numbers, Layout(tuple(range(len(shape)))))
         blocks = numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
         kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
-        # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the layer multiplies.
+        # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the product.
         return jax.lax.optimization_barrier(kernel)[index]
 
 

@@ -66,7 +66,7 @@ class Perceptual:
         return self._gram(self._weights, images, styles)
 
     def distances(self, columns: Mapping[str, UInt8[np.ndarray, "n h w 3"]], made: str) -> dict[str, float]:
-        """Give the mean LPIPS of a column to "target", if there is "content", and Gram distance to "style", if there is.
+        """Give the means of a column: LPIPS to "target" where there is "content", Gram distance to "style" where it is.
 
         Without a content image a picture need not look like the target.
         """
