@@ -90,10 +90,10 @@ def check(config: TrainConfig) -> System:
         null_text = source.null_text
     for stage in config.stages:
         if stage.loss != "flow_matching" or stage.reward is not None:
-            without = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
+            mend = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
             raise InputError(
                 f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
-                f" --config.data.source to the images{without}, or leave the stage out of --config.run."
+                f" --config.data.source to the images{mend}, or leave the stage out of --config.run."
             )
         if stage.clip_cut:
             raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")

@@ -153,15 +153,15 @@ class Table:
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
         return columns | {"before": before, "after": after, "target": self._all("target")}
 
-    def _distances(self, images: Pictures, batch) -> dict[str, np.ndarray]:
+    def _distances(self, images: Pictures, batch) -> Figures:
         if self._perceptual is None:
             return {}
-        found, made = {}, to_float(images)
+        columns = {"made": images, "target": batch["target"]}
         if self.has_content:
-            found["lpips"] = self._perceptual.lpips(made, to_float(batch["target"]))
+            columns["content"] = batch["content"]
         if self.has_style:
-            found["gram"] = self._perceptual.gram_distance(made, to_float(batch["style"][:, 0]))
-        return {name: np.asarray(value) for name, value in found.items()}
+            columns["style"] = batch["style"][:, 0]
+        return self._perceptual.distances(columns, "made")
 
     def _all(self, name: str) -> np.ndarray:
         return np.concatenate([batch[name] for batch in self.batches])
