@@ -130,6 +130,8 @@ def test_the_target_is_its_own_first_counterfactual(data, look):
             errors = np.abs(candidates[1:].astype(int) - triplet.target).mean((1, 2, 3))
             assert (errors > 0.5).all()
         assert all(map(np.array_equal, source.counterfactuals(triplet), (contents, styles)))
+        drawn = source.style_drawings(triplet, 3, np.random.default_rng(0))
+        assert len(drawn) == len(styles) and {pictures.shape for pictures in drawn} == {(3, *triplet.target.shape)}
     triplets = [source[index] for index in range(8)]
     judge = Counterfactuals(source, triplets)
     right = {"content_accuracy": 1.0, "style_accuracy": 1.0, "mse": 0.0}

@@ -28,6 +28,7 @@ from uso_jax.data.record import Triplet
 from uso_jax.data.styles import combinations
 from uso_jax.data.subjects import subject_names
 from uso_jax.errors import InputError
+from uso_jax.evaluation.factors import Styles, style_sets
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 YELLOW, BLUE = (0.9, 0.8, 0.1), (0.1, 0.1, 0.4)
@@ -105,6 +106,17 @@ def test_counterfactuals_change_one_thing():
         changed = (render(subject, meta["pose"], recoloured, 48) != triplet.target).any(-1)
         # Where a pixel has a trace of the subject, rounding may hide it in one of the two.
         assert (changed & free).mean() < 0.01 and changed.mean() > 0.03
+
+
+def test_a_style_is_told_by_patches_whatever_is_drawn_where():
+    source = ProceduralSource(split="heldout", seed=3, tasks={"style": 1.0})
+    triplets = [source[index] for index in range(8)]
+    judge = Styles(source, triplets)
+    assert all(map(np.array_equal, style_sets(source, triplets[0]), style_sets(source, triplets[0])))
+    targets = np.stack([triplet.target for triplet in triplets])
+    assert judge.score(targets)["style_accuracy"] >= 7 / 8
+    assert judge.score(np.stack([triplet.styles[0] for triplet in triplets]))["style_accuracy"] >= 6 / 8
+    assert judge.score(np.roll(targets, 1, axis=0))["style_accuracy"] <= 1 / 8
 
 
 def test_subjects_can_be_told_apart_in_every_style():

@@ -3,14 +3,14 @@
 """Whether the experts' pictures are right, for drawn sources, which know what would be: no learned network is involved.
 
 A style reference is right if it is nearest to the target's style among 24 (other names, other colours; for artists'
-looks, the other teams). Its pose and subject are the expert's choice, so patches are compared: the mean distance of
-each of its patches to the nearest patch in drawings of random subjects in that style.
+looks, the other teams). Its pose and subject are the expert's choice, so patches are compared
+(`uso_jax.data.style_patches`) with those in drawings of random subjects in that style.
 
 A content reference is right if the nearest drawing of all subjects in their plain look, before the ground that the
 picture has, shows the target's. The pose is the target's where the layout is preserved; otherwise, for each subject,
 the one of many whose silhouette fits best.
 
-The same is asked of true drawings, which tells how good these judges are. Shapes: n pictures, h w pixels, d numbers.
+The same is asked of true drawings, which tells how good these judges are. Shapes: n pictures, h w pixels.
 """
 
 import dataclasses
@@ -19,22 +19,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32
 
 from uso_jax.curation.folder import Folder, Made
-from uso_jax.data import images
+from uso_jax.data import images, style_patches
 from uso_jax.data.canvas import Canvas, Pose
-from uso_jax.data.counterfactual import NUM_STYLES, alternatives
+from uso_jax.data.counterfactual import NUM_STYLES, SCALE, TURN
 from uso_jax.data.emoji import NUM_SUBJECTS, TRAINED_TEAMS, EmojiSource
-from uso_jax.data.emoji_artwork import TEAMS
 from uso_jax.data.look import Style
 from uso_jax.data.procedural import SUBJECTS, ProceduralSource
 from uso_jax.data.styles import render
 from uso_jax.data.subjects import Subject
 from uso_jax.errors import InputError
 
-SCALE, TURN = (0.62, 0.9), 0.35  # of poses, as the sources draw them
-_POSES, _DRAWINGS, _PATCH, _STRIDE = 150, 12, 5, 2
+_POSES, _DRAWINGS = 150, 12
 _INSIDE = 40.0  # difference from the ground, of 255, that makes a pixel part of the subject
 
 
@@ -75,39 +73,18 @@ class Truth:
         triplet = self.source[index]
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])
         known = self._subjects(meta, rng)
-        looks = self._looks(meta, triplet.key, known, rng)
         pose = meta["pose"] if layout == "preserved" else None
         true_pose = pose or Pose.draw(rng, scale=SCALE, turn=TURN)
         plain = render(known[0], true_pose, Style.plain(rng, known[0]), self.size)
-        true_style = self._drawings(looks[0], 1, rng)[0]
-        sets = [_patches(self._drawings(look, _DRAWINGS, rng)) for look in looks]
+        (true, *rest), *others = self.source.style_drawings(triplet, _DRAWINGS + 1, rng)
+        sets = [np.stack(rest), *(drawn[1:] for drawn in others)]
+        has_style = lambda picture: int(np.argmin(style_patches.distances(picture, sets))) == 0
         return {
-            "style_right": self._nearest_style(style, sets) == 0,
+            "style_right": has_style(style),
             "content_right": self._nearest_subject(content, known, pose, meta["subject"], rng),
-            "true_style_right": self._nearest_style(true_style, sets) == 0,
+            "true_style_right": has_style(true),
             "true_content_right": self._nearest_subject(plain, known, pose, meta["subject"], rng),
         }
-
-    # ------------------------------------------------------------------------------------------------ style
-
-    def _looks(self, meta: dict, key: str, known: Sequence[Subject], rng: np.random.Generator) -> list[tuple]:
-        """Give what the target's style could be, itself first: a style, and the subjects that are drawn in it."""
-        if meta.get("look", "drawn") == "drawn":
-            return [(style, known[1:]) for style in alternatives(meta["style"], key)]
-        names = [self.source.artwork.names[i] for i in rng.choice(len(self.source.artwork.names), 2 * _DRAWINGS)]
-        teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
-        return [(meta["style"], [self.source.artwork.subject(name, team) for name in names]) for team in teams]
-
-    def _drawings(self, look: tuple, count: int, rng: np.random.Generator) -> UInt8[np.ndarray, "n h w 3"]:
-        style, subjects = look
-        chosen = [subjects[i] for i in rng.choice(len(subjects), count)]
-        return np.stack([render(one, Pose.draw(rng, scale=SCALE, turn=TURN), style, self.size) for one in chosen])
-
-    def _nearest_style(self, picture: images.Picture, sets: Sequence[np.ndarray]) -> int:
-        own = _patches(picture[None])
-        return int(np.argmin([_set_distance(own, found) for found in sets]))
-
-    # ------------------------------------------------------------------------------------------------ content
 
     def _subjects(self, meta: dict, rng: np.random.Generator) -> list[Subject]:
         """Give the target's subject, then others."""
@@ -154,14 +131,3 @@ def _best_fit(inside: np.ndarray, masks: Float32[np.ndarray, "n hw"]) -> int:
     """Give the mask with the largest intersection over union."""
     common = masks @ inside.astype(np.float32)
     return int(np.argmax(common / np.maximum(masks.sum(1) + inside.sum() - common, 1)))
-
-
-def _patches(pictures: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "m d"]:
-    windows = np.lib.stride_tricks.sliding_window_view(pictures, (_PATCH, _PATCH), axis=(1, 2))
-    return windows[:, ::_STRIDE, ::_STRIDE].reshape(-1, 3 * _PATCH * _PATCH).astype(np.float32) / 255
-
-
-def _set_distance(own: Float[np.ndarray, "m d"], other: Float[np.ndarray, "k d"]) -> float:
-    """Give the mean squared distance of patches to the nearest of a set."""
-    squares = (own**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * own @ other.T
-    return float(np.maximum(squares.min(1), 0).mean())

@@ -1,21 +1,23 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The same drawing with one factor changed: every other subject, or other styles.
+"""The same drawing with one factor changed: every other subject, or other styles. And other drawings in these styles.
 
-Shapes: m subjects, k styles, h w pixels.
+Shapes: m subjects, k styles, n drawings, h w pixels.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
+from uso_jax.data.canvas import Pose
 from uso_jax.data.look import PLAIN, STYLE_NAMES, Style
 from uso_jax.data.styles import render
 from uso_jax.data.subjects import Subject
 
 NUM_STYLES = 24  # the true one among them
+SCALE, TURN = (0.62, 0.9), 0.35  # of poses, as the sources draw them
 
 
 def other_subjects(
@@ -47,3 +49,13 @@ def alternatives(true: Style, key: str) -> list[Style]:
         if (other.fill_name, other.ground_name) != (true.fill_name, true.ground_name):
             styles.append(other)
     return styles
+
+
+def drawings(
+    styles: Sequence[tuple[Style, Sequence[Subject]]], count: int, size: int, rng: np.random.Generator
+) -> list[UInt8[np.ndarray, "n {size} {size} 3"]]:
+    """Draw, for each style, so many of the subjects beside it, in random poses."""
+    draw = lambda style, one: render(one, Pose.draw(rng, scale=SCALE, turn=TURN), style, size)
+    return [
+        np.stack([draw(style, subjects[i]) for i in rng.choice(len(subjects), count)]) for style, subjects in styles
+    ]

@@ -41,7 +41,6 @@ SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "hel
 LOOKS = ("artists", "drawn")
 TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
 SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
-SCALE, TURN = (0.62, 0.9), 0.35  # of poses, as in the procedural source
 NUM_SUBJECTS = 60  # other subjects among the counterfactuals
 
 
@@ -110,9 +109,9 @@ class EmojiSource:
         has_content, has_style = CONDITIONS[task]
         name, content_team = draws.pick(rng, self.subjects), draws.pick(rng, TRAINED_TEAMS)
         own = self.artwork.subject(name, content_team)
-        pose = Pose.draw(rng, scale=SCALE, turn=TURN)
+        pose = Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN)
         preserved = has_content and rng.random() < self.preserved
-        content_pose = pose if preserved else Pose.draw(rng, scale=SCALE, turn=TURN)
+        content_pose = pose if preserved else Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN)
         content_style = Style.plain(rng, own)
 
         # The target: whose hand, and what over it.
@@ -146,7 +145,12 @@ class EmojiSource:
                 team if look == "artists" else draws.pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
             )
             styles = tuple(
-                render(self.artwork.subject(*drawn), Pose.draw(rng, scale=SCALE, turn=TURN), style, self.size)
+                render(
+                    self.artwork.subject(*drawn),
+                    Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN),
+                    style,
+                    self.size,
+                )
                 for drawn in zip(meta["style_subjects"], meta["style_teams"], strict=True)
             )
 
@@ -191,3 +195,19 @@ class EmojiSource:
         teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
         drawn = (self.artwork.subject(subject.name, team) for team in teams)
         return contents, np.stack([render(one, meta["pose"], meta["style"], self.size) for one in drawn])
+
+    def style_drawings(
+        self, triplet: Triplet, count: int, rng: np.random.Generator
+    ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
+        """Draw so many other subjects in the style of a triplet's target, then in other styles, or by other teams."""
+        meta = triplet.meta
+        names = [name for name in self.artwork.names if name != meta["subject"]]
+        chosen = [names[i] for i in rng.permutation(len(names))[:NUM_SUBJECTS]]
+        by = lambda team: [self.artwork.subject(name, team) for name in chosen]
+        if meta["look"] == "drawn":
+            own = by(meta["team"])
+            styles = [(style, own) for style in counterfactual.alternatives(meta["style"], triplet.key)]
+        else:
+            teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
+            styles = [(meta["style"], by(team)) for team in teams]
+        return counterfactual.drawings(styles, count, self.size, rng)

@@ -183,6 +183,14 @@ class ProceduralSource:
             counterfactual.other_styles(subject, triplet.meta, triplet.key, self.size),
         )
 
+    def style_drawings(
+        self, triplet: Triplet, count: int, rng: np.random.Generator
+    ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
+        """Draw so many other subjects in the style of a triplet's target, then in other styles."""
+        others = [one for name, one in SUBJECTS.items() if name != triplet.meta["subject"]]
+        styles = counterfactual.alternatives(triplet.meta["style"], triplet.key)
+        return counterfactual.drawings([(style, others) for style in styles], count, self.size, rng)
+
     def _pose(self, rng: np.random.Generator) -> Pose:
         return Pose.draw(rng, scale=self.scale, turn=self.turn)
 

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that a training of mini ends with: whether the style arrives and the content stays.
 
-A table is a task and a split of the source. Where there is a content image, the layout is preserved and the exact judge
-of `factors` applies; `judge_*` are a classifier's opinion (uso_jax.models.judge), `text_score` is the mean cosine of a
-picture and the words for its subject in SigLIP, `csd` that of the style vectors of picture and style image; `lpips` and
-`gram` are distances (uso_jax.evaluation.perceptual).
+A table is a task and a split of the source. The exact judges of `factors` apply: to subject, style and error where
+there is a content image, in a preserved layout, and to the style alone where there is none. `judge_*` are a
+classifier's opinion (uso_jax.models.judge), `text_score` is the mean cosine of a picture and the words for its subject
+in SigLIP, `csd` that of the style vectors of picture and style image; `lpips` and `gram` are distances
+(uso_jax.evaluation.perceptual).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from uso_jax import rewards, sharding
 from uso_jax.config import TableConfig, TrainConfig
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.data.record import CONDITIONS
-from uso_jax.evaluation.factors import WISHES, Counterfactuals
+from uso_jax.evaluation.factors import WISHES, Counterfactuals, Styles
 from uso_jax.evaluation.perceptual import Perceptual
 from uso_jax.heldout import pipeline_options
 from uso_jax.objectives import flow_matching
@@ -113,7 +114,7 @@ class Table:
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.has_content, self.has_style = CONDITIONS[table.task]
-        self.judge = Counterfactuals(source, self.triplets) if self.has_content else None
+        self.judge = (Counterfactuals if self.has_content else Styles)(source, self.triplets)
         labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
         known = labels - _UNSEEN.get(table.split, set())
         self.unknown = {name for name, label in _CLASSES.items() if label not in known}
@@ -145,8 +146,7 @@ class Table:
             found |= self._distances(images[part], batch)
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
-        exact = self.judge.score(images) if self.judge is not None else {}
-        return {name: value for name, value in (exact | figures).items() if name not in self.unknown}
+        return {k: v for k, v in (self.judge.score(images) | figures).items() if k not in self.unknown}
 
     def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
         """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
