@@ -98,6 +98,7 @@ def mini() -> dict:
     small = dict(batch_size=16, settings=dict(num_steps=12))
     return curation(
         limit=256,
+        shard_size=32,
         stylize=expert(**small, weights="experts/stylize", prompts=dict(preserved="{subject}", shifted="{subject}")),
         destylize=expert(
             **small,

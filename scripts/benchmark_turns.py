@@ -21,13 +21,15 @@ from benchmark_tasks import SIZES, Run, Sizes, run
 from benchmark_torch import Peer, matmul
 from tqdm import tqdm
 
+from uso_jax import progress
+
 
 def measure(tasks: Sequence[str], size: str, operations: Mapping[str, float], args: argparse.Namespace) -> dict:
     """Give the report of all tasks: what scripts/benchmark.py prints, and writes with --json."""
     sizes, threads = SIZES[size], len(os.sched_getaffinity(0))
     on_cpu = jax.default_backend() == "cpu"
     rows = []
-    with tqdm(total=len(tasks) * args.repeats, unit="turn") as bar:
+    with progress.bar(total=len(tasks) * args.repeats, unit="turn") as bar:
         ceiling = _ceiling(sizes, threads)
         for task in tasks:
             bar.set_description_str(task)

@@ -131,8 +131,9 @@ def _report(config: TrainConfig) -> None:
     from uso_jax.curation.folder import Folder
 
     folder = Folder(_TO.value)
-    decisions = report.write(folder, _curation().keep, _SAMPLE.value)
-    print(report.markdown(folder, decisions))
+    keep = _curation().keep
+    decisions = report.write(folder, keep, _SAMPLE.value)
+    print(report.markdown(folder, keep, decisions))
     print(f"Wrote {folder.path / 'report' / 'index.html'}")
 
 

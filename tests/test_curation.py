@@ -152,8 +152,8 @@ def test_judge(made, tmp_path):
     folder = copy(made, tmp_path / "c")
     rows, asked = judged(folder, lambda body: GOOD)
     assert asked == 8 and all(row["judge"] == 3.5 and row["parts"] == {"head": 4, "tail": 3} for row in rows.values())
-    left = selection.survivors(selection.decide(folder, keep(judge=3.5)))
-    assert len(left["judge"]) == 8 and not selection.survivors(selection.decide(folder, keep(judge=3.6)))["judge"]
+    left = lambda least: selection.survivors(selection.decide(folder, keep(judge=least)), keep(judge=least))
+    assert len(left(3.5)["judge"]) == 8 and not left(3.6)["judge"] and "judge" not in left(None)
     # From the cache alone, without an endpoint.
     for file in (folder.path / "judge").glob("*.jsonl"):
         if not file.name.startswith("answers"):
@@ -240,9 +240,9 @@ def test_thresholds_change_without_recomputing(made, tmp_path):
 
 def test_precision_and_export(made, tmp_path):
     decisions = selection.decide(made, keep())
-    known = report.precision(made, decisions)
+    known = report.precision(made, keep(), decisions)
     assert known["made"].count == 8 and 0 <= known["made"].both <= known["made"].style <= 1
-    assert "| references made | 8 |" in report.markdown(made, decisions)
+    assert "| references made | 8 |" in report.markdown(made, keep(), decisions)
     chosen = [one for one in decisions if one.number != 3]
     path = prepare({"train": selection.kept(made, chosen)}, tmp_path, "curated")
     kept, source = TripletSet(path), open_source(DRAWN)

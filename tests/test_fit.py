@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import uso_jax.fit
 import uso_jax.loop
+import uso_jax.progress
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.data import pipeline
 from uso_jax.errors import InputError
@@ -270,7 +271,7 @@ def test_full_disk_while_saving(straight, tmp_path):
 
 def test_full_disk_while_writing_metrics(tmp_path, monkeypatch):
     # Under pytest the progress bar is written to a file, which the limit would also stop.
-    monkeypatch.setattr(uso_jax.loop, "tqdm", functools.partial(tqdm, disable=True))
+    monkeypatch.setattr(uso_jax.progress, "tqdm", functools.partial(tqdm, disable=True))
     with file_size_limit(0) as limit, watched(lambda n: n == 1 and limit()), pytest.raises(InputError) as failure:
         fit(config(), tmp_path)
     assert f"cannot write to {tmp_path}" in str(failure.value)

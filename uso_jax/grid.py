@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures a person can judge: rows of images under column titles."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from uso_jax import whole_file
 
 COLUMNS = "columns.npz"  # in a workdir: all that its sheets before_after*.png show some of, by "table/column"
 
@@ -36,6 +37,5 @@ def save(sheet: Image.Image, path: str | pathlib.Path) -> None:
     """Write a PNG whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    sheet.save(temporary)
-    os.replace(temporary, path)
+    with whole_file.beside(path) as temporary:
+        sheet.save(temporary, "PNG")

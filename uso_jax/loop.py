@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from uso_jax import grid, guard, sharding
+from uso_jax import grid, guard, progress, sharding
 from uso_jax.checkpoint import Checkpoints
 from uso_jax.config import TrainConfig
 from uso_jax.data.pipeline import batches, open_source
@@ -129,11 +129,11 @@ def run_stage(run: Run, index: int, params: Params, rates: dict[str, float], sav
     # ---------------------------------------------------------------------------------------- train loop
     waiting = None  # the last step's metrics: read one step late, so that the device never waits for the host
     earlier, started = record["seconds"], time.monotonic()
-    shown = dict(total=stage.steps, initial=record["step"], desc=stage.name, unit="step", dynamic_ncols=True)
+    shown = dict(total=stage.steps, initial=record["step"], desc=stage.name, unit="step")
     run.speed.begin_stage()
     if jax.process_index():
         shown["disable"] = True
-    with contextlib.closing(data), tqdm(**shown) as bar:
+    with contextlib.closing(data), progress.bar(**shown) as bar:
         for step in range(record["step"] + 1, last_step(stage, record) + 1):
             run.profile.before(offset + step)
             batch = sharding.global_batch(run.mesh, next(data))

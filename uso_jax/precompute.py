@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from uso_jax import bundle, mini, sharding, weights
+from uso_jax import bundle, mini, progress, sharding, weights
 from uso_jax.config import TrainConfig
 from uso_jax.data import features
 from uso_jax.data.examples import Examples, Source
@@ -160,7 +159,7 @@ def precompute(
         features.write_manifest(path, manifest, encoder.nulls())
         mine = range(process[0], shards, process[1])
         lost = 0
-        with tqdm(total=len(mine) * shard_size, desc=f"encoding {split}", unit="example", dynamic_ncols=True) as bar:
+        with progress.bar(total=len(mine) * shard_size, desc=f"encoding {split}", unit="example") as bar:
             for number in mine:
                 chosen = np.arange(number * shard_size, min((number + 1) * shard_size, total))
                 if not features.is_done(path, number):

@@ -20,9 +20,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
-from uso_jax import whole_file
+from uso_jax import progress, whole_file
 from uso_jax.data import archives, images
 from uso_jax.data.places import Place
 from uso_jax.errors import InputError
@@ -98,7 +96,7 @@ class Folder:
         """
         self._begin(step, settings)
         mine = range(process[0], self.shards, process[1])
-        with tqdm(total=len(mine), desc=step, unit="shard", dynamic_ncols=True) as bar:
+        with progress.bar(total=len(mine), desc=step, unit="shard") as bar:
             for shard in mine:
                 for need in NEEDS[step]:
                     self.rows(need, shard)

@@ -44,11 +44,11 @@ class Precision:
     both: float
 
 
-def precision(folder: Folder, decisions: Sequence[Decision]) -> dict[str, Precision]:
+def precision(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision]) -> dict[str, Precision]:
     """Give what share of the references is right after each filter, and of true ones under "truth": the judges' own."""
     truth = {number: row for number, row in folder.all_rows("truth").items() if "failed" not in row}
     found = {}
-    for name, left in selection.survivors(decisions).items():
+    for name, left in selection.survivors(decisions, keep).items():
         if name != "all":
             found[name] = _shares([truth[one.number] for one in left], "")
     return found | {"truth": _shares(list(truth.values()), "true_")}
@@ -60,12 +60,12 @@ def _shares(rows: Sequence[Row], prefix: str) -> Precision:
     return Precision(len(rows), share(style), share(content), share(style & content))
 
 
-def markdown(folder: Folder, decisions: Sequence[Decision]) -> str:
+def markdown(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision]) -> str:
     """Give the table of filters as text; with precision if the step truth is there."""
-    known = precision(folder, decisions) if folder.has("truth") else {}
+    known = precision(folder, keep, decisions) if folder.has("truth") else {}
     columns = ["filter", "left", *(["style right", "content right", "both right"] if known else [])]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for name, left in selection.survivors(decisions).items():
+    for name, left in selection.survivors(decisions, keep).items():
         lines.append("| " + " | ".join([WORDS[name], f"{len(left):,}", *_cells(known, name)]) + " |")
     if known:
         lines.append("| " + " | ".join(["true drawings, by the same judges", "", *_cells(known, "truth")]) + " |")
@@ -109,7 +109,7 @@ def _page(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision], sampl
     return _PAGE.substitute(
         title=html.escape(f"curation {folder.path.name}"),
         source=html.escape(json.dumps(folder.manifest["source"], ensure_ascii=False)),
-        filters=_table(markdown(folder, decisions)),
+        filters=_table(markdown(folder, keep, decisions)),
         plots="".join(plots),
         sheets="".join(_sheets(folder, keep, decisions, sample)),
         failed=f"<h2>Not made: {len(failed)}</h2><ul>{''.join(notes)}</ul>" if failed else "",

@@ -86,10 +86,14 @@ def decide(folder: Folder, keep: KeepConfig) -> list[Decision]:
     return decisions
 
 
-def survivors(decisions: Sequence[Decision]) -> dict[str, list[Decision]]:
-    """Give what is left after each filter, by its name, and before any under "all"."""
+def survivors(decisions: Sequence[Decision], keep: KeepConfig) -> dict[str, list[Decision]]:
+    """Give what is left after each filter that is in force, by its name, and before any under "all"."""
     left = {"all": list(decisions)}
+    off = {name for name in (*NETWORKS, "judge") if getattr(keep, name) is None}
+    off |= {"duplicates"} if keep.duplicates < 0 else set()
     for name in FILTERS:
+        if name in off:
+            continue
         gone = FILTERS[: FILTERS.index(name) + 1]
         left[name] = [one for one in decisions if one.failed_at not in gone]
     return left

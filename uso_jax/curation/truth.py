@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool
 
 from uso_jax.curation.folder import Folder, Made
 from uso_jax.data import images, style_patches
@@ -118,16 +118,15 @@ class Truth:
             return [subject]
         return [self.source.artwork.subject(subject.name, team) for team in TRAINED_TEAMS]
 
-    def _masks_of(self, name: str, subject: Subject) -> Float32[np.ndarray, "n hw"]:
+    def _masks_of(self, name: str, subject: Subject) -> Bool[np.ndarray, "n hw"]:
         del name  # what the cache tells subjects apart by
         covers = [Canvas(subject, pose, self.size) for pose in self._poses]
-        return np.stack([(canvas.distances[0] < 0).astype(np.float32) for canvas in covers])
+        return np.stack([canvas.distances[0] < 0 for canvas in covers])
 
     def _picture(self, folder: Folder, step: str, number: int) -> images.Picture:
         return images.cover(folder.place(step, number).decode(), (self.size, self.size))
 
 
-def _best_fit(inside: np.ndarray, masks: Float32[np.ndarray, "n hw"]) -> int:
+def _best_fit(inside: Bool[np.ndarray, " hw"], masks: Bool[np.ndarray, "n hw"]) -> int:
     """Give the mask with the largest intersection over union."""
-    common = masks @ inside.astype(np.float32)
-    return int(np.argmax(common / np.maximum(masks.sum(1) + inside.sum() - common, 1)))
+    return int(np.argmax((masks & inside).sum(1) / np.maximum((masks | inside).sum(1), 1)))

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from uso_jax import whole_file
+from uso_jax import progress, whole_file
 from uso_jax.data.pipeline import Mixture, Source
 from uso_jax.data.record import Triplet
 from uso_jax.errors import BadExample, InputError
@@ -67,7 +66,7 @@ def draw(source: Source | Mixture, count: int) -> tuple[list[tuple[int, Triplet]
         raise InputError(f"the sample must have at least one triplet, not {count}.")
     chosen = np.random.default_rng(_SEED).choice(len(source), min(count, len(source)), replace=False, shuffle=False)
     found, unreadable = [], []
-    for index in tqdm(np.sort(chosen).tolist(), "reading", unit="triplet"):
+    for index in progress.bar(np.sort(chosen).tolist(), "reading", unit="triplet"):
         try:
             found.append((index, source[index]))
         except BadExample as error:

@@ -8,15 +8,14 @@ lies under `data_dir`; it is mapped into memory, so that opening it takes no tim
 """
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float16, Float32
-from tqdm import tqdm
 
+from uso_jax import progress, whole_file
 from uso_jax.data.artwork import ARTWORK_SIDE, subject_from_artwork
 from uso_jax.data.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
 from uso_jax.data.shapes import NOTHING
@@ -126,10 +125,9 @@ def _write(path: Path, sets: list[IconSet], side: int) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / ".gitignore").write_text("*\n")  # other people's work: not to be committed by accident
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-    try:
+    with whole_file.beside(path) as temporary:
         records = np.lib.format.open_memmap(temporary, "w+", _layout(side), (len(names), len(sets)))
-        with tqdm(total=records.size, desc="Rasterising emoji", unit="icon", dynamic_ncols=True) as bar:
+        with progress.bar(total=records.size, desc="Rasterising emoji", unit="icon") as bar:
             for row, name in enumerate(names):
                 for column, icons in enumerate(sets):
                     # Twice as fine as what is kept, which makes clean edges.
@@ -139,9 +137,6 @@ def _write(path: Path, sets: list[IconSet], side: int) -> None:
                     records["name"][row, column] = name
                     bar.update()
         records.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _record(subject: Subject, side: int) -> Iterator[tuple[str, object]]:

@@ -12,8 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
+from uso_jax import progress
 from uso_jax.data import images
 from uso_jax.data.images import Picture
 from uso_jax.errors import BadExample, InputError
@@ -83,7 +82,7 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
         name: p for name, p in files.items() if not any(part.startswith(".") for part in p.relative_to(folder).parts)
     }
     used = set()
-    for one in tqdm(items, "checking pictures", unit="item", leave=False):
+    for one in progress.bar(items, "checking pictures", unit="item", leave=False):
         for number in range(one.num_images):
             stems = [f"{one.key}_{number}", *([one.key] if one.num_images == 1 else [])]
             names = [stem + suffix for stem in stems for suffix in SUFFIXES if stem + suffix in files]

@@ -7,9 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from uso_jax import items as jobs
+from uso_jax import progress
 from uso_jax.evaluation.item import EvalItem
 from uso_jax.pipeline import USOPipeline
 
@@ -29,7 +28,7 @@ def make(
     pipe = USOPipeline.from_weights(weights)
     made = had = 0
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)
-    with tqdm(total=sum(one.num_images for one in items), desc="drawing", unit="picture") as bar:
+    with progress.bar(total=sum(one.num_images for one in items), desc="drawing", unit="picture") as bar:
         for (without, seed, count), group in itertools.groupby(sorted(items, key=alike), alike):
             job = jobs.Job(
                 save_path=folder,

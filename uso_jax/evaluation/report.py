@@ -15,9 +15,8 @@ from typing import Any
 import jinja2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from uso_jax import whole_file
+from uso_jax import progress, whole_file
 from uso_jax.errors import BadExample, InputError
 from uso_jax.evaluation import charts, comparison
 from uso_jax.evaluation.benchmark import Benchmark
@@ -161,7 +160,7 @@ def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict
     chosen = {one.key for one in _spread(items, SHOWN)} | set(list(problems)[: 10 * SHOWN])
     made: dict[str, str] = {}
     found = []
-    for one in tqdm([one for one in items if one.key in chosen], "thumbnails", unit="item", leave=False):
+    for one in progress.bar([one for one in items if one.key in chosen], "thumbnails", unit="item", leave=False):
         references = [("content", path) for path in one.content_refs] + [("style", path) for path in one.style_refs]
         references += [("target", one.target)] if one.target else []
         pictures = []

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
+from uso_jax import progress
 from uso_jax.errors import InputError
 from uso_jax.evaluation import kinds
 from uso_jax.evaluation.benchmark import Benchmark
@@ -78,7 +77,7 @@ def score(
     single = {name: pair for name, pair in measures.items() if not isinstance(pair[1], WholeMeasure)}
     digests: dict[tuple[str, Name], str] = {}
     read: list[Sample] = []
-    with tqdm(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
+    with progress.bar(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
         for start in range(0, len(gallery.samples), batch_size):
             batch = gallery.samples[start : start + batch_size]
             waiting: dict[str, list[Sample]] = {}

@@ -17,8 +17,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
-from tqdm import tqdm
 
+from uso_jax import progress, whole_file
 from uso_jax.data.images import Fit
 from uso_jax.data.places import Place
 from uso_jax.data.record import Triplet, task_of
@@ -128,13 +128,12 @@ class FileTriplets:
         with ThreadPoolExecutor(_THREADS) as pool:
             rows = pool.map(self._sizes_of, range(len(self)))
             hidden = len(self) < _KEPT_FROM
-            sizes = list(tqdm(rows, f"sizes of {self.path}", len(self), unit="item", disable=hidden))
+            sizes = list(progress.bar(rows, f"sizes of {self.path}", total=len(self), unit="item", disable=hidden))
         sizes = np.asarray(sizes, np.int32)
         if len(self) >= _KEPT_FROM:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_suffix(f".{os.getpid()}.npy")
-            np.save(temporary, sizes)
-            os.replace(temporary, kept)
+            with whole_file.beside(kept) as temporary, temporary.open("wb") as file:
+                np.save(file, sizes)
         return sizes
 
     def _sizes_of(self, index: int) -> tuple[int, int, int, int]:
