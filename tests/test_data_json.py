@@ -74,7 +74,7 @@ def test_orientation_and_transparency(folder):
         ([{"prompt": "x"}], 'item 0 has no "target"'),
         ([{"prompt": "x", "target": "t.png", "style": "s.png"}], "item 0 has unknown entries style"),
         ([{"prompt": "x", "target": "t.png", "styles": "s.png"}], '"styles" must be a list'),
-        ([{"prompt": 3, "target": "t.png"}], '"prompt" text'),
+        ([{"prompt": 3, "target": "t.png"}], "the prompt must be text, not int"),
         ([{"target": "t.png", "styles": ["s.png"]}], "needs a prompt"),
         ([{"prompt": "x", "target": "t.png", "layout": "same"}], "layout is 'same'"),
     ],

@@ -200,6 +200,12 @@ def test_items_to_generate_from_have_no_target(tmp_path):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
+def test_a_shifted_layout_without_words_is_found_before_training(tmp_path):
+    members = {"a.target.jpg": jpeg("a"), "a.content.jpg": jpeg("b"), "a.json": b'{"layout": "shifted"}'}
+    with pytest.raises(InputError, match="a shifted layout needs a prompt"):
+        read("webdataset", tar(tmp_path / "s.tar", members))
+
+
 def test_tar_with_a_damaged_member(tmp_path):
     path = tar(tmp_path / "s.tar", {f"{n}.target.jpg": jpeg("a") for n in "ab"} | {"a.txt": b"a", "b.txt": b"b"})
     whole = path.read_bytes()

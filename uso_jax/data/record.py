@@ -25,6 +25,16 @@ CONDITIONS: dict[str, tuple[bool, bool]] = {
 }
 
 
+def check_words(prompt: Any, layout: Any, where: str) -> None:
+    """Raise an InputError, which says where, unless prompt and layout are what a triplet may have."""
+    if layout not in get_args(Layout):
+        raise InputError(f"{where}: layout is {layout!r}; use one of {', '.join(get_args(Layout))}.")
+    if not isinstance(prompt, str):
+        raise InputError(f"{where}: the prompt must be text, not {type(prompt).__name__}.")
+    if not prompt and layout == "shifted":
+        raise InputError(f"{where}: a shifted layout needs a prompt; say what the target shows.")
+
+
 @dataclass(frozen=True, eq=False)
 class Triplet:
     """A content image, style images and the target that joins them.
@@ -47,12 +57,7 @@ class Triplet:
     def __post_init__(self):
         if self.task not in CONDITIONS:
             raise InputError(f"triplet {self.key!r}: task is {self.task!r}; use one of {', '.join(CONDITIONS)}.")
-        if self.layout not in get_args(Layout):
-            raise InputError(f"triplet {self.key!r}: layout is {self.layout!r}; use one of preserved, shifted.")
-        if not isinstance(self.prompt, str):
-            raise InputError(f"triplet {self.key!r}: the prompt must be text, not {type(self.prompt).__name__}.")
-        if not self.prompt and self.layout == "shifted":
-            raise InputError(f"triplet {self.key!r}: a shifted layout needs a prompt; say what the target shows.")
+        check_words(self.prompt, self.layout, f"triplet {self.key!r}")
         has = (self.content is not None, bool(self.styles))
         if has != CONDITIONS[self.task]:
             raise InputError(

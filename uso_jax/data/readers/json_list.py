@@ -20,6 +20,7 @@ from typing import Any
 from uso_jax.data import urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.record import check_words
 from uso_jax.errors import InputError
 
 OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
@@ -134,13 +135,10 @@ def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: 
     prompt, content, styles = (values.get(name) for name in ("prompt", "content", "styles"))
     if not isinstance(styles, list) or not all(isinstance(path, str) and path for path in styles):
         raise InputError(f'{where}: "styles" must be a list of image files.')
-    if not (content is None or isinstance(content, str)) or not isinstance(prompt, str):
-        raise InputError(f'{where}: "content" must be an image file or null, and "prompt" text.')
+    if not (content is None or isinstance(content, str)):
+        raise InputError(f'{where}: "content" must be an image file or null.')
     layout = values.get("layout", "shifted" if prompt or not content else "preserved")
-    if layout not in ("preserved", "shifted"):
-        raise InputError(f"{where}: layout is {layout!r}; use preserved or shifted.")
-    if layout == "shifted" and not prompt:
-        raise InputError(f"{where}: without a preserved layout it needs a prompt; say what the target shows.")
+    check_words(prompt, layout, where)
     meta = values.get("meta", {})
     if not isinstance(meta, Mapping):
         raise InputError(f'{where}: "meta" must be an object with names and values.')

@@ -14,6 +14,7 @@ from typing import Any
 from uso_jax.data import archives, places, urls
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item
+from uso_jax.data.record import check_words
 from uso_jax.errors import InputError
 
 
@@ -66,7 +67,6 @@ def _item(row: Mapping[str, Any], file: str, number: int, folder: str, images: l
     layout = row.get("layout") or ("shifted" if prompt or content is None else "preserved")
     if target is None:
         raise InputError(f"{where} has no target image.")
-    if not isinstance(prompt, str) or layout not in ("preserved", "shifted") or (layout == "shifted" and not prompt):
-        raise InputError(f"{where}: it needs a prompt in text, and the layout preserved or shifted.")
+    check_words(prompt, layout, where)
     styles = tuple(place(name) for name in sorted(images) if name.startswith("style") and row.get(name))
     return Item(key, target, prompt, content, styles, layout)

@@ -18,6 +18,7 @@ from uso_jax.data import archives
 from uso_jax.data.archives import IMAGES
 from uso_jax.data.places import Place
 from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.record import check_words
 from uso_jax.errors import InputError
 
 
@@ -41,8 +42,7 @@ def read_webdataset(
                 continue
             numbered = sorted(part for part in parts if re.fullmatch(rf"{re.escape(style)}\d*", part))
             layout = extra.get("layout", "shifted" if prompt else "preserved")
-            if not isinstance(prompt, str) or layout not in ("preserved", "shifted"):
-                raise InputError(f"{where}: the prompt must be text, and the layout preserved or shifted.")
+            check_words(prompt, layout, where)
             yield Item(
                 key=f"{name}/{key}",
                 target=parts[target],
