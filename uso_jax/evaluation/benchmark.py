@@ -67,6 +67,7 @@ class Benchmark:
       options: names and meanings of what `prepare` takes besides the folder, with defaults.
       data: what the folder must hold, in a sentence.
       draws: the folder is filled by `prepare`, and need not exist.
+      scatter: the two columns that the report plots models by; () those that most models have.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Benchmark:
     options: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> (default, meaning)
     data: str = ""
     draws: bool = False
+    scatter: tuple[str, ...] = ()
 
     def items(self, data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
         """Prepare items, with options checked and filled in.

@@ -46,7 +46,8 @@ def compare(
                 a, b = (np.array([np.mean(value(models[name][key])) for key in keys]) for name in (first, second))
                 rows.append({"column": column.name, **difference(column.scale * a, column.scale * b)})
                 better = column.higher_is_better
-                rows[-1]["better"] = None if better is None else first if (rows[-1]["mean"] > 0) == better else second
+                none = better is None or not rows[-1]["mean"]
+                rows[-1]["better"] = None if none else first if (rows[-1]["mean"] > 0) == better else second
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p"] = p
         found.append({"first": first, "second": second, "rows": rows})

@@ -115,9 +115,10 @@ def _draw(files: pathlib.Path, benchmark: Benchmark, models: Sequence[dict]) -> 
     found, drawn = [], charts.radar(benchmark.columns, table)
     if drawn is not None:
         found.append(("radar.svg", drawn, "Columns, each from the worst model to the best"))
-    # The two columns that most models have.
     rows = [*table.values(), *benchmark.published.values()]
     known = [c for c in benchmark.columns if any(c.name in row for row in table.values())]
+    if benchmark.scatter:
+        known = [c for c in known if c.name in benchmark.scatter]
     pairs = [
         (sum(x.name in row and y.name in row for row in rows), x, y)
         for i, x in enumerate(known)

@@ -85,7 +85,7 @@ BENCHMARK = Benchmark(
     ),
     columns=(
         *(
-            Column(f"{title} {subset}", (figure,), (subset,), higher_is_better=better)
+            Column(f"{subset}: {title}", (figure,), (subset,), higher_is_better=better)
             for subset in SUBSETS
             for title, figure, better in (
                 ("right subject", "truth_content", True),
@@ -118,4 +118,5 @@ BENCHMARK = Benchmark(
     },
     data="a folder to draw into",
     draws=True,
+    scatter=("combined: right subject", "combined: right style"),
 )
