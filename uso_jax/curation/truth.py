@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from uso_jax.curation.folder import Folder, Made
 from uso_jax.data import images, style_patches
 from uso_jax.data.canvas import Canvas, Pose
-from uso_jax.data.counterfactual import NUM_STYLES, SCALE, TURN
+from uso_jax.data.counterfactual import NUM_STYLES
 from uso_jax.data.emoji import NUM_SUBJECTS, TRAINED_TEAMS, EmojiSource
 from uso_jax.data.look import Style
 from uso_jax.data.procedural import SUBJECTS, ProceduralSource
@@ -44,7 +44,7 @@ class Truth:
             raise InputError("only the sources procedural and emoji know the truth; leave out the step truth.")
         self.source, self.size = source, source.size
         rng = np.random.default_rng(0)
-        self._poses = [Pose.draw(rng, scale=SCALE, turn=TURN) for _ in range(_POSES)]
+        self._poses = [Pose.draw(rng) for _ in range(_POSES)]
         self._masks = functools.lru_cache(maxsize=4096)(self._masks_of)
 
     @property
@@ -74,7 +74,7 @@ class Truth:
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])
         known = self._subjects(meta, rng)
         pose = meta["pose"] if layout == "preserved" else None
-        true_pose = pose or Pose.draw(rng, scale=SCALE, turn=TURN)
+        true_pose = pose or Pose.draw(rng)
         plain = render(known[0], true_pose, Style.plain(rng, known[0]), self.size)
         (true, *rest), *others = self.source.style_drawings(triplet, _DRAWINGS + 1, rng)
         sets = [np.stack(rest), *(drawn[1:] for drawn in others)]

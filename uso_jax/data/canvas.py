@@ -16,6 +16,7 @@ from uso_jax.data.subjects import FIELD_REACH, FIELD_SIZE, Artwork, Subject
 Points = Float32[np.ndarray, " n"]
 # What a caption calls shifted (canvas units) and turned (radians).
 SHIFTED, TURNED = 0.06, 0.12
+SCALE, TURN = (0.62, 0.9), 0.35  # of the poses that sources draw
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Pose:
     y: float = 0.0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, scale: tuple[float, float], turn: float) -> "Pose":
+    def draw(cls, rng: np.random.Generator, *, scale: tuple[float, float] = SCALE, turn: float = TURN) -> "Pose":
         """Draw a pose that keeps the subject on the canvas."""
         size, angle, x, y = rng.random(4).tolist()
         size = scale[0] + size * (scale[1] - scale[0])

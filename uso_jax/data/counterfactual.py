@@ -17,7 +17,6 @@ from uso_jax.data.styles import render
 from uso_jax.data.subjects import Subject
 
 NUM_STYLES = 24  # the true one among them
-SCALE, TURN = (0.62, 0.9), 0.35  # of poses, as the sources draw them
 
 
 def other_subjects(
@@ -55,7 +54,7 @@ def drawings(
     styles: Sequence[tuple[Style, Sequence[Subject]]], count: int, size: int, rng: np.random.Generator
 ) -> list[UInt8[np.ndarray, "n {size} {size} 3"]]:
     """Draw, for each style, so many of the subjects beside it, in random poses."""
-    draw = lambda style, one: render(one, Pose.draw(rng, scale=SCALE, turn=TURN), style, size)
+    draw = lambda style, one: render(one, Pose.draw(rng), style, size)
     return [
         np.stack([draw(style, subjects[i]) for i in rng.choice(len(subjects), count)]) for style, subjects in styles
     ]

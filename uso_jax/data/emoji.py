@@ -109,9 +109,9 @@ class EmojiSource:
         has_content, has_style = CONDITIONS[task]
         name, content_team = draws.pick(rng, self.subjects), draws.pick(rng, TRAINED_TEAMS)
         own = self.artwork.subject(name, content_team)
-        pose = Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN)
+        pose = Pose.draw(rng)
         preserved = has_content and rng.random() < self.preserved
-        content_pose = pose if preserved else Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN)
+        content_pose = pose if preserved else Pose.draw(rng)
         content_style = Style.plain(rng, own)
 
         # The target: whose hand, and what over it.
@@ -145,12 +145,7 @@ class EmojiSource:
                 team if look == "artists" else draws.pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
             )
             styles = tuple(
-                render(
-                    self.artwork.subject(*drawn),
-                    Pose.draw(rng, scale=counterfactual.SCALE, turn=counterfactual.TURN),
-                    style,
-                    self.size,
-                )
+                render(self.artwork.subject(*drawn), Pose.draw(rng), style, self.size)
                 for drawn in zip(meta["style_subjects"], meta["style_teams"], strict=True)
             )
 

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from uso_jax.data import counterfactual, draws
-from uso_jax.data.canvas import Pose
+from uso_jax.data.canvas import SCALE, TURN, Pose
 from uso_jax.data.record import CONDITIONS, Triplet
 from uso_jax.data.styles import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, STYLES, Style, render
 from uso_jax.data.subjects import SUBJECTS, Subject, subject_names
@@ -85,8 +85,8 @@ class ProceduralSource:
         plain: float | int = 0.3,
         same_look: float | int = 0.0,
         num_styles: int = 1,
-        scale: Sequence[float | int] = (0.62, 0.9),
-        turn: float | int = 0.35,
+        scale: Sequence[float | int] = SCALE,
+        turn: float | int = TURN,
         subjects: Sequence[str] | None = None,
         families: Sequence[str] | None = None,
         styles: Sequence[str] | None = None,

@@ -114,7 +114,8 @@ class Table:
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.has_content, self.has_style = CONDITIONS[table.task]
-        self.judge = (Counterfactuals if self.has_content else Styles)(source, self.triplets)
+        judge = Counterfactuals if self.has_content else Styles if self.has_style else None
+        self.judge = judge and judge(source, self.triplets)
         labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
         known = labels - _UNSEEN.get(table.split, set())
         self.unknown = {name for name, label in _CLASSES.items() if label not in known}
@@ -146,7 +147,8 @@ class Table:
             found |= self._distances(images[part], batch)
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
-        return {k: v for k, v in (self.judge.score(images) | figures).items() if k not in self.unknown}
+        exact = self.judge.score(images) if self.judge else {}
+        return {name: value for name, value in (exact | figures).items() if name not in self.unknown}
 
     def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
         """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
