@@ -19,6 +19,11 @@ The configuration says which source, and for precompute also whose encoders and 
 (--process=0/4 to 3/4) each makes its share.
 """
 
+from uso_jax.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import pathlib
 import re
 import shlex

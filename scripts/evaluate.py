@@ -12,6 +12,11 @@ triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit 
 is missing or could not be judged; what, stands in the summary.
 """
 
+from uso_jax.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import argparse
 import pathlib
 import re

@@ -10,6 +10,11 @@ The first of --image_paths is the content image, "" for none; the others are sty
 styles (scripts/style.py). Pictures that exist already are not made again.
 """
 
+from uso_jax.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import argparse
 import pathlib
 from collections.abc import Sequence

@@ -10,6 +10,11 @@ image processor, model, one network after the other. Seconds are of the clock an
 do not depend on what else the machine does. A ratio above 1 means that this project is faster.
 """
 
+from uso_jax.allocator import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # for both sides, as evaluate.py has it; before anything slow is imported
+
 import argparse
 import pathlib
 import tempfile
