@@ -140,7 +140,7 @@ def _exact_gelu(monkeypatch):
 
 def _causal(monkeypatch):
     original = jax.nn.dot_product_attention
-    causal = lambda *args, is_causal, **options: original(*args, is_causal=True, **options)
+    causal = lambda *args, **options: original(*args, **options | {"is_causal": True})
     monkeypatch.setattr(jax.nn, "dot_product_attention", causal)
 
 

@@ -13,11 +13,17 @@ one more channel: 1 in every query, the bias in the key. cuDNN has neither room 
 one row, so XLA stands in for it.
 
 On CPU, attention over many keys goes block by block (uso_jax.blockwise_attention). Milliseconds of one core with
-AVX-512, 4 heads of 128 channels in float32, forward / forward and backward:
+AVX-512 in float32, forward / forward and backward, 4 heads of 128 channels:
 
     tokens      48            256           512           1024
     xla         0.12 / 0.26   1.84 / 5.40   9.36 / 22.5   45.8 / 121
     blockwise   0.11 / 0.36   1.73 / 5.68   6.25 / 21.4   24.4 / 82.4
+
+and, of encoders, 32 pictures in 8 heads of 64, 16 in 16 of 64, 2 in 16 of 72:
+
+    tokens      64            128           257           729
+    xla         8.9 / 22.2    27.4 / 79.3   128 / 350     110 / 343
+    blockwise   7.3 / 22.8    20.2 / 64.5   71.4 / 226    63.8 / 206
 
 Where the mesh has a "sequence" axis, each device keeps its share of the tokens for everything but attention, and for
 attention all tokens of its share of the heads (DeepSpeed Ulysses, arXiv 2309.14509): `by_heads` and `by_tokens` say
@@ -37,7 +43,7 @@ from uso_jax.blockwise_attention import blockwise_attention
 
 Implementation = Literal["auto", "xla", "blockwise", "cudnn", "splash"]
 _SPLASH_BLOCK, _LANES = 512, 128
-_MANY_KEYS = 512  # from where on blocks are faster on CPU
+_MANY_KEYS = 128  # from where on blocks are faster on CPU
 
 
 def attention(
