@@ -57,7 +57,7 @@ def attention(
 ) -> Float[Array, "b l n k"]:
     """Attend from every query to the valid keys, softmax in float32; every sample needs at least one valid key."""
     if implementation == "auto":
-        implementation = {"tpu": "splash", "gpu": "cudnn", "cpu": _on_cpu(q, k)}.get(jax.default_backend(), "xla")
+        implementation = {"tpu": "splash", "gpu": "cudnn", "cpu": on_cpu(q, k)}.get(jax.default_backend(), "xla")
         if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
             implementation = "xla"  # cuDNN's fused kernel has no float32
     if implementation == "cudnn" and key_bias is not None:
@@ -84,7 +84,13 @@ def attention(
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
 
 
-def _on_cpu(q: Array, k: Array) -> Implementation:
+def platform() -> str:
+    """Give the platform that is traced for: that of the mesh, which may be of chips that are not here."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
+def on_cpu(q: Array, k: Array) -> Implementation:
     """Choose for CPUs; heads that follow one another cannot lie on several devices."""
     blocks = q.dtype == jnp.float32 and k.shape[1] >= _MANY_KEYS and jax.sharding.get_abstract_mesh().size <= 1
     return "blockwise" if blocks else "xla"
