@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uso_jax.attention import attention, interpreted_splash
+from uso_jax import splash
+from uso_jax.attention import attention
+from uso_jax.splash import interpreted_splash
 
 
 def plain(q, k, v, key_valid=None):
@@ -99,10 +101,28 @@ def test_splash(queries, keys, masked):
     np.testing.assert_allclose(interpreted_splash(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
 
 
-# The backward pass takes several blocks of 128 keys as one: two blocks in all, six by threes, and seven one by one.
-@pytest.mark.parametrize("queries, keys", ((129, 140), (260, 700), (260, 800)))
-def test_splash_gradients(monkeypatch, queries, keys):
-    monkeypatch.setattr("uso_jax.attention._SPLASH_BLOCK", 128)
+def small_blocks(monkeypatch):
+    """Let the kernel take blocks and parts of a quarter of their sizes."""
+    for name, most in (("_KEYS", 512), ("_PART", 128), ("_QUERIES", 256)):
+        monkeypatch.setattr(splash, name, most)
+
+
+@pytest.mark.parametrize("length", (1, 77, 512, 640, 1024, 4800, 5120, 5824, 8704))
+def test_blocks_hold_all_tokens_and_little_else(length):
+    for most in (512, 1024, 2048):
+        size = splash.block(length, most)
+        padded = -(-length // size) * size
+        assert size % 128 == 0 and size <= most and padded // size == -(-length // most)
+        assert padded - length < 128 * (padded // size)
+        assert size % splash.part(size) == 0 and splash.part(size) % 128 == 0
+    assert [splash.part(size) for size in (128, 512, 1024, 1408, 2048)] == [128, 512, 512, 1408, 512]
+
+
+# Two blocks of queries, in parts forward or not; two of keys in two or three parts, and three in four.
+@pytest.mark.parametrize("queries, keys, parted", ((129, 140, True), (260, 700, False), (400, 1200, True)))
+def test_splash_gradients(monkeypatch, queries, keys, parted):
+    small_blocks(monkeypatch)
+    monkeypatch.setattr(splash, "_FEW_QUERIES", {jax.devices()[0].device_kind} if parted else set())
     # Not the sample with a single valid key: its true gradient of keys is 0, the difference of two equal large numbers.
     q, k, v, valid = (x[:2] for x in inputs(queries, keys, heads=1, width=128))
     loss = lambda kernel: lambda q, k, v: jnp.square(kernel(q, k, v, valid)).sum()
@@ -113,8 +133,8 @@ def test_splash_gradients(monkeypatch, queries, keys):
 
 
 def test_splash_takes_many_blocks(monkeypatch):
-    monkeypatch.setattr("uso_jax.attention._SPLASH_BLOCK", 128)
-    q, k, v, valid = inputs(300, 260, heads=1, width=128)
+    small_blocks(monkeypatch)
+    q, k, v, valid = inputs(700, 900, heads=1, width=128)
     np.testing.assert_allclose(interpreted_splash(q, k, v, valid), plain(q, k, v, valid), atol=1e-5, rtol=0)
 
 

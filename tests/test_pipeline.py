@@ -14,10 +14,11 @@ import tiny
 from oracle_pipeline import pixels
 
 from uso_jax import sharding
-from uso_jax.attention import attention, interpreted_splash
+from uso_jax.attention import attention
 from uso_jax.bundle import Bundle
 from uso_jax.errors import InputError
 from uso_jax.pipeline import USOPipeline
+from uso_jax.splash import interpreted_splash
 
 TALL, WIDE, SQUARE = (oracle.photo(1, 90, 130), oracle.photo(2, 61, 40), oracle.photo(3, 50, 50))
 INK, FELT = oracle.photo(4, 70, 33), oracle.photo(5, 20, 20)

@@ -14,9 +14,10 @@ from test_attention import inputs, plain
 from test_train import relative
 
 from uso_jax import params, sharding
-from uso_jax.attention import by_heads, by_tokens, interpreted_splash
 from uso_jax.errors import InputError
 from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.splash import interpreted_splash
+from uso_jax.traced_mesh import by_heads, by_tokens
 
 # Neither 11 tokens of style and text nor 25 of target and content divide over devices; 8 heads do.
 CONFIG = FluxConfig.tiny(

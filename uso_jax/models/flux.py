@@ -23,11 +23,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from uso_jax.attention import attention, by_heads, by_tokens, sequence_ways
+from uso_jax.attention import attention
 from uso_jax.models import stack
 from uso_jax.models.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.mlp import MLP, gelu_tanh
 from uso_jax.models.style import PROJECTORS, ProjectorConfig
+from uso_jax.traced_mesh import by_heads, by_tokens, sequence_ways
 
 
 @dataclass(frozen=True)

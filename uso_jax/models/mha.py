@@ -6,7 +6,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from uso_jax.attention import attention, on_cpu, platform
+from uso_jax.attention import attention, on_cpu
+from uso_jax.traced_mesh import platform
 
 
 def check_heads(hidden_size: int, num_heads: int) -> None:
@@ -26,9 +27,9 @@ class MultiHeadAttention(nnx.Module):
     def __call__(self, queries: Float[Array, "b q c"], keys: Float[Array, "b s c"]) -> Float[Array, "b q c"]:
         q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)
         q, k, v = (x.reshape(*x.shape[:2], self.num_heads, -1) for x in (q, k, v))
-        if platform() == "cpu" and not self.causal:
-            out = attention(q, k, v, implementation=on_cpu(q, k))
+        if self.causal:
+            out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         else:
             # At most 1,369 tokens, heads as narrow as 64: too little for an accelerator's fused kernels to pay.
-            out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation="xla")
+            out = attention(q, k, v, implementation=on_cpu(q, k) if platform() == "cpu" else "xla")
         return self.out_proj(out.reshape(queries.shape))

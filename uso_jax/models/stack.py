@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from uso_jax.attention import batch_axes, sequence_ways
+from uso_jax.traced_mesh import batch_axes, sequence_ways
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
