@@ -8,8 +8,8 @@ Padding to blocks happens here, so no linear layer pays for it. Absent keys, pad
 than every query. Splash knows no bias, so `key_bias` is one more channel: 1 in every query, the bias in the key.
 
 A block of keys is computed in parts. Millions of instruction bundles that the compiler schedules for one image of 5,824
-tokens in 24 heads of 128, by queries / keys of a block, in parts of 512 keys; of v5p each of its two cores' (libtpu
-0.0.42). Waiting for memory is not in them.
+tokens in 24 heads of 128, by queries / keys of a block, in parts of 512 keys; of v5p each of its two cores', of tpu7x
+1024 / 2048 with the sums that the backward pass needs (libtpu 0.0.42). Waiting for memory is not in them.
 
     forward         512 / 512   1024 / 1024   512 / 2048   1024 / 2048   512 / 3072   1024 / 3072
     v5e             4.98        4.31          4.03         4.18
