@@ -16,10 +16,11 @@ A folder is written under a temporary name (it starts with a dot) and renamed wh
 whole.
 """
 
+import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 Path = str | pathlib.Path
+_READERS = 4  # threads that read arrays
 
 
 # ---------------------------------------------------------------------------------------------------- what it holds
@@ -308,23 +310,33 @@ def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.
     where = pathlib.Path(directory).absolute() / component
     default = jax.config.jax_default_device or jax.local_devices()[0]
     default = jax.local_devices(backend=default)[0] if isinstance(default, str) else default
+    placed = {path: s.sharding or jax.sharding.SingleDeviceSharding(default) for path, (_, s) in wanted.items()}
 
-    def place(path: str) -> jax.Array:
+    def read_parts(path: str) -> dict[str, np.ndarray]:
         array, struct = wanted[path]
-        sharding = struct.sharding or jax.sharding.SingleDeviceSharding(default)
-        parts: dict[str, np.ndarray] = {}  # devices that hold copies share one reading
+        indices = placed[path].addressable_devices_indices_map(tuple(array.shape)).values()
+        # Devices that hold copies share one reading.
+        return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
 
-        def part(index):
-            key = str(index)
-            if key not in parts:
-                parts[key] = array.part(index, struct.dtype)
-            return parts[key]
-
-        return jax.make_array_from_callback(array.shape, sharding, part)
-
+    params = {}
     try:
-        # Several at a time, so that the disk, the casts and the transfers overlap.
-        with ThreadPoolExecutor(4) as pool:
-            return dict(zip(wanted, pool.map(place, wanted), strict=True))
+        # Arrays are made on this thread alone: beside another thread's garbage collection JAX was seen to crash.
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, parts in _ahead(pool, read_parts, wanted):
+                shape = wanted[path][0].shape
+                params[path] = jax.make_array_from_callback(shape, placed[path], lambda i, parts=parts: parts[str(i)])
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
+    return params
+
+
+def _ahead(pool: ThreadPoolExecutor, read: Callable[[str], Any], paths: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Give every path and what was read for it; few are read ahead, as they may be larger than memory together."""
+    waiting: collections.deque = collections.deque()
+    for path in paths:
+        waiting.append((path, pool.submit(read, path)))
+        if len(waiting) == _READERS:  # so that the disk, the casts and the transfers overlap
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for last, future in waiting:
+        yield last, future.result()
