@@ -14,10 +14,12 @@
                   base      follow text and references of the same subject, placed diagonally
                   tokens    read styles from the text's tokens, by cutting what CLIP's vector tells
                   guidance  learn guidance into the model, as FLUX.1-dev has it
+    small         the base of the package's mini, gone on at 64 pixels; not among all
 
 One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
 """
 
+import itertools
 import pathlib
 import runpy
 import types
@@ -31,13 +33,14 @@ SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_ro
 
 def get_config(variant: str = "all") -> ConfigDict:
     """Give the configuration of one part, or of all."""
-    if variant not in ("all", *PARTS):
-        raise ValueError(f"unknown variant {variant!r}; known are all, {', '.join(PARTS)}")
+    variants = {"all": tuple(itertools.chain(*PARTS.values())), **PARTS, "small": ("small",)}
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     uso = _uso()
-    small = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
+    few = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
     only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
     everything = only("transformer", "text")
-    base = small | dict(
+    base = few | dict(
         batch_size=16,
         train=((r"transformer/guidance_in/.*", None), *everything),  # it starts silent, and stays so until `guidance`
         conditions=("content",),
@@ -48,15 +51,18 @@ def get_config(variant: str = "all") -> ConfigDict:
     mixed = dict(
         data=dict(tasks=dict(text=1.0, subject=9.0), style_words=0.9, same_look=0.03, plain=0.12, preserved=0.85)
     )
+    # The model is its own teacher, so it must not move far at once.
+    guided = base | mixed | dict(optimizer="adamw", learning_rate=3e-4, text_dropout=0.0, train=everything)
+    guided |= dict(loss="guidance", clip_cut=0.9, all_dropout=0.1)
     config = dict(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
         seed=0,
-        run=tuple(stage for name in (PARTS if variant == "all" else (variant,)) for stage in PARTS[name]),
-        model=_base_model(uso),
-        data=uso.mini_data(),
+        run=variants[variant],
+        model=_base_model(uso) | dict(weights="mini" if variant == "small" else ""),
+        data=uso.mini_data(64 if variant == "small" else 32),
         stages=dict(
             autoencoder=uso.stage(
-                **small,
+                **few,
                 loss="reconstruction",
                 steps=2400,
                 batch_size=32,
@@ -66,7 +72,7 @@ def get_config(variant: str = "all") -> ConfigDict:
                 learning_rate=3e-3,
             ),
             siglip=uso.stage(
-                **small,
+                **few,
                 loss="image_text",
                 steps=3000,
                 batch_size=64,
@@ -76,7 +82,7 @@ def get_config(variant: str = "all") -> ConfigDict:
                 learning_rate=1e-3,
             ),
             csd=uso.stage(
-                **small,
+                **few,
                 loss="descriptors",
                 steps=2500,
                 batch_size=64,
@@ -86,7 +92,7 @@ def get_config(variant: str = "all") -> ConfigDict:
                 learning_rate=1e-3,
             ),
             judge=uso.stage(
-                **small,
+                **few,
                 loss="classification",
                 steps=2500,
                 batch_size=64,
@@ -102,14 +108,8 @@ def get_config(variant: str = "all") -> ConfigDict:
             ),
             base=uso.stage(**base | mixed, steps=18_000),
             tokens=uso.stage(**base | mixed, steps=12_000, clip_cut=0.9, all_dropout=0.05),
-            guidance=uso.stage(
-                # The model is its own teacher, so it must not move far at once.
-                **base | mixed | dict(optimizer="adamw", learning_rate=3e-4, text_dropout=0.0, train=everything),
-                loss="guidance",
-                steps=2500,
-                clip_cut=0.9,
-                all_dropout=0.1,
-            ),
+            guidance=uso.stage(**guided, steps=2500),
+            small=uso.stage(**guided | dict(target_size=(64, 64), content_size=(64, 64)), steps=4000),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
         checkpoint=dict(every=1000, keep=2, keep_every=0),

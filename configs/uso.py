@@ -3,6 +3,7 @@
 """USO's training, by variant.
 
     python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, minutes on 2 cores
+    python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, about an hour
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
@@ -53,8 +54,8 @@ BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """Give the configuration of a variant: mini, flux_dev or flux_dev_joint."""
-    variants = {"mini": mini, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
+    """Give the configuration of a variant: mini, small, flux_dev or flux_dev_joint."""
+    variants = {"mini": mini, "small": small, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     return ConfigDict(variants[variant]() | {"variant": variant})
@@ -121,15 +122,14 @@ def reward(**changes) -> dict:
     return defaults | changes
 
 
-def mini() -> dict:
-    """Give a small USO at 32 pixels that learns on two CPU cores.
+def mini(pixels: int = 32) -> dict:
+    """Give a small USO that learns on two CPU cores; `pixels` is the side of its pictures.
 
     It starts from the weights that come with the package (configs/mini_foundation.py): a base that follows text and
     relates to a reference of the same subject, as FLUX does, and knows nothing of style images.
     """
-    small = dict(
-        target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
-    )
+    square = dict(target_size=(pixels, pixels), content_size=(pixels, pixels))
+    few = square | dict(batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine")
     style_data = dict(tasks=dict(style=1.0), style_words=0.0)  # only the style image tells it
     # Some of either alone, or adapters that only ever saw both together could do nothing else.
     both_data = dict(tasks=dict(style_subject=0.8, subject=0.1, style=0.1), style_words=0.0, plain=0.5)
@@ -137,10 +137,10 @@ def mini() -> dict:
         seed=0,
         run=("style_alignment", "disentanglement"),  # stages, in order
         model=mini_model() | mini_teachers() | dict(weights="mini"),
-        data=mini_data(),
+        data=mini_data(pixels),
         stages=dict(
             style_alignment=stage(
-                **small,
+                **few,
                 steps=600,
                 train=PROJECTOR,
                 conditions=("style",),
@@ -149,7 +149,7 @@ def mini() -> dict:
                 reward=reward(start=500, **MINI_REWARD),
             ),
             disentanglement=stage(
-                **small,
+                **few,
                 steps=2000,
                 train=LORA,
                 data=both_data,
@@ -179,8 +179,14 @@ def mini() -> dict:
     )
 
 
+def small() -> dict:
+    """Give mini at 64 pixels, on a base that went on at that size (configs/mini_foundation.py:small)."""
+    config = mini(pixels=64)
+    return config | dict(model=config["model"] | dict(weights="small"))
+
+
 def mini_model() -> dict:
-    """Give the networks of mini: a token is 8 x 8 pixels, so a picture of 32 pixels is 16 tokens."""
+    """Give the networks of mini: a token is 8 x 8 pixels, so a picture of 32 pixels is 16 tokens, one of 64 is 64."""
     return dict(
         transformer=dict(
             in_channels=32,
@@ -284,17 +290,17 @@ def mini_teachers() -> dict:
     )
 
 
-def mini_data() -> dict:
+def mini_data(pixels: int = 32) -> dict:
     """Give the drawings that mini is trained on and held out of."""
     return dict(
         source="procedural",
         procedural=dict(
-            size=32,
+            size=pixels,
             preserved=0.8,  # share of targets that keep the content's pose
             train=dict(split="train", seed=0, length=10_000_000),
             heldout=dict(split="heldout_styles", seed=1, length=100_000),
         ),
-        emoji=EMOJI,
+        emoji=EMOJI | dict(size=pixels),
         **READERS,
         **reading(num_threads=2),
     )

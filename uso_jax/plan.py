@@ -44,7 +44,6 @@ def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress
     Raises:
       InputError: the mesh does not fit the slice, or the batch the mesh.
     """
-    config = _for_chip(config, where.chip)
     mesh, wanted = programs.build(config, where.devices, choices)
     executed = _count(programs.numerics(config, attention="xla"), where, choices)
     needed = _count(programs.numerics(config, attention="xla", remat="none"), where, choices)
@@ -89,11 +88,6 @@ def search(
         predicted = int(one + (limit - known[one]["total_bytes"]) / slope) if slope > 0 else 2 * guess
         guess = max(min(predicted, high - 1, 8 * max(low, 1)), low + 1)
     return known[low or 1], low * ways
-
-
-def _for_chip(config: TrainConfig, chip: Chip) -> TrainConfig:
-    # "auto" would ask for the device that this process runs on.
-    return programs.numerics(config, attention="xla" if chip.name == "cpu" else "splash")
 
 
 def _count(config: TrainConfig, where: Slice, choices: Choices) -> dict[str, float]:

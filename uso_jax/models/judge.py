@@ -17,15 +17,16 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Numbers of classes, and channels by level; each level halves the picture."""
+    """Numbers of classes, channels by level (each level halves the picture), and the side of what it sees."""
 
     num_subjects: int = 106
     num_styles: int = 35
     channels: tuple[int, ...] = (32, 64, 96, 128)
+    image_size: int = 32
 
 
 class Judge(nnx.Module):
-    """Tell the subject and the style of a picture in [-1, 1]."""
+    """Tell the subject and the style of a picture in [-1, 1], which is resized to `image_size`."""
 
     def __init__(self, config: JudgeConfig, *, rngs: nnx.Rngs):
         widths = (3, *config.channels)
@@ -33,6 +34,7 @@ class Judge(nnx.Module):
         self.norms = nnx.List(
             [nnx.GroupNorm(width, 8, use_fast_variance=False, rngs=rngs) for width in config.channels]
         )
+        self.image_size = config.image_size
         features = config.channels[-1] + config.channels[0]
         self.subject = nnx.Linear(features, config.num_subjects, rngs=rngs)
         self.style = nnx.Linear(features, config.num_styles, rngs=rngs)
@@ -40,6 +42,8 @@ class Judge(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b s"], Float[Array, "b k"]]:
         """Give the logits of subjects and styles."""
         x, first = images, None
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            x = jax.image.resize(x, (len(x), self.image_size, self.image_size, 3), "linear")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(x)))
             first = x.mean(axis=(1, 2)) if first is None else first  # fine texture is gone after pooling
