@@ -14,7 +14,7 @@
                   base      follow text and references of the same subject, placed diagonally
                   tokens    read styles from the text's tokens, by cutting what CLIP's vector tells
                   guidance  learn guidance into the model, as FLUX.1-dev has it
-    small         the base of the package's mini, gone on at 64 pixels; not among all
+    small         the base of the package's mini, gone on at 64 pixels by look, base and guidance; not among all
 
 One alone needs --config.model.weights where it builds on another: judge and base on autoencoder.
 """
@@ -33,11 +33,13 @@ SAMPLE = dict(num_batches=8, batch_size=32, every=2000, grid_every=2000, grid_ro
 
 def get_config(variant: str = "all") -> ConfigDict:
     """Give the configuration of one part, or of all."""
-    variants = {"all": tuple(itertools.chain(*PARTS.values())), **PARTS, "small": ("small",)}
+    variants = {"all": tuple(itertools.chain(*PARTS.values())), **PARTS, "small": ("look", "base", "guidance")}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     uso = _uso()
-    few = dict(target_size=(32, 32), content_size=(32, 32), warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
+    pixels = 64 if variant == "small" else 32
+    square = dict(target_size=(pixels, pixels), content_size=(pixels, pixels))
+    few = square | dict(warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
     only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
     everything = only("transformer", "text")
     base = few | dict(
@@ -59,7 +61,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         seed=0,
         run=variants[variant],
         model=_base_model(uso) | dict(weights="mini" if variant == "small" else ""),
-        data=uso.mini_data(64 if variant == "small" else 32),
+        data=uso.mini_data(pixels),
         stages=dict(
             autoencoder=uso.stage(
                 **few,
@@ -109,7 +111,6 @@ def get_config(variant: str = "all") -> ConfigDict:
             base=uso.stage(**base | mixed, steps=18_000),
             tokens=uso.stage(**base | mixed, steps=12_000, clip_cut=0.9, all_dropout=0.05),
             guidance=uso.stage(**guided, steps=2500),
-            small=uso.stage(**guided | dict(target_size=(64, 64), content_size=(64, 64)), steps=4000),
         ),
         mesh=dict(data=-1, fsdp=1, sequence=1, tensor=1),
         checkpoint=dict(every=1000, keep=2, keep_every=0),
@@ -118,6 +119,9 @@ def get_config(variant: str = "all") -> ConfigDict:
         log_every=50,
         heldout=SAMPLE | dict(shift="flux"),
     )
+    if variant == "small":  # it knows what to do already, and must learn where
+        for name, steps in dict(look=1500, base=4000, guidance=1500).items():
+            config["stages"][name]["steps"] = steps
     return ConfigDict(config)
 
 
