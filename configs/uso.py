@@ -3,7 +3,6 @@
 """USO's training, by variant.
 
     python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, minutes on 2 cores
-    python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, about an hour
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
@@ -54,8 +53,8 @@ BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """Give the configuration of a variant: mini, small, flux_dev or flux_dev_joint."""
-    variants = {"mini": mini, "small": small, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
+    """Give the configuration of a variant: mini, flux_dev or flux_dev_joint."""
+    variants = {"mini": mini, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     return ConfigDict(variants[variant]() | {"variant": variant})
@@ -177,12 +176,6 @@ def mini(pixels: int = 32) -> dict:
             shift="flux",
         ),
     )
-
-
-def small() -> dict:
-    """Give mini at 64 pixels, on a base that went on at that size (configs/mini_foundation.py:small)."""
-    config = mini(pixels=64)
-    return config | dict(model=config["model"] | dict(weights="small"))
 
 
 def mini_model() -> dict:
