@@ -121,14 +121,15 @@ def reward(**changes) -> dict:
     return defaults | changes
 
 
-def mini(pixels: int = 32) -> dict:
-    """Give a small USO that learns on two CPU cores; `pixels` is the side of its pictures.
+def mini() -> dict:
+    """Give a small USO at 32 pixels that learns on two CPU cores.
 
     It starts from the weights that come with the package (configs/mini_foundation.py): a base that follows text and
     relates to a reference of the same subject, as FLUX does, and knows nothing of style images.
     """
-    square = dict(target_size=(pixels, pixels), content_size=(pixels, pixels))
-    few = square | dict(batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine")
+    small = dict(
+        target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
+    )
     style_data = dict(tasks=dict(style=1.0), style_words=0.0)  # only the style image tells it
     # Some of either alone, or adapters that only ever saw both together could do nothing else.
     both_data = dict(tasks=dict(style_subject=0.8, subject=0.1, style=0.1), style_words=0.0, plain=0.5)
@@ -136,10 +137,10 @@ def mini(pixels: int = 32) -> dict:
         seed=0,
         run=("style_alignment", "disentanglement"),  # stages, in order
         model=mini_model() | mini_teachers() | dict(weights="mini"),
-        data=mini_data(pixels),
+        data=mini_data(),
         stages=dict(
             style_alignment=stage(
-                **few,
+                **small,
                 steps=600,
                 train=PROJECTOR,
                 conditions=("style",),
@@ -148,7 +149,7 @@ def mini(pixels: int = 32) -> dict:
                 reward=reward(start=500, **MINI_REWARD),
             ),
             disentanglement=stage(
-                **few,
+                **small,
                 steps=2000,
                 train=LORA,
                 data=both_data,

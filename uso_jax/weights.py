@@ -16,11 +16,10 @@ A folder is written under a temporary name (it starts with a dot) and renamed wh
 whole.
 """
 
-import collections
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -318,25 +317,16 @@ def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.
         # Devices that hold copies share one reading.
         return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
 
-    params = {}
+    params, paths = {}, list(wanted)
     try:
-        # Arrays are made on this thread alone: beside another thread's garbage collection JAX was seen to crash.
+        # Several are read at a time, so that the disk, the casts and the transfers overlap. Arrays are made on this
+        # thread alone: beside another thread's garbage collection JAX was seen to crash.
         with ThreadPoolExecutor(_READERS) as pool:
-            for path, parts in _ahead(pool, read_parts, wanted):
-                shape = wanted[path][0].shape
-                params[path] = jax.make_array_from_callback(shape, placed[path], lambda i, parts=parts: parts[str(i)])
+            for start in range(0, len(paths), _READERS):
+                few = paths[start : start + _READERS]  # as all together may be larger than memory
+                for path, parts in zip(few, pool.map(read_parts, few), strict=True):
+                    shape, part = wanted[path][0].shape, lambda index, parts=parts: parts[str(index)]
+                    params[path] = jax.make_array_from_callback(shape, placed[path], part)
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
     return params
-
-
-def _ahead(pool: ThreadPoolExecutor, read: Callable[[str], Any], paths: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Give every path and what was read for it; few are read ahead, as they may be larger than memory together."""
-    waiting: collections.deque = collections.deque()
-    for path in paths:
-        waiting.append((path, pool.submit(read, path)))
-        if len(waiting) == _READERS:  # so that the disk, the casts and the transfers overlap
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for last, future in waiting:
-        yield last, future.result()
