@@ -106,6 +106,13 @@ def test_the_reference_itself_is_the_best_picture():
     assert (by_content["csd_style"] < 1 - 1e-5).all() and (by_content["gram_style"] < -1e-3).all()
 
 
+def test_the_judge_sees_one_size():
+    judge, colour = system().module(params(), "judge"), jnp.asarray([0.9, -0.3, 0.1])
+    few, many = (judge(jnp.broadcast_to(colour, (1, side, side, 3))) for side in (judge.image_size, 48))
+    for got, want in zip(many, few, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_scores_are_those_of_the_metrics():
     images = to_float(batch()["target"])
     got, module = scored()(images, batch()), functools.partial(system().module, params())
