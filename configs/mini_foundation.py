@@ -37,7 +37,7 @@ def get_config(variant: str = "all") -> ConfigDict:
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     uso = _uso()
-    pixels = 64 if variant == "small" else 32
+    pixels, weights = (64, "mini") if variant == "small" else (32, "")
     square = dict(target_size=(pixels, pixels), content_size=(pixels, pixels))
     few = square | dict(warmup_steps=100, betas=(0.9, 0.99), decay="cosine")
     only = lambda *names: (*((rf"{name}/.*", 1.0) for name in names), (r".*", None))
@@ -60,7 +60,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
         seed=0,
         run=variants[variant],
-        model=_base_model(uso) | dict(weights="mini" if variant == "small" else ""),
+        model=_base_model(uso) | dict(weights=weights),
         data=uso.mini_data(pixels),
         stages=dict(
             autoencoder=uso.stage(
@@ -129,7 +129,7 @@ def _base_model(uso) -> dict:
     """Give mini without what USO adds to it, and with what only measures."""
     model = uso.mini_model()
     transformer = model["transformer"] | dict(lora_rank=0, projector=None)
-    return model | uso.mini_teachers() | dict(transformer=transformer, weights="")
+    return model | uso.mini_teachers() | dict(transformer=transformer)
 
 
 def _uso() -> types.SimpleNamespace:

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 from uso_jax import rewards, sharding
 from uso_jax.config import TableConfig, TrainConfig
+from uso_jax.data.images import cover
 from uso_jax.data.pipeline import batches, open_source
 from uso_jax.data.record import CONDITIONS
 from uso_jax.evaluation.factors import WISHES, Counterfactuals, Styles
@@ -114,6 +115,9 @@ class Table:
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.has_content, self.has_style = CONDITIONS[table.task]
+        if self.has_style:  # not as SigLIP reads them, which may be at another size
+            height, width = self.batches[0]["target"].shape[1:3]
+            self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])
         judge = Counterfactuals if self.has_content else Styles if self.has_style else None
         self.judge = judge and judge(source, self.triplets)
         labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
@@ -129,7 +133,7 @@ class Table:
         if self.has_content:
             found["copy_content"] = self._all("content")
         if self.has_style:
-            found["copy_style"] = self._all("style")[:, 0]
+            found["copy_style"] = self._styles
         return found
 
     def sample(self, params: Params) -> Pictures:
@@ -144,7 +148,7 @@ class Table:
             part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
             phrases = [self.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
             found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
-            found |= self._distances(images[part], batch)
+            found |= self._distances(images[part], batch, part)
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
         exact = self.judge.score(images) if self.judge else {}
@@ -155,14 +159,14 @@ class Table:
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
         return columns | {"before": before, "after": after, "target": self._all("target")}
 
-    def _distances(self, images: Pictures, batch) -> Figures:
+    def _distances(self, images: Pictures, batch, part: slice) -> Figures:
         if self._perceptual is None:
             return {}
         columns = {"made": images, "target": batch["target"]}
         if self.has_content:
             columns["content"] = batch["content"]
         if self.has_style:
-            columns["style"] = batch["style"][:, 0]
+            columns["style"] = self._styles[part]
         return self._perceptual.distances(columns, "made")
 
     def _all(self, name: str) -> np.ndarray:
