@@ -36,12 +36,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         align.reward = both.reward = None
         config.variant = f"mini_{variant}"
         config.evaluation.num_triplets = 256
-        tables = config.evaluation.tables = {
-            "main": dict(task="style_subject", split="heldout"),
-            "subject": dict(task="subject", split="heldout_subjects"),
-            "style": dict(task="style", split="heldout_styles"),
-            "unseen_families": dict(task="style_subject", split="heldout_families"),
-        }
+        config.evaluation.tables = uso.TABLES
         kind, _, tower = variant.partition("_")
         if variant == "full":
             config.heldout.grid_every = 100
@@ -61,7 +56,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             _reward(uso, both)
         elif kind in PROJECTORS and tower in ("", "siglip"):
             config.run = ("style_alignment",)
-            config.evaluation.tables = {name: tables[name] for name in ("main", "style")}
+            config.evaluation.tables = {name: uso.TABLES[name] for name in ("main", "style")}
             config.model.transformer.projector.kind, align.learning_rate = kind, PROJECTORS[kind]
             if tower:
                 align.train = (SIGLIP, *uso.PROJECTOR)

@@ -3,6 +3,7 @@
 """USO's training, by variant.
 
     python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, minutes on 2 cores
+    python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, about an hour
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
@@ -48,13 +49,19 @@ READERS = dict(
 
 PROJECTOR = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
+TABLES = {  # of mini's evaluation: what is asked for, and what of it training never saw
+    "main": dict(task="style_subject", split="heldout"),
+    "subject": dict(task="subject", split="heldout_subjects"),
+    "style": dict(task="style", split="heldout_styles"),
+    "unseen_families": dict(task="style_subject", split="heldout_families"),
+}
 MINI_REWARD = dict(num_steps=8, last=3, guidance=3.0, judges=("judge_style", "judge_content"))
 BOTH = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """Give the configuration of a variant: mini, flux_dev or flux_dev_joint."""
-    variants = {"mini": mini, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
+    """Give the configuration of a variant: mini, small, flux_dev or flux_dev_joint."""
+    variants = {"mini": mini, "small": small, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
     return ConfigDict(variants[variant]() | {"variant": variant})
@@ -121,15 +128,14 @@ def reward(**changes) -> dict:
     return defaults | changes
 
 
-def mini() -> dict:
+def mini(pixels: int = 32) -> dict:
     """Give a small USO at 32 pixels that learns on two CPU cores.
 
     It starts from the weights that come with the package (configs/mini_foundation.py): a base that follows text and
     relates to a reference of the same subject, as FLUX does, and knows nothing of style images.
     """
-    small = dict(
-        target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
-    )
+    square = dict(target_size=(pixels, pixels), content_size=(pixels, pixels))
+    few = square | dict(batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine")
     style_data = dict(tasks=dict(style=1.0), style_words=0.0)  # only the style image tells it
     # Some of either alone, or adapters that only ever saw both together could do nothing else.
     both_data = dict(tasks=dict(style_subject=0.8, subject=0.1, style=0.1), style_words=0.0, plain=0.5)
@@ -137,10 +143,10 @@ def mini() -> dict:
         seed=0,
         run=("style_alignment", "disentanglement"),  # stages, in order
         model=mini_model() | mini_teachers() | dict(weights="mini"),
-        data=mini_data(),
+        data=mini_data(pixels),
         stages=dict(
             style_alignment=stage(
-                **small,
+                **few,
                 steps=600,
                 train=PROJECTOR,
                 conditions=("style",),
@@ -149,7 +155,7 @@ def mini() -> dict:
                 reward=reward(start=500, **MINI_REWARD),
             ),
             disentanglement=stage(
-                **small,
+                **few,
                 steps=2000,
                 train=LORA,
                 data=both_data,
@@ -168,7 +174,7 @@ def mini() -> dict:
             num_batches=8, batch_size=32, every=0, grid_every=0, grid_rows=6, num_steps=12, guidance=3.0, shift="flux"
         ),
         evaluation=dict(
-            tables=dict(main=dict(task="style_subject", split="heldout")),  # subjects and styles that it never saw
+            tables=dict(main=TABLES["main"]),  # subjects and styles that it never saw
             perceptual=False,  # also LPIPS and Gram distances: pip install "uso_jax[perceptual]"
             num_triplets=128,
             batch_size=32,
@@ -177,6 +183,17 @@ def mini() -> dict:
             shift="flux",
         ),
     )
+
+
+def small() -> dict:
+    """Give mini at 64 pixels, on a base that went on at that size (configs/mini_foundation.py:small)."""
+    config = mini(pixels=64)
+    config["model"]["weights"] = "small"
+    for name, steps, rewarded in (("style_alignment", 900, 150), ("disentanglement", 3000, 300)):
+        config["stages"][name]["steps"] = steps
+        config["stages"][name]["reward"]["start"] = steps - rewarded
+    config["evaluation"]["tables"] = TABLES
+    return config
 
 
 def mini_model() -> dict:
@@ -247,7 +264,7 @@ def mini_model() -> dict:
         patch=2,  # latents a side of one token
         reference_offset="d",  # content tokens follow the target diagonally
         style_encoder="siglip",  # or "autoencoder": one encoder for both references, what the paper argues against
-        weights="",  # weights directory; "": from random numbers; "mini": what comes with the package
+        weights="",  # weights directory; "": from random numbers; "mini", "small": in the package
         fresh=("lora", "projector"),  # components that start from random numbers though the directory has them
         rewards=dict(),  # sizes of networks that only rewards read
         frozen_dtype="float32",  # of what no stage trains

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is interrupted; mistakes of the user end with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
     add("--style_folder", type=pathlib.Path, metavar="DIR", help="where saved styles lie (default: the user's library)")

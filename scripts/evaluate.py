@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, metavar="PIXELS", help="long side of pictures in place of the benchmark's; 0 takes any")
     add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
     add = by_name["generate"].add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
     add("--num_steps", type=int)
     add("--guidance", type=float)
     add = by_name["score"].add_argument

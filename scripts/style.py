@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="encode | mix | list")
     encode = commands.add_parser("encode", help="read style images into a style file")
     encode.add_argument("images", nargs="+", metavar="IMAGE")
-    encode.add_argument("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
+    encode.add_argument(
+        "--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"'
+    )
     encode.add_argument("--style_fit", choices=("squash", "crop"), default="squash", help='"crop" as ComfyUI')
     encode.set_defaults(run=_encode)
     mix = commands.add_parser("mix", help="make one style between several")

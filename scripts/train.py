@@ -12,7 +12,7 @@ import pathlib
 import jax
 from absl import app, flags
 
-from uso_jax import cluster, config_flag
+from uso_jax import cluster, config_flag, mini
 from uso_jax.config import from_config_dict
 from uso_jax.errors import exit_cleanly
 from uso_jax.fit import fit
@@ -31,7 +31,7 @@ def main(_) -> None:
     _JOIN()
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
-    if config.variant == "mini":
+    if config.variant in mini.SIZES:
         print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
     try:

@@ -22,29 +22,35 @@ COMPONENTS = {
 }
 
 
-def test_complete_and_small():
-    assert set(weights.components(mini.WEIGHTS)) == COMPONENTS
+@pytest.mark.parametrize("name", mini.SIZES)
+def test_complete(name):
+    assert set(weights.components(mini.directory(name))) == COMPONENTS
+
+
+def test_few_bytes():
     files = [path for path in mini.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert (mini.FOLDER / "MODEL_CARD.md").is_file()
 
 
+@pytest.mark.parametrize("name", mini.SIZES)
 @pytest.mark.parametrize("component", sorted(COMPONENTS))
-def test_sizes_are_those_of_the_configuration(component):
-    config = from_config_dict(runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"]("mini"))
+def test_sizes_are_those_of_the_configuration(component, name):
+    config = from_config_dict(runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](name))
     wanted = {}
     for path, shape in System(config.system).shapes.items():
-        name, inner = weights.component_of(path)
-        if name == component:
+        owner, inner = weights.component_of(path)
+        if owner == component:
             wanted[inner] = shape.shape
-    assert {path: shape.shape for path, shape in weights.shapes(mini.WEIGHTS, component).items()} == wanted
+    assert {path: shape.shape for path, shape in weights.shapes(mini.directory(name), component).items()} == wanted
 
 
-@pytest.fixture(scope="module")
-def figures():
+@pytest.fixture(scope="module", params=mini.SIZES)
+def figures(request):
     """Judge the shipped adapters, and the same model without them, on subjects and styles that training never saw."""
-    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"]("mini")
+    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](request.param)
     config.evaluation.num_triplets = 64
+    config.evaluation.tables = {"main": config.evaluation.tables.main}
     config = from_config_dict(config)
     system, mesh = System(config.system), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     where = sharding.shardings(mesh, config.rules, system.shapes)
@@ -60,6 +66,7 @@ def figures():
 def test_targets_and_copies_are_judged_exactly(figures):
     assert figures["target"]["content_accuracy"] == figures["target"]["style_accuracy"] == 1.0
     assert figures["target"]["mse"] == 0.0
+    assert figures["target"]["judge_style_accuracy"] > 0.7  # of pictures of either size
     assert figures["copy_content"]["style_accuracy"] < 0.1 < 0.4 < figures["copy_style"]["style_accuracy"]
 
 
@@ -73,9 +80,10 @@ def test_the_content_stays(figures):
     assert figures["after"]["content_accuracy"] > figures["before"]["content_accuracy"] + 0.35
 
 
-def test_generates_out_of_the_box():
-    image = USOPipeline.from_weights("mini")("a heart, neon style, red on black", seed=1, num_steps=4).images[0]
-    assert image.size == (32, 32)
+@pytest.mark.parametrize(("name", "side"), [("mini", 32), ("small", 64)])
+def test_generates_out_of_the_box(name, side):
+    image = USOPipeline.from_weights(name)("a heart, neon style, red on black", seed=1, num_steps=4).images[0]
+    assert image.size == (side, side)
     assert len(set(image.convert("L").tobytes())) > 20
 
 

@@ -76,7 +76,10 @@ def check_mistake(run, message, tmp_path):
             ["--config.heldout.step", "3"],
             "there is no setting --config.heldout.step; did you mean --config.heldout.num_steps?",
         ),
-        (["--config=configs/uso.py:nonsense"], "unknown variant 'nonsense'; known are mini, flux_dev, flux_dev_joint"),
+        (
+            ["--config=configs/uso.py:nonsense"],
+            "unknown variant 'nonsense'; known are mini, small, flux_dev, flux_dev_joint",
+        ),
         (["--config.seed=abc"], "flag --config.seed=abc: invalid literal for int() with base 10: 'abc'"),
         (
             ["--coordinator=localhost:1", "--process_id=0"],

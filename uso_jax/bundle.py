@@ -88,7 +88,7 @@ class Bundle:
 
     @classmethod
     def open(cls, name: str | pathlib.Path, dtype: str | None = None) -> "Bundle":
-        """Read the manifests of a weights directory, or of "mini", the weights that come with the package.
+        """Read the manifests of a weights directory, or of "mini" or "small", which come with the package.
 
         Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16.
 

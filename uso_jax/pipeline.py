@@ -71,7 +71,7 @@ class USOPipeline:
         compilation_cache: bool = True,
         only: Collection[str] | None = None,
     ) -> "USOPipeline":
-        """Load a weights directory, or "mini", the weights that come with the package.
+        """Load a weights directory, or "mini" or "small", which come with the package.
 
         Args:
           name: the directory.
