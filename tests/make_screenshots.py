@@ -58,7 +58,7 @@ def main(folder: pathlib.Path) -> None:
         log = pathlib.Path(temporary, "log")
         environment = os.environ | {"XDG_DATA_HOME": temporary, "XDG_CACHE_HOME": temporary}
         with log.open("w") as stream:
-            command = [sys.executable, "-u", "scripts/app.py"]
+            command = [sys.executable, "-u", "scripts/app.py", "--weights", "small"]
             server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
         try:
             while not (found := re.search(r"USO at (\S+)/", log.read_text())):
