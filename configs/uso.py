@@ -3,7 +3,7 @@
 """USO's training, by variant.
 
     python scripts/train.py --config configs/uso.py                 mini: a small USO on drawings, minutes on 2 cores
-    python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, about an hour
+    python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, 47 minutes on a core
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
 
@@ -129,7 +129,7 @@ def reward(**changes) -> dict:
 
 
 def mini(pixels: int = 32) -> dict:
-    """Give a small USO at 32 pixels that learns on two CPU cores.
+    """Give a small USO that learns on two CPU cores.
 
     It starts from the weights that come with the package (configs/mini_foundation.py): a base that follows text and
     relates to a reference of the same subject, as FLUX does, and knows nothing of style images.

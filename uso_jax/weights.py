@@ -51,9 +51,7 @@ def components(directory: Path) -> list[str]:
     """List the complete components of a weights directory."""
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise InputError(
-            f"{directory} is not a weights directory; make one with: python -m convert import, or say mini or small"
-        )
+        raise InputError(f"{directory} is not a weights directory; make one with: python -m convert import")
     found = (path.parent.name for path in directory.glob("*/manifest.json"))
     return sorted(name for name in found if not name.startswith("."))
 

@@ -148,26 +148,22 @@ class Table:
             part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
             phrases = [self.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
             found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
-            found |= self._distances(images[part], batch, part)
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
         exact = self.judge.score(images) if self.judge else {}
-        return {name: value for name, value in (exact | figures).items() if name not in self.unknown}
+        found = exact | figures | self._distances(images)
+        return {name: value for name, value in found.items() if name not in self.unknown}
 
     def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
         """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
         return columns | {"before": before, "after": after, "target": self._all("target")}
 
-    def _distances(self, images: Pictures, batch, part: slice) -> Figures:
+    def _distances(self, images: Pictures) -> Figures:
         if self._perceptual is None:
             return {}
-        columns = {"made": images, "target": batch["target"]}
-        if self.has_content:
-            columns["content"] = batch["content"]
-        if self.has_style:
-            columns["style"] = self._styles[part]
-        return self._perceptual.distances(columns, "made")
+        columns = {name.removeprefix("copy_"): pictures for name, pictures in self.known.items()}
+        return self._perceptual.distances(columns | {"made": images}, "made")
 
     def _all(self, name: str) -> np.ndarray:
         return np.concatenate([batch[name] for batch in self.batches])
