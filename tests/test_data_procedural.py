@@ -268,6 +268,20 @@ def test_prompts_by_layout_and_style_words():
         assert triplet.prompt == f"{SUBJECTS[triplet.meta['subject']].phrase}, {triplet.meta['style'].words}"
 
 
+def test_subject_words():
+    """Names are left out where a content image shows the subject, and nothing else of the triplet changes."""
+    named = take(300, size=8, tasks={"subject": 1, "text": 1}, plain=1.0)
+    some = take(300, size=8, tasks={"subject": 1, "text": 1}, plain=1.0, subject_words=0.3)
+    nameless = [triplet for triplet in some if "this" in triplet.prompt.split()]
+    shown = [triplet for triplet in some if triplet.content is not None]
+    assert 0.6 < len(nameless) / len(shown) < 0.8
+    assert {t.key for t in nameless} <= {t.key for t in shown}
+    for with_name, triplet in zip(named, some, strict=True):
+        phrase = SUBJECTS[triplet.meta["subject"]].phrase
+        assert np.array_equal(with_name.target, triplet.target)
+        assert with_name.prompt == (triplet.prompt.replace("this", phrase) if triplet in nameless else triplet.prompt)
+
+
 def test_article():
     assert SUBJECTS["umbrella"].phrase == "an umbrella" and SUBJECTS["letter A"].phrase == "a letter A"
     assert SUBJECTS["glasses"].phrase == "a pair of glasses"
@@ -299,6 +313,7 @@ def test_tasks_carry_their_conditions():
         ({"styles": ["neon"], "families": ["flat"]}, "none of the styles neon of flat"),
         ({"same_look": -0.1}, "same_look is -0.1"),
         ({"place_words": 2}, "place_words is 2"),
+        ({"subject_words": -1}, "subject_words is -1"),
         ({"subjects": ["star"]}, "two seen subjects"),
         ({"tasks": {"inpaint": 1}}, "style_subject"),
         ({"tasks": {"text": 0}}, "positive"),

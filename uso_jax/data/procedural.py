@@ -64,6 +64,7 @@ class ProceduralSource:
     style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
         subject example whose target is styled always does: nothing else says which style is wanted.
     place_words: probability that the caption of a shifted layout also says where and how large the subject is.
+    subject_words: probability that the caption names the subject although a content image shows it; else it says "this".
     plain: share of subject and text examples whose target has the plain look.
     same_look: share of subject examples whose target has exactly the content's look; where the layout is preserved too,
         the target is a copy of the content.
@@ -82,6 +83,7 @@ class ProceduralSource:
         empty_prompt: float | int = 0.5,
         style_words: float | int = 0.0,
         place_words: float | int = 0.0,
+        subject_words: float | int = 1.0,
         plain: float | int = 0.3,
         same_look: float | int = 0.0,
         num_styles: int = 1,
@@ -94,11 +96,12 @@ class ProceduralSource:
         if split not in SPLITS:
             raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
-        shares |= {"place_words": place_words, "plain": plain, "same_look": same_look}
+        shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain}
+        shares |= {"same_look": same_look}
         draws.check("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
-        self.style_words, self.place_words = style_words, place_words
+        self.style_words, self.place_words, self.subject_words = style_words, place_words, subject_words
         self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
         tasks = {"style_subject": 1.0} if tasks is None else tasks
         self._tasks = draws.edges("procedural data", "tasks", tasks, tuple(CONDITIONS))
@@ -150,7 +153,9 @@ class ProceduralSource:
             styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
 
         sentence = "{}" if preserved or task == "text" else draws.pick(rng, SENTENCES)
-        prompt = sentence.format(subject.phrase)
+        # Nothing is drawn where all are named, so that those triplets are what they are without this choice.
+        nameless = has_content and self.subject_words < 1 and rng.random() >= self.subject_words
+        prompt = sentence.format("this" if nameless else subject.phrase)
         if rng.random() < self.place_words and not preserved:
             prompt += f", {pose.words}"
         # Nothing else says which style is wanted where no style image does.
