@@ -64,7 +64,7 @@ class ProceduralSource:
     style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
         subject example whose target is styled always does: nothing else says which style is wanted.
     place_words: probability that the caption of a shifted layout also says where and how large the subject is.
-    subject_words: probability that the caption names the subject although a content image shows it; else it says "this".
+    subject_words: probability that the caption names a subject that a content image shows; the others say "this".
     plain: share of subject and text examples whose target has the plain look.
     same_look: share of subject examples whose target has exactly the content's look; where the layout is preserved too,
         the target is a copy of the content.
