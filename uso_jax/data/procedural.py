@@ -96,8 +96,7 @@ class ProceduralSource:
         if split not in SPLITS:
             raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
-        shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain}
-        shares |= {"same_look": same_look}
+        shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
         draws.check("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
