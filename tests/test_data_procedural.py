@@ -279,7 +279,7 @@ def test_subject_words():
     for with_name, triplet in zip(named, some, strict=True):
         phrase = SUBJECTS[triplet.meta["subject"]].phrase
         assert np.array_equal(with_name.target, triplet.target)
-        assert with_name.prompt == (triplet.prompt.replace("this", phrase) if triplet in nameless else triplet.prompt)
+        assert with_name.prompt == triplet.prompt.replace("this", phrase)
 
 
 def test_article():
