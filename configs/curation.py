@@ -45,7 +45,7 @@ def curation(**changes) -> dict:
             ),
         ),
         score=dict(
-            weights="",  # directory that has the networks of these rewards (uso_jax.rewards)
+            weights="",  # directory that has the networks of these rewards (uso_jax.training.rewards)
             style="csd_style",
             subject="dino_content",
             size=256,  # pixels a side that pictures are cut to, before each network's own preprocessing

@@ -70,7 +70,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def stage(**changes) -> dict:
     """Give a stage with UNO's trainer settings, which USO's paper leaves unsaid."""
     defaults = dict(
-        loss="flow_matching",  # one of uso_jax.objectives.OBJECTIVES
+        loss="flow_matching",  # one of uso_jax.training.objectives.OBJECTIVES
         steps=1000,
         train=BOTH,  # (regex over parameter paths, learning-rate multiplier; None: frozen); first match wins
         conditions=("content", "style"),  # whose tokens are in the sequence
@@ -105,7 +105,7 @@ def stage(**changes) -> dict:
 def reward(**changes) -> dict:
     """Give style reward learning with UMO's numbers (arXiv 2509.06818), where USO's paper is silent."""
     defaults = dict(
-        weights=dict(csd_style=1.0),  # of uso_jax.rewards.REWARDS; docs/reward.md
+        weights=dict(csd_style=1.0),  # of uso_jax.training.rewards.REWARDS; docs/reward.md
         start=0,  # steps of the stage before it; the paper's S
         scale=1.0,  # the paper's lambda, afterwards; 0: no reward at all
         num_steps=25,  # of the roll-out's schedule, T

@@ -21,13 +21,14 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from convert import download, exporting, inspecting, tokenizer, training
-from convert.checkpoint import Checkpoint, read_config, recognise
+from convert import download, exporting, inspecting, tokenizers, training_runs
 from convert.exporting import Output, Part
+from convert.files.tensors import open_files
 from convert.importing import import_checkpoint
-from convert.source import open_files
-from uso_jax import quantize, weights, weights_packed
-from uso_jax.errors import InputError, exit_cleanly
+from convert.recognition import Checkpoint, read_config, recognise
+from uso_jax import weights
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.weights import quantization, safetensors_store
 
 DTYPES: Mapping[str, np.dtype | None] = {
     "keep": None,
@@ -70,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--dtype", **dtype)
-    sub.add_argument("--quantize", choices=quantize.MODES, metavar="MODE", help="large kernels to int8, fp8 or int4")
+    sub.add_argument(
+        "--quantize", choices=quantization.FORMATS, metavar="MODE", help="large kernels to int8, fp8 or int4"
+    )
     sub.add_argument("--pad-ranks", **pad)
     sub.add_argument("--overwrite", action="store_true", help="replace components that exist")
 
@@ -126,13 +129,13 @@ def import_files(args: argparse.Namespace) -> None:
         structs = checkpoint.structs(dtype).values()
         with _bar(sum(s.size * s.dtype.itemsize for s in structs), component) as bar:
             warnings = import_checkpoint(checkpoint, args.to, dtype, args.overwrite, bar, args.quantize)
-        if args.quantize and not quantize.choose(component, checkpoint.shapes):
+        if args.quantize and not quantization.choose(component, checkpoint.shapes):
             warnings.append(f"the {component} has no kernels to quantise")
         for warning in warnings:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)
         if component in ("t5", "clip"):
-            folder = tokenizer.copy(component, checkpoint.files[0].path, args.to)
+            folder = tokenizers.copy(component, checkpoint.files[0].path, args.to)
             missing = f"not beside the weights; put its files into {weights.tokenizer(args.to, component)}"
             print(f"  tokenizer   {folder or missing}")
 
@@ -175,9 +178,9 @@ def export(args: argparse.Namespace) -> None:
 
 def pack(args: argparse.Namespace) -> None:
     """Write a training's components as they are named here; an average is taken where there is one."""
-    if not training.is_training(args.directory):
+    if not training_runs.is_training(args.directory):
         raise InputError(f"{args.directory} is not a training's --workdir")
-    parts = training.open_training(args.directory, None)
+    parts = training_runs.open_training(args.directory, None)
     if args.component is not None and args.component not in parts:
         raise InputError(f"{args.directory} has trained no {args.component}, only {', '.join(sorted(parts))}")
     if (dtype := DTYPES[args.dtype]) == np.dtype(ml_dtypes.bfloat16):
@@ -185,18 +188,18 @@ def pack(args: argparse.Namespace) -> None:
     for component, part in parts.items():
         if args.component in (None, component):
             params = {path: np.asarray(value, dtype or value.dtype) for path, value in part.params.items()}
-            weights_packed.save(args.to, component, params, {"config": part.config})
+            safetensors_store.save(args.to, component, params, {"config": part.config})
             inspecting.show_component(args.to, component)
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Part]:
-    if not pathlib.Path(args.directory).is_dir() or not training.is_training(args.directory):
+    if not pathlib.Path(args.directory).is_dir() or not training_runs.is_training(args.directory):
         if args.average is not None:
             raise InputError(
                 f"{args.directory} is not a training; only those have an average to choose by --ema or --raw"
             )
         return exporting.open_directory(args.directory)
-    parts = training.open_training(args.directory, args.average)
+    parts = training_runs.open_training(args.directory, args.average)
     if args.base is not None:
         return exporting.open_directory(args.base) | parts
     return parts

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from convert import families, lora, safetensors_file
-from convert.families import Family
-from convert.table import expand
-from uso_jax import sizes, weights
-from uso_jax.errors import InputError
+from convert import layouts
+from convert.files import safetensors_file
+from convert.layouts import Family
+from convert.tables import lora
+from convert.tables.table import expand
+from uso_jax import weights
+from uso_jax.common.errors import InputError
+from uso_jax.weights import manifest_configs
 
 ADAPTED = {  # an adapter's module, and the one it is added to
     "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",
@@ -37,7 +40,7 @@ class Part:
     """A component to export: parameters by path, read when they are indexed, and the sizes they have."""
 
     params: Mapping[str, Any]
-    config: sizes.Sections
+    config: manifest_configs.Sections
     family: str = ""  # it was imported from
     prefix: str | None = None
     quantised: str = ""  # how
@@ -74,9 +77,9 @@ class Output:
 
 def native(part: Part, component: str) -> Output:
     """Write a component under the names that it was imported from, or else its first family's."""
-    family = families.for_component(component, part.family)
+    family = layouts.for_component(component, part.family)
     if family.component == "lora":
-        family = families.by_name("uso-lora")  # other layouts were brought into this one
+        family = layouts.by_name("uso-lora")  # other layouts were brought into this one
         return _plain(f"{component}.safetensors", family, _scaled(part), family.prefixes[0])
     prefix = family.prefixes[0] if part.prefix is None or family.name != part.family else part.prefix
     return _plain(f"{component}.safetensors", family, part, prefix)
@@ -86,11 +89,11 @@ def uso(parts: Mapping[str, Part]) -> list[Output]:
     """Write adapters and projector as upstream releases them, which is also what ComfyUI recognises."""
     outputs = []
     if "lora" in parts:
-        outputs.append(_plain("dit_lora.safetensors", families.by_name("uso-lora"), _scaled(parts["lora"])))
+        outputs.append(_plain("dit_lora.safetensors", layouts.by_name("uso-lora"), _scaled(parts["lora"])))
     if "projector" in parts:
         if (kind := parts["projector"].config["projector"].get("kind", "hierarchical")) != "hierarchical":
             raise InputError(f"the projector is of kind {kind!r}, which upstream does not have; only hierarchical ones")
-        outputs.append(_plain("projector.safetensors", families.by_name("uso-projector"), parts["projector"]))
+        outputs.append(_plain("projector.safetensors", layouts.by_name("uso-projector"), parts["projector"]))
     return outputs
 
 
@@ -99,9 +102,9 @@ def adapters(part: Part, peft: bool) -> Output:
     rank = part.config["lora"]["rank"]
     part = _scaled(part)
     if not peft:
-        family = dataclasses.replace(families.by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
+        family = dataclasses.replace(layouts.by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
         return _plain("pytorch_lora_weights.safetensors", family, part)
-    family = dataclasses.replace(families.by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
+    family = dataclasses.replace(layouts.by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": lora.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
@@ -119,8 +122,8 @@ def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Outp
         weights.add_sections(sections, parts["lora"].config, "the lora")
         part = _merged(part, _scaled(parts["lora"]))
     if not diffusers:
-        return _plain("transformer.safetensors", families.by_name("flux"), part)
-    output = _plain("diffusion_pytorch_model.safetensors", families.by_name("flux-diffusers"), part)
+        return _plain("transformer.safetensors", layouts.by_name("flux"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.by_name("flux-diffusers"), part)
     output.beside = {"config.json": json.dumps(_diffusers_config(part.config["flux"]), indent=2) + "\n"}
     return output
 
@@ -128,8 +131,8 @@ def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Outp
 def autoencoder(part: Part, diffusers: bool) -> Output:
     """Write the autoencoder."""
     if not diffusers:
-        return _plain("ae.safetensors", families.by_name("flux-ae"), part)
-    c = {**sizes.FIELDS["autoencoder"], **part.config["autoencoder"]}
+        return _plain("ae.safetensors", layouts.by_name("flux-ae"), part)
+    c = {**manifest_configs.FIELDS["autoencoder"], **part.config["autoencoder"]}
     levels = len(c["ch_mult"])
     config = {
         "_class_name": "AutoencoderKL", "in_channels": c["in_channels"], "out_channels": c["out_ch"],
@@ -139,13 +142,13 @@ def autoencoder(part: Part, diffusers: bool) -> Output:
         "scaling_factor": c["scale_factor"], "shift_factor": c["shift_factor"], "use_quant_conv": False,
         "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
     }  # fmt: skip
-    output = _plain("diffusion_pytorch_model.safetensors", families.by_name("flux-ae-diffusers"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.by_name("flux-ae-diffusers"), part)
     output.beside = {"config.json": json.dumps(config, indent=2) + "\n"}
     return output
 
 
 def _diffusers_config(flux: Mapping) -> dict:
-    c = {**sizes.FIELDS["flux"], **flux}
+    c = {**manifest_configs.FIELDS["flux"], **flux}
     if c["mlp_ratio"] != 4 or not c["qkv_bias"]:
         raise InputError(
             "diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias"

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from convert.arrays import BFLOAT16, Buffer
-from convert.checkpoint import Checkpoint
-from convert.source import File
-from convert.table import Entry, Piece
-from uso_jax import quantize, sizes, weights
-from uso_jax.errors import InputError
-from uso_jax.weights_files import Writer, chunk_rows, copy, text
+from convert.files.arrays import BFLOAT16, Buffer
+from convert.files.tensors import File
+from convert.recognition import Checkpoint
+from convert.tables.table import Entry, Piece
+from uso_jax import weights
+from uso_jax.common.errors import InputError
+from uso_jax.weights import manifest_configs, quantization
+from uso_jax.weights.zarr_store import Writer, chunk_rows, copy, text
 
 _BLOCK = 2**20  # numbers at a time: what fits a processor's cache
 _GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read
@@ -44,7 +45,7 @@ def import_checkpoint(
       dtype: to cast to; None: keep.
       overwrite: replace the component if it exists.
       bar: is told the bytes that are done, before quantisation.
-      mode: quantise large kernels, see `uso_jax.quantize`; they are not cast first.
+      mode: quantise large kernels, see `uso_jax.weights.quantization`; they are not cast first.
 
     Raises:
       InputError: it could not be read or written; nothing is left behind.
@@ -52,15 +53,15 @@ def import_checkpoint(
     component = checkpoint.family.component
     weights.check_writable(directory, component, overwrite)
     structs = checkpoint.structs(dtype)
-    sections = sizes.describe(component, checkpoint.config)
+    sections = manifest_configs.describe(component, checkpoint.config)
     origin = [[str(f.path.absolute()), f.size, f.path.stat().st_mtime_ns] for f in checkpoint.files]
     origin += [checkpoint.family.name, sections, checkpoint.notes]
     by_columns = {piece.path for entry in checkpoint.entries.values() if entry.axes == (1, 0) for piece in entry.pieces}
-    chosen = quantize.choose(component, structs) if mode else {}
+    chosen = quantization.choose(component, structs) if mode else {}
     kept = checkpoint.structs() if mode else structs
     stored, chunks = dict(structs), {}
     for path, struct in chosen.items():
-        stored |= (both := quantize.stored(path, struct, mode))
+        stored |= (both := quantization.stored(path, struct, mode))
         if len(struct.shape) == 3:  # layers of numbers and scales are written together
             chunks |= dict.fromkeys(both, chunk_rows(struct.shape, kept[path].dtype.itemsize))
     origin += [mode] if mode else []
@@ -79,8 +80,8 @@ def import_checkpoint(
                 chunk = out.T if columns else out
                 _assemble(chunk, checkpoint, first, parts, count, memory[1], digests)
                 if path in chosen:
-                    chunk, scales = quantize.quantise(chunk, mode)
-                    writer.write(quantize.scale_path(path), first, scales)
+                    chunk, scales = quantization.quantise(chunk, mode)
+                    writer.write(quantization.scale_path(path), first, scales)
                 writer.write(path, first, chunk)
             bar.update(rows / (structs[path].shape or (1,))[0] * structs[path].size * structs[path].dtype.itemsize)
         bar.set_postfix_str("SHA-256")

@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from convert.checkpoint import Checkpoint
-from uso_jax import sizes, weights
+from convert.recognition import Checkpoint
+from uso_jax import weights
+from uso_jax.weights import manifest_configs
 
 
 def show_checkpoint(found: Checkpoint) -> None:
@@ -17,7 +18,7 @@ def show_checkpoint(found: Checkpoint) -> None:
     tensors = [tensor for file in found.files for tensor in file.tensors.values()]
     dtypes = sorted({str(tensor.dtype) for tensor in tensors})
     print(f"{found.names}  ({size(sum(file.size for file in found.files))})")
-    sections = sizes.describe(found.family.component, found.config)
+    sections = manifest_configs.describe(found.family.component, found.config)
     lines = {
         "family": f"{found.family.name}: {found.family.title}",
         "component": found.family.component,

@@ -12,7 +12,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common.errors import InputError, exit_cleanly
 
 
 @exit_cleanly
@@ -31,16 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     try:
-        from uso_jax import app  # slow to import, so not for --help
+        from uso_jax.app import page  # slow to import, so not for --help
     except ModuleNotFoundError as error:
         raise InputError(f"the web app needs {error.name}; install it with: pip install 'uso_jax[app]'") from error
-    from uso_jax import sharding
-    from uso_jax.pipeline import USOPipeline
+    from uso_jax.inference.pipeline import USOPipeline
+    from uso_jax.parallel import sharding
 
     mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
-    app.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
+    page.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
 
 
 if __name__ == "__main__":

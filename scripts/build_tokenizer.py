@@ -8,7 +8,7 @@ Byte-level pair encoding: every word of the captions becomes one token, any othe
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from uso_jax import mini
-from uso_jax.data.procedural import ProceduralSource
+from uso_jax.data.drawings.source import ProceduralSource
 
 CAPTIONS = 20_000
 VOCABULARY = 1024

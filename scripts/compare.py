@@ -23,8 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from uso_jax import grid
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.images import contact_sheet
 
 Figures = dict[str, float]
 
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, values in known.items():
         print(f"| {name.replace('_', ' ')} | | {' | '.join(_cell([values.get(figure)]) for figure in figures)} |")
     if args.sheet:
-        grid.save(_sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.pictures), args.sheet)
+        contact_sheet.save(
+            _sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.pictures), args.sheet
+        )
     if args.curves:
         _curves({name: [summary for _, summary in runs] for name, runs in rows.items()}, args.curves)
 
@@ -100,7 +102,7 @@ def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None)
 
 def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> tuple[dict, dict]:
     """Add LPIPS and Gram distances to the figures of each run, and to the rows that need no run."""
-    from uso_jax.evaluation.perceptual import Perceptual  # brings JAX along
+    from uso_jax.evaluation.metrics.lpips import Perceptual  # brings JAX along
 
     judge = Perceptual()
     given = _pictures(next(iter(rows.values()))[0][0], table)
@@ -115,10 +117,12 @@ def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> 
 def _pictures(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
     """Read the pictures that a run keeps of a table, by column."""
     try:
-        with np.load(folder / grid.COLUMNS, allow_pickle=False) as found:
+        with np.load(folder / contact_sheet.COLUMNS, allow_pickle=False) as found:
             return {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / grid.COLUMNS} cannot be read ({error}): run that training again") from error
+        raise InputError(
+            f"{folder / contact_sheet.COLUMNS} cannot be read ({error}): run that training again"
+        ) from error
 
 
 def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen: str) -> Image.Image:
@@ -129,17 +133,17 @@ def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen
         try:
             picked = {key: images[[int(number) for number in chosen.split(",")]] for key, images in shown.items()}
         except (ValueError, IndexError) as error:
-            raise InputError(f"{folder / grid.COLUMNS} does not have pictures {chosen}: {error}") from error
+            raise InputError(f"{folder / contact_sheet.COLUMNS} does not have pictures {chosen}: {error}") from error
         columns |= {key: picked[key] for key in ("content", "style") if key in picked}
         columns[name], targets = picked["after"], {"target": picked["target"]}
-    return grid.draw(columns | targets)
+    return contact_sheet.draw(columns | targets)
 
 
 def _curves(rows: dict[str, list[dict]], path: str) -> None:
     """Plot what was said of held-out pictures in every stage that had a reward."""
     from matplotlib.figure import Figure  # slow to import, and a table needs neither
 
-    from uso_jax.evaluation.charts import COLOURS
+    from uso_jax.evaluation.report.charts import COLOURS
 
     found: dict[str, list[tuple[str, list[dict]]]] = {}  # by stage: row and history of each run
     for name, runs in rows.items():

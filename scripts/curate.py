@@ -19,21 +19,20 @@ The configuration says which source, and for precompute also whose encoders and 
 (--process=0/4 to 3/4) each makes its share.
 """
 
-from uso_jax.allocator import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import pathlib
 import re
 import shlex
 
 from absl import app, flags
 
-from uso_jax import config_flag
-from uso_jax.config import TrainConfig, from_config_dict
-from uso_jax.curation.folder import STEPS
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common import config_flag
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.curation.store import STEPS
+from uso_jax.hardware.malloc import keep_memory
+from uso_jax.training.config import TrainConfig, from_config_dict
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
 
 _CONFIG = config_flag.define()
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> None:
 
 def _view(config: TrainConfig) -> None:
     from uso_jax.data import card
-    from uso_jax.data.pipeline import open_source
+    from uso_jax.data.sources import open_source
 
     split = _SPLIT.value[-1]
     title = f"{_CONFIG.value.data.source}, {split}"
@@ -74,7 +73,7 @@ def _view(config: TrainConfig) -> None:
 
 
 def _convert(config: TrainConfig) -> None:
-    from uso_jax.data.pipeline import open_source
+    from uso_jax.data.sources import open_source
 
     name = _NAME.value or _CONFIG.value.data.source
     specs = {split: getattr(config.data, split) for split in _SPLIT.value}
@@ -83,17 +82,18 @@ def _convert(config: TrainConfig) -> None:
 
 
 def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig, **beam) -> None:
-    from uso_jax.data import card, triplet_set
+    from uso_jax.data import card
+    from uso_jax.data.tfds import records, writer
 
-    path = triplet_set.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors, **beam)
+    path = writer.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors, **beam)
     for split in sources:
-        made = card.write(path / f"{split}.html", triplet_set.TripletSet(path, split), title=name, sample=_SAMPLE.value)
+        made = card.write(path / f"{split}.html", records.TripletSet(path, split), title=name, sample=_SAMPLE.value)
         (path / f"{split}.md").write_text(made.markdown(), encoding="utf-8")
     print(f"Wrote {path}. Train on it: --config.data.source=triplets --config.data.triplets.train.path={path}")
 
 
 def _precompute(config: TrainConfig) -> None:
-    from uso_jax.precompute import precompute
+    from uso_jax.training.precompute import precompute
 
     stages = {stage.name: stage for stage in config.stages}
     name, split = _STAGE.value or config.stages[-1].name, _SPLIT.value[-1]
@@ -133,7 +133,7 @@ def _curate(config: TrainConfig, name: str) -> None:
 
 def _report(config: TrainConfig) -> None:
     from uso_jax.curation import report
-    from uso_jax.curation.folder import Folder
+    from uso_jax.curation.store import Folder
 
     folder = Folder(_TO.value)
     keep = _curation().keep
@@ -144,7 +144,7 @@ def _report(config: TrainConfig) -> None:
 
 def _export(config: TrainConfig) -> None:
     from uso_jax.curation import report, selection
-    from uso_jax.curation.folder import Folder
+    from uso_jax.curation.store import Folder
 
     folder = Folder(_TO.value)
     decisions = report.write(folder, _curation().keep, _SAMPLE.value)

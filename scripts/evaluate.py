@@ -12,20 +12,24 @@ triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit 
 is missing or could not be judged; what, stands in the summary.
 """
 
-from uso_jax.allocator import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import argparse
+import json
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.evaluation import benchmark as benchmarks
-from uso_jax.evaluation import item, pictures_made
+from uso_jax.evaluation import generation
+from uso_jax.evaluation import items as item
+from uso_jax.evaluation.metrics.base import Tools
+from uso_jax.evaluation.metrics.encoders import Networks
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
 
 INCOMPLETE = 3
 
@@ -61,26 +65,27 @@ def _generate(args: argparse.Namespace) -> int:
     items = item.read(args.to, args.benchmark.name)
     settings = {name: value for name in ("num_steps", "guidance") if (value := getattr(args, name)) is not None}
     folder = args.to / args.model / "images"
-    made, had = pictures_made.make(items, folder, args.weights, settings, batch_size=args.batch_size)
+    made, had = generation.make(items, folder, args.weights, settings, batch_size=args.batch_size)
     print(f"{folder}: {made} pictures made, {had} were finished.")
     return 0
 
 
 def _score(args: argparse.Namespace) -> int:
-    from uso_jax.evaluation import gallery, scoring, summary, tools
+    from scripts import evaluate
+    from uso_jax.evaluation import gallery, scoring, summary
     from uso_jax.evaluation.score_log import ScoreLog
 
     items = item.read(args.to, args.benchmark.name)
     metrics = scoring.choose(args.benchmark, args.metrics.split(",") if args.metrics else None)
     folder = args.to / args.model
-    given = tools.gather(args, folder)
+    given = evaluate.gather(args, folder)
     images = pathlib.Path(args.images or folder / "images").absolute()
     found = gallery.look(images, items, any_size=args.any_size)
     log = ScoreLog(folder / "scores.jsonl")
     scores = scoring.score(metrics, items, found, log, given, batch_size=args.batch_size)
     told = summary.summary(args.benchmark, args.model, items, found, scores, compat=args.compat)
     told["images"] = str(images)
-    told["judge"] = tools.judge_record(given)
+    told["judge"] = evaluate.judge_record(given)
     summary.write(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
         interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
@@ -103,10 +108,10 @@ def _complete(told: dict, folder: pathlib.Path) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from uso_jax.evaluation import report
+    from uso_jax.evaluation.report import html
 
-    told = report.gather(args.to, args.models)
-    path = report.write(args.to, args.benchmark, item.read(args.to, args.benchmark.name), told)
+    told = html.gather(args.to, args.models)
+    path = html.write(args.to, args.benchmark, item.read(args.to, args.benchmark.name), told)
     print(f"Wrote {path}")
     if incomplete := [one["model"] for one in told if not one["complete"]]:
         print(f"incomplete: {', '.join(incomplete)}", file=sys.stderr)
@@ -157,3 +162,40 @@ def _count(text: str) -> int:
 
 if __name__ == "__main__":
     main()
+
+
+def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
+    """Open what was named; the judge's replies are kept in FOLDER/judge.jsonl.
+
+    Raises:
+      InputError: a file is missing or of another form.
+    """
+    from uso_jax.evaluation.metrics import faces, ocr, vlm_prompts
+    from uso_jax.vlm import judges
+
+    networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
+    return Tools(
+        networks=networks,
+        vlm=judges.of(args.judge, folder / "judge.jsonl") if args.judge else None,
+        faces=faces.Embeddings.read(args.faces) if args.faces else None,
+        reader=ocr.Reader.read(args.texts) if args.texts else None,
+        prompts=_prompts(args.judge_prompts, vlm_prompts.TEXTS) if args.judge_prompts else {},
+        compat=args.compat,
+    )
+
+
+def judge_record(tools: Tools) -> dict[str, Any] | None:
+    """Say which judge answered, and from when its answers are."""
+    return None if tools.vlm is None else tools.vlm.record()
+
+
+def _prompts(file: str, known: Any) -> dict[str, str]:
+    try:
+        found = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--judge_prompts {file} is not readable JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise InputError(f"--judge_prompts {file} must be an object of texts")
+    if unknown := found.keys() - set(known):
+        raise InputError(f"--judge_prompts {file}: unknown name {min(unknown)!r}; known are {', '.join(known)}")
+    return found

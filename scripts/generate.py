@@ -10,11 +10,6 @@ The first of --image_paths is the content image, "" for none; the others are sty
 styles (scripts/style.py). Pictures that exist already are not made again.
 """
 
-from uso_jax.allocator import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import argparse
 import pathlib
 from collections.abc import Sequence
@@ -22,9 +17,16 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from uso_jax import flow, items, picture_files, request, sharding
-from uso_jax.errors import InputError, exit_cleanly
-from uso_jax.pipeline import USOPipeline
+from uso_jax import flow
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.hardware.malloc import keep_memory
+from uso_jax.images import files
+from uso_jax.inference import batch_jobs, request
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.parallel import sharding
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
 
 # What a record holds too, so that a flag that is given changes what --from_image repeats.
 _SETTINGS = (
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.from_image and args.made_with != pipe.context:
         print(f"note: {args.from_image} was made with other weights or another dtype, so the picture will differ")
-    job = items.Job(
+    job = batch_jobs.Job(
         save_path=pathlib.Path(args.save_path),
         settings=settings,
         num_images_per_prompt=args.num_images_per_prompt,
@@ -69,24 +71,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.write(f"{path}" if made else f"{path}  (was finished)")
 
 
-def _wanted(args: argparse.Namespace, settings: dict) -> tuple[list[items.Item], dict]:
+def _wanted(args: argparse.Namespace, settings: dict) -> tuple[list[batch_jobs.Item], dict]:
     """Give the items, and the settings that they share."""
     if sum(value is not None for value in (args.prompt, args.eval_json_path, args.from_image)) > 1:
         raise InputError("give one of --prompt, --eval_json_path and --from_image")
     if args.from_image:
         path = pathlib.Path(args.from_image)
-        record = picture_files.read_record(path)
+        record = files.read_record(path)
         repeated = request.from_record(record, path.parent)
         args.concat_refs = args.concat_refs or bool(record.get("concat_refs"))
         args.made_with = {name: value for name, value in record.get("weights", {}).items() if name != "name"}
         own = {name: repeated.pop(name, None) for name in ("prompt", "contents", "styles")}
-        return [items.Item(0, own)], repeated | settings
+        return [batch_jobs.Item(0, own)], repeated | settings
     if args.eval_json_path:
-        return items.read(args.eval_json_path), settings
+        return batch_jobs.read(args.eval_json_path), settings
     if args.prompt is None and not args.image_paths:
         raise InputError('there is nothing to draw: give --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
-    return [items.item(values)], settings
+    return [batch_jobs.item(values)], settings
 
 
 class _Bar:

@@ -9,23 +9,25 @@
 It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'.
 """
 
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: a TPU or GPU that is here is not needed
-
 import json
+import os
 import pathlib
 
 from absl import app, flags
 from tqdm import tqdm
 
-from uso_jax import chips, config_flag, plan, plan_words, programs, whole_file
-from uso_jax.config import from_config_dict
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common import atomic_files, config_flag
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.hardware import chips
+from uso_jax.planning import planner, programs
+from uso_jax.planning import report as plan_words
+from uso_jax.training.config import from_config_dict
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: a TPU or GPU that is here is not needed
 
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Chip and slice, such as v5e:4x4, v6e:2x4, v5p:2x2x1; cpu:8.")
-_MODE = flags.DEFINE_enum("mode", "sample", programs.MODES, "Whose programs: a sampling step, a training step ...")
+_MODE = flags.DEFINE_enum("mode", "sample", programs.PROGRAMS, "Whose programs: a sampling step, a training step ...")
 _STAGE = flags.DEFINE_string("stage", "", "Stage of the configuration; default: the last of its run.")
 _BATCH = flags.DEFINE_integer("batch", 0, "Pictures over all devices; default: the stage's, or one where it is split.")
 _QUANTIZATION = flags.DEFINE_string("quantization", "", "Kernels as weights imported so have them: int8, fp8, int4.")
@@ -49,10 +51,10 @@ def main(argv: list[str]) -> None:
     )
     with tqdm(bar_format="{desc} [{elapsed}]") as bar:
         if _SEARCH.value:
-            report, largest = plan.search(config, where, choices, bar.set_description_str)
+            report, largest = planner.search(config, where, choices, bar.set_description_str)
             reports = [report]
         else:
-            reports = plan.plan(config, where, choices, bar.set_description_str)
+            reports = planner.plan(config, where, choices, bar.set_description_str)
     print("\n".join(map(plan_words.describe, reports)))
     if _SEARCH.value:
         print(f"  largest batch    {largest}" if largest else "  not even the smallest batch fits")
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
         _write(pathlib.Path(_JSON.value), reports)
 
 
-def _read(name: str) -> list[plan.Report]:
+def _read(name: str) -> list[planner.Report]:
     try:
         reports = json.loads(pathlib.Path(name).read_text(encoding="utf-8"))
         if not isinstance(reports, list):
@@ -71,10 +73,10 @@ def _read(name: str) -> list[plan.Report]:
         raise InputError(f"{name} is not a file that plan.py --json has written") from error
 
 
-def _write(path: pathlib.Path, reports: list[plan.Report]) -> None:
+def _write(path: pathlib.Path, reports: list[planner.Report]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_file.write(path, json.dumps(reports, indent=2) + "\n")
+        atomic_files.write(path, json.dumps(reports, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write --json {path}: {error.strerror}") from error
 

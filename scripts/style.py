@@ -13,8 +13,8 @@ its own; a mix is the weighted mean of features, and has the tokens of one image
 import argparse
 from collections.abc import Sequence
 
-from uso_jax import style_files
-from uso_jax.errors import InputError, exit_cleanly
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.inference import styles as style_files
 
 
 @exit_cleanly
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    from uso_jax.pipeline import USOPipeline  # the other commands need no devices
+    from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
     pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
     _say(style_files.write(args.out, pipe.encode_style(args.images, args.style_fit)))

@@ -2,25 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
-from uso_jax.allocator import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import pathlib
 
 import jax
 from absl import app, flags
 
-from uso_jax import cluster, config_flag, mini
-from uso_jax.config import from_config_dict
-from uso_jax.errors import exit_cleanly
-from uso_jax.fit import fit
-from uso_jax.interruption import Stopped
+from uso_jax import mini
+from uso_jax.common import config_flag
+from uso_jax.common.errors import exit_cleanly
+from uso_jax.hardware import multihost
+from uso_jax.hardware.malloc import keep_memory
+from uso_jax.training.config import from_config_dict
+from uso_jax.training.fault_tolerance import Stopped
+from uso_jax.training.fit import fit
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
-_JOIN = cluster.define_flags()
+_JOIN = multihost.define_flags()
 
 
 @exit_cleanly

@@ -5,12 +5,12 @@
 import gc
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import pytest
 from jax._src.interpreters import partial_eval
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -21,15 +21,36 @@ partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
 
 # The files that take minutes, longest first: whoever began one of them last would keep all others waiting.
 LONG = (
-    *("test_reward", "test_fit", "test_long_runs", "test_reward_fit", "test_evaluation_command", "test_guards"),
-    *("test_reward_gradient", "test_pipeline", "test_generate", "test_rewards", "test_precompute", "test_train"),
-    *("test_mini", "test_train_command", "test_mutations", "test_guidance", "test_plan", "test_app"),
+    *(
+        "training/test_reward",
+        "training/test_fit",
+        "training/test_long_runs",
+        "training/test_reward_fit",
+        "scripts/test_evaluate",
+        "training/test_fault_tolerance",
+    ),
+    *(
+        "training/test_reward_gradient",
+        "inference/test_pipeline",
+        "scripts/test_generate",
+        "training/test_rewards",
+        "training/test_precompute",
+        "training/test_train",
+    ),
+    *(
+        "training/test_mini",
+        "scripts/test_train",
+        "models/test_mutations",
+        "training/test_guidance",
+        "planning/test_plan",
+        "app/test_app",
+    ),
 )
 
 
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    items.sort(key=lambda item: places.get(item.path.parent.name + "/" + item.path.stem, len(LONG)))
 
 
 gc.freeze()  # what is imported stays, so collections need not look at it

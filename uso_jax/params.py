@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 
 T = TypeVar("T")
 Rules = Sequence[tuple[str, T]]
@@ -32,7 +32,7 @@ def shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, jax.ShapeDtypeSt
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-class Structure:
+class ModelDef:
     """A model without its parameters: `structure(params)` is the model again, inside jit or out."""
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):

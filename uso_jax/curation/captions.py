@@ -13,19 +13,18 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from uso_jax.common.errors import BadExample
 from uso_jax.curation.config import CurationConfig
-from uso_jax.curation.folder import Folder, Made, Row
-from uso_jax.data import images
-from uso_jax.data.examples import Source
-from uso_jax.data.readers import FileTriplets
-from uso_jax.data.record import Triplet
-from uso_jax.errors import BadExample
-from uso_jax.vlm import Vlm, VlmError
+from uso_jax.curation.store import Folder, Made, Row
+from uso_jax.data.readers.source import FileTriplets
+from uso_jax.data.triplet import Triplet, TripletSource
+from uso_jax.images import decode
+from uso_jax.vlm.client import Vlm, VlmError
 
 _COLOURS = 4  # a side of the thumbnail that tells pictures of one shape and other colours apart
 
 
-def make(folder: Folder, source: Source, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
+def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
     """Read and caption one shard."""
     read = lambda index: _read(source, config, vlm, index)
     with ThreadPoolExecutor(config.vlm.threads) as pool:
@@ -43,7 +42,9 @@ def make(folder: Folder, source: Source, config: CurationConfig, vlm: Vlm | None
     return rows, pictures
 
 
-def _read(source: Source, config: CurationConfig, vlm: Vlm | None, index: int) -> tuple[Row, images.Picture | None]:
+def _read(
+    source: TripletSource, config: CurationConfig, vlm: Vlm | None, index: int
+) -> tuple[Row, decode.Picture | None]:
     """Give what all candidates of a picture share, and the picture itself unless it has a file of its own."""
     try:
         triplet = source[index]
@@ -78,7 +79,7 @@ def _sentence(answer: str) -> str:
     return words.removesuffix(".")
 
 
-def fingerprint(picture: images.Picture) -> str:
+def fingerprint(picture: decode.Picture) -> str:
     """Give a perceptual hash of the shapes (64 bits), and the colours of a tiny thumbnail, as hexadecimal digits."""
     image = Image.fromarray(picture)
     shapes = str(imagehash.phash(image))

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from uso_jax import rewards
-from uso_jax.data.record import Layout
-from uso_jax.errors import InputError
-from uso_jax.vlm import Vlm
+from uso_jax.common.errors import InputError
+from uso_jax.data.triplet import Layout
+from uso_jax.training import rewards
+from uso_jax.vlm.client import Vlm
 
 CAPTIONERS = ("record", "vlm", "none")
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from uso_jax import bundle, mini, weights
+from uso_jax import mini, weights
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation.config import CurationConfig, plain
-from uso_jax.curation.folder import Folder, Made, Row
-from uso_jax.errors import BadExample, InputError
-from uso_jax.pipeline import USOPipeline
+from uso_jax.curation.store import Folder, Made, Row
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.weights import pretrained
 
 
 class Expert:
@@ -33,7 +34,7 @@ class Expert:
         """Identify how pictures are made."""
         directory = mini.directory(self.config.weights)
         have = [name for name in weights.components(directory) if name in _COMPONENTS]
-        found = plain(self.config) | {"weights": {name: bundle.fingerprint(directory / name) for name in have}}
+        found = plain(self.config) | {"weights": {name: pretrained.fingerprint(directory / name) for name in have}}
         del found["batch_size"]
         return found | {"seed": self.seed}
 

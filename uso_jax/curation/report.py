@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uso_jax import whole_file
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation import selection
 from uso_jax.curation.config import KeepConfig
-from uso_jax.curation.folder import Folder, Row
 from uso_jax.curation.selection import FILTERS, Decision
+from uso_jax.curation.store import Folder, Row
 from uso_jax.data.card import figure
-from uso_jax.errors import BadExample, InputError
 
 _BINS = 30
 _LISTED = 200  # reasons on the page; the file has all
@@ -86,8 +86,8 @@ def write(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Decision]:
     lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in decisions)
     try:
         where.mkdir(exist_ok=True)
-        whole_file.write(where / "decisions.jsonl", lines)
-        whole_file.write(where / "index.html", _page(folder, keep, decisions, sample))
+        atomic_files.write(where / "decisions.jsonl", lines)
+        atomic_files.write(where / "index.html", _page(folder, keep, decisions, sample))
     except OSError as error:
         raise InputError(f"cannot write {where}: {error.strerror}.") from error
     return decisions

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of a made triplet by networks: how like the style image is to the target, and the content image's subject.
 
-They are rewards by name (uso_jax.rewards): CSD and DINO for the released models. Mini has no DINO, so its content image
+They are rewards by name (uso_jax.training.rewards): CSD and DINO for the released models. Mini has no DINO, so its content image
 is compared with the caption instead. Only the numbers are stored; what counts as enough is decided when triplets are
 selected.
 """
@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uso_jax import bundle, mini, rewards, sizes, weights
-from uso_jax.bundle import Bundle
+from uso_jax import mini, weights
+from uso_jax.common.errors import BadExample
 from uso_jax.curation.config import CurationConfig
-from uso_jax.curation.folder import Folder, Made
-from uso_jax.data import images
-from uso_jax.errors import BadExample
+from uso_jax.curation.store import Folder, Made
+from uso_jax.images import decode
+from uso_jax.models.text import T5ClipConfig
+from uso_jax.models.uso import USO, to_float
 from uso_jax.params import Params
-from uso_jax.system import System, to_float
-from uso_jax.text import T5ClipConfig
+from uso_jax.training import rewards
+from uso_jax.weights import manifest_configs, pretrained
+from uso_jax.weights.pretrained import Pretrained
 
 
 class Scorer:
@@ -41,7 +43,7 @@ class Scorer:
         """Identify what scores are made by."""
         for name in self.components:
             weights.manifest(self.directory, name)  # says what is missing
-        found = {name: bundle.fingerprint(self.directory / name) for name in self.components}
+        found = {name: pretrained.fingerprint(self.directory / name) for name in self.components}
         return {"rewards": self.names, "weights": found, "size": self.config.size}
 
     def make(self, folder: Folder, shard: int) -> Made:
@@ -57,7 +59,7 @@ class Scorer:
                 if self.reads_captions and not row["caption"]:
                     raise BadExample("there is no caption to compare the content image with")
                 places = folder.target(row), *(folder.place(step, number) for step in parts)
-                pictures = [images.cover(p.decode(), (self.config.size,) * 2) for p in places]
+                pictures = [decode.cover(p.decode(), (self.config.size,) * 2) for p in places]
                 waiting.append((number, pictures, row["caption"]))
             except BadExample as error:
                 rows.append({"number": number, "failed": str(error)})
@@ -68,7 +70,7 @@ class Scorer:
             rows += self._batch(waiting)
         return sorted(rows, key=lambda row: row["number"]), {}
 
-    def _batch(self, waiting: list[tuple[int, list[images.Picture], str]]) -> list[dict]:
+    def _batch(self, waiting: list[tuple[int, list[decode.Picture], str]]) -> list[dict]:
         filled = waiting + [waiting[-1]] * (self.config.batch_size - len(waiting))
         target, style, content = (np.stack([pictures[i] for _, pictures, _ in filled]) for i in range(3))
         batch = {"target": target, "style": style[:, None], "content": content}
@@ -83,17 +85,17 @@ class Scorer:
 
     @functools.cached_property
     def _text(self) -> T5ClipConfig:
-        return Bundle.open(self.config.weights).system.text
+        return Pretrained.open(self.config.weights).system.text
 
     @functools.cached_property
-    def _system(self) -> System:
+    def _system(self) -> USO:
         networks = {name: self._network(name) for name in self.components}
         # The sizes of everything else are mini's, and nothing of it is made.
-        config = dataclasses.replace(Bundle.open("mini").system, **networks)
-        return System(config, without=set(System(config).structures) - set(self.components))
+        config = dataclasses.replace(Pretrained.open("mini").system, **networks)
+        return USO(config, without=set(USO(config).structures) - set(self.components))
 
     def _network(self, name: str) -> Any:
-        return sizes.build(name, weights.manifest(self.directory, name)["config"])
+        return manifest_configs.build(name, weights.manifest(self.directory, name)["config"])
 
     @functools.cached_property
     def _params(self) -> Params:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uso_jax.common.errors import InputError
 from uso_jax.curation.config import KeepConfig
-from uso_jax.curation.folder import Folder, Row
-from uso_jax.data.places import Place
-from uso_jax.data.readers import FileTriplets, Item
-from uso_jax.errors import InputError
+from uso_jax.curation.store import Folder, Row
+from uso_jax.data.readers.source import FileTriplets, Item
+from uso_jax.data.storage.places import Place
 
 NETWORKS = ("style", "subject")
 FILTERS = ("made", *NETWORKS, "judge", "duplicates")

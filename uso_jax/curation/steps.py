@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from uso_jax.common.errors import InputError
 from uso_jax.curation import captions
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.experts import Expert
-from uso_jax.curation.folder import STEPS, Folder
-from uso_jax.curation.parts import PartsJudge
+from uso_jax.curation.part_judge import PartsJudge
 from uso_jax.curation.scores import Scorer
+from uso_jax.curation.store import STEPS, Folder
 from uso_jax.curation.truth import Truth
-from uso_jax.data.pipeline import Mixture, open_source
-from uso_jax.errors import InputError
+from uso_jax.data.sources import Mixture, open_source
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     Args:
       name: one of STEPS.
       config: how.
-      spec: of the source, see `uso_jax.data.pipeline.open_source`; only captions and truth read it.
+      spec: of the source, see `uso_jax.data.loader.open_source`; only captions and truth read it.
       path: the curation's folder.
       process: which of how many processes; each takes its own shards.
       retry: make shards with candidates for which this step failed again.

@@ -4,7 +4,7 @@
 
 A style reference is right if it is nearest to the target's style among 24 (other names, other colours; for artists'
 looks, the other teams). Its pose and subject are the expert's choice, so patches are compared
-(`uso_jax.data.style_patches`) with those in drawings of random subjects in that style.
+(`uso_jax.evaluation.metrics.counterfactual`) with those in drawings of random subjects in that style.
 
 A content reference is right if the nearest drawing of all subjects in their plain look, before the ground that the
 picture has, shows the target's. The pose is the target's where the layout is preserved; otherwise, for each subject,
@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from uso_jax.curation.folder import Folder, Made
-from uso_jax.data import images, style_patches
-from uso_jax.data.canvas import Canvas, Pose
-from uso_jax.data.counterfactual import NUM_STYLES
-from uso_jax.data.emoji import NUM_SUBJECTS, TRAINED_TEAMS, EmojiSource
-from uso_jax.data.look import Style
-from uso_jax.data.procedural import SUBJECTS, ProceduralSource
-from uso_jax.data.styles import render
-from uso_jax.data.subjects import Subject
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
+from uso_jax.curation.store import Folder, Made
+from uso_jax.data.drawings.canvas import Canvas, Pose
+from uso_jax.data.drawings.counterfactual import NUM_STYLES
+from uso_jax.data.drawings.look import DrawingStyle
+from uso_jax.data.drawings.source import ProceduralSource
+from uso_jax.data.drawings.styles import render
+from uso_jax.data.drawings.subjects import SUBJECTS, Subject
+from uso_jax.data.emoji.source import NUM_SUBJECTS, TRAINED_TEAMS, EmojiSource
+from uso_jax.evaluation.metrics import counterfactual
+from uso_jax.images import decode
 
 _POSES, _DRAWINGS = 150, 12
 _INSIDE = 40.0  # difference from the ground, of 255, that makes a pixel part of the subject
@@ -68,17 +69,17 @@ class Truth:
             rows.append({"number": number} | self.judge(row["index"], row["layout"], style, content))
         return rows, {}
 
-    def judge(self, index: int, layout: str, style: images.Picture, content: images.Picture) -> dict[str, bool]:
+    def judge(self, index: int, layout: str, style: decode.Picture, content: decode.Picture) -> dict[str, bool]:
         """Tell whether either reference is right, and whether true ones would be judged so."""
         triplet = self.source[index]
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])
         known = self._subjects(meta, rng)
         pose = meta["pose"] if layout == "preserved" else None
         true_pose = pose or Pose.draw(rng)
-        plain = render(known[0], true_pose, Style.plain(rng, known[0]), self.size)
+        plain = render(known[0], true_pose, DrawingStyle.plain(rng, known[0]), self.size)
         (true, *rest), *others = self.source.style_drawings(triplet, _DRAWINGS + 1, rng)
         sets = [np.stack(rest), *(drawn[1:] for drawn in others)]
-        has_style = lambda picture: int(np.argmin(style_patches.distances(picture, sets))) == 0
+        has_style = lambda picture: int(np.argmin(counterfactual.distances(picture, sets))) == 0
         return {
             "style_right": has_style(style),
             "content_right": self._nearest_subject(content, known, pose, meta["subject"], rng),
@@ -96,7 +97,7 @@ class Truth:
         return [artwork.subject(name, team) for name in (meta["subject"], *chosen)]
 
     def _nearest_subject(
-        self, picture: images.Picture, known: Sequence[Subject], pose: Pose | None, name: str, rng: np.random.Generator
+        self, picture: decode.Picture, known: Sequence[Subject], pose: Pose | None, name: str, rng: np.random.Generator
     ) -> bool:
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         ground = np.median(border, axis=0)
@@ -104,7 +105,7 @@ class Truth:
         best, found = np.inf, ""
         for subject in known:
             posed = pose or self._poses[_best_fit(inside, self._masks(subject.name, subject))]
-            look = dataclasses.replace(Style.plain(rng, subject), ground=tuple((ground / 255).tolist()))
+            look = dataclasses.replace(DrawingStyle.plain(rng, subject), ground=tuple((ground / 255).tolist()))
             # By whichever team: the expert may draw a subject as any of them does.
             for one in self._versions(subject):
                 drawn = render(one, posed, look, self.size).astype(np.float32)
@@ -123,8 +124,8 @@ class Truth:
         covers = [Canvas(subject, pose, self.size) for pose in self._poses]
         return np.stack([canvas.distances[0] < 0 for canvas in covers])
 
-    def _picture(self, folder: Folder, step: str, number: int) -> images.Picture:
-        return images.cover(folder.place(step, number).decode(), (self.size, self.size))
+    def _picture(self, folder: Folder, step: str, number: int) -> decode.Picture:
+        return decode.cover(folder.place(step, number).decode(), (self.size, self.size))
 
 
 def _best_fit(inside: Bool[np.ndarray, " hw"], masks: Bool[np.ndarray, "n hw"]) -> int:

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data import buckets
+from uso_jax.data.triplet import TripletSource
+
 Size = tuple[int, int]  # (height, width)
 Shape = tuple[Size, Size]  # of target and content
 
@@ -88,3 +92,39 @@ def _distance(a: Shape, b: Shape) -> float:
 def count(shapes: Mapping[Shape, np.ndarray | None], length: int) -> dict[Shape, int]:
     """Give the number of triplets of each pair of sizes."""
     return {shape: length if indices is None else len(indices) for shape, indices in shapes.items()}
+
+
+def share_out(
+    source: TripletSource, targets: Sequence[Size], contents: Sequence[Size], batch_size: int
+) -> dict[Shape, np.ndarray | None]:
+    """Share out a source's examples to pairs of sizes; features have theirs already."""
+    if hasattr(source, "example"):
+        kinds, kind_of = np.unique(source.sizes(), axis=0, return_inverse=True)
+        shapes = [((int(a), int(b)), (int(c), int(d))) for a, b, c, d in kinds]
+        for target, content in shapes:
+            if target not in targets or content not in contents:
+                raise InputError(
+                    f"{source.path} was made for targets of {target} and content of {content} pixels, which this stage"
+                    " does not have: use the same target_size, content_size and aspects, or make it again."
+                )
+        return {shape: np.flatnonzero(kind_of.reshape(-1) == number) for number, shape in enumerate(shapes)}
+    one = len(targets) == len(contents) == 1
+    return buckets.assign(
+        np.zeros((len(source), 4), np.int32) if one else sizes_of(source), targets, contents, batch_size
+    )
+
+
+def sizes_of(source: TripletSource) -> np.ndarray:
+    """Give a source's sizes, if need be by reading all of it."""
+    if hasattr(source, "sizes"):
+        return source.sizes()
+    size = lambda image: (0, 0) if image is None else image.shape[:2]
+
+    def row(index: int) -> tuple[int, int, int, int]:
+        try:
+            triplet = source[index]
+        except BadExample:
+            return 0, 0, 0, 0  # reported when it is its turn
+        return *size(triplet.target), *size(triplet.content)
+
+    return np.asarray([row(index) for index in range(len(source))], np.int32)

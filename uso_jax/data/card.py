@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from uso_jax import progress, whole_file
-from uso_jax.data.pipeline import Mixture, Source
-from uso_jax.data.record import Triplet
-from uso_jax.errors import BadExample, InputError
+from uso_jax.common import atomic_files, progress
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data.sources import Mixture
+from uso_jax.data.triplet import Triplet, TripletSource
 
 _SHOWN = 320  # pixels: the longer side of a picture on the page
 _SMALL = 96  # pictures up to this are shown enlarged, without smoothing
@@ -58,7 +58,7 @@ class Card:
         return "\n".join(lines) + "\n"
 
 
-def draw(source: Source | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
+def draw(source: TripletSource | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
     """Draw triplets at random, always the same ones; give them by index, and what is wrong with unreadable ones."""
     if isinstance(source, Mixture) or hasattr(source, "example"):
         raise InputError("a page shows one source of images; name it with --config.data.source.")
@@ -74,7 +74,7 @@ def draw(source: Source | Mixture, count: int) -> tuple[list[tuple[int, Triplet]
     return found, unreadable
 
 
-def describe(source: Source, title: str, triplets: Sequence[Triplet], unreadable: Sequence[str] = ()) -> Card:
+def describe(source: TripletSource, title: str, triplets: Sequence[Triplet], unreadable: Sequence[str] = ()) -> Card:
     """Make the card of a source from some of its triplets."""
     counts: dict[str, collections.Counter] = {
         name: collections.Counter()
@@ -111,7 +111,7 @@ def describe(source: Source, title: str, triplets: Sequence[Triplet], unreadable
     )
 
 
-def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sample: int = 48) -> Card:
+def write(path: pathlib.Path | str, source: TripletSource | Mixture, *, title: str, sample: int = 48) -> Card:
     """Write the page, whole or not at all; give its card."""
     path = pathlib.Path(path)
     if path.suffix != ".html":
@@ -119,9 +119,9 @@ def write(path: pathlib.Path | str, source: Source | Mixture, *, title: str, sam
     found, unreadable = draw(source, sample)
     card = describe(source, title, [triplet for _, triplet in found], unreadable)
     page = _page(card, found)
-    with whole_file.explained(path, "choose another --to."):
+    with atomic_files.explained(path, "choose another --to."):
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_file.write(path, page)
+        atomic_files.write(path, page)
     return card
 
 

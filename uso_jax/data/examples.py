@@ -2,35 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One triplet as arrays of fixed shapes, as batches are stacked from."""
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 
-from uso_jax.data import images
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.buckets import Shape, Size
-from uso_jax.data.record import Triplet
-from uso_jax.errors import BadExample, InputError
-
-Tokenize = Callable[[str], dict[str, np.ndarray]]
+from uso_jax.data.triplet import Tokenize, TripletSource
+from uso_jax.images import decode
 
 SKIPPED = "_skipped"  # in batches on their way: (source, index) of the examples that could not be read, or -1
 _TRIES = 8  # examples in a row that may be unreadable
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to triplets.
-
-    A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
-    that has `fitted(index, target, content, style)` resizes by these functions while it decodes, which is faster. One
-    that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
-    be stacked, whose sizes are what `sizes()` says.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Triplet: ...
 
 
 class Examples:
@@ -41,7 +21,7 @@ class Examples:
 
     def __init__(
         self,
-        source: Source,
+        source: TripletSource,
         number: int,
         indices: np.ndarray | None,
         shape: Shape,
@@ -81,7 +61,7 @@ class Examples:
             return self.source.example(index, self.content_size, self.num_styles)
         if hasattr(self.source, "fitted"):
             sizes = self.target_size, self.content_size
-            triplet = self.source.fitted(index, *map(images.covering, sizes), images.squashing(self.style_size))
+            triplet = self.source.fitted(index, *map(decode.covering, sizes), decode.squashing(self.style_size))
         else:
             triplet = self.source[index]
         if triplet.target is None:
@@ -92,16 +72,16 @@ class Examples:
                 " raise it or remove some."
             )
         example = {
-            "target": images.cover(triplet.target, self.target_size),
+            "target": decode.cover(triplet.target, self.target_size),
             "content": np.zeros((*self.content_size, 3), np.uint8),
             "content_valid": np.asarray(triplet.content is not None),
             "style": np.zeros((self.num_styles, *self.style_size, 3), np.uint8),
             "style_valid": np.arange(self.num_styles) < len(triplet.styles),
         }
         if triplet.content is not None:
-            example["content"] = images.cover(triplet.content, self.content_size)
+            example["content"] = decode.cover(triplet.content, self.content_size)
         for slot, style in enumerate(triplet.styles):
-            example["style"][slot] = images.squash(style, self.style_size)
+            example["style"][slot] = decode.squash(style, self.style_size)
         labels = triplet.meta.get("labels", {})
         example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
         tokens = self.tokenize(triplet.prompt)

@@ -9,7 +9,7 @@
 
 A record holds "target_moments" and "content_moments" [lh, lw, 2 z] (mean and log-variance of the posterior),
 "style_features" [n, 3, s, c], "txt" [t, context], "vec" [vec], the labels, and "index", the triplet's place in its
-source. What a triplet lacks is left out. Written by uso_jax.precompute.
+source. What a triplet lacks is left out. Written by uso_jax.training.precompute.
 """
 
 import json
@@ -25,8 +25,8 @@ from jaxtyping import Int32
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from uso_jax import whole_file
-from uso_jax.errors import BadExample, InputError
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import BadExample, InputError
 
 FORMAT = 1
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64}
@@ -126,8 +126,8 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
             )
         return
     path.mkdir(parents=True, exist_ok=True)
-    whole_file.write(path / NULL, save(dict(nulls)))
-    whole_file.write(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    atomic_files.write(path / NULL, save(dict(nulls)))
+    atomic_files.write(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def write_shard(
@@ -138,14 +138,14 @@ def write_shard(
     `left_out` may grow while the records are made.
     """
     shapes = []
-    with whole_file.beside(path / f"{number:05d}.array_record") as temporary:
+    with atomic_files.beside(path / f"{number:05d}.array_record") as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # one record, one read
         for shape, record in records:
             writer.write(save({name: np.asarray(value, order="C") for name, value in record.items()}))
             shapes.append(list(shape))
         writer.close()
     lost = {str(index): reason for index, reason in left_out.items()}
-    whole_file.write(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
+    atomic_files.write(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
 
 
 def is_done(path: pathlib.Path, number: int) -> bool:

@@ -7,10 +7,9 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from uso_jax.data.examples import Source
-from uso_jax.data.images import Fit
-from uso_jax.data.record import Triplet
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
+from uso_jax.data.triplet import Triplet, TripletSource
+from uso_jax.images.decode import Fit
 
 
 class Swapped:
@@ -19,7 +18,7 @@ class Swapped:
     The prompt stays: it says what the picture shows, in either look. Of the labels only the subject's stays true.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: TripletSource):
         self.source = source
 
     def __len__(self) -> int:
@@ -38,7 +37,7 @@ class Swapped:
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Give (height, width) of every target and content image."""
-        from uso_jax.data.pipeline import sizes_of  # which imports this module
+        from uso_jax.data.buckets import sizes_of  # which imports this module
 
         return sizes_of(self.source)[:, [2, 3, 0, 1]]
 

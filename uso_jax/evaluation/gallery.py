@@ -12,11 +12,11 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from uso_jax import progress
-from uso_jax.data import images
-from uso_jax.data.images import Picture
-from uso_jax.errors import BadExample, InputError
-from uso_jax.evaluation.item import EvalItem
+from uso_jax.common import progress
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.images import decode
+from uso_jax.images.decode import Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -51,7 +51,7 @@ class Gallery:
 @functools.lru_cache(maxsize=128)
 def pixels(path: str) -> Picture:
     """Read a picture; a few are kept, since several networks look at each."""
-    picture = images.decode(pathlib.Path(path), what=f"image {path!r}")
+    picture = decode.decode(pathlib.Path(path), what=f"image {path!r}")
     picture.flags.writeable = False
     return picture
 
@@ -113,7 +113,7 @@ def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any
     if len(names) > 1:
         return f"there are several pictures: {', '.join(names)}"
     try:
-        height, width = images.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
+        height, width = decode.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)

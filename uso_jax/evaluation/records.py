@@ -12,10 +12,9 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from uso_jax import whole_file
-from uso_jax.errors import InputError
-from uso_jax.evaluation.item import lines
-from uso_jax.sizes import object_
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import InputError
+from uso_jax.common.json_files import lines, object_
 
 _EXTRACTED = "images_of_parquet"
 
@@ -74,7 +73,7 @@ def _extracted(value: Any, folder: pathlib.Path) -> Any:
     path = folder / _EXTRACTED / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        whole_file.write(path, data)
+        atomic_files.write(path, data)
     return str(path)
 
 

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 
 Values = Mapping[str, float]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uso_jax import progress
-from uso_jax.errors import InputError
-from uso_jax.evaluation import kinds
+from uso_jax.common import progress
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation.benchmark import Benchmark
 from uso_jax.evaluation.gallery import Gallery, Sample, unreadable
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Measure, Metric, Tools, WholeMeasure, of
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics import base
+from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure, of
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
 
 Name = tuple[str, int]
@@ -60,7 +60,7 @@ def score(
     tools: Tools,
     *,
     batch_size: int = 32,
-    make: Callable[[Metric, Tools], Measure | WholeMeasure] = kinds.measure,
+    make: Callable[[Metric, Tools], Measure | WholeMeasure] = base.measure,
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from uso_jax import whole_file
+from uso_jax.common import atomic_files
 from uso_jax.evaluation.benchmark import Benchmark, Column
 from uso_jax.evaluation.gallery import Gallery
-from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.scoring import Name, Scores
 
 RESAMPLES = 1000
@@ -193,11 +193,11 @@ def write(
     subset = {one.key: one.subset for one in items}
     pictures = [["key", "number", "subset", *names]]
     pictures += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
-    with whole_file.explained(folder, "choose another --to"):
+    with atomic_files.explained(folder, "choose another --to"):
         folder.mkdir(parents=True, exist_ok=True)
-        whole_file.write(folder / "items.csv", csv_text(pictures))
-        whole_file.write(folder / "summary.csv", csv_text(lines))
-        whole_file.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        atomic_files.write(folder / "items.csv", csv_text(pictures))
+        atomic_files.write(folder / "summary.csv", csv_text(lines))
+        atomic_files.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def csv_text(lines: Sequence[Sequence[Any]]) -> str:

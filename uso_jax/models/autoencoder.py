@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from uso_jax.attention import attention
+from uso_jax.models.attention.dispatch import attention
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from uso_jax.models import stack
-from uso_jax.models.mha import MultiHeadAttention, check_heads
-from uso_jax.models.mlp import MLP
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
+from uso_jax.models.layers.mlp import MLP
 
 LEGACY_EOS = 2
 """What configs written before transformers 4.31 call the end-of-text token; the highest id marks the end instead."""
@@ -28,7 +28,7 @@ def _check(config: "ClipTextConfig | ClipVisionConfig") -> None:
     check_heads(c.hidden_size, c.num_attention_heads)
     if c.projection_dim < 0:
         raise ValueError(f"projection_dim must be positive, or 0 for none, not {c.projection_dim}")
-    stack.check_remat(c.remat)
+    scan.check_remat(c.remat)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class ClipText(nnx.Module):
         c = self.config = config
         self.token_embedding = nnx.Embed(c.vocab_size, c.hidden_size, dtype=c.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
-        self.layers = stack.stack(lambda rngs: ClipLayer(c, causal=True, rngs=rngs), c.num_hidden_layers, rngs)
+        self.layers = scan.stack(lambda rngs: ClipLayer(c, causal=True, rngs=rngs), c.num_hidden_layers, rngs)
         self.final_layer_norm = _norm(c, rngs)
         self.text_projection = _projection(c, rngs) if c.projection_dim else None
 
@@ -232,7 +232,7 @@ class ClipText(nnx.Module):
         if length > limit:
             raise ValueError(f"{length} tokens are too many: this text transformer has {limit} positions")
         x = self.token_embedding(input_ids) + self.position_embedding(jnp.arange(length))[None]
-        x = stack.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
+        x = scan.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
         x = self.final_layer_norm(x).astype(x.dtype)
         end = end_of_text(input_ids, self.config.eos_token_id)
         pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
@@ -251,7 +251,7 @@ class ClipVision(nnx.Module):
         )
         self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
         self.pre_layrnorm = _norm(c, rngs)
-        self.layers = stack.stack(lambda rngs: ClipLayer(c, causal=False, rngs=rngs), c.num_hidden_layers, rngs)
+        self.layers = scan.stack(lambda rngs: ClipLayer(c, causal=False, rngs=rngs), c.num_hidden_layers, rngs)
         self.post_layernorm = _norm(c, rngs)
         self.visual_projection = _projection(c, rngs) if c.projection_dim else None
 
@@ -266,7 +266,7 @@ class ClipVision(nnx.Module):
         x = jnp.concatenate([first, x], axis=1)
         x = x + self.position_embedding.embedding[...].astype(x.dtype)[None]
         x = self.pre_layrnorm(x).astype(x.dtype)
-        x = stack.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
+        x = scan.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
         pooled = self.post_layernorm(x[:, 0]).astype(x.dtype)
         return ClipVisionOutput(x, pooled, None if self.visual_projection is None else self.visual_projection(pooled))
 

@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from uso_jax.models import stack
-from uso_jax.models.mha import MultiHeadAttention, check_heads
-from uso_jax.models.mlp import MLP
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
+from uso_jax.models.layers.mlp import MLP
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DinoConfig:
         check_heads(self.hidden_size, self.num_attention_heads)
         if self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}")
-        stack.check_remat(self.remat)
+        scan.check_remat(self.remat)
 
     @property
     def grid(self) -> int:
@@ -151,7 +151,7 @@ class Dino(nnx.Module):
         self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, c.grid**2 + 1, c.hidden_size)))
         # Stands for hidden patches while DINOv2 is trained; kept so that its files go in and out whole.
         self.mask_token = nnx.Param(jnp.zeros((1, c.hidden_size))) if c.layer_scale else None
-        self.blocks = stack.stack(lambda rngs: DinoBlock(c, rngs=rngs), c.num_hidden_layers, rngs)
+        self.blocks = scan.stack(lambda rngs: DinoBlock(c, rngs=rngs), c.num_hidden_layers, rngs)
         self.norm = _norm(c, rngs)
 
     def position_embedding(self, rows: int, columns: int) -> Float[Array, "1 s c"]:
@@ -174,6 +174,6 @@ class Dino(nnx.Module):
         first = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (b, 1, c))
         x = jnp.concatenate([first, x.reshape(b, rows * columns, c)], axis=1)
         x = x + self.position_embedding(rows, columns).astype(x.dtype)
-        x = stack.scan(self.blocks, lambda block, x: block(x), x, remat=self.config.remat)
+        x = scan.scan(self.blocks, lambda block, x: block(x), x, remat=self.config.remat)
         x = self.norm(x).astype(x.dtype)
         return DinoOutput(x, x[:, 0])

@@ -23,12 +23,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from uso_jax.attention import attention
-from uso_jax.models import stack
-from uso_jax.models.lora import DoubleProcessor, SingleProcessor
-from uso_jax.models.mlp import MLP, gelu_tanh
-from uso_jax.models.style import PROJECTORS, ProjectorConfig
-from uso_jax.traced_mesh import by_heads, by_tokens, sequence_ways
+from uso_jax.models.attention.dispatch import attention
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
+from uso_jax.models.layers.mlp import MLP, gelu_tanh
+from uso_jax.models.projector import PROJECTORS, ProjectorConfig
+from uso_jax.parallel.constraints import by_heads, by_tokens, sequence_ways
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FluxConfig:
             raise ValueError(f"axes_dim {self.axes_dim} must add up to the head width, {self.head_dim}")
         if any(dim % 2 for dim in self.axes_dim):
             raise ValueError(f"every entry of axes_dim {self.axes_dim} must be even: rotations act on pairs")
-        stack.check_remat(self.remat)
+        scan.check_remat(self.remat)
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be 0 (no adapters) or positive, not {self.lora_rank}")
 
@@ -253,7 +253,7 @@ class DoubleStreamBlock(nnx.Module):
 
         # Without these constraints XLA (jaxlib 0.10.2) takes gates from the wrong samples on a mesh such as data=2,
         # fsdp=2, tensor=2 with one sample a device.
-        place = stack.constrain_tokens
+        place = scan.constrain_tokens
         img = img + img_mod1.gate * place(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
         img = img + img_mod2.gate * place(self.img_mlp(modulate(img, img_mod2)))
         txt = txt + txt_mod1.gate * place(self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
@@ -295,7 +295,7 @@ class SingleStreamBlock(nnx.Module):
         out = self.linear2(joined)
         if self.config.lora_rank:
             out = out + self.config.lora_scale * self.processor.proj_lora(joined)
-        return x + mod.gate * stack.constrain_tokens(out)
+        return x + mod.gate * scan.constrain_tokens(out)
 
 
 class FinalLayer(nnx.Module):
@@ -347,8 +347,8 @@ class Flux(nnx.Module):
             # Silent at first, so that a model that was trained without guidance is the same with it.
             self.guidance_in = MLP(256, d, d, jax.nn.silu, silent=True, dtype=dtype, rngs=rngs)
         self.txt_in = nnx.Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
-        self.double_blocks = stack.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
-        self.single_blocks = stack.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)
+        self.double_blocks = scan.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
+        self.single_blocks = scan.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)
         self.final_layer = FinalLayer(c, rngs=rngs)
         if c.projector is not None:
             self.feature_embedder = PROJECTORS[c.projector.kind](c.projector, d, dtype=dtype, rngs=rngs)
@@ -409,7 +409,7 @@ class Flux(nnx.Module):
         key_valid, key_bias = _join(text + image, "valid"), _join(text + image, "bias")
 
         num_img, joint = img.shape[1], (vec, pe, key_valid, key_bias)
-        run = functools.partial(stack.scan, remat=c.remat, constrain=stack.constrain_tokens)
+        run = functools.partial(scan.scan, remat=c.remat, constrain=scan.constrain_tokens)
         img, txt = run(
             self.double_blocks, lambda block, x: block(*x, *joint), (_join(image, "tokens"), _join(text, "tokens"))
         )

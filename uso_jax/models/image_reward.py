@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from uso_jax.models import stack
 from uso_jax.models.dino import Dino, DinoConfig, gelu
-from uso_jax.models.mha import check_heads
-from uso_jax.models.mlp import MLP
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.attention import check_heads
+from uso_jax.models.layers.mlp import MLP
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of rewards on the authors' set
 MAX_TOKENS = 35
@@ -41,7 +41,7 @@ class BertConfig:
 
     def __post_init__(self):
         check_heads(self.hidden_size, self.num_attention_heads)
-        stack.check_remat(self.remat)
+        scan.check_remat(self.remat)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ImageReward(nnx.Module):
         self.word_embeddings = nnx.Embed(c.vocab_size, c.hidden_size, rngs=rngs)
         self.position_embeddings = nnx.Embed(c.max_position_embeddings, c.hidden_size, rngs=rngs)
         self.norm = _norm(c, rngs)
-        self.layers = stack.stack(lambda rngs: _Layer(c, rngs=rngs), c.num_hidden_layers, rngs)
+        self.layers = scan.stack(lambda rngs: _Layer(c, rngs=rngs), c.num_hidden_layers, rngs)
         widths = (c.hidden_size, 1024, 128, 64, 16, 1)
         self.mlp = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(widths)])
 
@@ -118,7 +118,7 @@ class ImageReward(nnx.Module):
             x = layer.crossattention(layer.attention(x, x, valid), seen)
             return layer.norm(layer.mlp(x) + x)
 
-        x = stack.scan(self.layers, step, x)[:, 0]
+        x = scan.scan(self.layers, step, x)[:, 0]
         for layer in self.mlp:
             x = layer(x)
         return (x[:, 0] - MEAN) / STD

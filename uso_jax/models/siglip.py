@@ -6,17 +6,18 @@ Source: transformers, models/siglip/modeling_siglip.py (`SiglipVisionModel`); ar
 Shapes: b batch, h w pixels, s vision tokens, c hidden_size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from uso_jax.models import stack
-from uso_jax.models.mha import MultiHeadAttention, check_heads
-from uso_jax.models.mlp import MLP, gelu_tanh
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
+from uso_jax.models.layers.mlp import MLP, gelu_tanh
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class SiglipOutput:
 
 @runtime_checkable
 class LayerSizes(Protocol):
-    """What a layer needs to know, of this tower or of the text transformer (uso_jax.models.siglip_text)."""
+    """What a layer needs to know, of this tower or of the text transformer (uso_jax.models.siglip)."""
 
     hidden_size: int
     intermediate_size: int
@@ -124,7 +125,7 @@ class SiglipVision(nnx.Module):
         patch = (c.patch_size, c.patch_size)
         self.patch_embedding = nnx.Conv(3, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
-        self.layers = stack.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
+        self.layers = scan.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
         self.post_layernorm = _norm(c, rngs)
         self.head = SiglipPoolingHead(c, rngs=rngs)
 
@@ -151,6 +152,90 @@ class SiglipVision(nnx.Module):
             return index, x, jnp.where((wanted == index)[None, :, None, None], x[:, None], kept)
 
         carry = (jnp.zeros((), jnp.int32), x, kept)
-        _, x, kept = stack.scan(self.layers, step, carry, remat=self.config.remat)
+        _, x, kept = scan.scan(self.layers, step, carry, remat=self.config.remat)
         x = self.post_layernorm(x).astype(x.dtype)
         return SiglipOutput(x, self.head(x), kept)
+
+
+@dataclass(frozen=True)
+class SiglipTextConfig:
+    """Sizes and numerics of the transformer; the defaults are google/siglip-so400m-patch14-384."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 64
+    vocab_size: int = 32000
+    projection_size: int = 1152  # of the pooled output: the vision tower's hidden_size, where the two are compared
+    layer_norm_eps: float = 1e-6
+    dtype: str = "float32"
+    remat: str = "full"
+
+    def __post_init__(self):
+        check_heads(self.hidden_size, self.num_attention_heads)
+        scan.check_remat(self.remat)
+
+    @classmethod
+    def tiny(cls, **changes) -> "SiglipTextConfig":
+        """Give a transformer that meets `SiglipConfig.tiny`'s tower."""
+        sizes = dict(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=12,
+            vocab_size=64,
+            projection_size=24,
+            remat="none",
+        )
+        return cls(**(sizes | changes))
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class SiglipTextOutput:
+    """What the transformer gives: normalised tokens, and the projection of the last one (not of length 1)."""
+
+    last_hidden_state: Float[Array, "b l c"]
+    pooler_output: Float[Array, "b d"]
+
+
+class SiglipText(nnx.Module):
+    """Encode token ids; attention goes both ways and to padding too, so pad as in training: to the longest length."""
+
+    def __init__(self, config: SiglipTextConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.token_embedding = nnx.Embed(c.vocab_size, c.hidden_size, dtype=c.dtype, rngs=rngs)
+        self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
+        self.layers = scan.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
+        self.final_layer_norm = nnx.LayerNorm(
+            c.hidden_size, epsilon=c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+        )
+        self.head = nnx.Linear(c.hidden_size, c.projection_size, dtype=c.dtype, rngs=rngs)
+
+    def __call__(self, input_ids: Int[Array, "b l"]) -> SiglipTextOutput:
+        """Give the normalised last hidden state and the pooled output, which is read at the last token given.
+
+        An id outside the vocabulary makes its sample NaN.
+        """
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(f"{length} tokens are too many: this text transformer has {limit} positions")
+        x = self.token_embedding(input_ids) + self.position_embedding(jnp.arange(length))[None]
+        x = scan.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
+        x = self.final_layer_norm(x).astype(x.dtype)
+        return SiglipTextOutput(x, self.head(x[:, -1]))
+
+
+class SiglipMatch(nnx.Module):
+    """Give texts' vectors, and what `contrastive.sigmoid_loss` needs besides."""
+
+    def __init__(self, config: SiglipTextConfig, *, rngs: nnx.Rngs):
+        self.text = SiglipText(config, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.full((1,), math.log(10.0)))  # as its logarithm
+        self.logit_bias = nnx.Param(jnp.full((1,), -10.0))
+
+    def __call__(self, input_ids: Int[Array, "m l"]) -> Float[Array, "m d"]:
+        """Encode texts; their vectors are not of length 1."""
+        return self.text(input_ids).pooler_output

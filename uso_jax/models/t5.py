@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from uso_jax.models import stack
-from uso_jax.models.mlp import gelu_tanh
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.mlp import gelu_tanh
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class T5Config:
             raise ValueError(f"relative_attention_num_buckets must be even and at least 4, not {buckets}")
         if distance <= buckets // 4:
             raise ValueError(f"relative_attention_max_distance must exceed {buckets // 4} here, not {distance}")
-        stack.check_remat(self.remat)
+        scan.check_remat(self.remat)
 
     @classmethod
     def tiny(cls, **changes) -> "T5Config":
@@ -103,7 +103,7 @@ class T5Attention(nnx.Module):
         self, x: Float[Array, "b l d"], bias: Float[Array, "1 n l l"], valid: Bool[Array, "b 1 1 l"] | None
     ) -> Float[Array, "b l d"]:
         q, k, v = (layer(x).reshape(*x.shape[:2], self.num_heads, -1) for layer in (self.q, self.k, self.v))
-        # `uso_jax.attention` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
+        # `uso_jax.models.attention.dispatch` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=valid, scale=1.0, implementation="xla")
         return self.o(out.reshape(*x.shape[:2], -1))
 
@@ -152,7 +152,7 @@ class T5Encoder(nnx.Module):
             embedding_init=normal(c.d_model**-0.5),
             rngs=rngs,
         )
-        self.block = stack.stack(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
+        self.block = scan.stack(lambda rngs: T5Block(c, rngs=rngs), c.num_layers, rngs)
         self.final_layer_norm = _norm(c, rngs)
 
     def position_bias(self, length: int) -> Float[Array, "1 n {length} {length}"]:
@@ -170,5 +170,5 @@ class T5Encoder(nnx.Module):
         bias = self.position_bias(input_ids.shape[1])
         mask = None if valid is None else valid[:, None, None, :]
         step = lambda block, x: block(x, bias, mask)
-        x = stack.scan(self.block, step, self.shared(input_ids), remat=self.config.remat)
+        x = scan.scan(self.block, step, self.shared(input_ids), remat=self.config.remat)
         return self.final_layer_norm(x).astype(x.dtype)

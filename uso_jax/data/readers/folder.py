@@ -13,10 +13,10 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import archives, urls
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, urls
+from uso_jax.data.storage.places import Place
 
 
 def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | LeftOut]:

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import urls
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.data.record import check_words
-from uso_jax.errors import InputError
+from uso_jax.data.storage import urls
+from uso_jax.data.storage.places import Place
+from uso_jax.data.triplet import check_words
 
 OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
 UNO_KEYS = {"prompt", "image_paths", "image_path", "image_tgt_path"}

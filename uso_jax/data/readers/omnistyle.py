@@ -12,9 +12,9 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import archives
-from uso_jax.data.archives import IMAGES
 from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.storage import archives
+from uso_jax.data.storage.archives import IMAGES
 
 MARK = "&&"
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import archives, places, urls
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item
-from uso_jax.data.record import check_words
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, places, urls
+from uso_jax.data.storage.places import Place
+from uso_jax.data.triplet import check_words
 
 
 def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:

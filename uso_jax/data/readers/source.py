@@ -18,11 +18,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from uso_jax import progress, whole_file
-from uso_jax.data.images import Fit
-from uso_jax.data.places import Place
-from uso_jax.data.record import Triplet, task_of
-from uso_jax.errors import BadExample, InputError
+from uso_jax.common import atomic_files, progress
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data.storage.places import Place
+from uso_jax.data.triplet import Triplet, task_of
+from uso_jax.images.decode import Fit
 
 _LOG = logging.getLogger("uso_jax.data")
 _KEPT_FROM = 10_000  # triplets: the sizes of fewer are measured again rather than kept on disk
@@ -132,7 +132,7 @@ class FileTriplets:
         sizes = np.asarray(sizes, np.int32)
         if len(self) >= _KEPT_FROM:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file.beside(kept) as temporary, temporary.open("wb") as file:
+            with atomic_files.beside(kept) as temporary, temporary.open("wb") as file:
                 np.save(file, sizes)
         return sizes
 

@@ -14,9 +14,9 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import archives, urls
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, urls
 
 HEADER = ("EnStyle", "ZhStyle", "ShortStyleName", "Target:FILE", "Source:FILE")
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import archives, places
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut, both_ways
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, places
+from uso_jax.data.storage.places import Place
 
 QUALITIES = ("compositeStructure", "objectConsistency", "imageQuality")
 _COLUMNS = ("collection", "quality_assessment", "description")

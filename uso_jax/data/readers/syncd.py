@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import archives, urls
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.json_list import load
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, urls
+from uso_jax.data.storage.places import Place
 
 
 def read_syncd(

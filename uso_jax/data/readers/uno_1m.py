@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uso_jax.data import archives, urls
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.json_list import load
 from uso_jax.data.readers.source import Item, LeftOut, both_ways
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives, urls
+from uso_jax.data.storage.places import Place
 
 _TOP = 4.0  # the best score
 _CAPTION, _SCORE = "its caption is missing", "its score is no number from 0 to 4"

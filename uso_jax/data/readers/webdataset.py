@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from uso_jax.data import archives
-from uso_jax.data.archives import IMAGES
-from uso_jax.data.places import Place
+from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut
-from uso_jax.data.record import check_words
-from uso_jax.errors import InputError
+from uso_jax.data.storage import archives
+from uso_jax.data.storage.archives import IMAGES
+from uso_jax.data.storage.places import Place
+from uso_jax.data.triplet import check_words
 
 
 def read_webdataset(

@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, pictures, text_lines
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 KINDS = ("animal", "human", "object", "style")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, published
 from uso_jax.evaluation.benchmarks.viton_hd import COLUMNS, METRICS, OURS
-from uso_jax.evaluation.item import EvalItem
+from uso_jax.evaluation.items import EvalItem
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:

@@ -8,11 +8,11 @@ DATA is the folder of mico_bench_{object_centric,human_centric,hoi,dere}.jsonl w
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 TASKS = {"object_centric": "Object", "human_centric": "Human", "hoi": "HOI", "dere": "De&Re"}
 

@@ -10,13 +10,13 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax import whole_file
-from uso_jax.data.images import encode_png
-from uso_jax.errors import InputError
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation.benchmark import Benchmark, Column
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
-from uso_jax.evaluation.truth import procedural
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
+from uso_jax.evaluation.metrics.counterfactual import procedural
+from uso_jax.images.decode import encode_png
 
 # Task by subset, and whether content and target share a pose: where they do not, nothing tells the target's pose.
 SUBSETS = {"subject": ("subject", 1.0), "style": ("style", 0.0), "combined": ("style_subject", 1.0)}
@@ -42,7 +42,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
                 if picture is not None:
                     files[name] = data / subset / f"{index:04d}_{name}.png"
                     files[name].parent.mkdir(parents=True, exist_ok=True)
-                    whole_file.write(files[name], encode_png(picture))
+                    atomic_files.write(files[name], encode_png(picture))
             only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
             for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
                 _link(data / "baselines" / model / f"{key}.png", files.get(name, only))
@@ -68,7 +68,7 @@ _PAIRED = ("subject", "combined")
 BENCHMARK = Benchmark(
     name="mini",
     title="mini-USO-Bench",
-    source="this project: uso_jax/data/procedural.py",
+    source="this project: uso_jax/data/drawings/source.py",
     prepare=prepare,
     metrics=(
         Metric("truth", "truth", needs=("procedural",)),

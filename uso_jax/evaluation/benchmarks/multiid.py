@@ -8,11 +8,11 @@ DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.j
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, published
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 SUBSETS = ("p1", "p2", "p3")
 NETWORKS = ("arcface", "facenet", "adaface")

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 TASKS = {
     "single_character": "Single Char", "single_object": "Single Obj", "multi_character": "Multi Char",

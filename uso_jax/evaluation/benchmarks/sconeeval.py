@@ -8,12 +8,12 @@ DATA is a folder with data.jsonl and images.
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
 from uso_jax.evaluation.benchmarks.omnicontext import overall
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 COMPOSITION = ("composition_single", "composition_multi")
 DISTINCTION = tuple(f"distinction_{n}_{kind}" for n in ("single", "multi") for kind in ("cross", "intra"))

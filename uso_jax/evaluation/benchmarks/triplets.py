@@ -10,12 +10,12 @@ DATA is a folder <style>/<id>/{content,style,target}.png with an optional prompt
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, published
 from uso_jax.evaluation.gallery import SUFFIXES
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:

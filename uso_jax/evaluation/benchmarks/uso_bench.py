@@ -15,10 +15,10 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, slug, text_lines
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 SCENES = (
     "The {subject} is reading a book in a cafe.",

@@ -9,11 +9,11 @@ DATA is VITON-HD's folder of one split, such as test: image/ and cloth/; and, if
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.errors import InputError
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, published
-from uso_jax.evaluation.item import EvalItem
-from uso_jax.evaluation.metric import Metric
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.metrics.base import Metric
 
 TEMPLATE = "A photograph of a model, from the knees up, who wears this garment, in front of a light grey wall."
 METRICS = (

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that are read when they are asked for: from files, or made from other such tensors."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from convert.files.arrays import BFLOAT16
+from convert.files.safetensors_file import SafetensorsFile
+from convert.files.torch_file import MAGIC, TorchFile
+from uso_jax.common.errors import InputError
+
+File = SafetensorsFile | TorchFile
+_FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """One tensor; `read(start, stop)` gives rows of it, in `dtype` or, where it was computed, wider."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[..., np.ndarray]
+    place: tuple[int, int]  # file and offset, to read in the order of the disk
+    file: File | None = None  # where it lies as it is; `read` takes a Buffer then
+
+
+Sources = dict[str, LazyTensor]
+
+
+def computed(
+    like: LazyTensor, shape: Sequence[int], make: Callable[[], np.ndarray], dtype: np.dtype | None = None
+) -> LazyTensor:
+    """Give a tensor that is made from others, from `like` first of all."""
+    return LazyTensor(dtype or like.dtype, tuple(shape), lambda start=0, stop=None: make()[start:stop], like.place)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def open_files(paths: Sequence[str | pathlib.Path]) -> list[File]:
+    """Open weight files by their content; an index of shards stands for the shards it lists.
+
+    Raises:
+      InputError: a file is missing, damaged or of another kind.
+    """
+    return [file for path in paths for file in _open(pathlib.Path(path))]
+
+
+def _open(path: pathlib.Path) -> list[File]:
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(9)
+            if start.lstrip()[:1] == b"{":
+                return [_open_one(shard) for shard in _shards(path)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    return [_open_one(path)]
+
+
+def _open_one(path: pathlib.Path) -> File:
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+        # The same bytes could be the length of a safetensors header, but then the header's brace follows.
+        if start.startswith(MAGIC) and start[8:9] != b"{":
+            return TorchFile(path)
+    return SafetensorsFile(path)
+
+
+def _shards(path: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        if path.stat().st_size > 64 * 2**20:
+            raise ValueError("it is too large for an index")
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted(set(names))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is neither a weights file nor an index of shards ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+            raise InputError(f"{path}: {name!r} is not the name of a file beside the index")
+        if not (path.parent / name).is_file():
+            raise InputError(f"{path} lists {name}, which is not beside it; download the missing shard")
+    return [path.parent / name for name in names]
+
+
+def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
+    """Give the tensors of several files by key, and the keys that occur twice."""
+    found: Sources = {}
+    twice = []
+    for number, file in enumerate(files):
+        for key, tensor in file.tensors.items():
+            if key in found:
+                twice.append(key)
+                continue
+            direct = file if isinstance(file, SafetensorsFile) else None
+            read = functools.partial(file.read, key)
+            found[key] = LazyTensor(tensor.dtype, tensor.shape, read, (number, tensor.start), direct)
+    return found, twice
+
+
+# ---------------------------------------------------------------------------------------------------- 8 bits
+
+
+def dequantise(found: Sources) -> tuple[Sources, int]:
+    """Give float8 tensors as bfloat16, times their scale where ComfyUI keeps one beside them; count them.
+
+    bfloat16 holds every plain float8 exactly. A scaled one is read in float32 and rounded by whoever asks for less.
+    """
+    weights = [key for key, source in found.items() if source.dtype in _FLOAT8 and not key.endswith("scaled_fp8")]
+    result, spent = {}, set()
+    for key in weights:
+        stem = key.removesuffix("weight")
+        scale = next((k for k in (f"{stem}scale_weight", f"{stem}weight_scale") if key != stem and k in found), None)
+        # Scales of activations serve 8-bit products only, and notes on the format say what the dtype says.
+        spent |= {k for k in (f"{stem}scale_input", f"{stem}input_scale", f"{stem}comfy_quant") if k in found}
+        result[key] = _plain(found[key]) if scale is None else _scaled(key, found[key], found[scale])
+        spent |= {scale} - {None}
+    if weights:
+        spent |= {key for key in found if re.fullmatch(r"(.*\.)?scaled_fp8", key)}
+    return {key: result.get(key, source) for key, source in found.items() if key not in spent}, len(weights)
+
+
+def _plain(source: LazyTensor) -> LazyTensor:
+    read = lambda start=0, stop=None: source.read(start, stop).astype(BFLOAT16)
+    return dataclasses.replace(source, dtype=BFLOAT16, read=read, file=None)
+
+
+def _scaled(key: str, source: LazyTensor, scale: LazyTensor) -> LazyTensor:
+    by_row = math.prod(scale.shape) == (source.shape or (1,))[0] != 1
+    if (math.prod(scale.shape) != 1 and not by_row) or scale.dtype.kind not in "fV":
+        raise InputError(f"the scale of {key} has shape {list(scale.shape)}; one number, or one a row, was expected")
+
+    def read(start: int = 0, stop: int | None = None) -> np.ndarray:
+        factor = scale.read().astype(np.float32).reshape(-1)
+        factor = factor[start:stop].reshape(-1, *[1] * (len(source.shape) - 1)) if by_row else factor[0]
+        return source.read(start, stop).astype(np.float32) * factor
+
+    return dataclasses.replace(source, dtype=BFLOAT16, read=read, file=None)

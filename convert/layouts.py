@@ -1,0 +1,350 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoint files this project knows, recognised by the names of their tensors, never by the file's name.
+
+To add a layout: write its table (see convert.tables.table) and append a `Family` to `FAMILIES`; the functions that read sizes
+off shapes are in convert.tables.infer_sizes.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from convert.tables import lora
+from convert.tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
+from convert.tables.clip import CLIP, CSD, TEXT
+from convert.tables.dino import DINOV2, ORIGINAL, VIT
+from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
+from convert.tables.infer_sizes import (
+    Size,
+    always,
+    ch_mult,
+    count,
+    dim,
+    grid_size,
+    has,
+    image_size,
+    known,
+    lora_sizes,
+    ratio,
+)
+from convert.tables.metrics import IMAGE_REWARD, INCEPTION
+from convert.tables.siglip import VISION
+from convert.tables.t5 import ALIASES, ENCODER
+from convert.tables.table import Row
+from uso_jax import params, weights
+from uso_jax.common.errors import InputError
+from uso_jax.models.autoencoder import AutoEncoder
+from uso_jax.models.clip import Clip, ClipText
+from uso_jax.models.csd import Csd
+from uso_jax.models.dino import Dino
+from uso_jax.models.flux import Flux
+from uso_jax.models.image_reward import ImageReward
+from uso_jax.models.inception import Inception
+from uso_jax.models.siglip import SiglipVision
+from uso_jax.models.t5 import T5Encoder
+from uso_jax.weights import manifest_configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of file: the component it holds, its table, and how its shapes tell the model's sizes."""
+
+    name: str
+    title: str
+    component: str
+    rows: Sequence[Row]
+    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of uso_jax.weights.manifest_configs.FIELDS
+    prefixes: tuple[str, ...] = ("",)  # that all its keys may have; the first is for writing
+    ignore: str = ""  # regex of keys that belong to other networks in the same file
+    foreign: str = ""  # regex of keys whose presence means that this is another, similar network
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys that hold the same tensor as another
+    pattern: str = ""  # regex of its keys, where the table does not tell them
+    asked_for: bool = False  # considered only when its component is asked for
+
+    @functools.cached_property
+    def regex(self) -> re.Pattern:
+        """Match the keys it knows, without prefix."""
+        if self.pattern:
+            return re.compile(self.pattern)
+        modules = ((m,) if isinstance(m, str) else m for m, _, _ in self.rows)
+        suffixes = (kind for _, _, kind in self.rows)
+        keys = [m + suffix for ms, kind in zip(modules, suffixes, strict=True) for m in ms for suffix in kind]
+        return re.compile("|".join(re.sub(r"\\{\w\\}|\d+", r"\\d+", re.escape(key)) for key in [*keys, *self.aliases]))
+
+
+def _flux_sizes(width: Size, head: Size, keys: Mapping[str, str], blocks: Sequence[str]) -> dict[str, dict[str, Size]]:
+    return {"flux": {
+        "in_channels":         dim(keys["img_in"], 1),
+        "vec_in_dim":          dim(keys["vector_in"], 1),
+        "context_in_dim":      dim(keys["txt_in"], 1),
+        "hidden_size":         width,
+        "mlp_ratio":           ratio(dim(keys["mlp"], 0), width),
+        "num_heads":           ratio(width, head, whole=True),
+        "depth":               count(rf"{blocks[0]}\.(\d+)\."),
+        "depth_single_blocks": count(rf"{blocks[1]}\.(\d+)\."),
+        "axes_dim":            known(head, {128: (16, 56, 56)}),
+        "qkv_bias":            has(keys["qkv_bias"]),
+        "guidance_embed":      has(keys["guidance_in"]),
+    }}  # fmt: skip
+
+
+# fmt: off
+_BFL = {
+    "img_in": "img_in.weight", "vector_in": "vector_in.in_layer.weight", "txt_in": "txt_in.weight",
+    "mlp": "double_blocks.0.img_mlp.0.weight", "qkv_bias": "double_blocks.0.img_attn.qkv.bias",
+    "guidance_in": "guidance_in.in_layer.weight",
+}
+_DIFFUSERS = {
+    "img_in": "x_embedder.weight", "vector_in": "time_text_embed.text_embedder.linear_1.weight",
+    "txt_in": "context_embedder.weight", "mlp": "transformer_blocks.0.ff.net.0.proj.weight",
+    "qkv_bias": "transformer_blocks.0.attn.to_q.bias",
+    "guidance_in": "time_text_embed.guidance_embedder.linear_1.weight",
+}
+_COMFY = ("", "model.diffusion_model.", "diffusion_model.")  # bare, in a full checkpoint, and saved by its tools
+_VAE = ("", "vae.", "first_stage_model.")
+_PATCH = "embeddings.patch_embedding.weight"
+_HIGH = "feature_embedder.high_embedding_linear.0.weight"
+_ADAPTERS = {"lora": {"rank": lora_sizes("rank")}, "flux": {
+    name: lora_sizes(name) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
+}}
+_CLIP_PATCH = "vision_model.embeddings.patch_embedding.weight"
+_CSD = "backbone.conv1.weight"
+_BERT = "blip.text_encoder."
+_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _clip_text(prefix: str) -> dict[str, Size]:
+    tokens = f"{prefix}embeddings.token_embedding.weight"
+    return {
+        "vocab_size":              dim(tokens, 0),
+        "hidden_size":             dim(tokens, 1),
+        "intermediate_size":       dim(f"{prefix}encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers":       count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
+        "num_attention_heads":     known(dim(tokens, 1), {512: 8, 768: 12, 1024: 16, 1280: 20}),
+        "max_position_embeddings": dim(f"{prefix}embeddings.position_embedding.weight", 0),
+        "eos_token_id":            known(dim(tokens, 0), {49408: 49407}),
+    }
+
+
+def _dino(patch: str, cls: str, pos: str, fc1: str, layers: str, scale: bool) -> dict[str, Size]:
+    return {
+        "hidden_size":         dim(cls, 2),
+        "intermediate_size":   dim(fc1, 0),
+        "num_hidden_layers":   count(layers),
+        "num_attention_heads": ratio(dim(cls, 2), always(64), whole=True),
+        "image_size":          grid_size(patch, pos, axis=1),
+        "patch_size":          dim(patch, 2),
+        "layer_scale":         always(scale),
+    }
+
+
+def _original(scale: bool) -> dict[str, Size]:
+    patch, layers = "patch_embed.proj.weight", r"blocks\.(\d+)\."
+    return _dino(patch, "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", layers, scale)
+
+
+def _transformers(fc1: str, scale: bool) -> dict[str, Size]:
+    patch, layers = "embeddings.patch_embeddings.projection.weight", r"encoder\.layer\.(\d+)\."
+    cls, positions = "embeddings.cls_token", "embeddings.position_embeddings"
+    return _dino(patch, cls, positions, f"encoder.layer.0.{fc1}.weight", layers, scale)
+
+
+def _without_scale(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row[1] not in ("mask_token", "blocks/ls1", "blocks/ls2"))
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("flux", "FLUX transformer (black-forest-labs names)", "transformer", TRANSFORMER,
+        _flux_sizes(dim("img_in.weight", 0), dim("double_blocks.0.img_attn.norm.query_norm.scale", 0), _BFL,
+                    ("double_blocks", "single_blocks")),
+        prefixes=_COMFY),
+    Family("flux-diffusers", "FLUX transformer (diffusers names)", "transformer", TRANSFORMER_DIFFUSERS,
+        _flux_sizes(dim("x_embedder.weight", 0), dim("transformer_blocks.0.attn.norm_q.weight", 0), _DIFFUSERS,
+                    ("transformer_blocks", "single_transformer_blocks"))),
+    Family("uso-lora", "USO adapters for FLUX", "lora", LORA, _ADAPTERS, prefixes=("", "diffusion_model."),
+        pattern=r"(double|single)_blocks\.\d+\.processor\..*"),
+    Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
+        pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
+    Family("diffusers-lora", "adapters for FLUX (diffusers names; PEFT, ai-toolkit)", "lora", LORA, _ADAPTERS,
+        pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\."
+                r"|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
+    Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
+        pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
+    Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
+        "projector": {
+            "siglip_tokens": dim(_HIGH, 1),
+            "style_tokens":  dim(_HIGH, 0),
+            "siglip_dim":    dim("feature_embedder.high_projection.weight", 1),
+        },
+        "flux": {"hidden_size": dim("feature_embedder.high_projection.weight", 0)},
+    }),
+    Family("siglip", "SigLIP vision tower (transformers names)", "siglip", VISION, {"siglip": {
+        "hidden_size":         dim(_PATCH, 0),
+        "intermediate_size":   dim("encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers":   count(r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": known(dim(_PATCH, 0), {768: 12, 1024: 16, 1152: 16}),
+        "image_size":          image_size(_PATCH, "embeddings.position_embedding.weight"),
+        "patch_size":          dim(_PATCH, 2),
+    }}, prefixes=("vision_model.", ""),
+        ignore=r"text_model\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids",
+        foreign=r"(vision_model\.)?embeddings\.class_embedding"),
+    Family("flux-ae", "FLUX autoencoder (black-forest-labs names)", "autoencoder", AUTOENCODER, {"autoencoder": {
+        "in_channels":    dim("encoder.conv_in.weight", 1),
+        "ch":             dim("encoder.conv_in.weight", 0),
+        "out_ch":         dim("decoder.conv_out.weight", 0),
+        "ch_mult":        ch_mult(r"encoder\.down\.(\d+)\.", "encoder.down.{}.block.0.conv1.weight"),
+        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "z_channels":     dim("decoder.conv_in.weight", 1),
+    }}, prefixes=_VAE),
+    Family("flux-ae-diffusers", "FLUX autoencoder (diffusers names)", "autoencoder", AUTOENCODER_DIFFUSERS,
+        {"autoencoder": {
+        "in_channels":    dim("encoder.conv_in.weight", 1),
+        "ch":             dim("encoder.conv_in.weight", 0),
+        "out_ch":         dim("decoder.conv_out.weight", 0),
+        "ch_mult":        ch_mult(r"encoder\.down_blocks\.(\d+)\.", "encoder.down_blocks.{}.resnets.0.conv1.weight"),
+        "num_res_blocks": count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "z_channels":     dim("decoder.conv_in.weight", 1),
+    }}),
+    Family("t5", "T5 encoder (transformers names)", "t5", ENCODER, {"t5": {
+        "vocab_size":     dim("shared.weight", 0),
+        "d_model":        dim("shared.weight", 1),
+        "d_kv":           ratio(dim("encoder.block.0.layer.0.SelfAttention.q.weight", 0),
+                                dim(_BIAS, 1), whole=True),
+        "d_ff":           dim("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0),
+        "num_layers":     count(r"encoder\.block\.(\d+)\."),
+        "num_heads":      dim(_BIAS, 1),
+        "relative_attention_num_buckets": dim(_BIAS, 0),
+    }}, prefixes=("", "text_encoders.t5xxl.transformer.", "t5xxl.transformer."), aliases=ALIASES,
+        ignore=r"decoder\..*|lm_head\..*|(text_encoders\.)?t5xxl\.(logit_scale|transformer\.(decoder|lm_head)\..*)|spiece_model"),
+    Family("clip-text", "CLIP text transformer (transformers names)", "clip", TEXT, {"clip": {
+        **_clip_text(""),
+        "projection_dim": always(0),  # FLUX reads the text without CLIP's projection
+    }}, prefixes=("text_model.", "", "text_encoders.clip_l.transformer.text_model.", "clip_l.transformer.text_model."),
+        ignore=r"vision_model\..*|(.*\.)?logit_scale|(.*\.)?(text|visual)_projection(\.weight)?|(.*\.)?embeddings\.position_ids",
+        foreign=r"text_model\.head\..*|logit_bias|(vision_model\.)?embeddings\.patch_embedding\.bias"),
+    Family("clip-model", "CLIP, both towers (transformers names)", "clip_model", CLIP, {
+        "clip_vision": {
+            "hidden_size":         dim("vision_model.embeddings.class_embedding", 0),
+            "intermediate_size":   dim("vision_model.encoder.layers.0.mlp.fc1.weight", 0),
+            "num_hidden_layers":   count(r"vision_model\.encoder\.layers\.(\d+)\."),
+            "num_attention_heads": ratio(dim("vision_model.embeddings.class_embedding", 0), always(64), whole=True),
+            "image_size":          grid_size(_CLIP_PATCH, "vision_model.embeddings.position_embedding.weight", axis=0),
+            "patch_size":          dim(_CLIP_PATCH, 2),
+            "projection_dim":      dim("visual_projection.weight", 0),
+        },
+        "clip_text": _clip_text("text_model.") | {"projection_dim": dim("text_projection.weight", 0)},
+    }, ignore=r".*\.position_ids", asked_for=True),
+    Family("csd", "CSD style encoder (its authors' names)", "csd", CSD, {"csd": {
+        "hidden_size":         dim(_CSD, 0),
+        "intermediate_size":   dim("backbone.transformer.resblocks.0.mlp.c_fc.weight", 0),
+        "num_hidden_layers":   count(r"backbone\.transformer\.resblocks\.(\d+)\."),
+        "num_attention_heads": ratio(dim(_CSD, 0), always(64), whole=True),
+        "image_size":          grid_size(_CSD, "backbone.positional_embedding", axis=0),
+        "patch_size":          dim(_CSD, 2),
+        "projection_dim":      dim("last_layer_style", 1),
+    }}, prefixes=("", "module.")),
+    Family("dino", "DINO (its authors' names)", "dino", _without_scale(ORIGINAL), {"dino": _original(False)},
+        prefixes=("", "backbone.", "module.backbone."), ignore=r"(module\.)?head\..*"),
+    Family("dino-vit", "DINO (transformers names)", "dino", _without_scale(VIT),
+        {"dino": _transformers("intermediate.dense", False)}, prefixes=("", "vit."),
+        ignore=r"pooler\..*|classifier\..*"),
+    Family("dinov2", "DINOv2 (its authors' names)", "dinov2", ORIGINAL, {"dinov2": _original(True)},
+        ignore=r"head\..*"),
+    Family("dinov2-transformers", "DINOv2 (transformers names)", "dinov2", DINOV2,
+        {"dinov2": _transformers("mlp.fc1", True)}, prefixes=("", "dinov2."), ignore=r"classifier\..*"),
+    Family("image-reward", "ImageReward (its authors' names)", "image_reward", IMAGE_REWARD, {
+        "image_reward_vision": _dino(
+            "blip.visual_encoder.patch_embed.proj.weight", "blip.visual_encoder.cls_token",
+            "blip.visual_encoder.pos_embed", "blip.visual_encoder.blocks.0.mlp.fc1.weight",
+            r"blip\.visual_encoder\.blocks\.(\d+)\.", False),
+        "image_reward_text": {
+            "vocab_size":              dim(f"{_BERT}embeddings.word_embeddings.weight", 0),
+            "hidden_size":             dim(f"{_BERT}embeddings.word_embeddings.weight", 1),
+            "intermediate_size":       dim(f"{_BERT}encoder.layer.0.intermediate.dense.weight", 0),
+            "num_hidden_layers":       count(r"blip\.text_encoder\.encoder\.layer\.(\d+)\."),
+            "num_attention_heads":     ratio(dim(f"{_BERT}embeddings.LayerNorm.weight", 0), always(64), whole=True),
+            "max_position_embeddings": dim(f"{_BERT}embeddings.position_embeddings.weight", 0),
+            "encoder_hidden_size":     dim(f"{_BERT}encoder.layer.0.crossattention.self.key.weight", 1),
+        },
+    }, ignore=r"blip\.(text_proj|vision_proj|itm_head|text_encoder\.(pooler|embeddings\.position_ids))\b.*"),
+    Family("inception", "Inception v3 of FID (pytorch-fid's names)", "inception", INCEPTION,
+        {"inception": {"divisor": ratio(always(32), dim("Conv2d_1a_3x3.conv.weight", 0), whole=True)}},
+        ignore=r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked"),
+)
+# fmt: on
+
+
+# ---------------------------------------------------------------------------------------------------- recognition
+
+_SECOND = 8  # keys that another network in the same file must have at least
+
+
+def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Family, str, list[str]]]:
+    """Give the families in a file with the prefix and the list of their keys: what explains the most keys first."""
+    layers: dict[str, list[str]] = {}  # no pattern tells one number from another, so it is tried once for all of them
+    for key in keys:
+        layers.setdefault(re.sub(r"\d+", "0", key), []).append(key)
+    candidates: list[tuple[Family, str, list[str]]] = []
+    for family in FAMILIES:
+        if family.asked_for and family.component != component:
+            continue
+        if not (family.foreign and any(re.fullmatch(family.foreign, key) for key in layers)):
+            for prefix in family.prefixes:
+                start, match = re.sub(r"\d+", "0", prefix), family.regex.fullmatch
+                fits = (name for name in layers if name.startswith(start) and match(name, len(start)))
+                own = [key for name in fits for key in layers[name]]
+                candidates.append((family, prefix, own))
+    found: list[tuple[Family, str, list[str]]] = []
+    while candidates:
+        best = max(candidates, key=lambda candidate: len(candidate[2]))
+        # A few names in common with another network do not make a second component.
+        if len(best[2]) < (_SECOND if found else 1):
+            break
+        found.append(best)
+        gone = set(best[2])
+        candidates = [(f, prefix, [key for key in own if key not in gone]) for f, prefix, own in candidates]
+    return found
+
+
+def by_name(name: str) -> Family:
+    """Give a family."""
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def for_component(component: str, name: str) -> Family:
+    """Give the family to export a component in: the one it came from, or the component's first."""
+    fitting = [family for family in FAMILIES if family.component == component]
+    if not fitting:
+        known_ = ", ".join(dict.fromkeys(family.component for family in FAMILIES))
+        raise InputError(f"{component} has no export; components are {known_}")
+    return next((family for family in fitting if family.name == name), fitting[0])
+
+
+_MODELS = {
+    "siglip": SiglipVision, "autoencoder": AutoEncoder, "t5": T5Encoder, "clip": ClipText, "csd": Csd, "dino": Dino,
+    "dinov2": Dino, "clip_model": Clip, "image_reward": ImageReward, "inception": Inception,
+}  # fmt: skip
+
+
+def model(component: str, sections: manifest_configs.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Give the config of these sizes, and the parameters of its model that the component's tensors fill."""
+    if component in _MODELS:
+        # How heads are cut, and which token ends a text, is seen in no shape; unless it is told, the check comes later.
+        loose = {name: 1 for name in ("num_attention_heads", "eos_token_id")}
+        filled = {
+            section: {name: value for name, value in loose.items() if name in manifest_configs.FIELDS[section]}
+            | dict(values)
+            for section, values in sections.items()
+        }
+        config = manifest_configs.build(component, filled)
+        return config, params.shapes(lambda rngs: _MODELS[component](config, rngs=rngs))
+    # No shape depends on how heads are rotated, nor any adapter's on how many there are.
+    flux = {"num_heads": 1, **sections["flux"]}
+    flux.setdefault("axes_dim", (flux["hidden_size"] // flux["num_heads"],))
+    config = manifest_configs.build("flux", {**sections, "flux": flux})
+    return config, weights.split(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[component]

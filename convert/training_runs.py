@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training has made, read from its own checkpoint: WORKDIR/checkpoints/STEP, without any other weights."""
+
+import json
+import logging
+import pathlib
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from convert.exporting import Part
+from uso_jax import weights
+from uso_jax.common.errors import InputError
+from uso_jax.weights import manifest_configs
+
+
+def is_training(directory: str | pathlib.Path) -> bool:
+    """Tell whether a folder is a training's, or one checkpoint of it."""
+    return _step(pathlib.Path(directory)) is not None
+
+
+def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[str, Part]:
+    """Give the components that a training trained, as of its last checkpoint or of the one that is given.
+
+    Args:
+      directory: the training's --workdir, or WORKDIR/checkpoints/STEP.
+      average: take the moving average of the parameters; None: where there is one.
+
+    Raises:
+      InputError: the checkpoint cannot be read or has no average.
+    """
+    step = _step(pathlib.Path(directory).absolute())
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        record = json.loads((step / "record" / "metadata").read_text(encoding="utf-8"))
+        system = record["config"]["system"]
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(step / "arrays").item_metadata.tree
+            has_average = bool(tree.get("ema"))
+            if average and not has_average:
+                raise InputError(f"{step} has no average of its parameters; export them --raw")
+            # Parameters that earlier stages trained have no average in this one.
+            wanted = {"params": tree["params"]} | ({"ema": tree["ema"]} if has_average and average is not False else {})
+            args = {
+                name: {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+                for name, paths in wanted.items()
+            }
+            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
+            arrays = checkpointer.restore(step / "arrays", args=restore)
+    except InputError:
+        raise
+    except Exception as error:  # TensorStore raises bare Exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{step} cannot be read as a training's checkpoint: {reason}") from error
+    params = {**arrays["params"], **arrays.get("ema", {})}
+    parts = {
+        component: {inner: np.asarray(params[path]) for inner, path in paths.items()}
+        for component, paths in weights.by_component(params).items()
+    }
+    sections = _sections(system)
+    return {
+        name: Part(
+            found, {key: sections[key] for key in (["flux", name] if name in _FLUX else [name]) if key in sections}
+        )
+        for name, found in parts.items()
+    }
+
+
+_FLUX = ("transformer", "lora", "projector")
+
+
+def _sections(system: dict) -> manifest_configs.Sections:
+    if (encoder := system.get("style_encoder", "siglip")) != "siglip":
+        raise InputError(
+            f"this run reads style images by the {encoder}, which no other program does; nothing to convert"
+        )
+    transformer = system["transformer"]
+    flux = {name: transformer[name] for name in manifest_configs.FIELDS["flux"] if name in transformer}
+    sections = {"flux": flux}
+    if transformer.get("lora_rank"):
+        sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
+    if transformer.get("projector"):
+        sections["projector"] = transformer["projector"]
+    networks = {name: system.get(name) or system["text"].get(name) for name in manifest_configs.NETWORKS}
+    for name, values in networks.items():
+        if values:
+            sections[name] = {key: value for key, value in values.items() if key in manifest_configs.FIELDS[name]}
+    return manifest_configs.check_sections(sections, "the checkpoint's configuration")
+
+
+def _step(directory: pathlib.Path) -> pathlib.Path | None:
+    """Find the folder of one checkpoint."""
+    if (directory / "arrays").is_dir() and (directory / "record").is_dir():
+        return directory
+    folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+    try:
+        steps = [path for path in folder.iterdir() if path.name.isdigit() and (path / "arrays").is_dir()]
+    except OSError:
+        return None
+    return max(steps, key=lambda path: int(path.name), default=None)

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Time uso_jax beside diffusers, transformers and PEFT: the same weights, shapes, dtype and cores, in one run.
+
+    python scripts/benchmark/__main__.py                                  # small on CPU, FLUX.1-dev's size on a GPU
+    python scripts/benchmark/__main__.py --only step,lora --repeats 11 --json speed.json
+    python scripts/benchmark/__main__.py --size full --dry_run            # what would be run, without running it
+
+A ratio above 1 means that uso_jax is faster. The sides take turns, so what else the machine does slows both.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # for both sides, as training has it; before anything slow is imported: it starts the program again
+
+if TYPE_CHECKING:
+    from benchmark_tasks import Sizes
+
+PEERS = ("torch", "diffusers", "transformers", "peft")
+_COLUMNS = (
+    "task", "torch", "ratio", "busy", "ours, s", "theirs, s", "TFLOP/s", "share", "ours, GiB", "theirs, GiB",
+    "difference",
+)  # fmt: skip
+TASKS = {
+    "step": "transformer, one sampling step",
+    "sample": "transformer, all sampling steps",
+    "lora": "adapters, training step with AdamW",
+    "decode": "autoencoder, latents to picture",
+    "siglip": "SigLIP vision tower",
+}
+
+
+@exit_cleanly
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time what was asked for, print the table, and write the file; mistakes of the user end with exit code 2."""
+    args = _arguments(argv)
+    missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    remedy = f"not installed: {', '.join(missing)}, which uso_jax is compared with; pip install 'uso_jax[benchmark]'"
+    if missing and not args.dry_run:
+        raise InputError(remedy)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants some of a GPU's memory too
+    import jax
+    from benchmark_tasks import SIZES, describe
+
+    size = args.size if args.size != "auto" else "full" if jax.default_backend() == "gpu" else "small"
+    print(_heading(size, SIZES[size]))
+    operations = {}
+    for task in args.only:
+        num, operations[task] = describe(task, SIZES[size], args.steps)
+        print(f"  {task:<8} {TASKS[task]:<52}{num / 1e6:>10,.1f} M parameters{operations[task] / 1e12:>11,.3f} TFLOP")
+    if args.dry_run:
+        print(remedy if missing else "Nothing is missing.")
+        return
+    from benchmark_turns import measure
+
+    report = measure(args.only, size, operations, args)
+    print(_table(report))
+    if args.json:
+        with atomic_files.explained(f"--json {args.json}", "choose another file"):
+            atomic_files.write(args.json, json.dumps(report, indent=2) + "\n")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("auto", "full", "small", "tiny"), default="auto", help="of the networks")
+    parser.add_argument("--only", metavar="A,B,...", default=",".join(TASKS), help="tasks; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each side; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=25, help="of the whole sampling; default: %(default)s")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile as well")
+    parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="also write the figures to this file")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be run")
+    args = parser.parse_args(argv)
+    args.only = args.only.split(",")
+    if unknown := [task for task in args.only if task not in TASKS]:
+        raise InputError(f"--only {','.join(unknown)}: there is no such task; tasks are {', '.join(TASKS)}")
+    for name in ("repeats", "steps"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+    return args
+
+
+def _heading(size: str, sizes: "Sizes") -> str:
+    import jax
+
+    c, (rows, columns), (more_rows, more_columns) = sizes.transformer, sizes.target, sizes.reference
+    return (
+        f"{size} on {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores: width {c.hidden_size}, "
+        f"{c.depth} double and {c.depth_single_blocks} single blocks, {c.dtype}, {sizes.tokens} tokens "
+        f"(text {sizes.text}, target {rows} x {columns}, reference {more_rows} x {more_columns}), rank {sizes.rank}"
+    )
+
+
+def _table(report: dict) -> str:
+    ceiling, columns = report["matmul_tflops"], _COLUMNS
+    lines = [
+        "",
+        "ratio: their time over ours, median of the turns (smallest - largest), and of all cores' busy time;",
+        f"TFLOP/s, and share of what a square product reaches here, {ceiling:.3f}: ours; memory: {report['memory']};",
+        "difference: of the outputs, in their standard deviations (of a training step: of the loss, relatively).",
+        "",
+        f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}",
+    ]
+    for row in report["rows"]:
+        cells = [row["task"], row["peer"]]
+        if "failed" in row:
+            cells += [f"failed: {row['failed'][:80]}"] + [""] * (len(columns) - 3)
+        else:
+            low, high = row["ratio_range"]
+            cells += [f"**{row['ratio']:.2f}** ({low:.2f} - {high:.2f})", f"{row['cpu_ratio']:.2f}"]
+            cells += [f"{row[name]:.4g}" for name in ("our_seconds", "their_seconds")]
+            cells += [f"{row['tflops']:.3f}", f"{row['tflops'] / ceiling:.0%}"]
+            cells += ["-" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in ("our_bytes", "their_bytes")]
+            cells.append(f"{row['difference']:.0e}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What scripts/benchmark/__main__.py times, at three sizes, and how uso_jax does it; benchmark_torch.py is the other side.
+
+A task's weights are torch's random ones, brought through the conversion tables, so both sides compute the same numbers.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from convert.layouts import by_name
+from convert.tables.table import to_flax
+from uso_jax import flow
+from uso_jax.hardware import flops
+from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.models.siglip import SiglipConfig, SiglipVision
+from uso_jax.params import ModelDef
+
+RATE = 1e-4  # of AdamW
+_GUIDANCE = 3.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The networks and what they are given; a batch of one."""
+
+    transformer: FluxConfig
+    text: int  # tokens, those of a style image included
+    target: tuple[int, int]  # token grid
+    reference: tuple[int, int]  # token grid
+    rank: int  # of the adapters in training
+    autoencoder: AutoEncoderConfig
+    latent: tuple[int, int]
+    siglip: SiglipConfig
+    matmul: int  # a side, of the product that is the ceiling
+
+    @property
+    def tokens(self) -> int:
+        """Length of the transformer's sequence."""
+        return self.text + sum(rows * columns for rows, columns in (self.target, self.reference))
+
+
+def _flux(width: int, heads: int, double: int, single: int, **changes) -> FluxConfig:
+    sizes = dict(hidden_size=width, num_heads=heads, depth=double, depth_single_blocks=single)
+    return FluxConfig(**(sizes | dict(dtype="float32", remat="none") | changes))
+
+
+SIZES = {
+    "full": Sizes(
+        FluxConfig(), 512 + 192, (64, 64), (32, 32), 128, AutoEncoderConfig(dtype="bfloat16"), (128, 128),
+        SiglipConfig(dtype="bfloat16", remat="none"), 8192,
+    ),
+    "small": Sizes(
+        _flux(512, 4, 4, 8, context_in_dim=512), 128, (32, 20), (16, 16), 16, AutoEncoderConfig(ch=64), (16, 16),
+        SiglipConfig(384, 1536, 8, 6, remat="none"), 1024,
+    ),
+    "tiny": Sizes(
+        _flux(32, 2, 1, 1, context_in_dim=16, vec_in_dim=16, in_channels=16, axes_dim=(4, 6, 6)), 8, (4, 4), (2, 4), 4,
+        AutoEncoderConfig.tiny(), (4, 4), SiglipConfig.tiny(num_hidden_layers=1), 64,
+    ),
+}  # fmt: skip
+Run = Callable[[], np.ndarray]  # does a task, waits for it, and gives an array to compare
+
+
+@dataclass
+class _Network:
+    """A network, how a task calls it, and what with."""
+
+    make: Callable[[nnx.Rngs], nnx.Module]
+    call: Callable[[Any, dict[str, Any]], Array]
+    inputs: dict[str, np.ndarray]
+
+
+def _network(task: str, sizes: Sizes) -> _Network:
+    if task == "decode":
+        shape = (1, *sizes.latent, sizes.autoencoder.z_channels)
+        return _Network(
+            lambda rngs: AutoEncoder(sizes.autoencoder, rngs=rngs),
+            lambda model, inputs: model.decode_unscaled(inputs["z"]),
+            {"z": normal(0, *shape)},
+        )
+    if task == "siglip":
+        side = sizes.siglip.image_size
+        return _Network(
+            lambda rngs: SiglipVision(sizes.siglip, rngs=rngs),
+            lambda model, inputs: model(inputs["pixels"]).last_hidden_state.astype(jnp.float32),
+            {"pixels": normal(0, 1, side, side, 3)},
+        )
+    c = dataclasses.replace(sizes.transformer, lora_rank=sizes.rank if task == "lora" else 0)
+    return _Network(lambda rngs: Flux(c, rngs=rngs), lambda model, inputs: model(**inputs), tokens(sizes))
+
+
+def tokens(sizes: Sizes) -> dict[str, np.ndarray]:
+    """Draw what the transformer is given."""
+    c = sizes.transformer
+    grid, (rows, columns) = sizes.target, sizes.reference
+    return {
+        "img": normal(0, 1, grid[0] * grid[1], c.in_channels),
+        "img_ids": np.asarray(flow.position_ids(*grid))[None],
+        "txt": normal(1, 1, sizes.text, c.context_in_dim),
+        "timesteps": np.ones(1, np.float32),
+        "y": normal(2, 1, c.vec_in_dim),
+        "guidance": np.full(1, _GUIDANCE, np.float32),
+        "ref_img": normal(3, 1, rows * columns, c.in_channels),
+        "ref_ids": np.asarray(flow.reference_ids(grid, [sizes.reference])[0])[None],
+    }
+
+
+def normal(seed: int, *shape: int) -> Float[np.ndarray, "..."]:
+    """Draw from the standard normal distribution."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def times(steps: int) -> Float[np.ndarray, " steps_plus_1"]:
+    """Give the times of a sampling; the benchmark needs no shift."""
+    return np.linspace(1, 0, steps + 1, dtype=np.float32)
+
+
+_OPTIMIZER = optax.adamw(RATE, weight_decay=0.01)  # torch's default decay
+
+
+def _train_step(structure: ModelDef, call: Callable, trained, moments, frozen, inputs, target):
+    loss = lambda trained: jnp.square(call(structure(frozen | trained), inputs) - target).mean()
+    value, grads = jax.value_and_grad(loss)(trained)
+    updates, moments = _OPTIMIZER.update(grads, moments, trained)
+    return optax.apply_updates(trained, updates), moments, value[None]
+
+
+def describe(task: str, sizes: Sizes, steps: int) -> tuple[int, float]:
+    """Give a task's parameters and operations (two a term of a product), without computing anything."""
+    plain = dataclasses.replace(sizes.transformer, attention="xla", remat="none")
+    network = _network(task, dataclasses.replace(sizes, transformer=plain))
+    structure, inputs = ModelDef(network.make), network.inputs
+    num = sum(x.size for x in structure.shapes.values())
+    if task == "lora":
+        trained, frozen = _parts(structure.shapes)
+        moments = jax.eval_shape(_OPTIMIZER.init, trained)
+        step = lambda *args: _train_step(structure, network.call, *args)
+        return num, flops.count(step, trained, moments, frozen, inputs, inputs["img"])
+    once = flops.count(lambda params, inputs: network.call(structure(params), inputs), structure.shapes, inputs)
+    return num, once * (steps if task == "sample" else 1)
+
+
+def _parts(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    adapters = {path for path in params if "processor/" in path}
+    return {k: params[k] for k in adapters}, {k: v for k, v in params.items() if k not in adapters}
+
+
+def run(task: str, sizes: Sizes, steps: int, weights: Mapping[str, np.ndarray]) -> tuple[Run, int | None]:
+    """Give a task as uso_jax does it, compiled, with the bytes its program takes besides its arguments."""
+    network = _network(task, sizes)
+    structure = ModelDef(network.make)
+    adapters = {k: v for k, v in structure.shapes.items() if "processor/" in k}
+    rows = by_name({"decode": "flux-ae-diffusers", "siglip": "siglip"}.get(task, "flux-diffusers")).rows
+    taken = {k: v for k, v in structure.shapes.items() if k not in adapters}
+    params = jax.device_put(to_flax(rows, taken, weights.items()))
+    inputs = jax.device_put(network.inputs)
+    if task == "lora":
+        dtype = jnp.dtype(sizes.transformer.dtype)
+        draw = lambda path, x: jnp.asarray(normal(len(path), *x.shape) / sizes.rank, dtype)
+        trained = {k: jnp.zeros(v.shape, dtype) if "/up/" in k else draw(k, v) for k, v in adapters.items()}
+        state = [trained, _OPTIMIZER.init(trained)]
+        step = jax.jit(lambda *args: _train_step(structure, network.call, *args), donate_argnums=(0, 1))
+        target = jax.device_put(normal(9, *inputs["img"].shape))
+        program = step.lower(*state, params, inputs, target).compile()
+
+        def train():
+            state[0], state[1], loss = program(*state, params, inputs, target)
+            return np.asarray(loss)
+
+        return train, _temporary(program)
+    if task == "sample":
+        advance = lambda params, inputs, t, s: flow.euler_step(
+            inputs["img"], network.call(structure(params), inputs | {"timesteps": t}), t, s
+        )
+        moments = [jnp.full(1, t) for t in times(steps)]
+        program = jax.jit(advance).lower(params, inputs, *moments[:2]).compile()
+
+        def sample():
+            x = inputs
+            for t, s in itertools.pairwise(moments):
+                x = inputs | {"img": program(params, x, t, s)}
+            return np.asarray(x["img"])
+
+        return sample, _temporary(program)
+    program = jax.jit(lambda params, inputs: network.call(structure(params), inputs)).lower(params, inputs).compile()
+    return lambda: np.asarray(program(params, inputs)), _temporary(program)
+
+
+def _temporary(program: jax.stages.Compiled) -> int | None:
+    analysis = program.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)

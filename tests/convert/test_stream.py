@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Imports that are killed, and how much memory they take."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import forks
+import golden_files as golden
+import jax
+import make_checkpoint
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file, save_file
+
+from convert.__main__ import main
+from uso_jax import weights
+from uso_jax.common.errors import InputError
+from uso_jax.weights import zarr_store
+
+# Prints its peak memory in KiB, before and after.
+RUN = """
+import resource, sys
+from convert.__main__ import main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+main(sys.argv[1:])
+print("peak", before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def start(code, *argv):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    )
+
+
+def slowly(argv: list[str], chunks) -> None:
+    """Run the command; pause after each chunk, and tell of it."""
+    write = zarr_store.Writer.write
+
+    def slow(self, path, row, array):
+        write(self, path, row, array)
+        chunks.send("chunk")
+        time.sleep(0.002)
+
+    zarr_store.Writer.write = slow
+    main(argv)
+
+
+def fingerprint(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_ten_points(tmp_path, capsys):
+    """Every run but the last is killed after some chunks; what is seen is never half of it, and the end is the same."""
+    args = [golden.DIR / "flux_tiny.safetensors", "--config", golden.DIR / "config.json", "--to"]
+    main(["import", *map(str, args), str(tmp_path / "whole")])
+    want = fingerprint(tmp_path / "whole" / "transformer")
+    chunks = sum(name.startswith("params/") and name[-1].isdigit() for name in want)
+    rng, to, written = random.Random(0), tmp_path / "w", 0
+    for attempt in range(11):
+        told, tells = multiprocessing.Pipe(duplex=False)
+        process = forks.process(slowly, (["import", *map(str, args), str(to)], tells))
+        process.start()
+        tells.close()
+        if attempt == 10:
+            process.join()
+            assert process.exitcode == 0
+            break
+        # The first kill strikes before any chunk, the others anywhere in a tenth of them.
+        for _ in range(rng.randint(0, chunks // 11) if attempt else 0):
+            told.recv()
+        time.sleep(rng.uniform(0, 0.003))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        told.close()
+        assert not to.exists() or weights.components(to) == []
+        partial = to / ".transformer.partial" / "params"
+        now = sum(path.name[-1].isdigit() for path in partial.rglob("*") if path.is_file()) if partial.exists() else 0
+        assert now >= written  # no work is lost
+        written = now
+    assert 0 < written < chunks
+    assert fingerprint(to / "transformer") == want
+    assert [path.name for path in to.iterdir()] == ["transformer"]
+
+
+def test_leftovers_of_another_import_are_not_used(tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    args = ["import", str(file), "--to", str(tmp_path / "w")]
+    tensors = dict(golden.tensors("dit_lora"))
+
+    def interrupted(self, path, row, array, write=zarr_store.Writer.write):
+        write(self, path, row, array)
+        raise KeyboardInterrupt
+
+    save_file(tensors, file)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(zarr_store.Writer, "write", interrupted)
+        main(args)
+    assert (tmp_path / "w" / ".lora.partial").exists() and weights.components(tmp_path / "w") == []
+    tensors = {key: value + 1 for key, value in tensors.items()}
+    save_file(tensors, file)
+    os.utime(file, ns=(1, 1))
+    main(args)
+    main(["export", str(tmp_path / "w"), "--format", "uso", "--to", str(tmp_path / "o.safetensors")])
+    got = load_file(tmp_path / "o.safetensors")
+    assert all(np.array_equal(got[key], value) for key, value in tensors.items())
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["lora"]
+
+
+def test_two_imports_into_one_place(tmp_path):
+    struct = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+    with zarr_store.Writer(tmp_path, "lora", struct) as writer:
+        with (
+            pytest.raises(InputError, match="another process is writing"),
+            zarr_store.Writer(tmp_path, "lora", struct),
+        ):
+            pass
+        writer.write("a", 0, np.ones(2, np.float32))
+        writer.finish({"config": {}})
+    assert weights.components(tmp_path) == ["lora"]
+
+
+def test_a_failed_replacement_keeps_what_was_there(tmp_path):
+    old = {"a": np.ones(2, np.float32)}
+    weights.save(tmp_path, "lora", old, {"config": {}})
+    with (
+        pytest.raises(InputError, match="cannot write"),
+        zarr_store.Writer(tmp_path, "lora", {"a": jax.ShapeDtypeStruct((2,), np.float32)}),
+    ):
+        raise OSError(28, "No space left on device")
+    np.testing.assert_array_equal(weights.read(tmp_path, "lora")["a"], old["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(tmp_path):
+    """A gigabyte of the real widths; the largest tensor, single_blocks.*.linear1, has 132 MB."""
+    file = tmp_path / "x.safetensors"
+    make_checkpoint.make(file, make_checkpoint.layout("flux1-dev.safetensors", blocks=1))
+    for options in (("--quantize", "int4"), ("--overwrite",)):
+        process = start(RUN, "import", file, "--to", tmp_path / "w", *options)
+        out, err = process.communicate()
+        assert process.returncode == 0, err.decode()
+        before, after = map(int, out.split(b"peak")[1].split())
+        assert (after - before) * 1024 < 4 * 132e6 < file.stat().st_size
+    record = weights.manifest(tmp_path / "w", "transformer")
+    assert record["sources"][0]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["config"]["flux"]["depth"] == record["config"]["flux"]["depth_single_blocks"] == 1
+
+
+def test_orbax_restores_a_component_sharded(tmp_path):
+    """The layout is an Orbax checkpoint, though Orbax did not write it."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a/b/kernel": rng.normal(size=(6, 8, 16)).astype(ml_dtypes.bfloat16),
+        "c": rng.normal(size=5).astype(np.float32),
+        "scalar": np.asarray(3, np.float16),
+    }
+    weights.save(tmp_path, "lora", arrays, {"config": {}})
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    places = {"a/b/kernel": NamedSharding(mesh, P(None, "x", "y"))}
+    args = {
+        path: ocp.ArrayRestoreArgs(
+            dtype=x.dtype, global_shape=x.shape, sharding=places.get(path, NamedSharding(mesh, P()))
+        )
+        for path, x in arrays.items()
+    }
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(tmp_path / "lora" / "params", args=ocp.args.PyTreeRestore(restore_args=args))
+    assert restored["a/b/kernel"].addressable_shards[0].data.shape == (6, 4, 4)
+    for path, want in arrays.items():
+        np.testing.assert_array_equal(restored[path], want)
+
+
+def test_orbax_restores_what_was_imported_by_columns(tmp_path):
+    main(["import", str(golden.DIR / "dit_lora_tiny.safetensors"), "--to", str(tmp_path)])
+    orders = {json.loads(path.read_text())["order"] for path in (tmp_path / "lora" / "params").rglob(".zarray")}
+    assert "C" in orders  # several layers of the tiny model share a chunk
+    file = tmp_path / "x.safetensors"
+    save_file({key: np.asarray(value) for key, value in golden.tensors("siglip").items()}, file)
+    main(["import", str(file), "--to", str(tmp_path), "--config", str(golden.DIR / "config.json")])
+    folder = tmp_path / "siglip" / "params"
+    assert json.loads((folder / "head" / "mlp" / "in_layer" / "kernel" / ".zarray").read_text())["order"] == "F"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(folder)
+    loaded = weights.load(tmp_path, "siglip", weights.shapes(tmp_path, "siglip"))
+    for path, value in weights.read(tmp_path, "siglip").items():
+        np.testing.assert_array_equal(restored[path], value)
+        np.testing.assert_array_equal(loaded[path], value)
+
+
+def test_layers_by_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", 4 * 5 * 4)
+    x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
+    struct = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    with zarr_store.Writer(tmp_path, "lora", struct, by_columns=["x"]) as writer:
+        for row in range(6):
+            writer.write("x", row, x[row : row + 1])
+        writer.finish({"config": {}})
+    stored = weights.read(tmp_path, "lora")["x"]
+    file = tmp_path / "lora" / "params" / "x" / "2.0.0"
+    assert file.read_bytes() == x[2].T.tobytes()
+    np.testing.assert_array_equal(stored, x)
+    np.testing.assert_array_equal(stored.part((slice(1, 4), slice(1, 3), slice(2, 5))), x[1:4, 1:3, 2:5])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        np.testing.assert_array_equal(checkpointer.restore(tmp_path / "lora" / "params")["x"], x)
+
+
+def test_chunks():
+    assert zarr_store.chunk_rows((19, 3072, 12288), 2) == 1
+    assert zarr_store.chunk_rows((38, 3072, 9216), 2) == 1
+    assert zarr_store.chunk_rows((19, 3072), 2) == 19
+    assert zarr_store.chunk_rows((32128, 4096), 2) == 8032  # divides the rows, so that all files are alike
+    assert zarr_store.chunk_rows((7,), 2**40) == 1
+
+
+@pytest.mark.parametrize("rows", (1, 2, 3, 6))
+def test_parts_are_read_across_chunks(rows, tmp_path, monkeypatch):
+    x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
+    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", rows * 4 * 5 * 4)
+    weights.save(tmp_path, "lora", {"x": x}, {"config": {}})
+    assert len(list((tmp_path / "lora" / "params" / "x").glob("*.0.0"))) == 6 // rows
+    stored = weights.read(tmp_path, "lora")["x"]
+    for index in (
+        (slice(1, 5), slice(None), slice(2, 3)),
+        (slice(None), slice(1, 2), slice(None)),
+        (slice(5, 6),) + (slice(None),) * 2,
+    ):
+        np.testing.assert_array_equal(stored.part(index), x[index])
+    np.testing.assert_array_equal(stored[4], x[4])
+    np.testing.assert_array_equal(np.asarray(stored), x)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16", "float16"))
+def test_numbers_that_are_not_finite_are_counted(dtype, tmp_path, capsys):
+    tensors = {key: value.astype(dtype) for key, value in golden.tensors("projector").items()}
+    key = "feature_embedder.high_projection.weight"
+    tensors[key][0, :2] = np.nan, np.inf
+    save_file(tensors, tmp_path / "x")
+    main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w")])
+    assert f"2 numbers in 1 tensors are NaN or infinite: {key}" in capsys.readouterr().err
+
+
+def test_overflow_to_float16_is_counted(tmp_path, capsys):
+    tensors = {key: value.astype(ml_dtypes.bfloat16) for key, value in golden.tensors("projector").items()}
+    key = "feature_embedder.high_projection.weight"
+    tensors[key][0, :3] = 65504, 1e6, -3e38
+    save_file(tensors, tmp_path / "x")
+    main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w"), "--dtype", "fp16"])
+    assert "3 numbers in 1 tensors are too large for float16" in capsys.readouterr().err  # bfloat16 rounds 65504 up
+    record = json.loads((tmp_path / "w" / "projector" / "manifest.json").read_text())
+    assert record["dtype"] == "float16"

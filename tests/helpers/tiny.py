@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mini made so small that a stage of a few steps takes seconds, most of them compilation."""
+
+import collections
+import functools
+import pathlib
+import runpy
+
+import jax
+import pytest
+from jax._src import compilation_cache as jax_cache
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from uso_jax.models.uso import USO
+from uso_jax.training.config import TrainConfig, from_config_dict
+
+ROOT = pathlib.Path(__file__).parents[2]
+_USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
+# A sequence of 6 style, 5 text, 16 target and 16 content tokens.
+_SIZES = {
+    "model.transformer.in_channels": 16,
+    "model.transformer.vec_in_dim": 16,
+    "model.transformer.context_in_dim": 16,
+    "model.transformer.hidden_size": 32,
+    "model.transformer.num_heads": 2,
+    "model.transformer.axes_dim": (4, 6, 6),
+    "model.transformer.depth": 1,
+    "model.transformer.depth_single_blocks": 1,
+    "model.transformer.lora_rank": 4,
+    "model.transformer.projector.siglip_tokens": 4,
+    "model.transformer.projector.style_tokens": 2,
+    "model.transformer.projector.siglip_dim": 24,
+    "model.transformer.projector.layers": (-2, -3, -4),
+    "model.autoencoder.ch": 8,
+    "model.autoencoder.ch_mult": (1, 2),
+    "model.autoencoder.z_channels": 4,
+    "model.autoencoder.norm_groups": 4,
+    "model.siglip.hidden_size": 24,
+    "model.siglip.intermediate_size": 40,
+    "model.siglip.num_hidden_layers": 4,
+    "model.siglip.num_attention_heads": 2,
+    "model.siglip.image_size": 16,
+    "model.text.t5_length": 5,
+    "model.text.t5.d_model": 16,
+    "model.text.t5.d_kv": 8,
+    "model.text.t5.d_ff": 32,
+    "model.text.t5.num_heads": 2,
+    "model.text.t5.num_layers": 1,
+    "model.text.clip.hidden_size": 16,
+    "model.text.clip.intermediate_size": 32,
+    "model.text.clip.num_hidden_layers": 1,
+    "model.text.clip.num_attention_heads": 2,
+    "model.text.clip.max_position_embeddings": 5,
+    "model.siglip_text.projection_size": 24,
+    "model.weights": "",
+    "data.procedural.size": 16,
+    "data.procedural.train.length": 64,
+    "data.procedural.heldout.length": 16,
+    "data.num_threads": 1,
+    "log_every": 1,
+    "heldout.num_batches": 1,
+    "heldout.batch_size": 8,
+    "heldout.grid_rows": 2,
+    "heldout.num_steps": 2,
+}
+
+
+def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
+    """Give a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
+    stage = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0) | stage_changes
+    config: ConfigDict = _USO["get_config"]("mini")
+    with config.unlocked():
+        config.stages.joint = _USO["stage"](train=_USO["BOTH"])
+    for name in run:
+        config.stages[name].reward = None  # mini's needs weights
+        config.stages[name].update(stage)
+    changes = _SIZES | {"run": run} | (changes or {})
+    if not any(name.startswith("evaluation.") for name in changes):
+        with config.unlocked():
+            del config.evaluation  # its hundred counterfactuals a triplet would take most of a test's time
+    config.update_from_flattened_dict(changes)
+    return from_config_dict(config)
+
+
+def drawn(system: USO, seed: int = 0) -> dict[str, jax.Array]:
+    """Give `system.init`, by one program a component: tests whose systems differ share most of them."""
+    keys = system.keys(jax.random.key(seed))
+    parts = {name: jax.jit(system.structures[name].init)(key) for name, key in keys.items()}
+    return {f"{name}/{path}": value for name, part in parts.items() for path, value in part.items()}
+
+
+def compile_cheaply(directory: pathlib.Path):
+    """Spend little on optimising what runs for milliseconds, and compile the same program once; a fixture's body."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    _configure(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (_read, _write):
+            patch.setattr(jax_cache, function.__wrapped__.__name__, function)
+        yield
+    _configure(before)
+
+
+def _configure(settings: dict):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+# The programs that were compiled or read last, by their key: to link one anew, as it is read, takes up to 3 seconds.
+_LOADED: collections.OrderedDict[str, tuple] = collections.OrderedDict()
+
+
+def _keep(key: str, found: tuple) -> tuple:
+    if found[0] is not None:
+        _LOADED[key] = found
+        _LOADED.move_to_end(key)
+        if len(_LOADED) > 64:
+            _LOADED.popitem(last=False)
+    return found
+
+
+@functools.wraps(jax_cache.get_executable_and_time)
+def _read(key, *rest):
+    return _keep(key, _LOADED.get(key) or _read.__wrapped__(key, *rest))
+
+
+@functools.wraps(jax_cache.put_executable_and_time)
+def _write(key, name, executable, backend, seconds):
+    _keep(key, (executable, seconds))
+    _write.__wrapped__(key, name, executable, backend, seconds)

@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Generation in little memory: networks that wait on the host, kernels that stay quantised, pictures in tiles."""
+
+import itertools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_pipeline as oracle
+import pytest
+import tiny
+from flax import nnx
+from oracle_pipeline import open_pipeline as load
+from oracle_pipeline import pixels
+
+from uso_jax import mini, weights
+from uso_jax.common.errors import InputError
+from uso_jax.models import tiled_decoding
+from uso_jax.models.autoencoder import AutoEncoder
+from uso_jax.models.layers import scan
+from uso_jax.params import ModelDef
+from uso_jax.weights import quantization
+from uso_jax.weights.quantized_kernels import Kernel, join
+from uso_jax.weights.zarr_store import Writer, text
+
+WANTED = dict(prompt="a fox", contents=[oracle.photo(1, 90, 130)], styles=[oracle.photo(4, 70, 33)], seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return oracle.write(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+def size(arrays) -> int:
+    return sum(x.nbytes for x in arrays)
+
+
+# ---------------------------------------------------------------------------------------------------- offload
+
+
+def test_only_the_network_at_work_lies_on_the_device(directory, monkeypatch):
+    plain = load(directory)
+    whole = {name: size(part.values()) for name, part in plain.sampler._parts.items()}
+    want = pixels(plain(**WANTED))
+    del plain
+    pipe = load(directory, offload=True)
+    others = {id(x) for x in jax.live_arrays()}
+    seen: dict[str, int] = {}
+
+    def measured(name, function):
+        def call(*arguments):
+            live = [x for x in jax.live_arrays() if id(x) not in others and x.sharding.memory_kind == "device"]
+            seen[name] = max(seen.get(name, 0), size(live))
+            return function(*arguments)
+
+        return call
+
+    sampler = pipe.sampler
+    for name in ("features", "encode", "text", "style", "decode"):
+        monkeypatch.setitem(sampler.programs, name, measured(name, sampler.programs[name]))
+    step = sampler._step
+    monkeypatch.setattr(sampler, "_step", lambda *arguments: measured("step", step(*arguments)))
+    for _ in range(2):
+        np.testing.assert_array_equal(pixels(pipe(**WANTED)), want)
+    small = 2**17  # tokens and latents; the smallest network has more
+    for name, part in {
+        "features": "siglip", "encode": "autoencoder", "text": "text", "style": "transformer",
+        "step": "transformer", "decode": "autoencoder",
+    }.items():  # fmt: skip
+        assert whole[part] <= seen[name] < whole[part] + small, name
+    assert max(seen.values()) < 0.75 * sum(whole.values())
+    on_host = [x for part in sampler._parts.values() for x in part.values()]
+    assert {x.sharding.memory_kind for x in on_host} == {"pinned_host"}
+
+
+# ---------------------------------------------------------------------------------------------------- quantised
+
+
+def quantised(source, directory, mode):
+    """Copy weights with the large kernels of transformer and T5 quantised."""
+    shutil.copytree(source, directory)
+    for component in ("transformer", "t5"):
+        arrays = {path: np.asarray(x) for path, x in weights.read(source, component).items()}
+        structs = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
+        chosen = quantization.choose(component, structs)
+        assert chosen
+        stored = structs | {k: v for path, s in chosen.items() for k, v in quantization.stored(path, s, mode).items()}
+        shutil.rmtree(directory / component)
+        with Writer(directory, component, stored) as writer:
+            for path, value in arrays.items():
+                if path in chosen:
+                    value, scales = quantization.quantise(value, mode)
+                    writer.write(quantization.scale_path(path), 0, scales)
+                writer.write(path, 0, value)
+            manifest = {name: weights.manifest(source, component)[name] for name in ("config", "dtype", "parameters")}
+            parameters = {path: text(struct) for path, struct in chosen.items()}
+            writer.finish(manifest | {"quantization": {"mode": mode, "parameters": parameters}})
+    return directory
+
+
+@pytest.mark.parametrize("mode", quantization.FORMATS)
+def test_quantised_kernels_stay_so_and_draw_the_same(directory, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(quantization, "SMALLEST", 2**8)
+    monkeypatch.setattr(quantization, "GROUP", 16)
+    pipe = load(quantised(directory, tmp_path / "weights", mode))
+    part = pipe.sampler._parts["transformer"]
+    dtype = np.int8 if mode == "int4" else quantization.FORMATS[mode][0]
+    path = "transformer/single_blocks/linear1_mlp/kernel"
+    assert part[path].dtype == dtype and part[quantization.scale_path(path)].dtype == np.float32
+    assert any(x.dtype == dtype for x in pipe.sampler._parts["text"].values())
+    got = pixels(pipe(**WANTED))
+    whole = load(directory)
+    for component in ("transformer", "t5"):  # the same numbers, multiplied before
+        prefix = "text/t5/" if component == "t5" else "transformer/"
+        shapes = weights.shapes(tmp_path / "weights", component)
+        values = weights.load(tmp_path / "weights", component, shapes)
+        place = whole.sampler._parts[prefix.split("/")[0]]
+        place.update({prefix + path: jax.device_put(x, place[prefix + path].sharding) for path, x in values.items()})
+    assert np.abs(pixels(whole(**WANTED)) - got).max() <= 1
+    assert np.abs(pixels(load(directory)(**WANTED)) - got).max() > 1
+
+
+def test_a_stack_is_never_whole():
+    """The program's temporaries are those of a layer, not of all."""
+    depth, width = 24, 256
+    make = lambda rngs: nnx.Linear(width, width, use_bias=False, rngs=rngs)
+    graph, state = nnx.split(nnx.eval_shape(lambda: scan.stack(make, depth, nnx.Rngs(0))))
+
+    def apply(params, x):
+        ((path, leaf),) = nnx.to_flat_state(state)
+        blocks = nnx.merge(graph, nnx.from_flat_state([(path, leaf.replace(join(params)["kernel"]))]))
+        return scan.scan(blocks, lambda block, x: jnp.tanh(block(x)), x)
+
+    kernel = jax.ShapeDtypeStruct((depth, width, width), jnp.int8)
+    params = {"kernel": kernel, "kernel_scale": jax.ShapeDtypeStruct((depth, 1, width), jnp.float32)}
+    compiled = jax.jit(apply).lower(params, jax.ShapeDtypeStruct((4, width), jnp.float32)).compile()
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes < 1.1 * kernel.size
+    assert memory.temp_size_in_bytes < 3 * 4 * width * width  # one layer in float32, and its copies
+
+
+def test_a_kernel_is_the_product_of_its_groups():
+    rng = np.random.default_rng(0)
+    numbers, scales = rng.integers(-7, 8, (2, 6, 4)).astype(np.int8), rng.random((2, 3, 4)).astype(np.float32)
+    got = Kernel(jnp.asarray(numbers), jnp.asarray(scales))[...]
+    np.testing.assert_array_equal(got, numbers * np.repeat(scales, 2, axis=1))
+
+
+# ---------------------------------------------------------------------------------------------------- tiles
+
+
+def test_tiles_cover_and_blend():
+    for length in (8, 9, 15, 16, 31, 100):
+        places = tiled_decoding.starts(length, 8, 2)
+        assert places[0] == 0 and places[-1] == max(length - 8, 0)
+        assert all(0 < b - a <= 6 for a, b in itertools.pairwise(places))
+    z = jnp.asarray(np.random.default_rng(0).random((2, 21, 13, 3)), jnp.float32)
+    larger = lambda z: jnp.repeat(jnp.repeat(z, 4, axis=1), 4, axis=2)  # sees no neighbours, so tiles equal the whole
+    np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode(larger, z, 8))(z), larger(z), atol=1e-6)
+
+
+def test_tiles_of_a_smooth_picture_equal_the_whole():
+    """The autoencoder is mini's, because a smooth picture needs trained weights; tiles are 96 of 128 pixels."""
+    structure = ModelDef(lambda rngs: AutoEncoder(weights.config(mini.WEIGHTS, "autoencoder"), rngs=rngs))
+    model = structure(weights.load(mini.WEIGHTS, "autoencoder", structure.shapes))
+    y, x = 4 * np.pi * np.mgrid[:128, :128] / 128
+    picture = np.stack([0.6 * np.sin(x + i) * np.cos(y - i) for i in range(3)], axis=-1)
+    z = model.encode(jnp.asarray(picture[None], jnp.float32))
+    whole, tiled = model.decode(z), tiled_decoding.decode(model.decode, z, 24)
+    difference = 127.5 * jnp.abs(tiled - whole)
+    assert whole.std() > 0.2
+    assert difference.mean() < 2 and difference.max() < 12  # grey levels
+
+
+def test_the_pipeline_decodes_in_tiles(directory):
+    plain, tiled = load(directory), load(directory, tile=64)
+    arguments = dict(prompt="a fox", width=96, height=72, seed=3)
+    assert "tile" not in plain.context and tiled.context["tile"] == 64
+    a, b = pixels(plain(**arguments)), pixels(tiled(**arguments))
+    assert a.shape == b.shape == (1, 72, 96, 3)
+    assert np.abs(a - b).mean() < 12  # random weights, so nothing is smooth
+    small = dict(prompt="a fox", seed=3)
+    np.testing.assert_array_equal(pixels(plain(**small)), pixels(tiled(**small)))
+    with pytest.raises(InputError, match="tile must be a multiple of 8, at least 64"):
+        load(directory, tile=60)

@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kill a run at random moments, during saves too, until it is done: it must end as if nothing had happened.
+
+python tests/tools/fault_drill.py [KILLS]
+"""
+
+import dataclasses
+import functools
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+import clusters
+import numpy as np
+from clusters import Plan
+
+
+@dataclass
+class Drill:
+    """What happened; `saving` of the kills met a save under way."""
+
+    plan: Plan
+    kills: int = 0
+    saving: int = 0
+    lost: int = 0  # steps done again
+
+
+def plan(workdir: pathlib.Path, cache: pathlib.Path, *, steps: int, every: int) -> Plan:
+    """Give the run that the drills disturb."""
+    changes = {"checkpoint.every": every, "checkpoint.keep": 3}
+    return Plan(workdir, cache, changes, {"steps": steps, "ema_decay": 0.5})
+
+
+def kill_at_random(plan: Plan, *, kills: int, seconds: float, seed: int) -> Drill:
+    """Kill a run so often, up to so many seconds after its first new step or save, then let it end."""
+    rng, drill = random.Random(seed), Drill(plan)
+    while drill.kills < kills:
+        before = _state(plan)
+        running = clusters.Running(plan)
+        running.wait_for(functools.partial(_has_moved, plan, before))
+        time.sleep(rng.uniform(0, seconds))
+        alive = running.processes[0].is_alive()
+        running.kill()
+        (code,) = running.codes()
+        if not alive or code == 0:
+            raise RuntimeError(f"the run ended after {drill.kills} kills; give it more steps")
+        saved, done = clusters.steps(plan.workdir), clusters.losses(plan.workdir)
+        drill.kills += 1
+        drill.saving += any("tmp" in path.name for path in (plan.workdir / "checkpoints").iterdir())
+        drill.lost += max(done, default=0) - max(saved, default=0)
+    clusters.finish(plan)
+    return drill
+
+
+def _has_moved(plan: Plan, before: tuple) -> bool:
+    return _state(plan) != before and bool(clusters.losses(plan.workdir))
+
+
+def _state(plan: Plan) -> tuple:
+    path = plan.workdir / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0, clusters.steps(plan.workdir)
+
+
+def check_equal(disturbed: Plan, straight: Plan) -> None:
+    """Check that two runs ended in the same bits and reported the same numbers."""
+    got, want = clusters.arrays(disturbed.workdir), clusters.arrays(straight.workdir)
+    assert got.keys() == want.keys()
+    assert [name for name in want if not np.array_equal(got[name], want[name])] == []
+    assert clusters.metrics(disturbed.workdir) == clusters.metrics(straight.workdir)
+
+
+def check_close(other: Plan, straight: Plan) -> float:
+    """Give the largest difference of two runs' parameters, which is at most 1e-6."""
+    got, want = clusters.arrays(other.workdir), clusters.arrays(straight.workdir)
+    assert got.keys() == want.keys()
+    largest = max(float(np.abs(got[name] - want[name]).max()) for name in want if "params" in name or "ema" in name)
+    assert largest <= 1e-6
+    return largest
+
+
+def main(kills: int) -> None:
+    """Run the drill in a temporary folder and print what happened."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        straight = plan(root / "straight" / "run", root / "compiled", steps=60, every=2)
+        clusters.finish(straight)
+        seed = random.SystemRandom().randrange(10**6)
+        disturbed = dataclasses.replace(straight, workdir=root / "disturbed" / "run")
+        drill = kill_at_random(disturbed, kills=kills, seconds=0.6, seed=seed)
+        check_equal(disturbed, straight)
+        print(
+            f"{drill.kills} kills (seed {seed}), {drill.saving} of them during a save; {drill.lost} steps were done"
+            " again, none before the last save; parameters, optimizer, average and metrics equal the undisturbed run's"
+        )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

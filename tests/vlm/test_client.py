@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to a vision-language model: sent as OpenAI's interface wants them, kept, tried again, never made up."""
+
+import base64
+import io
+import itertools
+import json
+
+import fake_vlm
+import numpy as np
+import pytest
+from PIL import Image
+
+from uso_jax.common.errors import InputError
+from uso_jax.vlm import judges
+from uso_jax.vlm.client import Vlm, VlmError
+
+PICTURE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
+QUICK = dict(backoff=0.001, timeout=5.0)
+
+
+def number(text: str) -> int:
+    return int(text)
+
+
+def scripted(*answers):
+    """Reply with these in turn, and with the last one from then on."""
+    turn = itertools.chain(answers, itertools.repeat(answers[-1]))
+    return lambda body: next(turn)
+
+
+def test_question_and_cache(tmp_path):
+    cache = tmp_path / "new" / "answers.jsonl"
+    with fake_vlm.serve(lambda body: f"{len(fake_vlm.images_of(body))} pictures") as endpoint:
+        vlm = Vlm("judge", endpoint.url, cache=cache, api_key="secret", **QUICK)
+        assert vlm.ask(["compare", PICTURE, "with", Image.fromarray(PICTURE[:, ::-1])]) == "2 pictures"
+        assert vlm.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()]) == "2 pictures"
+        assert len(endpoint.asked) == 1
+        assert vlm.ask(["compare", PICTURE, "with", PICTURE], take=1) == "2 pictures"
+        vlm.close()
+    body = endpoint.asked[0]
+    assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == ("judge", 0.0, 1400, 0)
+    kinds = [part["type"] for part in body["messages"][0]["content"]]
+    assert kinds == ["text", "image_url", "text", "image_url"]
+    sent = fake_vlm.images_of(body)[0].removeprefix("data:image/png;base64,")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))), PICTURE)
+    assert endpoint.headers[0]["Authorization"] == "Bearer secret" and "secret" not in cache.read_text()
+    # Another take is another question, with some temperature.
+    assert (endpoint.asked[1]["seed"], endpoint.asked[1]["temperature"]) == (3, 0.3)
+    offline = Vlm("judge", cache=cache)
+    assert offline.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()]) == "2 pictures"
+    for other in (Vlm("another", cache=cache), Vlm("judge", cache=cache, max_tokens=7)):
+        with pytest.raises(VlmError, match="no endpoint to ask") as error:
+            other.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()])
+        assert error.value.kind == "missing"
+
+
+def test_cache_after_a_kill(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    with fake_vlm.serve(fake_vlm.text_of) as endpoint:
+        vlm = Vlm("m", endpoint.url, cache=cache, **QUICK)
+        assert [vlm.ask([text]) for text in ("one", "two")] == ["one", "two"]
+        cache.write_bytes(cache.read_bytes()[:-9])
+        again = Vlm("m", endpoint.url, cache=cache, **QUICK)
+        assert [again.ask([text]) for text in ("one", "two")] == ["one", "two"]
+        assert [fake_vlm.text_of(body) for body in endpoint.asked] == ["one", "two", "two"]
+    assert Vlm("m", cache=cache).ask(["two"]) == "two"
+
+
+def test_large_pictures_are_shrunk():
+    with fake_vlm.serve(lambda body: fake_vlm.images_of(body)[0]) as endpoint:
+        sent = Vlm("m", endpoint.url, max_pixels=300 * 300, **QUICK).ask([np.zeros((200, 800, 3), np.uint8)])
+    assert Image.open(io.BytesIO(base64.b64decode(sent.removeprefix("data:image/jpeg;base64,")))).size == (600, 150)
+
+
+def test_busy_endpoints_are_tried_again():
+    busy = (429, {"error": "slow down"}, {"Retry-After": "0.05"})
+    with fake_vlm.serve(scripted(busy, (503, b"", {}), (200, b"<html>", {}), "4")) as endpoint:
+        assert Vlm("m", endpoint.url, **QUICK).ask(["?"], number) == 4
+        assert len(endpoint.asked) == 4
+    with fake_vlm.serve(lambda body: busy) as endpoint, pytest.raises(VlmError, match="status 429") as error:
+        Vlm("m", endpoint.url, tries=3, **QUICK).ask(["?"], number)
+    assert error.value.kind == "busy" and len(endpoint.asked) == 3
+
+
+def test_retry_after_counts(monkeypatch):
+    waited = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    with fake_vlm.serve(scripted((429, {}, {"Retry-After": "7"}), (429, {}, {"Retry-After": "900"}), "1")) as endpoint:
+        assert Vlm("m", endpoint.url, timeout=5.0, longest_wait=30.0).ask(["?"], number) == 1
+    assert waited == [7.0, 30.0]
+
+
+def test_timeouts_fail():
+    with fake_vlm.serve(lambda body: 0.4) as endpoint, pytest.raises(VlmError, match="no answer in time") as error:
+        Vlm("m", endpoint.url, tries=2, timeout=0.1, backoff=0.001).ask(["?"])
+    assert error.value.kind == "timeout" and len(endpoint.asked) == 2
+    with pytest.raises(VlmError, match="cannot be reached") as error:
+        Vlm("m", endpoint.url, tries=2, **QUICK).ask(["?"])
+    assert error.value.kind == "unreachable"
+
+
+def test_nonsense_is_asked_again_then_fails_and_is_repeated_offline(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    with fake_vlm.serve(scripted("great likeness!", "3")) as endpoint:
+        assert Vlm("m", endpoint.url, **QUICK).ask(["?"], number) == 3
+    assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.3]
+    with fake_vlm.serve(lambda body: "great likeness!") as endpoint:
+        for url in (endpoint.url, ""):
+            with pytest.raises(VlmError, match=r"no usable answer in 2 .*great likeness") as error:
+                Vlm("m", url, cache=cache, takes=2, **QUICK).ask(["?"], number)
+            assert error.value.kind == "nonsense"
+        assert len(endpoint.asked) == 2
+    assert [json.loads(line)["answer"] for line in cache.read_text().splitlines()] == ["great likeness!"] * 2
+
+
+@pytest.mark.parametrize("content", [None, "", [], 3])
+def test_empty_messages_are_no_answers(content, tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    says = lambda body: (200, fake_vlm.message(content), {})
+    with fake_vlm.serve(says) as endpoint, pytest.raises(VlmError, match="empty message") as error:
+        Vlm("m", endpoint.url, cache=cache, tries=2, **QUICK).ask(["?"])
+    assert error.value.kind == "nonsense" and not cache.exists()
+
+
+def test_refusals_and_mistakes():
+    with fake_vlm.serve(lambda body: (400, {"error": "too many pictures"}, {})) as endpoint:
+        with pytest.raises(VlmError, match=r"status 400.*too many pictures") as error:
+            Vlm("m", endpoint.url, **QUICK).ask(["?"])
+        assert error.value.kind == "refused" and len(endpoint.asked) == 1
+    with fake_vlm.serve(lambda body: (401, {}, {})) as endpoint, pytest.raises(InputError, match="check the key"):
+        Vlm("m", endpoint.url, **QUICK).ask(["?"])
+    for arguments in (dict(model=""), dict(model="m", base_url="localhost:8000"), dict(model="m", tries=0)):
+        with pytest.raises(InputError):
+            Vlm(**arguments)
+
+
+def test_it_judges_for_the_evaluation(tmp_path):
+    """Rounds are questions of their own, answers are kept, and what cannot be had is no answer."""
+    buffer = io.BytesIO()
+    Image.fromarray(PICTURE).save(buffer, "PNG")
+    image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
+    with fake_vlm.serve(lambda body: f"seed {body['seed']}, {body['max_tokens']} tokens") as endpoint:
+        judge = judges.of(f"qwen@2@{endpoint.url}", path)
+        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+        assert judge.ask([image], "how like?", round_=1, temperature=0.7) == "seed 1, 1400 tokens"
+        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+        assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.7]
+        assert endpoint.asked[0]["model"] == "qwen@2"
+        assert fake_vlm.images_of(endpoint.asked[0]) == [f"data:image/png;base64,{base64.b64encode(image).decode()}"]
+    assert judges.of("replay", path).ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+    refuse = fake_vlm.serve(lambda body: (400, {"error": "no"}, {}))
+    with refuse as endpoint, pytest.raises(judges.NoAnswer, match="refused"):
+        judges.of(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
+    for spec in ("qwen", "@http://x"):
+        with pytest.raises(InputError, match="MODEL@URL"):
+            judges.of(spec, path)

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The judge of subjects, part by part: UNO's filter (arXiv 2504.02160, appendix), which USO's follows.
+
+A vision-language model names the parts of the subject, compares them and gives each 0 to 4; the score is their mean.
+The question is this project's own wording, since neither paper's is published for USO; it adds that the style may
+differ, which in UNO's pairs it does not. Only candidates that pass the scores of networks are asked about, and an
+answer that is no such list of numbers fails: it never becomes a score.
+"""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.curation import selection
+from uso_jax.curation.config import CurationConfig
+from uso_jax.curation.store import Folder, Made, Row
+from uso_jax.vlm.client import Vlm, VlmError
+
+MOST = 4.0
+QUESTION = """\
+The first picture shows a subject, the second one is meant to show the same subject drawn in another style.
+Work in three steps.
+1. Describe the main subject of the first picture and split it into its visible parts (two to six of them).
+2. Compare each part with the same part in the second picture: shape, proportions, markings, number.
+3. Score each part with a whole number: 4 the same, 3 a small difference, 2 clearly different but alike, 1 hardly alike,
+0 missing or something else.
+Do not count differences of drawing style, medium, colour palette, background, pose, viewpoint, size or position, and no
+things that were added beside the subject.
+Answer with JSON alone: {"parts": {"name of the part": score, ...}}"""
+
+
+def read_parts(answer: str) -> dict[str, float]:
+    """Read the scores by part from an answer, in which other words may stand around the JSON.
+
+    Raises:
+      ValueError: there is no object with "parts", or a score is no number from 0 to 4.
+    """
+    start, end = answer.find("{"), answer.rfind("}")
+    if start < 0 or end < start:
+        raise ValueError("no JSON")
+    try:
+        parts = json.loads(answer[start : end + 1])["parts"]
+        scores = {str(name): value for name, value in parts.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no scores by part ({error})") from error
+    if not scores:
+        raise ValueError("no part is scored")
+    for name, value in scores.items():
+        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= MOST:
+            raise ValueError(f"{name} is scored {value!r}, not 0 to 4")
+    return {name: float(value) for name, value in scores.items()}
+
+
+class PartsJudge:
+    """Ask about the candidates of a curation that the scores of networks let through."""
+
+    def __init__(self, config: CurationConfig, vlm: Vlm):
+        self.keep, self.vlm = config.keep, vlm
+        self.threads, self.max_failures = config.vlm.threads, config.vlm.max_failures
+        self.settings = {"model": config.vlm.model, "question": QUESTION}
+        self._failures = 0  # in a row
+
+    def is_wanted(self, scores: Row) -> bool:
+        """Tell whether a candidate passes what is asked of its scores now."""
+        return "failed" not in scores and selection.fails(scores, self.keep, selection.NETWORKS) is None
+
+    def again(self, folder: Folder, retry: bool):
+        """Give which rows are to be made again: those that are wanted by now and, if `retry`, those that failed."""
+
+        def again(row: Row) -> bool:
+            if "waiting" in row:
+                scores = folder.rows("score", folder.shard_of(row["number"]))[row["number"]]
+                return self.is_wanted(scores)
+            return retry and "failed" in row
+
+        return again
+
+    def make(self, folder: Folder, shard: int) -> Made:
+        """Judge one shard; what was answered before comes from the cache of the model."""
+        captions, scores = folder.rows("captions", shard), folder.rows("score", shard)
+
+        def judge(number: int) -> Row:
+            if not self.is_wanted(scores[number]):
+                return {"number": number, "waiting": selection.fails(scores[number], self.keep, selection.NETWORKS)}
+            try:
+                pictures = [folder.place("destylize", number).decode(), folder.target(captions[number]).decode()]
+                parts = self.vlm.ask([QUESTION, *pictures], read_parts)
+            except VlmError as error:
+                self._count(error)
+                return {"number": number, "failed": f"{error.kind}: {error}"}
+            except BadExample as error:
+                return {"number": number, "failed": f"unreadable: {error}"}
+            self._failures = 0
+            return {"number": number, "judge": round(sum(parts.values()) / len(parts), 5), "parts": parts}
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(judge, scores)), {}
+
+    def _count(self, error: VlmError) -> None:
+        """Stop when nothing gets through any more; single failures are for the row."""
+        if error.kind in ("timeout", "busy", "unreachable"):
+            self._failures += 1
+            if self._failures >= self.max_failures:
+                raise InputError(
+                    f"the model did not answer {self._failures} questions in a row, the last: {error}. Answers so far"
+                    " are kept: run the same command again when it is back."
+                )

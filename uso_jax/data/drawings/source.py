@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drawn triplets without files or network: exact ground truth for content, style and layout.
+
+    content = (subject s, its plain look)    style = (another subject t, style B)    target = (subject s, style B)
+
+Example i of a split depends on (seed, split, i) alone, so any example can be drawn at any time, in any process.
+What the splits hold out (see `Subject.heldout` and `look`):
+
+    train              seen subjects,      seen families,      seen colours and textures
+    heldout_subjects   held-out subjects,  seen families,      seen colours and textures
+    heldout_styles     seen subjects,      seen families,      held-out colours and textures
+    heldout_families   seen subjects,      held-out families,  seen colours and textures
+    heldout            held-out subjects,  seen families,      held-out colours and textures
+
+The subject of a style image is always a seen one. `meta` of a triplet holds the names of "subject" and "family", "pose"
+and "style" (a Pose and a Style) of the target, the same of the other images, and "labels", the integers that judges
+learn: places in SUBJECTS, STYLES and FAMILIES. Any counterfactual is exact:
+
+    render(SUBJECTS[other], meta["pose"], meta["style"], size)              another subject in the same style
+    render(SUBJECTS[meta["subject"]], meta["pose"], other_style, size)      the same subject in another style
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.drawings import counterfactual, sampling
+from uso_jax.data.drawings.canvas import SCALE, TURN, Pose
+from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
+from uso_jax.data.drawings.styles import STYLES, render
+from uso_jax.data.drawings.subjects import SUBJECTS, Subject, subject_names
+from uso_jax.data.triplet import CONDITIONS, Triplet
+
+__all__ = [
+    "FAMILIES",
+    "HELDOUT_FAMILIES",
+    "PLAIN",
+    "SPLITS",
+    "STYLES",
+    "STYLE_NAMES",
+    "SUBJECTS",
+    "Pose",
+    "ProceduralSource",
+    "DrawingStyle",
+    "Subject",
+    "render",
+]
+
+SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout_families", "heldout")
+NUMBERS = {"subject": list(SUBJECTS), "style": list(STYLES), "family": list(FAMILIES)}
+SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in another place")
+
+
+class ProceduralSource:
+    """A random-access source of `length` drawn triplets.
+
+    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
+    preserved: share of examples with a content image whose target keeps its pose.
+    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+    style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
+        subject example whose target is styled always does: nothing else says which style is wanted.
+    place_words: probability that the caption of a shifted layout also says where and how large the subject is.
+    subject_words: probability that the caption names a subject that a content image shows; the others say "this".
+    plain: share of subject and text examples whose target has the plain look.
+    same_look: share of subject examples whose target has exactly the content's look; where the layout is preserved too,
+        the target is a copy of the content.
+    subjects, families, styles: restrict what is drawn; None takes all of the split. Held-out ones stay held out.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        size: int = 32,
+        length: int = 1_000_000,
+        tasks: Mapping[str, float | int] | None = None,
+        preserved: float | int = 0.5,
+        empty_prompt: float | int = 0.5,
+        style_words: float | int = 0.0,
+        place_words: float | int = 0.0,
+        subject_words: float | int = 1.0,
+        plain: float | int = 0.3,
+        same_look: float | int = 0.0,
+        num_styles: int = 1,
+        scale: Sequence[float | int] = SCALE,
+        turn: float | int = TURN,
+        subjects: Sequence[str] | None = None,
+        families: Sequence[str] | None = None,
+        styles: Sequence[str] | None = None,
+    ):
+        if split not in SPLITS:
+            raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
+        shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
+        sampling.check("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
+        self.split, self.seed, self.size, self.length = split, seed, size, length
+        self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
+        self.style_words, self.place_words, self.subject_words = style_words, place_words, subject_words
+        self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
+        tasks = {"style_subject": 1.0} if tasks is None else tasks
+        self._tasks = sampling.edges("procedural data", "tasks", tasks, tuple(CONDITIONS))
+        self.styles = _styles(split, styles, families)
+        self.heldout_styles = split in ("heldout_styles", "heldout")
+        chosen = _known("subject", subjects, tuple(SUBJECTS))
+        self.seen = tuple(name for name in chosen if not SUBJECTS[name].heldout)
+        is_heldout = split in ("heldout_subjects", "heldout")
+        self.subjects = tuple(name for name in chosen if SUBJECTS[name].heldout) if is_heldout else self.seen
+        if not self.subjects or len(self.seen) < 2:
+            raise InputError(
+                f"procedural data: split {split!r} needs at least one of its own and two seen subjects among"
+                f" {', '.join(chosen)}; held out are {', '.join(subject_names(heldout=True))}."
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"example {index} of {self.length}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        task = sampling.choose(rng, self._tasks)
+        has_content, has_style = CONDITIONS[task]
+        subject = SUBJECTS[sampling.pick(rng, self.subjects)]
+        pose = self._pose(rng)
+        preserved = has_content and rng.random() < self.preserved
+        content_pose = pose if preserved else self._pose(rng)
+        look = DrawingStyle.plain(rng, subject)
+        if task == "subject" and rng.random() < self.same_look:
+            style = look
+        elif not has_style and rng.random() < self.plain:
+            style = DrawingStyle.plain(rng, subject)
+        else:
+            style = DrawingStyle.draw(rng, self.styles, heldout=self.heldout_styles)
+        labels = {"subject": subject.name, "style": style.name, "family": style.family}
+        meta = {"subject": subject.name, "phrase": subject.phrase, "family": style.family, "pose": pose, "style": style}
+        meta["labels"] = {name: NUMBERS[name].index(value) for name, value in labels.items()}
+
+        content = None
+        if has_content:
+            meta |= {"content_pose": content_pose, "content_style": look}
+            content = render(subject, content_pose, look, self.size)
+        styles = ()
+        if has_style:
+            others = [name for name in self.seen if name != subject.name]
+            meta["style_subjects"] = tuple(sampling.pick(rng, others) for _ in range(self.num_styles))
+            styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
+
+        sentence = "{}" if preserved or task == "text" else sampling.pick(rng, SENTENCES)
+        # Nothing is drawn where all are named, so that those triplets are what they are without this choice.
+        nameless = has_content and self.subject_words < 1 and rng.random() >= self.subject_words
+        prompt = sentence.format("this" if nameless else subject.phrase)
+        if rng.random() < self.place_words and not preserved:
+            prompt += f", {pose.words}"
+        # Nothing else says which style is wanted where no style image does.
+        if rng.random() < self.style_words or (task == "subject" and style.name != PLAIN):
+            prompt += f", {style.words}"
+        if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
+            prompt = ""
+        return Triplet(
+            prompt=prompt,
+            content=content,
+            styles=styles,
+            target=render(subject, pose, style, self.size),
+            task=task,
+            layout="preserved" if preserved else "shifted",
+            key=f"procedural/{self.split}/{self.seed}/{index}",
+            meta=meta,
+        )
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Give the (height, width) of targets and content images, which are all the same."""
+        return np.broadcast_to(np.int32(self.size), (self.length, 4))
+
+    def counterfactuals(
+        self, triplet: Triplet
+    ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
+        """Give a triplet's target with every other subject, and in other styles; the target itself comes first."""
+        subject = SUBJECTS[triplet.meta["subject"]]
+        return (
+            counterfactual.other_subjects(subject, SUBJECTS.values(), triplet.meta, self.size),
+            counterfactual.other_styles(subject, triplet.meta, triplet.key, self.size),
+        )
+
+    def style_drawings(
+        self, triplet: Triplet, count: int, rng: np.random.Generator
+    ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
+        """Draw so many other subjects in the style of a triplet's target, then in other styles."""
+        others = [one for name, one in SUBJECTS.items() if name != triplet.meta["subject"]]
+        styles = counterfactual.alternatives(triplet.meta["style"], triplet.key)
+        return counterfactual.drawings([(style, others) for style in styles], count, self.size, rng)
+
+    def _pose(self, rng: np.random.Generator) -> Pose:
+        return Pose.draw(rng, scale=self.scale, turn=self.turn)
+
+
+def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Check a restriction; the order of `known` is kept, so that it does not matter how the user lists them."""
+    if names is None:
+        return known
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise InputError(
+            f"procedural data: unknown {what} {', '.join(map(repr, strange))}; known are {', '.join(known)}."
+        )
+    return tuple(name for name in known if name in names)
+
+
+def _styles(split: str, styles: Sequence[str] | None, families: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the styles of a split, restricted to some styles and families."""
+    wanted = _known("style", styles, STYLE_NAMES)
+    kept = _known("style family", families, tuple(family for family in FAMILIES if family != PLAIN))
+    own = [f for f in kept if (f in HELDOUT_FAMILIES) == (split == "heldout_families")]
+    names = tuple(name for family in own for name in FAMILIES[family] if name in wanted)
+    if not names:
+        raise InputError(
+            f"procedural data: split {split!r} has none of the styles {', '.join(wanted)} of {', '.join(kept)};"
+            f" the held-out families are {', '.join(HELDOUT_FAMILIES)}, which heldout_families alone draws."
+        )
+    return names

@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Triplets of real artwork, drawn on demand: real content in artists' own styles and in exact drawn ones.
+
+    artists    content = (subject s, team A)    style = (subject t, team B)     target = (subject s, team B)
+    drawn      content = (subject s, team A)    style = (subject t, style B)    target = (subject s of team A, style B)
+
+An artist's style is a team and its ground: the target has the ground of the style image, the content has one of its
+own. A drawn style is one of `uso_jax.data.drawings.styles`, painted over silhouette and details of the artwork. Example i of a
+split depends on (seed, split, i) alone. What the splits hold out:
+
+    train              seen subjects,      six teams,  seen families, colours and textures
+    heldout_subjects   held-out subjects,  six teams,  seen families, colours and textures
+    heldout_style      seen subjects,      emojione, which training never sees,  held-out colours and textures
+    heldout_families   seen subjects,      held-out families (drawn styles only)
+    heldout            held-out subjects,  emojione,  held-out colours and textures
+
+The subject of a style image is always a seen one, and team A one of the six. `meta` of a triplet holds "look" (artists
+or drawn); of the target "subject", "phrase", "team", "pose", "style" (a Style, the plain one for artists) and "family";
+of the others "content_team", "content_pose", "content_style", "style_subjects" and "style_teams"; and "labels": places
+in STYLES and FAMILIES for drawn styles, -1 for what judges of the procedural source do not know.
+"""
+
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.drawings import counterfactual, sampling
+from uso_jax.data.drawings.canvas import Pose
+from uso_jax.data.drawings.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
+from uso_jax.data.drawings.styles import STYLES, render
+from uso_jax.data.emoji.artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
+from uso_jax.data.triplet import CONDITIONS, Triplet
+
+SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "heldout")
+LOOKS = ("artists", "drawn")
+TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
+SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
+NUM_SUBJECTS = 60  # other subjects among the counterfactuals
+
+
+class EmojiSource:
+    """A random-access source of `length` triplets of emoji artwork.
+
+    data_dir, manual_dir: where the rasterised artwork is kept, and the folder of the tarballs, needed once.
+    looks: weights of "artists" and "drawn"; equal ones by default. The split heldout_families has drawn ones only.
+    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
+    preserved: share of examples with a content image whose target keeps its pose.
+    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+    style_words: probability that the caption also names the style ("the pear, noto style on blue"). A subject example
+        whose target has another style than its content always does.
+    plain: share of subject and text examples whose target is drawn by the content's team, before a ground of its own.
+    same_look: share of subject examples whose target has exactly the content's look.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path | str,
+        manual_dir: Path | str = "",
+        split: str = "train",
+        seed: int = 0,
+        size: int = 32,
+        length: int = 1_000_000,
+        looks: Mapping[str, float | int] | None = None,
+        tasks: Mapping[str, float | int] | None = None,
+        preserved: float | int = 0.5,
+        empty_prompt: float | int = 0.5,
+        style_words: float | int = 0.0,
+        plain: float | int = 0.3,
+        same_look: float | int = 0.0,
+        num_styles: int = 1,
+    ):
+        if split not in SPLITS:
+            raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+        shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
+        shares |= {"plain": plain, "same_look": same_look}
+        sampling.check("emoji data", size=size, length=length, num_styles=num_styles, shares=shares)
+        self._looks = sampling.edges(
+            "emoji data", "looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS
+        )
+        if split == "heldout_families":
+            if looks is not None and not looks.get("drawn", 0) > 0:
+                raise InputError("emoji data: heldout_families has drawn styles only; give looks a weight of drawn.")
+            self._looks = sampling.edges("emoji data", "looks", {"drawn": 1}, LOOKS)
+        tasks = {"style_subject": 1} if tasks is None else tasks
+        self._tasks = sampling.edges("emoji data", "tasks", tasks, tuple(CONDITIONS))
+        self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
+        self.preserved, self.empty_prompt, self.style_words = preserved, empty_prompt, style_words
+        self.plain, self.same_look = plain, same_look
+        self.artwork = EmojiArtwork(data_dir, manual_dir, size=size)
+        self.subjects = self.artwork.heldout if split in ("heldout_subjects", "heldout") else self.artwork.seen
+        self.heldout_style = split in ("heldout_style", "heldout")
+        held_family = split == "heldout_families"
+        self.styles = tuple(name for name in STYLE_NAMES if (FAMILY_OF[name] in HELDOUT_FAMILIES) == held_family)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"example {index} of {self.length}")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        look, task = sampling.choose(rng, self._looks), sampling.choose(rng, self._tasks)
+        has_content, has_style = CONDITIONS[task]
+        name, content_team = sampling.pick(rng, self.subjects), sampling.pick(rng, TRAINED_TEAMS)
+        own = self.artwork.subject(name, content_team)
+        pose = Pose.draw(rng)
+        preserved = has_content and rng.random() < self.preserved
+        content_pose = pose if preserved else Pose.draw(rng)
+        content_style = DrawingStyle.plain(rng, own)
+
+        # The target: whose hand, and what over it.
+        team, style, is_own = content_team, content_style, True
+        if task == "subject" and rng.random() < self.same_look:
+            pass
+        elif not has_style and rng.random() < self.plain:
+            style = DrawingStyle.plain(rng, own)
+        elif look == "drawn":
+            style, is_own = DrawingStyle.draw(rng, self.styles, heldout=self.heldout_style), False
+        else:
+            others = [other for other in TRAINED_TEAMS if other != content_team]
+            team, is_own = HELDOUT_TEAM if self.heldout_style else sampling.pick(rng, others), False
+            style = DrawingStyle.plain(rng, self.artwork.subject(name, team))
+        subject = own if team == content_team else self.artwork.subject(name, team)
+        labels = {"subject": -1, "style": -1, "family": -1}
+        if look == "drawn":
+            labels |= {"style": list(STYLES).index(style.name), "family": list(FAMILIES).index(style.family)}
+        meta = {"look": look, "subject": name, "phrase": phrase(name), "team": team, "pose": pose, "style": style}
+        meta |= {"family": style.family, "labels": labels}
+
+        content = None
+        if has_content:
+            meta |= {"content_team": content_team, "content_pose": content_pose, "content_style": content_style}
+            content = render(own, content_pose, content_style, self.size)
+        styles = ()
+        if has_style:
+            others = [other for other in self.artwork.seen if other != name]
+            meta["style_subjects"] = tuple(sampling.pick(rng, others) for _ in range(self.num_styles))
+            meta["style_teams"] = tuple(
+                team if look == "artists" else sampling.pick(rng, TRAINED_TEAMS) for _ in range(self.num_styles)
+            )
+            styles = tuple(
+                render(self.artwork.subject(*drawn), Pose.draw(rng), style, self.size)
+                for drawn in zip(meta["style_subjects"], meta["style_teams"], strict=True)
+            )
+
+        sentence = "{}" if preserved or task == "text" else sampling.pick(rng, SENTENCES)
+        prompt = sentence.format(meta["phrase"])
+        # Nothing else says which style is wanted where no style image does.
+        if rng.random() < self.style_words or (task == "subject" and not is_own):
+            prompt += f", {style.words if style.name != PLAIN else f'{team} style on {style.ground_name}'}"
+        if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
+            prompt = ""
+        return Triplet(
+            prompt=prompt,
+            content=content,
+            styles=styles,
+            target=render(subject, pose, style, self.size),
+            task=task,
+            layout="preserved" if preserved else "shifted",
+            key=f"emoji/{self.split}/{self.seed}/{index}",
+            meta=meta,
+        )
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Give the (height, width) of targets and content images, which are all the same."""
+        return np.broadcast_to(np.int32(self.size), (self.length, 4))
+
+    def counterfactuals(
+        self, triplet: Triplet
+    ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
+        """Give a triplet's target with other subjects, and in other styles; the target itself comes first.
+
+        Other styles of an artist's picture are the same subject by every other team, before the same ground.
+        """
+        meta = triplet.meta
+        subject = self.artwork.subject(meta["subject"], meta["team"])
+        rng = np.random.default_rng(list(triplet.key.encode()))
+        names = [name for name in self.artwork.names if name != subject.name]
+        chosen = [names[i] for i in rng.permutation(len(names))[:NUM_SUBJECTS]]
+        others = (self.artwork.subject(name, meta["team"]) for name in chosen)
+        contents = counterfactual.other_subjects(subject, others, meta, self.size)
+        if meta["look"] == "drawn":
+            return contents, counterfactual.other_styles(subject, meta, triplet.key, self.size)
+        teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
+        drawn = (self.artwork.subject(subject.name, team) for team in teams)
+        return contents, np.stack([render(one, meta["pose"], meta["style"], self.size) for one in drawn])
+
+    def style_drawings(
+        self, triplet: Triplet, count: int, rng: np.random.Generator
+    ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
+        """Draw so many other subjects in the style of a triplet's target, then in other styles, or by other teams."""
+        meta = triplet.meta
+        names = [name for name in self.artwork.names if name != meta["subject"]]
+        chosen = [names[i] for i in rng.permutation(len(names))[:NUM_SUBJECTS]]
+        by = lambda team: [self.artwork.subject(name, team) for name in chosen]
+        if meta["look"] == "drawn":
+            own = by(meta["team"])
+            styles = [(style, own) for style in counterfactual.alternatives(meta["style"], triplet.key)]
+        else:
+            teams = [meta["team"], *(team for team in TEAMS if team != meta["team"])]
+            styles = [(meta["style"], by(team)) for team in teams]
+        return counterfactual.drawings(styles, count, self.size, rng)

@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A fixed set of emoji triplets in artists' styles, as TFDS writes and reads it: what EmojiSource draws, kept.
+
+For comparisons that must not change with the code, and for other programs; training draws its triplets on demand.
+Nothing needs TensorFlow.
+"""
+
+import io
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.emoji.artwork import LICENCES, TEAMS, EmojiArtwork
+from uso_jax.data.emoji.source import EmojiSource
+from uso_jax.data.triplet import Triplet
+from uso_jax.images import decode
+
+SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout")
+IMAGES = ("content", "style", "target")
+TEXT = ("prompt", "layout", "subject", "style_subject", "content_team", "style_team")
+DRAWN = ("num_train", "num_heldout", "seed", "preserved", "empty_prompt")  # settings of the draw, beside the size
+
+
+@dataclass(eq=False)
+class EmojiConfig(tfds.core.BuilderConfig):
+    """Image size in pixels, triplets per split, and the seed of the draw."""
+
+    name: str = ""
+    size: int = 64
+    num_train: int = 20_000
+    num_heldout: int = 1_000
+    seed: int = 0
+    preserved: float = 0.5
+    empty_prompt: float = 0.5
+
+    def __post_init__(self):
+        if self.size < 8 or self.num_train < 1 or self.num_heldout < 1:
+            raise InputError(
+                f"emoji data: size {self.size} must be at least 8, and the numbers of triplets at least 1."
+            )
+        # The name is the folder: it says all that is not the default, so that data sets made differently lie side by
+        # side and none is taken for another.
+        fields = ((name, EmojiConfig.__dataclass_fields__[name].default, getattr(self, name)) for name in DRAWN)
+        changed = "".join(f"_{name}{value}" for name, default, value in fields if value != default)
+        self.name = self.name or f"{self.size}px{changed}"
+
+
+class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the emoji triplets; wants an EmojiConfig, writes encoded PNG and text only."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First version.", "2.0.0": "The triplets of EmojiSource; split heldout."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "npm pack " + " ".join(f"@iconify-json/{team}" for team in TEAMS)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+        return self.dataset_info_from_configs(
+            description="The same subjects drawn by seven design teams. Artwork: " + "; ".join(LICENCES.values()) + ".",
+            features=tfds.features.FeaturesDict(
+                {name: image for name in IMAGES} | {name: tfds.features.Text() for name in TEXT}
+            ),
+            homepage="https://iconify.design",
+            disable_shuffling=True,  # the draw is random already, and key i stays example i
+        )
+
+    def _split_generators(self, dl_manager):
+        config, root = self.builder_config, Path(self.data_dir).parents[2]  # data_dir is root/name/config/version
+        draw = dict(size=config.size, seed=config.seed, preserved=config.preserved, empty_prompt=config.empty_prompt)
+        return {
+            split: self._generate_examples(
+                EmojiSource(
+                    data_dir=root,
+                    manual_dir=Path(dl_manager.manual_dir),
+                    split=split,
+                    length=config.num_train if split == "train" else config.num_heldout,
+                    looks={"artists": 1},
+                    **draw,
+                )
+            )
+            for split in SPLITS
+        }
+
+    def _generate_examples(self, source):
+        for index in range(len(source)):
+            triplet = source[index]
+            pictures = (triplet.content, *triplet.styles, triplet.target)
+            # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
+            files = (io.BytesIO(decode.encode_png(picture)) for picture in pictures)
+            meta = triplet.meta
+            text = (triplet.prompt, triplet.layout, meta["subject"], meta["style_subjects"][0])
+            teams = (meta["content_team"], meta["team"])
+            yield index, dict(zip(IMAGES, files, strict=True)) | dict(zip(TEXT, text + teams, strict=True))
+
+
+def prepare(manual_dir: Path | str, data_dir: Path | str, config: EmojiConfig | None = None) -> Path:
+    """Build the data set from the tarballs in `manual_dir`; gives the folder, at once if it is already there."""
+    config = config or EmojiConfig()
+    builder = EmojiTriplets(data_dir=str(data_dir), config=config)
+    # Before TFDS does anything: its own error for a missing folder does not say which files are wanted.
+    if not builder.data_path.exists():
+        EmojiArtwork(data_dir, manual_dir, size=config.size)
+    download = tfds.download.DownloadConfig(manual_dir=str(manual_dir), try_download_gcs=False)
+    builder.download_and_prepare(download_config=download, file_format="array_record")
+    return Path(builder.data_path)
+
+
+class EmojiSet:
+    """Random access to a split of a set in `data_dir`, made by `prepare`; `config` names it where there are several."""
+
+    def __init__(self, data_dir: Path | str, split: str = "train", config: str | None = None):
+        if split not in SPLITS:
+            raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+        root = Path(data_dir) / EmojiTriplets.name
+        known = sorted({path.parent.parent.name for path in root.glob("*/*/dataset_info.json")})
+        if not known or (config is not None and config not in known):
+            wanted = f" named {config!r}" if config else ""
+            raise InputError(
+                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): make it with"
+                " uso_jax.data.emoji.tfds.prepare."
+            )
+        if config is None and len(known) > 1:
+            raise InputError(f"{data_dir} holds several emoji data sets: set config to one of {', '.join(known)}.")
+        self.split, self.config = split, config or known[0]
+        folder = root / self.config / str(EmojiTriplets.VERSION)
+        if not folder.exists():
+            raise InputError(f"{folder} does not exist; the data set is of another version: prepare it again.")
+        # The PNG bytes are taken as they are: TFDS would decode them by whatever library it finds.
+        undecoded = dict.fromkeys(IMAGES, tfds.decode.SkipDecoding())
+        self._data = tfds.builder_from_directory(str(folder)).as_data_source(split, decoders=undecoded)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        key = f"emoji/{self.config}/{self.split}/{index}"
+        example = self._data[index]
+        content, style, target = (decode.decode(example.pop(name), what=f"{name} of {key}") for name in IMAGES)
+        text = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+        return Triplet(
+            prompt=text.pop("prompt"),
+            content=content,
+            styles=(style,),
+            target=target,
+            task="style_subject",
+            layout=text.pop("layout"),
+            key=key,
+            meta=text,
+        )

@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a dataset of batches by threads or worker processes, from any position on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data.examples import SKIPPED
+from uso_jax.data.triplet import TripletSource
+
+
+class Stream:
+    """Batches from a dataset of them; `iter` starts at the first, or where `set_state` says."""
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        sources: Sequence[TripletSource],
+        num_threads: int,
+        num_workers: int,
+        max_errors: int,
+    ):
+        self.dataset, self.sources, self.max_errors = dataset, sources, max_errors
+        self.num_workers = num_workers
+        self.options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+
+    def __iter__(self) -> "StreamIterator":
+        return StreamIterator(self)
+
+
+class StreamIterator:
+    """The position is the number of batches that were given, so it means the same however they are read."""
+
+    def __init__(self, stream: Stream):
+        self.stream, self.position = stream, 0
+        self.skipped: set[tuple[int, int]] = set()  # (source, index) of examples that could not be read
+        self._batches = None
+
+    def __iter__(self) -> "StreamIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self.position += 1
+        if self.stream.max_errors:
+            found = batch.pop(SKIPPED).reshape(-1, 2).tolist()
+            self._count((number, index) for number, index in found if index >= 0)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Give the position as JSON."""
+        skipped = {"skipped": sorted(map(list, self.skipped))} if self.skipped else {}
+        return {"next_index": self.position} | skipped
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go to a position."""
+        self.close()
+        self.position = state["next_index"]
+        self.skipped = {tuple(pair) for pair in state.get("skipped", [])}
+
+    def close(self) -> None:
+        """End the threads or processes that read."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
+
+    def _start(self):
+        dataset = self.stream.dataset
+        rest = dataset[self.position :] if self.position else dataset
+        reading = rest.to_iter_dataset(self.stream.options)
+        if self.stream.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain asks for its own, also where the program has none
+            options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
+            reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
+        return iter(reading)
+
+    def _count(self, found) -> None:
+        for number, index in found:
+            if (number, index) in self.skipped:
+                continue
+            self.skipped.add((number, index))
+            reason = _reason(self.stream.sources[number], index)
+            if len(self.skipped) > self.stream.max_errors:
+                raise InputError(
+                    f"{len(self.skipped)} examples cannot be read, and data.max_errors is {self.stream.max_errors};"
+                    f" the last: {reason}"
+                )
+            logging.getLogger("uso_jax.data").warning(
+                "left out, %d of at most %d: %s", len(self.skipped), self.stream.max_errors, reason
+            )
+
+
+def _reason(source: TripletSource, index: int) -> str:
+    """Say what is wrong with an example; the worker that met it could hand over only its number."""
+    try:
+        source[index]
+    except BadExample as error:
+        return str(error)
+    return f"example {index}, which can be read by now."
+
+
+def _in_worker(index: int, count: int) -> None:
+    """Keep a worker process away from the accelerator, which belongs to the process that trains."""
+    del index, count
+    jax.config.update("jax_platforms", "cpu")

@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""From random-access sources of triplets to batches of stacked arrays, with Grain.
+
+The iterator's `get_state()` is a JSON-able dict; `set_state()` continues at exactly the next batch, so a checkpoint
+that holds it resumes the data order, with any number of threads, worker processes and hosts. Shapes: b batch of this
+process, n style slots, h w target, hc wc content, hs ws style; sizes are (height, width).
+"""
+
+from collections.abc import Sequence
+
+import grain
+
+from uso_jax.common.errors import InputError
+from uso_jax.data import buckets
+from uso_jax.data.buckets import Shape, Size, share_out
+from uso_jax.data.examples import Examples
+from uso_jax.data.iterator import Stream
+from uso_jax.data.sources import Mixture
+from uso_jax.data.triplet import Tokenize, TripletSource
+
+
+def batches(
+    source: TripletSource | Mixture,
+    *,
+    batch_size: int,
+    seed: int,
+    target_size: Size,
+    content_size: Size,
+    style_size: Size,
+    num_styles: int,
+    tokenize: Tokenize,
+    target_sizes: Sequence[Size] = (),
+    content_sizes: Sequence[Size] = (),
+    shuffle: bool = True,
+    repeat: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    max_errors: int = 0,
+) -> "Stream":
+    """Build the endless (or, with repeat=False, one-epoch) stream of this process's batches.
+
+    Each batch has "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3] and "content_valid" bool [b], "style"
+    uint8 [b, n, hs, ws, 3] and "style_valid" bool [b, n], "subject_label" and "style_label" int32 [b], -1 where the
+    source does not know them, and what `tokenize` returns, stacked. Absent conditions are
+    zero images that are not valid; style images past `num_styles` are an InputError. `batch_size` counts all
+    processes. An incomplete last batch is dropped.
+
+    Args:
+      target_sizes, content_sizes: instead of the one size, several; a batch has one of them, the same on all processes.
+      num_workers: processes that read and decode; 0 leaves it to the threads of this one.
+      max_errors: examples of this process that may be unreadable before this is an error; the next ones take their
+        places.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise InputError(
+            f"batch_size {batch_size} must be a positive multiple of the number of processes, {process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process_index {process_index} must lie from 0 to process_count - 1 = {process_count - 1}.")
+    mixture = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))
+    parts = list(zip(mixture.sources, mixture.weights, strict=True))
+    if any(len(part) == 0 for part, _ in parts):
+        raise InputError("the data source is empty; check its path, its split and its filters.")
+    if len({hasattr(part, "example") for part, _ in parts}) > 1:
+        raise InputError("a mixture is of images or of features, not of both: precompute all of its sources.")
+    smallest = min(len(part) for part, _ in parts)
+    if not repeat and smallest < batch_size:
+        raise InputError(f"batch_size {batch_size} is larger than the {smallest} examples; lower it or set repeat.")
+
+    targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
+    streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
+    for number, (part, weight) in enumerate(parts):
+        shared = share_out(part, targets, contents, batch_size)
+        for shape, count in buckets.count(shared, len(part)).items():
+            examples = Examples(
+                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
+            )
+            dataset = grain.MapDataset.source(examples).seed(seed + number)
+            if shuffle:
+                dataset = dataset.shuffle()
+            # Without repeat, every process must see the same number of batches, or a collective step would wait for
+            # ever.
+            dataset = dataset.repeat() if repeat else dataset[: count // batch_size * batch_size]
+            streams.setdefault(shape, []).append((dataset, weight * count / len(part)))
+
+    batched, shares = [], []
+    for shape in sorted(streams):
+        mixed, share = _mix(*zip(*streams[shape], strict=True)), sum(share for _, share in streams[shape])
+        mixed = _Rows(mixed, batch_size, process_index, process_count)
+        if len(mixed):
+            batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
+            shares.append(share)
+    if not batched:
+        raise InputError(f"no bucket holds a batch of {batch_size} examples; lower batch_size, or set repeat.")
+    dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
+    return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
+
+
+class _Rows(grain.MapDataset):
+    """One process's rows of every batch of a dataset.
+
+    After the shuffle, and in blocks: at every step the processes together hold the next batch_size examples of the one
+    global order, in this order, so neither the stream nor the rows of a global batch depend on how many share it.
+    """
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, batch_size // process_count
+        self._first, self._length = process_index * self._rows, len(parent) // batch_size * self._rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+    def __str__(self) -> str:
+        return f"_Rows({self._first}, {self._rows} of {self._batch_size})"
+
+
+def _mix(datasets: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:
+    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)

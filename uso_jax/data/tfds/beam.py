@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the triplets of a TFDS set by Apache Beam's workers; needs `pip install "uso_jax[beam]"`.
+
+Every worker opens the source by itself, so a pipeline carries its description, not its rows. Examples keep the order of
+the source, whoever reads them; sizes and unreadable triplets are collected beside them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from uso_jax.common import atomic_files
+from uso_jax.common.errors import BadExample
+from uso_jax.data.sources import open_source
+from uso_jax.data.tfds import records
+
+_AT_ONCE = 64  # triplets that one piece of work reads
+
+
+def reading(split: str, spec: Mapping[str, Any], total: int, folder: Path) -> beam.PTransform:
+    """Give the transform that makes a split's (index, example) pairs, and writes its sizes and losses to a folder."""
+
+    @beam.ptransform_fn
+    def read(pipeline):
+        starts = pipeline | f"{split}_starts" >> beam.Create(range(0, total, _AT_ONCE))
+        spread = starts | f"{split}_spread" >> beam.Reshuffle()
+        found = spread | f"{split}_read" >> beam.ParDo(_Read(dict(spec), total)).with_outputs(
+            "sizes", "lost", main="examples"
+        )
+        for name, save in (("sizes", _save_sizes), ("lost", _save_lost)):
+            everything = found[name] | f"{split}_{name}" >> beam.combiners.ToList()
+            _ = everything | f"{split}_save_{name}" >> beam.Map(save, str(folder), split)
+        return found.examples
+
+    return read()
+
+
+def lost(folder: Path, split: str) -> list[str]:
+    """Give, and forget, why triplets of a split could not be read."""
+    path = _lost_file(folder, split)
+    reasons = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return reasons
+
+
+class _Read(beam.DoFn):
+    """Reads and encodes a stretch of a source."""
+
+    def __init__(self, spec: Mapping[str, Any], total: int):
+        self.spec, self.total = spec, total
+
+    def setup(self):
+        self.source = open_source(self.spec)
+
+    def process(self, start):
+        for index in range(start, min(start + _AT_ONCE, self.total)):
+            try:
+                example, size = records.encoded(self.source, index)
+            except BadExample as error:
+                yield beam.pvalue.TaggedOutput("lost", (index, str(error)))
+                continue
+            yield beam.pvalue.TaggedOutput("sizes", (index, *map(int, size)))
+            yield index, example
+
+
+def _save_sizes(sizes: Sequence[tuple[int, ...]], folder: str, split: str) -> None:
+    rows = np.asarray(sorted(sizes), np.int32).reshape(-1, 5)
+    np.save(records.sizes_file(Path(folder), split), rows[:, 1:])
+
+
+def _save_lost(reasons: Sequence[tuple[int, str]], folder: str, split: str) -> None:
+    atomic_files.write(_lost_file(Path(folder), split), json.dumps([reason for _, reason in sorted(reasons)]))
+
+
+def _lost_file(folder: Path, split: str) -> Path:
+    return folder / f"lost_{split}.json"

@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Read triplets from TFDS records, and encode triplets as such records."""
+
+import io
+import json
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int32
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.readers.source import FileTriplets
+from uso_jax.data.storage.places import Place
+from uso_jax.data.triplet import Triplet, TripletSource, task_of
+from uso_jax.images import decode as images
+
+
+class _AsStored(tfds.decode.SkipDecoding):
+    """TFDS would decode images by whatever library it finds; of sequences it does not know how not to."""
+
+    def decode_batch_example_np(self, example):
+        return example
+
+
+class TripletSet:
+    """Random access to a split of a data set that `prepare` wrote; `path` is its folder."""
+
+    def __init__(self, path: Path | str, split: str = "train"):
+        self.path, self.split = Path(path), split
+        if not (self.path / "dataset_info.json").is_file():
+            raise InputError(
+                f"{path} holds no data set: make one with scripts/curate.py convert, which says its folder."
+            )
+        builder = tfds.builder_from_directory(str(self.path))
+        if split not in builder.info.splits:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
+        undecoded = dict.fromkeys(("content", "styles", "target"), _AsStored())
+        self._data = builder.as_data_source(split, decoders=undecoded)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: SupportsIndex) -> Triplet:
+        index = operator.index(index)
+        example = self._data[index]
+        key = f"{self.path.parent.name}/{_text(example['key'])}"
+        decode = lambda data, what: images.decode(bytes(data), what=f"{what} of {key} ({self.path})")
+        content = [decode(data, "content") for data in example["content"]]
+        styles = tuple(decode(data, "style") for data in example["styles"])
+        return Triplet(
+            prompt=_text(example["prompt"]),
+            content=content[0] if content else None,
+            styles=styles,
+            target=decode(example["target"], "target"),
+            task=task_of(content=bool(content), styles=bool(styles)),
+            layout=_text(example["layout"]),
+            key=key,
+            meta=json.loads(_text(example["meta"])),
+        )
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Give (height, width) of every target and content image, 0 where there is none."""
+        return np.load(sizes_file(self.path, self.split), allow_pickle=False)
+
+
+def sizes_file(path: Path, split: str) -> Path:
+    """Give where a data set keeps the sizes of a split's pictures."""
+    return path / f"sizes_{split}.npy"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def encoded(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Give an example with images as files, and the (height, width) of target and content."""
+    triplet = source[index]  # decoded even where the bytes are kept: a broken image is found now
+    if triplet.target is None:
+        raise InputError(f"triplet {triplet.key!r} has no target: it is for generating from, not for training.")
+    item = source.item(index) if isinstance(source, FileTriplets) else None
+
+    def file(picture: images.Picture, place: Place | None) -> io.BytesIO:
+        # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
+        kept = place is not None and place.view < 0
+        return io.BytesIO(place.read() if kept else images.encode_png(np.ascontiguousarray(picture)))
+
+    content = [] if triplet.content is None else [file(triplet.content, item and item.content)]
+    places = item.styles if item else [None] * len(triplet.styles)
+    size = lambda picture: (0, 0) if picture is None else picture.shape[:2]
+    example = {
+        "content": content,
+        "styles": [file(picture, place) for picture, place in zip(triplet.styles, places, strict=True)],
+        "target": file(triplet.target, item and item.target),
+        "prompt": triplet.prompt,
+        "layout": triplet.layout,
+        "key": item.key if item else triplet.key,
+        "meta": json.dumps({name: value for name, value in triplet.meta.items() if _is_plain(value)}),
+    }
+    return example, (*size(triplet.target), *size(triplet.content))
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether JSON can hold a value; poses and styles of drawn triplets it cannot."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    return (
+        value is None
+        or isinstance(value, str | int | float | bool)
+        or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
+    )

@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Making a benchmark's pictures with a USO: those that are finished are not made again."""
+
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uso_jax.common import progress
+from uso_jax.evaluation.items import EvalItem
+from uso_jax.inference import batch_jobs as jobs
+from uso_jax.inference.pipeline import USOPipeline
+
+
+def make(
+    items: Sequence[EvalItem], folder: pathlib.Path, weights: str, settings: Mapping[str, Any], *, batch_size: int = 1
+) -> tuple[int, int]:
+    """Make FOLDER/KEY_j.png of every item; give how many were made now, and how many were there.
+
+    Args:
+      items: what to make; a size of 0 is the weights' own.
+      folder: of the pictures.
+      weights: a weights directory, or "mini".
+      settings: arguments of USOPipeline.request for all pictures, such as num_steps.
+      batch_size: pictures at once.
+    """
+    pipe = USOPipeline.from_weights(weights)
+    made = had = 0
+    alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)
+    with progress.bar(total=sum(one.num_images for one in items), desc="drawing", unit="picture") as bar:
+        for (without, seed, count), group in itertools.groupby(sorted(items, key=alike), alike):
+            job = jobs.Job(
+                save_path=folder,
+                settings={**settings} if without else {**settings, "seed": seed},
+                num_images_per_prompt=count,
+                batch_size=batch_size,
+            )
+            listed = [_job_item(number, one) for number, one in enumerate(group)]
+            for _, now in job.run(pipe, listed, lambda *_: None):
+                made, had = made + now, had + (not now)
+                bar.update()
+    return made, had
+
+
+def _job_item(number: int, one: EvalItem) -> jobs.Item:
+    arguments = {"prompt": one.prompt, "contents": list(one.content_refs), "styles": list(one.style_refs)}
+    sizes = {name: value for name in ("width", "height") if (value := getattr(one, name))}
+    return jobs.Item(number, arguments | sizes, one.key)

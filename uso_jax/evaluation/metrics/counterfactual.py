@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exact judgement of pictures: the nearest of what the target would be, had only one factor been another.
+
+A source that knows the truth gives, for every triplet, the target with other subjects and the target in other styles. A
+picture is right about its content if the nearest of the first is the true target, and right about its style if the
+nearest of the second is. No learned network is involved. Where the layout is shifted nobody can know the pose that the
+target happens to have, so only preserved layouts can be judged like this. Where there is no content image at all, the
+style is still known: it is right if the picture's patches are nearest to other drawings in the target's style.
+
+As a metric of items that came from the procedural source:
+
+    truth_content, truth_style    1 if the nearest counterfactual is the true subject, the true style; otherwise 0
+    truth_content_margin, ...     how much nearer the truth is than the nearest other, relative to it: the same, graded
+    truth_mse                     mean squared error of pixels from 0 to 1
+
+Shapes: n images, m candidates or patches, k styles, h w pixels, d numbers.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.drawings.source import ProceduralSource
+from uso_jax.data.triplet import Triplet
+from uso_jax.evaluation.gallery import Sample
+from uso_jax.evaluation.metrics.base import Metric, Tools
+from uso_jax.evaluation.score_log import Result
+
+Images = UInt8[np.ndarray, "n h w 3"]
+WISHES = dict(preserved=1.0, style_words=0.0, same_look=0.0, plain=1.0)
+"""Of the source, for triplets to judge: only images tell the style, and a subject alone is shown in its plain look."""
+
+NUM_DRAWINGS = 12  # in each style, for its patches
+
+
+@runtime_checkable
+class TruthfulSource(Protocol):
+    """A source that knows what its targets would be, had one factor been another."""
+
+    def counterfactuals(self, triplet: Triplet) -> tuple[Images, Images]:
+        """Give the target with other subjects and in other styles; the target itself comes first in both."""
+        ...
+
+    def style_drawings(self, triplet: Triplet, count: int, rng: np.random.Generator) -> list[Images]:
+        """Draw so many other subjects in the target's style, then in other styles."""
+        ...
+
+
+class Counterfactuals:
+    """The candidates of a list of triplets, drawn once."""
+
+    def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
+        if shifted := [t.key for t in triplets if t.layout != "preserved"]:
+            raise InputError(f"{shifted[0]} has a shifted layout, whose pose nothing tells; judge preserved ones only")
+        self.targets = np.stack([t.target for t in triplets])
+        self._candidates = [source.counterfactuals(t) for t in triplets]
+
+    def score(self, images: Images) -> dict[str, float]:
+        """Give the shares of pictures that are right about content and about style, and the mean squared error.
+
+        Chance is one in the number of candidates. The error is of pixel values from 0 to 1.
+        """
+        pairs = list(zip(images, self._candidates, strict=True))
+        return {
+            "content_accuracy": float(np.mean([_nearest(image, content) == 0 for image, (content, _) in pairs])),
+            "style_accuracy": float(np.mean([_nearest(image, style) == 0 for image, (_, style) in pairs])),
+            "mse": float(np.mean(((images.astype(np.float64) - self.targets) / 255) ** 2)),
+        }
+
+
+class Styles:
+    """The styles of a list of triplets, for tasks in which nothing tells the pose."""
+
+    def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
+        self._drawn = [style_sets(source, triplet) for triplet in triplets]
+
+    def score(self, images: Images) -> dict[str, float]:
+        """Give the share of pictures that are right about style. Chance is one in the number of styles."""
+        nearest = [np.argmin(distances(*pair)) for pair in zip(images, self._drawn, strict=True)]
+        return {"style_accuracy": float(np.mean(np.equal(nearest, 0)))}
+
+
+def style_sets(source: TruthfulSource, triplet: Triplet) -> list[Images]:
+    """Draw what the styles of a triplet are told by, the same at every call; the target's own style comes first."""
+    return source.style_drawings(triplet, NUM_DRAWINGS, np.random.default_rng(list(triplet.key.encode())))
+
+
+def errors(image: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> Float64[np.ndarray, " m"]:
+    """Give a picture's mean squared distance to every candidate, of pixel values from 0 to 255."""
+    return np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))
+
+
+def _nearest(image: np.ndarray, candidates: np.ndarray) -> int:
+    return int(np.argmin(errors(image, candidates)))
+
+
+_PATCH = 5
+
+
+def distances(
+    picture: UInt8[np.ndarray, "h w 3"], sets: Sequence[UInt8[np.ndarray, "n h w 3"]]
+) -> Float64[np.ndarray, " k"]:
+    """Give, for each set, the mean squared distance of a picture's patches to the nearest patch in the set."""
+    stride = max(2, picture.shape[0] // 16)  # or twice the side would cost sixteen times as much
+    own = _patches(picture[None], stride)
+    return np.array([_distance(own, _patches(pictures, stride)) for pictures in sets])
+
+
+def _patches(pictures: UInt8[np.ndarray, "n h w 3"], stride: int) -> Float32[np.ndarray, "m d"]:
+    windows = np.lib.stride_tricks.sliding_window_view(pictures, (_PATCH, _PATCH), axis=(1, 2))
+    return windows[:, ::stride, ::stride].reshape(-1, 3 * _PATCH * _PATCH).astype(np.float32) / 255
+
+
+def _distance(own: Float32[np.ndarray, "m d"], other: Float32[np.ndarray, "j d"]) -> float:
+    nearest = ((other**2).sum(1) - own @ (2 * other).T).min(1) + (own**2).sum(1)
+    return float(np.maximum(nearest, 0).mean())
+
+
+class Truth:
+    """Compare pictures with what their targets would be, had one factor been another."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric, self.identity = metric, {"truth": "nearest counterfactual, nearest patches"}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Result:
+        drawn = sample.item.meta["procedural"]
+        source = procedural(*(drawn[name] for name in ("split", "seed", "size", "task", "preserved")))
+        triplet = source[drawn["index"]]
+        if sample.pixels.shape != triplet.target.shape:
+            raise InputError(
+                f"{sample.path} is not of the size that mini's truth has, {triplet.target.shape[0]} pixels"
+            )
+        if triplet.content is None:
+            distances = distances(sample.pixels, style_sets(source, triplet))
+            return _judgement("style", distances)
+        contents, styles = source.counterfactuals(triplet)
+        found = {"truth_mse": float(np.mean((sample.pixels.astype(float) - triplet.target) ** 2) / 255**2)}
+        for name, candidates in (("content", contents), ("style", styles)):
+            if name == "style" and not triplet.styles:
+                continue
+            found |= _judgement(name, errors(sample.pixels, candidates))
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def procedural(split: str, seed: int, size: int, task: str, preserved: float) -> ProceduralSource:
+    """Give the source of one of mini's tasks."""
+    wishes = WISHES | dict(tasks={task: 1.0}, preserved=preserved)
+    return ProceduralSource(split=split, seed=seed, size=size, **wishes)
+
+
+def _judgement(name: str, distances: Float64[np.ndarray, " m"]) -> dict[str, float]:
+    true, *others = distances.tolist()
+    nearest = min(others)
+    margin = (nearest - true) / max(nearest, true, 1e-12)
+    return {f"truth_{name}": float(margin > 0), f"truth_{name}_margin": margin}

@@ -1,0 +1,231 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The networks through which metrics look at pictures and prompts: read from a weights directory when first needed.
+
+A network gives vectors of a picture, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
+length 1, so a product is a cosine. Pictures are preprocessed on the host, as each metric's authors do it, and
+embedded in batches that are split over all devices.
+Shapes: n pictures or prompts, d channels of a vector.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from uso_jax import mini, weights
+from uso_jax.common.errors import InputError
+from uso_jax.evaluation.gallery import digest, pixels
+from uso_jax.images import preprocess
+from uso_jax.images.preprocess import Preprocess
+from uso_jax.models.clip import Clip, unit
+from uso_jax.models.csd import Csd
+from uso_jax.models.dino import Dino
+from uso_jax.models.image_reward import ImageReward
+from uso_jax.models.inception import Inception
+from uso_jax.models.siglip import SiglipMatch, SiglipVision
+from uso_jax.models.text import token_ids
+from uso_jax.parallel import sharding
+from uso_jax.params import ModelDef
+from uso_jax.weights import manifest_configs
+from uso_jax.weights.pretrained import Defaults, fingerprint
+
+Vectors = Float[np.ndarray, "n d"]
+_KEPT = 50_000  # vectors of pictures, so that references are embedded once
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a weights component looks at pictures.
+
+    Attributes:
+      make: its module.
+      sees: (its config) -> the preprocessing of a picture.
+      look: (module, pixels) -> its vectors by name.
+    """
+
+    make: Callable[..., Any]
+    sees: Callable[[Any], Preprocess]
+    look: Callable[[Any, Any], Mapping[str, jax.Array]]
+
+
+def _dino_sees(config: Any) -> Preprocess:
+    # 224 of 256 whatever size the position embedding has: DINOv2's is larger than what the metric shows it.
+    return preprocess.DINO.resized(min(config.image_size, preprocess.DINO.size))
+
+
+def _csd(module: Csd, x: jax.Array) -> dict[str, jax.Array]:
+    out = module(x)
+    return {"csd_style": out.style, "csd_content": out.content}
+
+
+_INCEPTION = Preprocess(299, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NETWORKS: Mapping[str, Network] = {
+    "clip_model": Network(
+        Clip, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {"clip": m.embed_images(x)}
+    ),
+    "dino": Network(Dino, _dino_sees, lambda m, x: {"dino": unit(m(x).pooler_output)}),
+    "dinov2": Network(Dino, _dino_sees, lambda m, x: {"dinov2": unit(m(x).pooler_output)}),
+    "csd": Network(Csd, lambda c: preprocess.CSD.resized(c.image_size), _csd),
+    "siglip": Network(
+        SiglipVision,
+        lambda c: preprocess.SIGLIP.resized(c.image_size),
+        lambda m, x: {"siglip": unit(m(x).pooler_output)},
+    ),
+    "image_reward": Network(ImageReward, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {}),
+    "inception": Network(Inception, lambda c: _INCEPTION, lambda m, x: {}),
+}
+COMPONENT = {
+    "clip": "clip_model", "dino": "dino", "dinov2": "dinov2", "csd_style": "csd", "csd_content": "csd",
+    "siglip": "siglip",
+}  # fmt: skip
+TEXT_COMPONENT = {"clip": "clip_model", "siglip": "siglip_text"}
+_DOWNLOADS = {"clip_model": "clip-metric"}  # the names that `python -m convert download` has for some components
+
+
+class Networks:
+    """Embed pictures and prompts by the networks of one weights directory, or of "mini"."""
+
+    def __init__(self, directory: str, *, batch_size: int = 32, num_threads: int = 4):
+        self.directory, self.batch_size = mini.directory(directory), batch_size
+        self.components = weights.components(self.directory)
+        self.mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
+        self._threads = ThreadPoolExecutor(num_threads)
+        self._kept: dict[tuple[str, str], Mapping[str, np.ndarray]] = {}
+        self._programs: dict[tuple[str, str], Callable] = {}
+
+    def identity_of(self, component: str) -> dict[str, Any]:
+        """Say what a component is, where a metric uses it in a way of its own."""
+        self._check({component})
+        prints = {component: self._fingerprint(component)}
+        return {"networks": prints, "preprocess": preprocess_id(self.sees(component))}
+
+    def tokenizer(self, component: str, otherwise: str) -> str:
+        """Name the tokenizer in the weights directory, or another."""
+        folder = weights.tokenizer(self.directory, component)
+        return str(folder) if folder.is_dir() else otherwise
+
+    def identity(self, vector: str, *, text: bool = False) -> dict[str, Any]:
+        """Say what makes a vector: networks by fingerprint, and the preprocessing."""
+        names = {COMPONENT[vector]} | ({TEXT_COMPONENT[vector]} if text else set())
+        self._check(names)
+        prints = {name: self._fingerprint(name) for name in sorted(names)}
+        return {"networks": prints, "preprocess": preprocess_id(self.sees(COMPONENT[vector]))}
+
+    def sees(self, component: str) -> Preprocess:
+        """Give how a component's pictures are prepared."""
+        return NETWORKS[component].sees(self._config(component))
+
+    def images(self, vector: str, paths: Sequence[str]) -> Vectors:
+        """Embed image files.
+
+        Raises:
+          InputError: the directory lacks the network, or a file is no image.
+        """
+        component = COMPONENT[vector]
+        self._check({component})
+        name = lambda path: (component, digest(path))
+        new = {name(path): path for path in paths if name(path) not in self._kept}
+        prepare = lambda path: self.sees(component).host(pixels(path))
+        while self._kept and len(self._kept) + len(new) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        new = {name(path): path for path in paths if name(path) not in self._kept}
+        for batch in _chunks(list(new.items()), self.batch_size):
+            prepared = np.stack(list(self._threads.map(prepare, [path for _, path in batch])))
+            vectors = self.run(component, "images", NETWORKS[component].look, prepared)
+            for number, (key, _) in enumerate(batch):
+                self._kept[key] = {part: values[number] for part, values in vectors.items()}
+        return np.stack([self._kept[name(path)][vector] for path in paths])
+
+    def texts(self, vector: str, prompts: Sequence[str]) -> Vectors:
+        """Embed prompts; a prompt that is too long is cut."""
+        component = TEXT_COMPONENT[vector]
+        self._check({component})
+        defaults, config = Defaults.read(self.directory), self._config(component)
+        if component == "clip_model":
+            tokenizer, length = defaults.clip_tokenizer, config.text.max_position_embeddings
+            look = lambda m, x: {vector: m.embed_texts(x)}
+        else:
+            tokenizer, length = defaults.t5_tokenizer, defaults.t5_length
+            look = lambda m, x: {vector: unit(m(x))}
+        ids = np.stack([token_ids(tokenizer, prompt, length) for prompt in prompts])
+        parts = [self.run(component, "texts", look, part)[vector] for part in _chunks(ids, self.batch_size)]
+        return np.concatenate(parts)
+
+    def run(
+        self, component: str, what: str, look: Callable, batch: np.ndarray | Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Apply a component to one batch, filled up to the batch size and split over the devices.
+
+        `look` is (module, batch) -> results by name, and is always the same for the same `what`.
+        """
+        self._check({component})
+        devices = self.mesh.size
+        rows = -(-max(self.batch_size, devices) // devices) * devices
+        named = {"": batch} if isinstance(batch, np.ndarray) else batch
+        count = len(next(iter(named.values())))
+        fill = lambda x: np.concatenate([x, np.repeat(x[-1:], rows - count, axis=0)])
+        placed = sharding.global_batch(self.mesh, {name: fill(x) for name, x in named.items()})
+        placed = placed[""] if isinstance(batch, np.ndarray) else placed
+        program = self._program(component, what, look)
+        return {name: np.asarray(value)[:count] for name, value in program(self._params(component), placed).items()}
+
+    def module(self, component: str) -> tuple[ModelDef, Any]:
+        """Give a component's structure and config."""
+        self._check({component})
+        return self._structure(component), self._config(component)
+
+    def _check(self, names: set[str]) -> None:
+        if missing := sorted(names - set(self.components)):
+            raise InputError(
+                f"{self.directory} has no {', '.join(missing)}, only {', '.join(self.components) or 'nothing'}; import"
+                f" it (python -m convert download {_DOWNLOADS.get(missing[0], missing[0])} says how), or leave out what"
+                " needs it with --metrics"
+            )
+
+    @functools.cache  # noqa: B019 (one object a command)
+    def _fingerprint(self, component: str) -> str:
+        return fingerprint(self.directory / component)
+
+    @functools.cache  # noqa: B019
+    def _config(self, component: str) -> Any:
+        found = weights.manifest(self.directory, component)["config"]
+        return manifest_configs.build(component, found, dtype="float32", remat="none")
+
+    @functools.cache  # noqa: B019
+    def _structure(self, component: str) -> ModelDef:
+        make = SiglipMatch if component == "siglip_text" else NETWORKS[component].make
+        return ModelDef(lambda rngs: make(self._config(component), rngs=rngs))
+
+    @functools.cache  # noqa: B019
+    def _params(self, component: str) -> dict[str, jax.Array]:
+        place = sharding.replicated(self.mesh)
+        structs = {
+            path: jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=place)
+            for path, struct in self._structure(component).shapes.items()
+        }
+        return weights.load(self.directory, component, structs)
+
+    def _program(self, component: str, what: str, look: Callable) -> Callable:
+        if (component, what) not in self._programs:
+            structure = self._structure(component)
+            out = sharding.replicated(self.mesh)
+            self._programs[component, what] = jax.jit(lambda p, x: look(structure(p), x), out_shardings=out)
+        return self._programs[component, what]
+
+
+def preprocess_id(seen: Preprocess) -> str:
+    """Name a preprocessing in words that tell it from any other."""
+    resize = "squash" if seen.short_side is None else f"short side {seen.short_side}, centre"
+    numbers = hashlib.sha256(repr((seen.mean, seen.std)).encode()).hexdigest()[:6]
+    return f"PIL bicubic, {resize} {seen.size}, normalised {numbers}"
+
+
+def _chunks(values: Any, size: int) -> list:
+    return [values[start : start + size] for start in range(0, len(values), size)]

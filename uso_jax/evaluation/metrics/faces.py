@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Faces: how much the people of a picture are those of its references, by embeddings that others have made.
+
+Face networks are under licences of their own, so embeddings come from a file, made with any of them:
+
+    numpy.savez("faces.npz", **{f"{network}/{sha256 of the image file}": array of [faces, d], the largest face first})
+
+An image in which no face was found has an array with no rows; one that has no entry is a failure.
+Source: MultiID-Bench (arXiv 2510.14975). Shapes: f faces, d channels of an embedding.
+"""
+
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+from uso_jax.common.errors import InputError
+from uso_jax.evaluation.gallery import Sample, digest
+from uso_jax.evaluation.metrics.base import Metric, Tools
+from uso_jax.evaluation.score_log import Failed, Result, Skipped
+
+Vectors = Float[np.ndarray, "f d"]
+Vector = Float[np.ndarray, " d"]
+_ANGLE = 1e-6  # between target and reference, below which copying cannot be told
+
+
+class Embeddings:
+    """Embeddings of length 1 by network and image file."""
+
+    def __init__(self, found: dict[str, dict[str, Vectors]], identity: str):
+        self._found, self.identity = found, identity
+        self.networks = tuple(found)
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> "Embeddings":
+        """Read a file of arrays; nothing but arrays is read.
+
+        Raises:
+          InputError: it is no such file.
+        """
+        found: dict[str, dict[str, Vectors]] = {}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    network, _, image = name.rpartition("/")
+                    value = arrays[name]
+                    if not network or value.ndim != 2 or value.dtype.kind != "f":
+                        raise InputError(f"{path}: {name!r} must be NETWORK/SHA256, an array of floats [faces, d]")
+                    length = np.linalg.norm(value, axis=1, keepdims=True)
+                    found.setdefault(network, {})[image] = value / np.maximum(length, 1e-12)
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is not a readable .npz file of arrays ({error})") from error
+        if not found:
+            raise InputError(f"{path} holds no embeddings; see docs/evaluate.md")
+        return cls(found, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16])
+
+    def of(self, path: str, network: str | None = None) -> Vectors | None:
+        """Give the embeddings of an image's faces by a network, or the first; None where nobody looked for faces."""
+        return self._found[network or self.networks[0]].get(digest(path))
+
+
+def match(made: Vectors, wanted: Vectors) -> list[tuple[int, int, float]]:
+    """Assign faces to those they should be, so that the sum of cosines is the highest; (made, wanted, cosine)."""
+    cosines = made @ wanted.T
+    return [(int(i), int(j), float(cosines[i, j])) for i, j in zip(*linear_sum_assignment(-cosines), strict=True)]
+
+
+def copy_paste(made: Vector, target: Vector, reference: Vector) -> float:
+    """Tell on which side a face lies: 1 is the reference itself, -1 the target itself; 0 if those are one."""
+    angle = lambda x, y: float(np.arccos(np.clip(x @ y, -1, 1)))
+    whole = angle(target, reference)
+    return 0.0 if whole < _ANGLE else (angle(made, target) - angle(made, reference)) / whole
+
+
+class Faces:
+    """MultiID-Bench's figures of each network: sim_gt, sim_ref, copy_paste and, of several people, blending."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric = metric
+        self.embeddings = tools.need("faces", metric)
+        self.identity = {"faces": self.embeddings.identity, "networks": list(self.embeddings.networks)}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Result:
+        values, missing = {}, []
+        for network in self.embeddings.networks:
+            files = [str(sample.path), *([sample.item.target] if sample.item.target else []), *sample.item.content_refs]
+            found = [self.embeddings.of(file, network) for file in files]
+            if missing := [file for file, vectors in zip(files, found, strict=True) if vectors is None]:
+                return Failed(f"faces: no embeddings of {missing[0]} by {network}")
+            made, wanted = found[0], found[1] if sample.item.target else None
+            references = [vectors[:1] for vectors in found[1 + (wanted is not None) :]]
+            if not len(made) or (wanted is not None and not len(wanted)) or not all(len(r) for r in references):
+                continue
+            values |= {f"{name}_{network}": x for name, x in figures(made, wanted, np.concatenate(references)).items()}
+        return values or Skipped("no face is seen in the picture, the target or a reference")
+
+
+def figures(made: Vectors, target: Vectors | None, references: Vectors) -> dict[str, float]:
+    """Give what faces are worth beside the true ones and the references', row i of both being the same person."""
+    pairs = match(made, references)
+    found = {"sim_ref": float(np.mean([cosine for *_, cosine in pairs]))}
+    if len(pairs) > 1:
+        cosines = made @ references.T
+        others = [cosines[i, j] for i, own, _ in pairs for j in range(len(references)) if j != own]
+        found["blending"] = float(np.mean(others))
+    if target is not None:
+        to_target = match(made, target)
+        found["sim_gt"] = float(np.mean([cosine for *_, cosine in to_target]))
+        person = {i: j for i, j, _ in match(target, references)}
+        copies = [copy_paste(made[i], target[j], references[person[j]]) for i, j, _ in to_target if j in person]
+        if copies:
+            found["copy_paste"] = float(np.mean(copies))
+    return found

@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Text in pictures: whether a reader sees the words that should be there.
+
+What was read comes from a file, made with any reader: {"<sha256 of the image file>": ["a line", ...], ...}. Sentence
+accuracy is the share of wanted lines that were read without a mistake; NED is 1 minus the edit distance, relative to
+the longer line. Each wanted line is compared with the read line that the best assignment of lines gives it; white
+space and case do not count. Sources: PosterMaker (arXiv 2504.06632) for both figures.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+from scipy.optimize import linear_sum_assignment
+
+from uso_jax.common.errors import InputError
+from uso_jax.evaluation.gallery import Sample
+from uso_jax.evaluation.metrics.base import Metric, Tools
+from uso_jax.evaluation.score_log import Failed, Result
+
+
+class Reader:
+    """Lines that were read, by the SHA-256 of the image file."""
+
+    def __init__(self, found: Mapping[str, Sequence[str]], identity: str):
+        self.found, self.identity = found, identity
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> "Reader":
+        """Read a file of lines.
+
+        Raises:
+          InputError: it is no such file.
+        """
+        try:
+            data = pathlib.Path(path).read_bytes()
+            found = json.loads(data)
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"--texts {path} is not readable JSON ({error})") from error
+        lines = lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value)
+        if not isinstance(found, dict) or not all(map(lines, found.values())):
+            raise InputError(f"--texts {path} must be an object of lists of lines; see docs/evaluate.md")
+        return cls(found, hashlib.sha256(data).hexdigest()[:16])
+
+
+def compare(wanted: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
+    """Give sentence accuracy and NED of the lines that were read."""
+    plain = lambda line: re.sub(r"\s+", "", line).casefold()
+    wanted, seen = [plain(line) for line in wanted], [plain(line) for line in seen]
+    near = np.array([[Levenshtein.normalized_similarity(a, b) for b in seen] for a in wanted]).reshape(len(wanted), -1)
+    best = np.zeros(len(wanted))
+    for row, column in zip(*linear_sum_assignment(-near), strict=True):
+        best[row] = near[row, column]
+    return {"sen_acc": float(np.mean(best == 1)), "ned": float(np.mean(best))}
+
+
+class Reading:
+    """Sentence accuracy and NED of an item's `text_lines`."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.reader = tools.need("reader", metric)
+        self.identity = {"texts": self.reader.identity}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Result:
+        if sample.sha256 not in self.reader.found:
+            return Failed(f"texts: nobody has read {sample.path}")
+        return compare(sample.item.meta["text_lines"], self.reader.found[sample.sha256])

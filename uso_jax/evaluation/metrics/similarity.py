@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics that compare a picture with images or words through a network: cosines, LPIPS, Gram distance.
+
+Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.03924 (LPIPS), 1508.06576 (Gram matrices).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from uso_jax.evaluation.gallery import Sample, pixels
+from uso_jax.evaluation.metrics.base import Metric, Tools
+from uso_jax.evaluation.metrics.lpips import Perceptual
+from uso_jax.evaluation.score_log import Result
+
+
+class Cosine:
+    """The mean cosine of a picture's vector with those of its references."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric = metric
+        self.networks = tools.need("networks", metric)
+        self.identity = self.networks.identity(metric.vector)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        references = [list(self.metric.references(sample.item)) for sample in samples]
+        paths = [str(sample.path) for sample in samples] + [path for found in references for path in found]
+        vectors = self.networks.images(self.metric.vector, paths)
+        made, wanted = vectors[: len(samples)], iter(vectors[len(samples) :])
+        return [
+            {self.metric.name: float(np.mean([x @ next(wanted) for _ in found]))}
+            for x, found in zip(made, references, strict=True)
+        ]
+
+
+class TextCosine:
+    """The cosine of a picture's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric, self.compat = metric, tools.compat
+        self.networks = tools.need("networks", metric)
+        self.identity = self.networks.identity(metric.vector, text=True) | {"clipped": tools.compat}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        images = self.networks.images(self.metric.vector, [str(sample.path) for sample in samples])
+        words = self.networks.texts(self.metric.vector, [self._words(sample) for sample in samples])
+        cosines = np.sum(images * words, axis=1)
+        return [{self.metric.name: float(max(x, 0) if self.compat else x)} for x in cosines]
+
+    def _words(self, sample: Sample) -> str:
+        own = self.metric.options.get("words")  # an entry of meta in place of the prompt
+        return sample.item.meta[own] if own else sample.item.prompt
+
+
+class Distance:
+    """LPIPS to the target ("lpips"), or the Gram distance to the style image ("gram"): the lower, the nearer.
+
+    A picture of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
+    """
+
+    def __init__(self, metric: Metric, tools: Tools):
+        self.metric, self.gram = metric, metric.kind == "gram"
+        network = metric.options.get("network", "vgg16")
+        self.perceptual = Perceptual(224 if self.gram else 64, network)
+        seen = (
+            "PIL bicubic to 224 squared, ImageNet's norm"
+            if self.gram
+            else "PIL bicubic to the reference's size, [-1, 1]"
+        )
+        self.identity = {"networks": {network: self.perceptual.fingerprint}, "preprocess": seen}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Result]:
+        found: list[Result] = []
+        for sample in samples:
+            values = []
+            for path in self.metric.references(sample.item):
+                made, wanted = sample.pixels, pixels(path)
+                size = (224, 224) if self.gram else wanted.shape[1::-1]
+                made, wanted = (_float(_sized(x, size)) for x in (made, wanted))
+                distance = self.perceptual.gram_distance if self.gram else self.perceptual.lpips
+                values.append(float(distance(made, wanted)[0]))
+            found.append({self.metric.name: float(np.mean(values))})
+        return found
+
+
+def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape[1::-1] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def _float(picture: np.ndarray) -> jax.Array:
+    return jnp.asarray(picture[None].astype(np.float32) / 127.5 - 1)

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Chips in numbers, and slices of TPUs by name, for planning without having one.
+
+Peaks and bandwidths: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "key specifications". Usable memory: what
+libtpu 0.0.42's compiler says it has when a program asks for too much; the rest of the chip's memory is its own.
+"""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from uso_jax.common.errors import InputError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as XLA sees it: a chip, or half of a TPU7x, whose two cores are devices of their own."""
+
+    name: str
+    usable_bytes: int
+    bf16_flops: float | None = None  # a second, dense; None: unknown
+    int8_ops: float | None = None  # a second; of TPU7x in float8, which it has in place of int8
+    memory_bandwidth: float | None = None  # bytes a second
+    network_bandwidth: float | None = None  # bytes a second out of the chip over all of its links
+    libtpu: str = ""  # what libtpu calls it
+    axes: int = 2  # of its torus
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", int(30.75 * GIB), 275e12, 275e12, 1228e9, 300e9, "v4", 3, (("chip_config_name", "megacore"),)),
+        Chip("v5e", int(15.75 * GIB), 197e12, 393e12, 819e9, 200e9, "v5e"),
+        Chip("v5p", int(95.74 * GIB), 459e12, 918e12, 2765e9, 600e9, "v5", 3),
+        Chip("v6e", int(31.25 * GIB), 918e12, 1836e12, 1640e9, 400e9, "v6e"),
+        Chip("tpu7x", int(94.75 * GIB), 1153e12, 2307e12, 3690e9, 300e9, "tpu7x", 3),
+    )
+}
+
+
+_KINDS = {  # of a device, as JAX names it; GPUs: nvidia.com's data sheets, dense, without sparsity
+    "TPU v4": CHIPS["v4"].bf16_flops,
+    "TPU v5 lite": CHIPS["v5e"].bf16_flops,
+    "TPU v5": CHIPS["v5p"].bf16_flops,
+    "TPU v5p": CHIPS["v5p"].bf16_flops,
+    "TPU v6 lite": CHIPS["v6e"].bf16_flops,
+    "TPU7x": CHIPS["tpu7x"].bf16_flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Give the bfloat16 operations a second of a device by JAX's name for it, such as "TPU v5 lite"; None: unknown."""
+    # Names of GPUs go on with their memory and socket: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB".
+    goes_on = lambda name: kind.startswith("NVIDIA") and re.match(rf"{re.escape(name)}[ -]", kind)
+    known = [name for name in _KINDS if kind == name or goes_on(name)]
+    return _KINDS[max(known, key=len)] if known else None
+
+
+_ALONE = {  # or libtpu looks for a TPU around it, complains at length, and lets one process at a time compile
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Devices to compile for; they need not exist."""
+
+    name: str
+    chip: Chip
+    devices: Sequence[Any]
+
+
+def find(name: str) -> Slice:
+    """Give a slice by a name such as "v5e:4x4" or "v5p:2x2x1"; "cpu:8" is 8 devices of this machine.
+
+    Raises:
+      InputError: there is no such chip or no such slice of it, or libtpu is not installed.
+    """
+    kind, _, size = name.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
+        raise InputError(f"topology {name!r} must be a chip and a size, such as v5e:4x4 or v5p:2x2x1")
+    sizes = tuple(map(int, size.split("x")))
+    if kind == "cpu":
+        return _cpu(name, math.prod(sizes))
+    if kind not in CHIPS:
+        raise InputError(f"topology {name!r}: unknown chip {kind!r}; known are {', '.join(CHIPS)} and cpu")
+    chip = CHIPS[kind]
+    if len(sizes) != chip.axes:
+        example = "x".join("2" * chip.axes)
+        raise InputError(f"topology {name!r}: sizes of {kind} have {chip.axes} numbers, such as {kind}:{example}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("compiling for a TPU needs its compiler, libtpu; install it: pip install 'uso_jax[tpu]'")
+    for variable, value in _ALONE.items():
+        os.environ.setdefault(variable, value)
+    # A host has 2x2 of the chips, and smaller slices are parts of a host.
+    options = {"chips_per_host_bounds": (min(sizes[0], 2), min(sizes[1], 2), 1), **dict(chip.options)}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip.libtpu}:{size}", **options)
+    except Exception as error:  # of several types, from version to version
+        raise InputError(f"topology {name!r} does not exist: {str(error).splitlines()[0]}") from error
+    return Slice(name, chip, list(found.devices))
+
+
+def _cpu(name: str, count: int) -> Slice:
+    devices = jax.devices("cpu")
+    if count > len(devices):
+        raise InputError(
+            f"topology {name!r}: JAX sees {len(devices)} CPU devices; for more set"
+            f" XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Slice(name, Chip("cpu", memory // count), devices[:count])

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Starting one program on many hosts: which environment says who the others are, and joining them.
+
+Every process calls `start` before it asks JAX for devices. An explicit address wins over a cluster's environment, and a
+machine with neither is alone. Recipes: docs/clusters.md.
+"""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+from absl import flags
+
+from uso_jax.common.errors import InputError
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Slurm's batch script itself lacks some of these; only what srun starts has all.
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
+
+
+def define_flags() -> Callable[[], None]:
+    """Define a command's flags for an explicit address; give what joins by them, or by the environment."""
+    address = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of a run on several hosts.")
+    count = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
+    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
+    return lambda: start(address.value, count.value, index.value)
+
+
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the other processes of a run, if there are others; what is not given is read from the environment.
+
+    Raises:
+      InputError: an address without a number of processes, a number out of range, or the others do not answer.
+    """
+    asked = any(value is not None for value in (coordinator, num_processes, process_id))
+    coordinator = coordinator or os.environ.get(_ADDRESS)
+    num_processes, process_id = _number(num_processes, _COUNT), _number(process_id, _INDEX)
+    if None not in (coordinator, num_processes, process_id):
+        if not 0 <= process_id < num_processes:
+            raise InputError(f"--process_id {process_id} must lie from 0 to --num_processes - 1 = {num_processes - 1}")
+        _join(f"the coordinator {coordinator}", coordinator, num_processes, process_id)
+    elif asked:
+        raise InputError(
+            "a run on several hosts needs --coordinator, --num_processes and --process_id together (or"
+            f" {_ADDRESS}, {_COUNT} and {_INDEX})"
+        )
+    elif name := detect(os.environ, _has_tpu()):
+        _join(name)
+
+
+def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
+    """Name the cluster that an environment describes, if JAX can find the other processes in it; "" if there is none.
+
+    A TPU machine whose environment says nothing is asked about at the metadata server; it may turn out to be alone.
+    """
+    several = lambda name: environment.get(name, "1") not in ("", "0", "1")
+    if all(environment.get(name) for name in _SLURM) and several("SLURM_NTASKS"):
+        return "Slurm"
+    if "OMPI_MCA_orte_hnp_uri" in environment and several("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    if not has_tpu:
+        return ""
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    if "," in hosts or environment.get("MEGASCALE_COORDINATOR_ADDRESS"):
+        return "the TPU slice's environment"
+    alone = hosts or environment.get("TPU_SKIP_MDS_QUERY") or environment.get("TPU_PROCESS_BOUNDS")
+    return "" if alone else "the TPU's metadata server"
+
+
+def _has_tpu() -> bool:
+    wanted = os.environ.get("JAX_PLATFORMS") or "tpu"
+    installed = importlib.util.find_spec("libtpu") is not None
+    return "tpu" in wanted and installed and any(pathlib.Path(path).exists() for path in _TPU_FILES)
+
+
+def _join(name: str, *arguments: str | int) -> None:
+    if "cpu" in (os.environ.get("JAX_PLATFORMS") or ""):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        # When a process ends without a word, the others learn it by its heartbeat, and end too.
+        jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise InputError(f"cannot join the other processes by {name}: {reason}; see docs/clusters.md") from error
+
+
+def _number(given: int | None, name: str) -> int | None:
+    text = os.environ.get(name)
+    if given is not None or not text:
+        return given
+    if not text.isdecimal():
+        raise InputError(f"{name} must be a number, not {text!r}")
+    return int(text)

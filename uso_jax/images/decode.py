@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images as uint8 arrays: decoding, encoding, and the two ways a condition is resized.
+
+Pictures are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from uso_jax.common.errors import BadExample
+
+Picture = UInt8[np.ndarray, "_ _ 3"]
+ImageData = bytes | Path | Image.Image
+Fit = Callable[[Image.Image], Image.Image]
+
+MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
+BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no pictures
+_ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
+
+
+def read(source: ImageData, *, what: str) -> tuple[Picture, tuple[str, ...]]:
+    """Read an image file, its bytes, or what PIL has opened; give sRGB, and in sentences what was left out of it.
+
+    The EXIF orientation and the colour profile are applied. Transparent parts become white.
+
+    Raises:
+      BadExample: it is no picture, or too large; the message calls it `what`.
+    """
+    with _opened(source, what) as image:
+        notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
+        return np.array(_rgb(image.copy() if image is source else image)), notes
+
+
+def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Picture:
+    """Read an image as `read` does, where it is of no interest what was left out of it.
+
+    Args:
+      source: the file or its bytes.
+      what: names the image in the BadExample that is raised when it does not decode.
+      number: 0 or 1 gives the left or right of two squares side by side; -1 the whole image.
+      fit: resizes the picture before it becomes an array, which saves a copy; `cover` or `squash` of the array would
+        give the same.
+    """
+    with _opened(source, what) as image:
+        image = _rgb(image)
+        if number >= 0:
+            image = image.crop(_square(*image.size, number, what))
+        return np.asarray(image if fit is None else fit(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Give the sRGB picture of an image, which may change: PIL's copies would take a third of the time."""
+    ImageOps.exif_transpose(image, in_place=True)
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
+        values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
+        image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        # Transparent pixels often hide black; white is what every viewer shows behind them.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB")
+    image = _to_srgb(image, profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def size(source: ImageData, *, what: str) -> tuple[int, int]:
+    """Give an image's (height, width) as `read` will, from its header alone; the bytes may end after it."""
+    with _opened(source, what) as image:
+        width, height = image.size
+        # Of other formats the orientation may stand behind the pixels, and hardly any file has one.
+        turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
+        return (width, height) if turned else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(source: ImageData, what: str) -> Iterator[Image.Image]:
+    """Open an image whose size is allowed; whatever is wrong with it becomes a BadExample."""
+    try:
+        with contextlib.ExitStack() as stack:
+            image = source
+            if not isinstance(source, Image.Image):
+                image = stack.enter_context(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
+            width, height = image.size
+            if not width or not height:
+                raise BadExample(f"{what} has no pixels; replace or remove it")
+            if width * height > MAX_PIXELS:
+                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it")
+            yield image
+    except FileNotFoundError:
+        raise BadExample(f"{what} does not exist; check the path") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadExample(f"{what} has too many pixels; the limit is {MAX_PIXELS} in all: shrink it") from error
+    except BadExample:
+        raise
+    except BROKEN as error:
+        # PIL names an object in memory here, which nobody knows.
+        reason = "no known kind of image" if isinstance(error, UnidentifiedImageError) else error
+        empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
+        reason = "is empty" if empty else f"cannot be decoded ({reason})"
+        raise BadExample(f"{what} {reason}; replace or remove it") from error
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply an embedded colour profile, unless it is sRGB or useless."""
+    if not profile:
+        return image
+    try:
+        described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(described).lower():
+            return image
+        return ImageCms.profileToProfile(image, described, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # viewers ignore a broken profile too
+
+
+def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:
+    """Give the box of one of two squares side by side, with the same margin around and between them.
+
+    With margin m and side s the picture is 2 s + 3 m wide and s + 2 m high, so its size tells both.
+    """
+    margin = 2 * height - width
+    side = height - 2 * margin
+    if margin < 0 or side < 1:
+        raise BadExample(f"{what} is {width} x {height}, which two squares side by side are not: remove it.")
+    left = margin + number * (side + margin)
+    return left, margin, left + side, margin + side
+
+
+def encode_png(image: Picture) -> bytes:
+    """Encode an image losslessly."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cover(image: Picture, size: tuple[int, int]) -> Picture:
+    """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
+    return image if image.shape[:2] == tuple(size) else np.asarray(covering(size)(Image.fromarray(image)))
+
+
+def covering(size: tuple[int, int]) -> Fit:
+    """Give what `cover` does, for `decode`."""
+    height, width = size
+    return lambda image: (
+        image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    )
+
+
+def squash(image: Picture, size: tuple[int, int]) -> Picture:
+    """Resize to `size` without keeping the aspect ratio, as SigLIP's image processor does."""
+    return image if image.shape[:2] == tuple(size) else np.asarray(squashing(size)(Image.fromarray(image)))
+
+
+def squashing(size: tuple[int, int]) -> Fit:
+    """Give what `squash` does, for `decode`."""
+    height, width = size
+    return lambda image: (
+        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    )

@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled programs of inference, and the loop over steps between them.
+
+A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
+arguments, so a step is compiled once for each (target size, content sizes, number of styles, batch, with strengths or
+without), whatever the number of steps: the loop runs on the host, and a step takes its two times as numbers.
+
+Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+
+from uso_jax import flow
+from uso_jax.common.errors import InputError
+from uso_jax.models import tiled_decoding
+from uso_jax.models.uso import USO, Inputs, to_bytes
+from uso_jax.parallel import sharding
+from uso_jax.params import Params
+
+HOST = "pinned_host"  # the memory that offloaded parameters lie in
+Progress = Callable[[str, int, int], Any]  # what is being done, steps done, steps of all
+
+
+@dataclass
+class Conditions:
+    """A batch of pictures of one size; arrays with a leading b, None where the batch has no such condition."""
+
+    height: int
+    width: int
+    tokens: dict[str, Int[np.ndarray, "b _"]]
+    seeds: UInt32[np.ndarray, " b"]
+    times: Float[np.ndarray, "b steps_plus_1"]
+    guidance: Float[np.ndarray, " b"]
+    features: Float[np.ndarray, "b n 3 s c"] | None = None
+    style_valid: Bool[np.ndarray, "b n"] | None = None
+    style_bias: Float[np.ndarray, "b n"] | None = None
+    ref_img: Float[np.ndarray, "b r d"] | None = None
+    ref_ids: Float[Array, "1 r 3"] | None = None
+    ref_valid: Bool[np.ndarray, "b r"] | None = None
+    ref_bias: Float[np.ndarray, "b r"] | None = None
+
+
+class Sampler:
+    """A system with its parameters on a mesh.
+
+    Parameters that lie in the host's memory are on the devices while their component is used, and only one component
+    at a time: text encoders, SigLIP, transformer and autoencoder follow each other.
+
+    Args:
+      params: arrays, or descriptions of them where programs are only to be lowered.
+      tile: pixels a side, above which pictures are decoded in tiles of that size; None decodes them whole.
+    """
+
+    def __init__(self, system: USO, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
+        self.system, self.mesh, self.tile = system, mesh, tile
+        self._parts = {
+            name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
+            for name in system.structures
+        }
+        self._lent: tuple[str, Params] | None = None  # the component that is on the devices for a while
+        self._replicated, self._batch = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
+        jit = lambda function, **options: jax.jit(function, out_shardings=self._batch, **options)
+        self.programs = {  # jitted; uso_jax.planning.programs lowers them for devices that are not here
+            "features": jax.jit(system.style_features),
+            "encode": jax.jit(system.encode_images),
+            "text": jit(system.encode_text),
+            "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
+            "noise": jit(self._draw, static_argnums=1),
+            "step": jit(self._advance),
+            "decode": jit(self._picture, static_argnums=(2, 3)),
+        }
+        self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
+
+    @property
+    def ways(self) -> int:
+        """What a batch must be a multiple of."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def features(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 s c"]:
+        """Give a style image's SigLIP features."""
+        with jax.set_mesh(self.mesh):
+            return np.asarray(self.programs["features"](self._part("siglip"), image[None, None])[0, 0], np.float32)
+
+    def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
+        """Give a content image's packed latents, by the posterior mean."""
+        with jax.set_mesh(self.mesh):
+            return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None])[0], np.float32)
+
+    def _part(self, name: str) -> Params:
+        """Give a component's parameters on the devices; what was lent before goes first, so that both need not fit."""
+        if not (part := self._parts[name]):
+            raise InputError(f"the {name} was not loaded; leave out `only`, or name it there")
+        on_host = {path: value.sharding for path, value in part.items() if value.sharding.memory_kind == HOST}
+        if not on_host:
+            return part
+        if self._lent is None or self._lent[0] != name:
+            self._lent = None
+            places = {path: sharding.with_memory_kind("device") for path, sharding in on_host.items()}
+            self._lent = name, part | jax.device_put({path: part[path] for path in places}, places)
+        return self._lent[1]
+
+    def run(self, conditions: Conditions, progress: Progress) -> UInt8[np.ndarray, "b h w 3"]:
+        """Make a batch of pictures."""
+        c = conditions
+        place = lambda x: None if x is None else jax.device_put(x, self._batch)
+        num_steps = c.times.shape[1] - 1
+        with jax.set_mesh(self.mesh):
+            progress("Encoding text", 0, num_steps)
+            txt, y = jax.block_until_ready(self.programs["text"](self._part("text"), jax.tree.map(place, c.tokens)))
+            rows, columns = self.system.token_grid(c.height, c.width)
+            inputs = Inputs(
+                txt,
+                y,
+                jax.device_put(flow.position_ids(rows, columns)[None], self._replicated),
+                style_valid=place(c.style_valid),
+                style_bias=place(c.style_bias),
+                ref_img=place(c.ref_img),
+                ref_ids=None if c.ref_ids is None else jax.device_put(c.ref_ids, self._replicated),
+                ref_valid=place(c.ref_valid),
+                ref_bias=place(c.ref_bias),
+            )
+            params = self._part("transformer")
+            style = None if c.features is None else self.programs["style"](params, place(c.features))
+            x = self.programs["noise"](place(c.seeds), rows * columns)
+            times, guidance = [place(t) for t in c.times.T], place(c.guidance)
+            inputs = vars(inputs)  # lowering makes containers of descriptions, which a checked dataclass refuses
+            step = self._step((params, inputs, style, x, times[0], times[1], guidance), num_steps, progress)
+            progress("Drawing", 0, num_steps)
+            for number in range(num_steps):
+                x = step(params, inputs, style, x, times[number], times[number + 1], guidance)
+                x.block_until_ready()  # so that a step is counted when it is done
+                progress("Drawing", number + 1, num_steps)
+            del params  # so that it can leave the devices
+            progress("Decoding", num_steps, num_steps)
+            return np.asarray(self.programs["decode"](self._part("autoencoder"), x, c.height, c.width))
+
+    def _picture(
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
+    ) -> UInt8[Array, "b h w 3"]:
+        if self.tile is None:
+            return self.system.decode_tokens(params, tokens, height, width)
+        latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
+        decode, side = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder.downscale
+        return to_bytes(tiled_decoding.decode(decode, latent, self.tile // side))
+
+    def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
+        """Draw each picture's noise from its own seed, so that neither the batch nor the mesh can change it."""
+        shape = (num_tokens, self.system.config.transformer.in_channels)
+        return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed, impl="threefry2x32"), shape))(seeds)
+
+    def _step(self, arguments: tuple, num_steps: int, progress: Progress) -> Callable[..., Array]:
+        """Give the compiled step for arguments of these shapes."""
+        leaves, structure = jax.tree.flatten(arguments[1:])
+        key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        if key not in self.steps:
+            progress("Compiling (first picture of this size)", 0, num_steps)
+            self.steps[key] = self.programs["step"].lower(*arguments).compile()
+        return self.steps[key]
+
+    def _advance(self, params, inputs, style, x, t, s, guidance):
+        velocity = self.system.velocity(params, Inputs(**inputs), x, t, guidance, style)
+        return flow.euler_step(x, velocity, t, s)

@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A small convolutional classifier of drawn subjects and styles, to judge mini's pictures.
+
+It shares neither architecture nor objective nor seed with the networks that condition or reward mini.
+Shapes: b batch, h w pixels, s subjects, k styles.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class DrawingClassifierConfig:
+    """Numbers of classes, channels by level (each level halves the picture), and the side of what it sees."""
+
+    num_subjects: int = 106
+    num_styles: int = 35
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    image_size: int = 32
+
+
+class DrawingClassifier(nnx.Module):
+    """Tell the subject and the style of a picture in [-1, 1], which is resized to `image_size`."""
+
+    def __init__(self, config: DrawingClassifierConfig, *, rngs: nnx.Rngs):
+        widths = (3, *config.channels)
+        self.convs = nnx.List([nnx.Conv(i, o, (3, 3), rngs=rngs) for i, o in itertools.pairwise(widths)])
+        self.norms = nnx.List(
+            [nnx.GroupNorm(width, 8, use_fast_variance=False, rngs=rngs) for width in config.channels]
+        )
+        self.image_size = config.image_size
+        features = config.channels[-1] + config.channels[0]
+        self.subject = nnx.Linear(features, config.num_subjects, rngs=rngs)
+        self.style = nnx.Linear(features, config.num_styles, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b s"], Float[Array, "b k"]]:
+        """Give the logits of subjects and styles."""
+        x, first = images, None
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            x = jax.image.resize(x, (len(x), self.image_size, self.image_size, 3), "linear")
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x)))
+            first = x.mean(axis=(1, 2)) if first is None else first  # fine texture is gone after pooling
+            x = nnx.max_pool(x, (2, 2), (2, 2))
+        features = jnp.concatenate([x.mean(axis=(1, 2)), first], axis=-1)
+        return self.subject(features), self.style(features)

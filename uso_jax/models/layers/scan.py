@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks of identical blocks: parameters on a leading layer axis, one scan, rematerialised by a named policy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from uso_jax.parallel.constraints import batch_axes, sequence_ways
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    # Keep only each block's input; recompute everything else in the backward pass.
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # Keep each block's input in the host's memory.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    # Also keep the attention output, the dearest thing to recompute on long sequences.
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    # Keep the result of every linear layer; recompute norms, activations and attention weights.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Keep everything.
+    "none": None,
+}
+
+
+def check_remat(remat: str) -> None:
+    """Refuse a policy that has no name here."""
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}")
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Build `depth` differently initialised copies of a block as one module with a leading layer axis."""
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make))(rngs)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep the leading axis split over the mesh's batch axes; does nothing outside of such a mesh."""
+    axes = batch_axes(x.shape[0]) if x.ndim else ()
+    return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
+
+
+def constrain_tokens(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Do so, and keep the tokens split over the mesh's sequence axis."""
+    if sequence_ways() == 1:
+        return constrain_batch(x)
+    return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence"))
+
+
+def scan(
+    blocks: nnx.Module,
+    step: Callable[[nnx.Module, Any], Any],
+    carry: Any,
+    *,
+    remat: str = "none",
+    constrain: Callable[[jax.Array], jax.Array] = constrain_batch,
+) -> Any:
+    """Apply `carry = step(block, carry)` for each block of a stack in order; `constrain` places what is carried."""
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry, layer):
+        carry = jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry)
+        return jax.tree.map(constrain, step(nnx.merge(graphdef, layer), carry)), None
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(body, jax.tree.map(constrain, carry), params)[0]

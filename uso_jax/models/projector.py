@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Style projectors: SigLIP features of three depths -> style tokens in the text stream.
+
+USO's is the hierarchical one. The others are what the paper compares it with (Table 4); they read the deepest level.
+Sources: bytedance/USO, uso/flux/modules/layers.py, `SigLIPMultiFeatProjModel`, and paper Eq. (2); the resampler is
+IP-Adapter's and Flamingo's (arXiv 2308.06721, 2204.14198), the MLP FLUX.1 Redux's, both of depth 1.
+Shapes: b batch, n style images, s vision tokens, c vision width, k style tokens a level, d transformer width.
+"""
+
+from dataclasses import dataclass
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from uso_jax.models.layers.attention import MultiHeadAttention
+from uso_jax.models.layers.mlp import MLP
+
+LEVELS = ("high", "mid", "low")
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """Sizes of the projector; the defaults fit google/siglip-so400m-patch14-384."""
+
+    siglip_tokens: int = 729
+    style_tokens: int = 64  # a level, so 192 an image
+    siglip_dim: int = 1152
+    layers: tuple[int, int, int] = (-2, -11, -20)  # hidden states read for high, mid, low
+    kind: str = "hierarchical"  # one of PROJECTORS
+
+    def __post_init__(self):
+        if len(self.layers) != len(LEVELS):
+            raise ValueError(f"projector.layers needs one SigLIP layer for each of {LEVELS}, not {self.layers}")
+        if self.kind not in PROJECTORS:
+            raise ValueError(f"projector.kind {self.kind!r} is unknown; known are {', '.join(PROJECTORS)}")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.siglip_tokens if self.kind == "mlp" else len(LEVELS) * self.style_tokens
+
+
+class HierarchicalProjector(nnx.Module):
+    """Map each level by its own weights: mix tokens, normalise, widen."""
+
+    def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
+        c = config
+        self.dtype = dtype
+        for level in LEVELS:
+            setattr(
+                self, f"{level}_embedding_linear", nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
+            )
+            norm = nnx.LayerNorm(c.siglip_dim, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+            setattr(self, f"{level}_layer_norm", norm)
+            setattr(self, f"{level}_projection", nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs))
+
+    def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
+        """Project the features of `n` style images; their tokens follow each other, high level first."""
+        levels = []
+        for i, level in enumerate(LEVELS):
+            x = features[:, :, i].swapaxes(-1, -2)
+            x = jax.nn.silu(getattr(self, f"{level}_embedding_linear")(x)).swapaxes(-1, -2)
+            x = getattr(self, f"{level}_layer_norm")(x).astype(self.dtype)
+            levels.append(getattr(self, f"{level}_projection")(x))
+        return einops.rearrange(jnp.stack(levels, axis=2), "b n level k d -> b (n level k) d")
+
+
+class Resampler(nnx.Module):
+    """Let learned queries attend to the deepest level once; as many tokens as the hierarchical projector gives."""
+
+    def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
+        c = config
+        norm = lambda: nnx.LayerNorm(c.siglip_dim, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        scale = c.siglip_dim**-0.5
+        self.dtype = dtype
+        self.latents = nnx.Param(scale * jax.random.normal(rngs.params(), (c.tokens_per_image, c.siglip_dim)))
+        self.norm_features, self.norm_latents, self.norm_mlp = norm(), norm(), norm()
+        self.attn = MultiHeadAttention(c.siglip_dim, max(1, c.siglip_dim // 64), dtype=dtype, rngs=rngs)
+        self.mlp = MLP(c.siglip_dim, 4 * c.siglip_dim, c.siglip_dim, jax.nn.gelu, dtype=dtype, rngs=rngs)
+        self.proj_out = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
+        self.norm_out = nnx.LayerNorm(hidden_size, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
+        """Project the features of `n` style images; their tokens follow each other."""
+        b, n = features.shape[:2]
+        x = self.norm_features(features[:, :, 0].reshape(b * n, *features.shape[3:]))
+        latents = jnp.broadcast_to(self.latents[...], (b * n, *self.latents.shape))
+        queries = self.norm_latents(latents)
+        keys = jnp.concatenate([x, queries], axis=1).astype(self.dtype)
+        latents = latents + self.attn(queries.astype(self.dtype), keys)
+        latents = latents + self.mlp(self.norm_mlp(latents).astype(self.dtype))
+        return self.norm_out(self.proj_out(latents.astype(self.dtype))).reshape(b, -1, self.proj_out.out_features)
+
+
+class TokenMLP(nnx.Module):
+    """Map every token of the deepest level by itself, so an image gives as many tokens as the tower does."""
+
+    def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
+        self.mlp = MLP(config.siglip_dim, 3 * hidden_size, hidden_size, jax.nn.silu, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
+        """Project the features of `n` style images; their tokens follow each other."""
+        return einops.rearrange(self.mlp(features[:, :, 0]), "b n s d -> b (n s) d")
+
+
+PROJECTORS = {"hierarchical": HierarchicalProjector, "resampler": Resampler, "mlp": TokenMLP}

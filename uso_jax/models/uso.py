@@ -1,0 +1,307 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A complete USO: transformer, image codec, style tower and text encoder, as structures around one flat parameter dict.
+
+Parameter paths start with the component: transformer/, autoencoder/, siglip/, text/.
+Shapes: b batch, h w target pixels, hc wc content pixels, hs ws style pixels, n style images, l target tokens, r content
+tokens, t text tokens, d token channels.
+"""
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from uso_jax import flow
+from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from uso_jax.models.clip import Clip, ClipConfig, ClipVisionConfig
+from uso_jax.models.csd import Csd
+from uso_jax.models.dino import Dino, DinoConfig
+from uso_jax.models.drawing_classifier import DrawingClassifier, DrawingClassifierConfig
+from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.models.perceptual_backbones import Vgg, VggConfig
+from uso_jax.models.siglip import SiglipConfig, SiglipMatch, SiglipTextConfig, SiglipVision
+from uso_jax.models.text import T5ClipConfig, TextEncoder
+from uso_jax.params import ModelDef, Params
+
+Batch = Mapping[str, Array]
+"""Images and token ids, or what the encoders make of them: "target_moments", "content_moments" float [b, lh, lw, 2 z],
+"style_features" [b, n, 3, s, c], "txt" [b, t, context] and "vec" [b, vec] (uso_jax.training.precompute)."""
+
+NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"]]
+
+
+@dataclass(frozen=True)
+class USOConfig:
+    """The networks of one USO and how content tokens are placed."""
+
+    transformer: FluxConfig
+    autoencoder: AutoEncoderConfig
+    siglip: SiglipConfig | None  # None: style features come ready-made
+    text: T5ClipConfig
+    patch: int = 2  # latents a side of one token
+    reference_offset: flow.OffsetMode = "d"
+    style_encoder: str = "siglip"  # or "autoencoder": style images are references like the content
+    siglip_text: SiglipTextConfig | None = None  # only where SigLIP itself is trained
+    csd: ClipVisionConfig | None = None  # only where style descriptors are trained or reward
+    judge: DrawingClassifierConfig | None = None
+    clip_model: ClipConfig | None = None  # these three: only where they reward or judge
+    dino: DinoConfig | None = None
+    vgg: VggConfig | None = None
+
+    def __post_init__(self):
+        z, c = self.autoencoder.z_channels, self.transformer.in_channels
+        if c != z * self.patch**2:
+            raise ValueError(f"transformer.in_channels {c} must be z_channels {z} times patch {self.patch} squared")
+        if self.style_encoder not in ("siglip", "autoencoder"):
+            raise ValueError(f"style_encoder {self.style_encoder!r} is unknown; known are siglip, autoencoder")
+        if (p := self.transformer.projector) is not None and self.siglip is not None:
+            has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
+            if has != wants:
+                raise ValueError(f"projector expects {has} (tokens, width) of the style tower, which gives {wants}")
+        has, wants = (
+            (self.text.txt_width, self.text.vec_width),
+            (self.transformer.context_in_dim, self.transformer.vec_in_dim),
+        )
+        if has != wants:
+            raise ValueError(f"the transformer expects text of (context_in_dim, vec_in_dim) {wants}, not {has}")
+
+    def has(self, component: str) -> bool:
+        """Tell whether a weights component such as "csd" is one of these networks."""
+        return component in ("transformer", "autoencoder", "t5", "clip") or getattr(self, component, None) is not None
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.autoencoder.downscale * self.patch
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Inputs:
+    """What the transformer sees of a batch, apart from time and noise; None where the batch has no such condition."""
+
+    txt: Float[Array, "b t context"]
+    y: Float[Array, "b vec"]
+    img_ids: Float[Array, "1 l 3"]
+    features: Float[Array, "b n 3 s c"] | None = None
+    style_valid: Bool[Array, "b n"] | None = None
+    ref_img: Float[Array, "b r d"] | None = None
+    ref_ids: Float[Array, "1 r 3"] | None = None
+    ref_valid: Bool[Array, "b r"] | None = None
+    style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
+    ref_bias: Float[Array, "b r"] | None = None
+
+
+def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Map bytes to [-1, 1]: the range of the autoencoder and, with its mean and deviation of 0.5, of SigLIP."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_bytes(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """Map [-1, 1] to bytes, clipped and rounded."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+class USO:
+    """The structures of all components; parameters are always passed in, so every method is pure."""
+
+    def __init__(self, config: USOConfig, without: Collection[str] = (), null_text: NullText | None = None):
+        """Put structures together.
+
+        Args:
+          config: the sizes of all networks.
+          without: structures that are not needed, since features of images or prompts come ready-made.
+          null_text: what `encode_text` gives for the empty prompt, where prompts come encoded.
+        """
+        self.config, self.null_text = config, null_text
+        self.structures = {
+            "transformer": ModelDef(lambda rngs: Flux(config.transformer, rngs=rngs)),
+            "autoencoder": ModelDef(lambda rngs: AutoEncoder(config.autoencoder, rngs=rngs)),
+            "text": ModelDef(lambda rngs: TextEncoder(config.text, rngs=rngs)),
+        }
+        if config.siglip is not None:
+            self.structures["siglip"] = ModelDef(lambda rngs: SiglipVision(config.siglip, rngs=rngs))
+        if config.siglip_text is not None:
+            self.structures["siglip_text"] = ModelDef(lambda rngs: SiglipMatch(config.siglip_text, rngs=rngs))
+        if config.csd is not None:
+            self.structures["csd"] = ModelDef(lambda rngs: Csd(config.csd, rngs=rngs))
+        if config.judge is not None:
+            self.structures["judge"] = ModelDef(lambda rngs: DrawingClassifier(config.judge, rngs=rngs))
+        for name, network in (("clip_model", Clip), ("dino", Dino), ("vgg", Vgg)):
+            if (sizes := getattr(config, name)) is not None:
+                self.structures[name] = ModelDef(lambda rngs, network=network, sizes=sizes: network(sizes, rngs=rngs))
+        # What is left out still has its number, so that the others start from the same random ones.
+        self._numbers = {name: number for number, name in enumerate(self.structures)}
+        self.structures = {name: structure for name, structure in self.structures.items() if name not in without}
+        self.shapes = {
+            f"{name}/{path}": shape
+            for name, structure in self.structures.items()
+            for path, shape in structure.shapes.items()
+        }
+
+    @functools.cached_property
+    def null_tokens(self) -> dict[str, np.ndarray]:
+        """The empty prompt's tokens."""
+        return self.config.text.tokenize("")
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draw initial parameters of every component."""
+        drawn = {name: self.structures[name].init(key) for name, key in self.keys(rng).items()}
+        return {f"{name}/{path}": value for name, part in drawn.items() for path, value in part.items()}
+
+    def keys(self, rng: jax.Array) -> dict[str, jax.Array]:
+        """Give the key that each component's initial parameters are drawn with."""
+        keys = jax.random.split(rng, len(self._numbers))
+        return {name: keys[self._numbers[name]] for name in self.structures}
+
+    def module(self, params: Params, name: str) -> nnx.Module:
+        """Put one component together."""
+        prefix = f"{name}/"
+        return self.structures[name]({k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)})
+
+    def encode_images(self, params: Params, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b l d"]:
+        """Give the packed latents of images, by the posterior mean."""
+        return flow.pack(self.module(params, "autoencoder").encode(to_float(images)), self.config.patch)
+
+    def decode_tokens(
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
+    ) -> UInt8[Array, "b h w 3"]:
+        """Give the images of packed latents; `height` and `width` count pixels."""
+        grid = self.token_grid(height, width)
+        latent = flow.unpack(tokens, *grid, self.config.patch)
+        return to_bytes(self.module(params, "autoencoder").decode(latent))
+
+    def target_size(self, batch: Batch) -> tuple[int, int]:
+        """Give the (height, width) of a batch's targets in pixels."""
+        return self._size(batch, "target")
+
+    def _size(self, batch: Batch, name: str) -> tuple[int, int]:
+        if name in batch:
+            return batch[name].shape[1:3]
+        rows, columns = batch[f"{name}_moments"].shape[1:3]
+        return rows * self.config.autoencoder.downscale, columns * self.config.autoencoder.downscale
+
+    def latent_tokens(self, params: Params, batch: Batch, name: str) -> Float[Array, "b l d"]:
+        """Give the packed latents of a batch's "target" or "content", whose moments may be known already."""
+        if name in batch:
+            return self.encode_images(params, batch[name])
+        config = self.config.autoencoder
+        mean = jnp.split(batch[f"{name}_moments"].astype(jnp.float32), 2, axis=-1)[0]
+        return flow.pack(config.scale_factor * (mean - config.shift_factor), self.config.patch)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Give the rows and columns of tokens of an image."""
+        side = self.config.pixels_per_token
+        return height // side, width // side
+
+    def encode_text(
+        self, params: Params, tokens: Mapping[str, Int[Array, "b _"]]
+    ) -> tuple[Float[Array, "b t context"], Float[Array, "b vec"]]:
+        """Give text features and pooled vectors of what the text config's `tokenize` makes, stacked."""
+        return self.module(params, "text")(**tokens)
+
+    def style_features(self, params: Params, images: UInt8[Array, "b n hs ws 3"]) -> Float[Array, "b n 3 s c"]:
+        """Give the SigLIP features that the projector reads, of images at the tower's size."""
+        b, n = images.shape[:2]
+        pixels = to_float(images).reshape(b * n, *images.shape[2:])
+        states = self.module(params, "siglip")(pixels, hidden_states=self.config.transformer.projector.layers)
+        return states.hidden_states.reshape(b, n, *states.hidden_states.shape[1:])
+
+    def reference_ids(
+        self, target: tuple[int, int], references: Sequence[tuple[int, int]], offset: flow.OffsetMode | None = None
+    ) -> Float[Array, "1 r 3"]:
+        """Give the ids of content references that follow each other; sizes are (rows, columns) of tokens."""
+        return jnp.concatenate(flow.reference_ids(target, references, offset or self.config.reference_offset))[None]
+
+    def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
+        """Encode a batch's text and, if wanted, its content and style images, each image once."""
+        if "txt" in batch:
+            txt, y = batch["txt"], batch["vec"]
+        else:
+            txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
+        grid = self.token_grid(*self.target_size(batch))
+        inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
+        references = []  # (tokens, rows and columns, which samples have them)
+        if content:
+            size = self.token_grid(*self._size(batch, "content"))
+            references.append((self.latent_tokens(params, batch, "content"), size, batch["content_valid"]))
+        if style and self.config.style_encoder == "autoencoder":
+            size = self.token_grid(*batch["style"].shape[2:4])
+            for images, valid in zip(batch["style"].swapaxes(0, 1), batch["style_valid"].T, strict=True):
+                references.append((self.encode_images(params, images), size, valid))
+        elif style and self.config.transformer.projector is not None:
+            known = batch.get("style_features")
+            inputs.features = self.style_features(params, batch["style"]) if known is None else known
+            inputs.style_valid = batch["style_valid"]
+        if references:
+            tokens, sizes, valid = zip(*references, strict=True)
+            counts = [x.shape[1] for x in tokens]
+            valid = [jnp.repeat(has[:, None], count, axis=1) for has, count in zip(valid, counts, strict=True)]
+            inputs.ref_img, inputs.ref_valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
+            inputs.ref_ids = self.reference_ids(grid, sizes)
+        return inputs
+
+    def style_tokens(self, params: Params, inputs: Inputs) -> Float[Array, "b s width"] | None:
+        """Project the inputs' style features; None where there are none."""
+        if inputs.features is None:
+            return None
+        return self.module(params, "transformer").feature_embedder(inputs.features)
+
+    def velocity(
+        self,
+        params: Params,
+        inputs: Inputs,
+        x_t: Float[Array, "b l d"],
+        t: Float[Array, " b"],
+        guidance: float | Float[Array, " b"],
+        style: Float[Array, "b s width"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale.
+
+        `style` are the inputs' style tokens where they are known already; otherwise they are projected here.
+        """
+        model = self.module(params, "transformer")
+        conditions = {}
+        style = self.style_tokens(params, inputs) if style is None else style
+        if style is not None:
+            per_image = style.shape[1] // inputs.style_valid.shape[1]
+            conditions |= {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
+            if inputs.style_bias is not None:
+                conditions["style_bias"] = jnp.repeat(inputs.style_bias, per_image, axis=1)
+        if inputs.ref_img is not None:
+            conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": inputs.ref_valid}
+            conditions["ref_bias"] = inputs.ref_bias
+        scale = jnp.broadcast_to(guidance, t.shape).astype(t.dtype) if self.config.transformer.guidance_embed else None
+        return model(x_t, inputs.img_ids, inputs.txt, t, inputs.y, scale, **conditions)
+
+    def generate(
+        self,
+        params: Params,
+        inputs: Inputs,
+        rng: jax.Array,
+        *,
+        height: int,
+        width: int,
+        num_steps: int,
+        guidance: float,
+        shift: flow.Shift,
+    ) -> UInt8[Array, "b h w 3"]:
+        """Sample images of `height` x `width` pixels by Euler steps from noise drawn from `rng`."""
+        rows, columns = self.token_grid(height, width)
+        shape = (inputs.txt.shape[0], rows * columns, self.config.transformer.in_channels)
+        times = jnp.asarray(self.schedule(num_steps, height, width, shift), jnp.float32)
+        style = self.style_tokens(params, inputs)  # the same in every step
+        tokens = flow.integrate(
+            lambda x, t: self.velocity(params, inputs, x, t, guidance, style), jax.random.normal(rng, shape), times
+        )
+        return self.decode_tokens(params, tokens, height, width)
+
+    def schedule(self, num_steps: int, height: int, width: int, shift: flow.Shift):
+        """Give the sampling times; the shift counts tokens as FLUX does, whatever the codec's downscale is."""
+        rows, columns = self.token_grid(height, width)
+        return flow.schedule(num_steps, 16 * rows, 16 * columns, shift)

@@ -1,0 +1,293 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a program of training or sampling takes on devices that are not here: memory, operations, traffic, time.
+
+The program is compiled by the device's own compiler, so memory and traffic are those of the real run. Its operations
+are counted in the jaxpr, and its time is a bound: what the slowest of arithmetic, memory and network needs at its peak.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from uso_jax.common.errors import InputError
+from uso_jax.hardware import collectives, flops
+from uso_jax.hardware.chips import Chip, Slice
+from uso_jax.parallel import sharding
+from uso_jax.planning import programs
+from uso_jax.planning.programs import Choices, Program
+from uso_jax.training import config as training_config
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.stage import StageConfig
+
+_QUICK = {"exec_time_optimization_effort": -1.0}
+Report = dict[str, Any]  # JSON terms; docs/plan.md explains every key
+Progress = Callable[[str], Any]  # what is being done
+
+_AMOUNT = re.compile(r"([\d.]+)([KMGT]?)")
+_OVERFLOW = (  # how the TPU compiler says what it would need
+    re.compile(r"Total hbm usage >= ([\d.]+[KMGT]?)"),
+    re.compile(r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm"),
+)
+_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+[KMGT]?)\)")
+_PROGRAM = re.compile(r"\bprogram +([\d.]+[KMGT]?)")
+
+
+def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None) -> list[Report]:
+    """Compile the programs of a mode for a slice and report on each; where one does not fit, say what might.
+
+    Raises:
+      InputError: the mesh does not fit the slice, or the batch the mesh.
+    """
+    mesh, wanted = programs.build(config, where.devices, choices)
+    executed = _count(training_config.numerics(config, attention="xla"), where, choices)
+    needed = _count(training_config.numerics(config, attention="xla", remat="none"), where, choices)
+    reports = []
+    for program in wanted:
+        progress(f"Compiling the {program.name} for {where.name}")
+        report = _facts(config, where, mesh, choices, program)
+        report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
+        report |= _compile(program, mesh, where.chip, choices.quick)
+        report["roofline"] = _roofline(report, where)
+        report["suggestions"] = [] if report["fits"] else suggest(config, where, choices, program, report)
+        reports.append(report)
+    return reports
+
+
+def search(
+    config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
+) -> tuple[Report, int]:
+    """Find the largest batch that fits; give its report and the batch, (a report that does not fit, 0) if none does.
+
+    A training step runs without micro-batches here. Memory grows almost linearly in the batch, so two small batches
+    predict the largest, and few further ones confirm it.
+    """
+    if choices.mode == "encode-parts":
+        raise InputError("--search needs one program: plan --mode sample, train or reward")
+    stage = programs.choose_stage(config, choices)
+    mesh = sharding.make_mesh(config.mesh, list(where.devices))
+    ways, limit = mesh.shape["data"] * mesh.shape["fsdp"], where.chip.usable_bytes
+    known: dict[int, Report] = {}  # by pictures where the batch is split
+
+    def total(each: int) -> int:
+        progress(f"Trying a batch of {each * ways}")
+        sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * ways, accumulate=1))
+        (known[each],) = plan(sized, where, dataclasses.replace(choices, batch=each * ways))
+        return known[each]["total_bytes"]
+
+    low, high, guess = 0, math.inf, 1  # the largest that fits, the smallest that does not
+    while high - low > 1:
+        low, high = (guess, high) if total(guess) <= limit else (low, guess)
+        one, other = sorted(known, key=lambda each: abs(each - low))[:2] if len(known) > 1 else (guess, guess)
+        slope = (known[one]["total_bytes"] - known[other]["total_bytes"]) / (one - other) if one != other else 0
+        predicted = int(one + (limit - known[one]["total_bytes"]) / slope) if slope > 0 else 2 * guess
+        guess = max(min(predicted, high - 1, 8 * max(low, 1)), low + 1)
+    return known[low or 1], low * ways
+
+
+def _count(config: TrainConfig, where: Slice, choices: Choices) -> dict[str, float]:
+    mesh, traced = programs.build(config, where.devices, choices)
+    with jax.set_mesh(mesh):
+        return {one.name: flops.count(one, *one.arguments, loops=one.loops) for one in traced}
+
+
+def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, program: Program) -> Report:
+    stage = programs.choose_stage(config, choices)
+    training = choices.mode in ("train", "reward")
+    return {
+        "program": program.name,
+        "config": config.variant,
+        "mode": choices.mode,
+        "stage": stage.name,
+        "topology": where.name,
+        "devices": len(where.devices),
+        "mesh": dict(mesh.shape),
+        "batch": stage.batch_size if training else choices.batch or mesh.shape["data"] * mesh.shape["fsdp"],
+        "accumulate": stage.accumulate if training else 1,
+        "target_size": list(stage.target_size),
+        "tokens": tokens(config, stage),
+        "quantization": choices.quantization,
+        "remat": config.system.transformer.remat if training else "",
+        "offload": choices.offload and not training,
+        "tile": choices.tile,
+        "quick": choices.quick,
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+    }
+
+
+def tokens(config: TrainConfig, stage: StageConfig) -> int:
+    """Count the tokens of the transformer's sequence."""
+    side = config.system.pixels_per_token
+    area = lambda size: math.prod(n // side for n in size)
+    projector = config.system.transformer.projector
+    style = config.data.num_styles * projector.tokens_per_image if projector else 0
+    return (
+        config.system.text.t5_length
+        + area(stage.target_size)
+        + (area(stage.content_size) if "content" in stage.conditions else 0)
+        + (style if "style" in stage.conditions else 0)
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
+    """Compile; give bytes on one device, whether they fit, and what is sent between devices."""
+    idle = programs.device_bytes(program.besides)
+    started = time.monotonic(), time.process_time()
+    clock = lambda: {
+        "compile_seconds": round(time.monotonic() - started[0], 1),
+        "compile_cpu_seconds": round(time.process_time() - started[1], 1),  # of all threads, whatever else runs
+    }
+    with jax.set_mesh(mesh):
+        lowered = program.lower()
+        kept = [x for x, used in zip(jax.tree.leaves(program.arguments), _used(lowered), strict=True) if not used]
+        idle += programs.device_bytes(kept)
+        try:
+            compiled = lowered.compile(_QUICK if quick and chip.name != "cpu" else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            arguments = programs.device_bytes(program.arguments) - programs.device_bytes(kept)
+            found = _overflow(str(error), arguments, chip)
+            return found | {"idle_bytes": idle} | clock()
+    seconds, memory = clock(), compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    output, alias = memory.output_size_in_bytes, memory.alias_size_in_bytes
+    total = arguments + temporary + output - alias + idle
+    return {
+        "argument_bytes": arguments,
+        "temporary_bytes": temporary,
+        "host_bytes": memory.host_temp_size_in_bytes,
+        "output_bytes": output,
+        "reused_bytes": alias,
+        "idle_bytes": idle,
+        "total_bytes": total,
+        "usable_bytes": chip.usable_bytes,
+        "fits": total <= chip.usable_bytes,
+        "collectives": collectives.summarise(collectives.find(compiled.as_text(), program.loops)),
+    } | seconds
+
+
+def _used(lowered: jax.stages.Lowered) -> list[bool]:
+    """Tell which arguments the program reads; the others are on the devices and not its arguments."""
+    kept = lowered._lowering.compile_args["kept_var_idx"]
+    return [number in kept for number in range(len(jax.tree.leaves(lowered.args_info)))]
+
+
+def _overflow(message: str, arguments: int, chip: Chip) -> Report:
+    """Read what the compiler would have needed; it stops before it knows the output or the traffic."""
+    total = next((_bytes(found[1]) for pattern in _OVERFLOW if (found := pattern.search(message))), 0)
+    if found := _TEMPORARIES.search(message):
+        total = max(total, _bytes(found[1]) + arguments)
+    if found := _PROGRAM.search(message):
+        total = max(total, _bytes(found[1]) + arguments)
+    return {
+        "argument_bytes": arguments,
+        "temporary_bytes": max(total - arguments, 0),
+        "host_bytes": 0,
+        "output_bytes": 0,
+        "reused_bytes": 0,
+        "total_bytes": max(total, chip.usable_bytes + 1),
+        "usable_bytes": chip.usable_bytes,
+        "fits": False,
+        "collectives": {},
+        "compiler": message.splitlines()[0][:300],
+    }
+
+
+def _bytes(text: str) -> int:
+    number, unit = _AMOUNT.match(text).groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
+
+
+# ---------------------------------------------------------------------------------------------------- time
+
+
+def _roofline(report: Report, where: Slice) -> Report:
+    """Give the seconds that arithmetic, memory and network need at least; they overlap at best."""
+    chip = where.chip
+    if chip.bf16_flops is None:
+        return {}
+    # Arguments are read once, results written once, temporaries both.
+    moved = report["argument_bytes"] + report["output_bytes"] + 2 * report["temporary_bytes"]
+    sent = sum(one["sent_bytes"] for one in report["collectives"].values())
+    seconds = {
+        "arithmetic": report["executed_flops"] / len(where.devices) / chip.bf16_flops,
+        "memory": moved / chip.memory_bandwidth,
+        "network": sent / chip.network_bandwidth,
+    }
+    bound = max(seconds, key=seconds.__getitem__)
+    return {"seconds": seconds[bound], "bound": bound} | {f"{name}_seconds": value for name, value in seconds.items()}
+
+
+def suggest(
+    config: TrainConfig, where: Slice, choices: Choices, program: Program, report: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Estimate changes: arguments are counted, temporaries scaled from this program's, so a suggestion may fail too."""
+    found = []
+    for what, changed, chosen, share in _changes(config, where, choices):
+        try:
+            _, programs_ = programs.build(changed, where.devices, chosen)
+        except InputError:
+            continue
+        other = next(one for one in programs_ if one.name == program.name)
+        arguments = programs.device_bytes(other.arguments) + programs.device_bytes(other.besides)
+        total = arguments + int(share * report["temporary_bytes"])
+        found.append({"change": what, "estimated_bytes": total, "estimated_fits": total <= where.chip.usable_bytes})
+    return sorted(found, key=lambda one: one["estimated_bytes"])
+
+
+def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tuple[str, TrainConfig, Choices, float]]:
+    stage, training = programs.choose_stage(config, choices), choices.mode in ("train", "reward")
+    mesh, count = sharding.make_mesh(config.mesh, list(where.devices)).shape, len(where.devices)
+    ways = mesh["data"] * mesh["fsdp"]
+    each = (stage.batch_size // stage.accumulate if training else choices.batch or ways) // ways
+    with_ = lambda **changes: dataclasses.replace(choices, **changes)
+    if each > 1:
+        alone = programs.with_stage(config, dataclasses.replace(stage, accumulate=1))
+        yield f"--batch {ways}", alone, with_(batch=ways), 1 / each
+    if each > 1 and training:
+        more = stage.accumulate * each
+        flag = f"--config.stages.{stage.name}.accumulate={more}"
+        yield flag, programs.with_stage(config, dataclasses.replace(stage, accumulate=more)), choices, 1 / each
+    remat = config.system.transformer.remat
+    for other, share in (("full", 0.5), ("offload", 0.8 if remat == "full" else 0.4)) if training else ():
+        if remat not in (other, "offload"):
+            yield (
+                f"--config.model.transformer.remat={other}",
+                training_config.numerics(config, remat=other),
+                choices,
+                share,
+            )
+    if not training:
+        modes = [""] if choices.quantization else ["", "int8", "int4"]
+        for mode, offload in itertools.product(modes, (False, True)):
+            flags = ["--offload"] * (offload and not choices.offload) + [f"--quantization {mode}"] * bool(mode)
+            if flags and offload >= choices.offload:
+                chosen = with_(quantization=mode or choices.quantization, offload=offload)
+                yield " ".join(flags), config, chosen, 1.0
+    for tensor in (1, 2, 4, 8):
+        shape = {"data": 1, "fsdp": count // tensor, "sequence": 1, "tensor": tensor}
+        if count % tensor == 0 and shape != dict(mesh):
+            batch = stage.batch_size if training else shape["fsdp"]
+            share = batch / shape["fsdp"] / (each * ways * stage.accumulate if training else each * ways) * ways
+            words = " ".join(f"--config.mesh.{axis}={size}" for axis, size in shape.items())
+            changed = dataclasses.replace(config, mesh=shape)
+            yield words, changed, with_(batch=batch), share * mesh["tensor"] / tensor

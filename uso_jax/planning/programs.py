@@ -1,0 +1,276 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that training and sampling compile, with descriptions of their arguments in place of arrays.
+
+They are the jitted functions of `Sampler` and `fit` themselves, so what is planned is what runs.
+Shapes: b batch, n style images, l target tokens, r content tokens.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from uso_jax import flow, weights
+from uso_jax.common.errors import InputError
+from uso_jax.inference.sampler import Sampler
+from uso_jax.models.uso import Inputs, NullText, USOConfig
+from uso_jax.parallel import sharding
+from uso_jax.training import precompute
+from uso_jax.training.config import TrainConfig, rollout_steps
+from uso_jax.training.init import check_quantization, describe_params
+from uso_jax.training.stage import StageConfig
+from uso_jax.training.step import describe_state, jit_train_step, state_shardings
+from uso_jax.weights import quantization as quantize
+from uso_jax.weights.pretrained import FULL_PRECISION
+from uso_jax.weights.quantized_kernels import QuantizedUSO, describe
+
+PROGRAMS = ("sample", "train", "reward", "encode-parts")
+Structs = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to plan of a configuration."""
+
+    mode: str
+    stage: str = ""  # whose sizes and, in training, whose step; "": the last of the run
+    batch: int = 0  # pictures over all devices; 0: the stage's, or when sampling one where the batch is split
+    quantization: str = ""  # one of quantize.MODES; "": none
+    tile: int | None = None  # pixels a side that pictures are decoded in; None: whole
+    offload: bool = False  # sampling: networks wait on the host while they do nothing
+    quick: bool = False  # compile with the least effort
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function and descriptions of its arguments."""
+
+    name: str
+    function: Callable
+    arguments: tuple
+    static: tuple = ()  # further arguments, that are compiled in
+    besides: Any = field(default_factory=dict)  # descriptions of arrays that stay on the devices though unused
+    loops: float = 1.0  # how often a loop runs whose length is an argument, on average
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments, *self.static)
+
+    def lower(self) -> jax.stages.Lowered:
+        """Lower for the devices that the arguments' shardings name."""
+        return self.function.lower(*self.arguments, *self.static)
+
+
+class _Untokenised(QuantizedUSO):
+    """A System that knows how many tokens a prompt has, and needs no tokenizer for that."""
+
+    @property
+    def null_tokens(self) -> dict[str, np.ndarray]:
+        text = self.config.text
+        lengths = {"t5_ids": text.t5_length, "clip_ids": text.clip.max_position_embeddings}
+        return {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+
+
+def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
+    """Give the stage that is planned."""
+    stages = {stage.name: stage for stage in config.stages}
+    name = choices.stage or config.stages[-1].name
+    if name not in stages:
+        raise InputError(f"--stage {name!r} is not in the run; stages are {', '.join(stages)}")
+    stage = stages[name]
+    if choices.mode == "reward" and stage.reward is None:
+        raise InputError(f"stage {name!r} has no reward; set config.stages.{name}.reward, or plan --mode train")
+    changes: dict[str, Any] = {"batch_size": choices.batch or stage.batch_size}
+    if choices.mode == "train":
+        changes["reward"] = None
+    return dataclasses.replace(stage, **changes)
+
+
+def with_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    """Put a stage in the place of the one of its name."""
+    stages = tuple(stage if one.name == stage.name else one for one in config.stages)
+    return dataclasses.replace(config, stages=stages)
+
+
+def build(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tuple[Mesh, list[Program]]:
+    """Give the mesh and the programs of a mode.
+
+    Raises:
+      InputError: the mesh does not fit the devices, or the batch the mesh.
+    """
+    if config.system.style_encoder != "siglip":
+        raise InputError("the planner knows style images through SigLIP only; set config.model.style_encoder to siglip")
+    mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
+    with jax.set_mesh(mesh):
+        if choices.mode in ("train", "reward"):
+            return mesh, [_training(config, mesh, stage, choices)]
+        return mesh, _sampling(config, mesh, stage, choices)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> Program:
+    if choices.mode == "train" and config.system.csd is not None:
+        # Networks that only the rewards read are not loaded for a run without them.
+        system = dataclasses.replace(config.system, csd=None, clip_model=None, dino=None, vgg=None)
+        config = dataclasses.replace(config, system=system)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if (stage.batch_size // stage.accumulate) % ways or stage.batch_size % stage.accumulate:
+        raise InputError(
+            f"--batch {stage.batch_size} in {stage.accumulate} micro-batches does not divide over {ways} (data x fsdp)"
+            " devices"
+        )
+    if choices.quantization:
+        _check_mode(choices.quantization)
+        config = dataclasses.replace(config, quantization=choices.quantization)
+    system = _Untokenised(config.system)
+    ready = precompute.is_ready(config.data.train)
+    if ready and precompute.is_ready(config.data.heldout):
+        system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
+    check_quantization(config, system)
+    where = sharding.shardings(mesh, config.rules, system.shapes)
+    trained = set().union(*(one.rates(system.shapes) for one in config.stages))
+    params, rates = describe_params(config, system, where, trained), stage.rates(system.shapes)
+    state = describe_state(stage, rates, {path: params[path] for path in rates})
+    places = state_shardings(state, where)
+    state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, places)
+    frozen = {path: struct for path, struct in params.items() if path not in rates}
+    describe_batch = features if ready else batch
+    return Program(
+        "train step" if stage.reward is None else "reward step",
+        jit_train_step(system, stage, rates, 0, places),
+        (state, frozen, describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
+        loops=rollout_steps(stage),
+    )
+
+
+def batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
+    """Describe what `data.pipeline.batches` makes for a stage."""
+    b, n, side = stage.batch_size, config.data.num_styles, config.system.siglip.image_size
+    image, flag, number = jnp.uint8, jnp.bool_, jnp.int32
+    shapes = {
+        "target": ((*stage.target_size, 3), image),
+        "content": ((*stage.content_size, 3), image),
+        "content_valid": ((), flag),
+        "style": ((n, side, side, 3), image),
+        "style_valid": ((n,), flag),
+        "subject_label": ((), number),
+        "style_label": ((), number),
+    } | {name: (tokens.shape, number) for name, tokens in system.null_tokens.items()}
+    return {name: _struct((b, *shape), dtype, place) for name, (shape, dtype) in shapes.items()}
+
+
+def features(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
+    """Describe what `data.pipeline.batches` makes of features: images and prompts as the encoders give them."""
+    found = batch(config, stage, system, place)
+    b, n, z = stage.batch_size, config.data.num_styles, config.system.autoencoder.z_channels
+    side, down = config.system.siglip.image_size, config.system.autoencoder.downscale
+    whole = _Untokenised(config.system)
+    one = {name: jax.ShapeDtypeStruct((1, *tokens.shape), jnp.int32) for name, tokens in whole.null_tokens.items()}
+    style = jax.eval_shape(whole.style_features, whole.shapes, jax.ShapeDtypeStruct((1, n, side, side, 3), jnp.uint8))
+    txt, vec = jax.eval_shape(whole.encode_text, whole.shapes, one)
+    for name in ("target", "content"):
+        rows, columns = (length // down for length in found.pop(name).shape[1:3])
+        found[f"{name}_moments"] = _struct((b, rows, columns, 2 * z), jnp.float32, place)
+    for name, made in (("style_features", style), ("txt", txt), ("vec", vec)):
+        found[name] = _struct((b, *made.shape[1:]), made.dtype, place)
+    return {name: struct for name, struct in found.items() if name not in ("style", *one)}
+
+
+def _null_text(config: USOConfig) -> NullText:
+    text, transformer = config.text, config.transformer
+    return np.zeros((text.t5_length, transformer.context_in_dim)), np.zeros(transformer.vec_in_dim)
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> list[Program]:
+    own = ("transformer", "autoencoder", "siglip", "text", "patch", "reference_offset")
+    system = _Untokenised(USOConfig(**{name: getattr(config.system, name) for name in own}))
+    params = _inference_params(system, mesh, choices.quantization)
+    sampler = Sampler(system, params, mesh, choices.tile)
+    b = choices.batch or sampler.ways
+    if b % sampler.ways:
+        raise InputError(f"--batch {b} does not divide over {sampler.ways} (data x fsdp) devices")
+    whole, split = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
+    part = lambda name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
+
+    def program(label: str, name: str, component: str, *arguments: Any, static: tuple = ()) -> Program:
+        others = {path: value for path, value in params.items() if not path.startswith(f"{component}/")}
+        arguments = (part(component), *arguments)
+        return Program(label, sampler.programs[name], arguments, static, {} if choices.offload else others)
+
+    floats = lambda *shape: _struct((b, *shape), jnp.float32, split)
+    flags = lambda *shape: _struct((b, *shape), jnp.bool_, split)
+    height, width = stage.target_size
+    (rows, columns), depth = system.token_grid(height, width), config.system.transformer.in_channels
+    tokens = {name: _struct((b, *null.shape), jnp.int32, split) for name, null in system.null_tokens.items()}
+    x = floats(rows * columns, depth)
+    if choices.mode == "encode-parts":
+        side = config.system.siglip.image_size
+        image = lambda *shape: _struct((*shape, 3), jnp.uint8, whole)
+        return [
+            program("T5 + CLIP", "text", "text", tokens),
+            program("SigLIP", "features", "siglip", image(1, 1, side, side)),
+            program("VAE encode", "encode", "autoencoder", image(1, *stage.content_size)),
+            program("VAE decode", "decode", "autoencoder", x, static=(height, width)),
+        ]
+    place = lambda struct, where: _struct(struct.shape, struct.dtype, where)
+    txt, y = (place(s, split) for s in jax.eval_shape(sampler.programs["text"], part("text"), tokens))
+    ids = lambda make: place(jax.eval_shape(make), whole)
+    # A dict, because `Inputs` is checked to hold arrays.
+    inputs: dict[str, Any] = dict.fromkeys(one.name for one in dataclasses.fields(Inputs))
+    inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: flow.position_ids(rows, columns)[None])}
+    style, projector = None, config.system.transformer.projector
+    if "style" in stage.conditions and projector is not None:
+        n = config.data.num_styles
+        features = floats(n, len(projector.layers), projector.siglip_tokens, projector.siglip_dim)
+        style = place(jax.eval_shape(sampler.programs["style"], part("transformer"), features), split)
+        inputs["style_valid"] = flags(n)
+    if "content" in stage.conditions:
+        grid = system.token_grid(*stage.content_size)
+        inputs |= {"ref_img": floats(grid[0] * grid[1], depth), "ref_valid": flags(grid[0] * grid[1])}
+        inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), [grid]))
+    return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
+
+
+def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
+    """Describe parameters as `Bundle.load` places them."""
+    where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+
+    def dtype(path: str) -> Any:
+        return jnp.float32 if weights.component_of(path)[0] in FULL_PRECISION else system.config.transformer.dtype
+
+    structs = {path: _struct(shape.shape, dtype(path), where[path]) for path, shape in system.shapes.items()}
+    return _quantised(structs, mode)
+
+
+def _quantised(structs: Structs, mode: str) -> Structs:
+    """Describe parameters of weights that were imported with --quantize; int4 is int8 in the sampler."""
+    _check_mode(mode)
+    found = describe(structs, mode)
+    return {
+        path: _struct(s.shape, jnp.int8 if s.dtype == jnp.int4 else s.dtype, s.sharding) for path, s in found.items()
+    }
+
+
+def _check_mode(mode: str) -> None:
+    if mode and mode not in quantize.FORMATS:
+        raise InputError(f"--quantization must be one of {', '.join(quantize.FORMATS)}, not {mode!r}")
+
+
+def _struct(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
+
+
+def device_bytes(tree: Any) -> int:
+    """Count the bytes that described arrays take on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

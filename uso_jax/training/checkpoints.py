@@ -1,0 +1,174 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training checkpoints with Orbax: trained parameters, optimizer, average, data position and the run's record.
+
+Frozen parameters are not saved; they come again from the weights directory or the seed. A checkpoint is written beside
+its final name and renamed when complete, so a failed save leaves the previous one as it was. All processes write their
+shards; training goes on meanwhile.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from uso_jax.common.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints of one run, by global step: the last `keep`, and every one of a multiple of `keep_every`."""
+
+    def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0):
+        self.directory = pathlib.Path(directory).absolute()
+        # Orbax reports every save and every missing optional file; the progress bar is the user's log.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save, the other files' failures
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
+        self._saving: int | None = None
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise InputError(f"cannot write checkpoints to {self.directory}: {error.strerror or error}") from error
+
+    def latest(self) -> int | None:
+        """Give the newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: Any, record: dict) -> None:
+        """Begin to write a checkpoint of a tree of arrays and a JSON record, both as they are now.
+
+        Raises:
+          InputError: this or the save before could not be written; earlier checkpoints are untouched.
+        """
+        self.wait()
+        items = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(json.loads(json.dumps(record)))
+        )
+        with self._explained(step):
+            self._manager.save(step, args=items, force=True)
+            self._saving = step
+
+    def check(self) -> None:
+        """Raise what has happened to the save in progress; cheap enough for every step."""
+        if self._saving is not None:
+            with self._explained(self._saving):
+                self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Wait for the save in progress.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        if self._saving is not None:
+            with self._explained(self._saving):
+                self._manager.wait_until_finished()
+            self._saving = None
+
+    def newest(self, like: Callable[[dict], Any]) -> tuple[int, dict, Any] | None:
+        """Give step, record and arrays of the newest checkpoint that can be read, or None if there is none at all.
+
+        Newer ones that cannot be read are moved out of the way, and stderr says so.
+
+        Args:
+          like: gives, for a record, the arrays' shapes, dtypes and shardings, or None to read no arrays.
+
+        Raises:
+          InputError: no checkpoint can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = None, "another process cannot read it"
+            try:
+                record = self.record(step)
+                wanted = like(record)
+                found = step, record, wanted and self.restore(step, wanted)
+            except _Damaged as error:
+                reason = str(error)
+            if _everywhere(found is not None):
+                for other, why in damaged.items():
+                    self._set_aside(other, why, step)
+                return found
+            damaged[step] = reason
+        if damaged:
+            step, reason = next(iter(damaged.items()))
+            raise InputError(f"checkpoint {self.directory}/{step} cannot be read: {reason}, and there is no other one")
+        return None
+
+    def record(self, step: int) -> dict:
+        """Read only a checkpoint's JSON record."""
+        with _damage():
+            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Read a checkpoint's arrays into the shapes, dtypes and shardings of `like`, on any mesh."""
+        items = ocp.args.Composite(arrays=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
+        with _damage():
+            return self._manager.restore(step, args=items)["arrays"]
+
+    def close(self) -> None:
+        """Finish the save in progress and release Orbax's threads; `wait` tells whether it was written."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _set_aside(self, step: int, reason: str, instead: int) -> None:
+        place = self.directory.parent / "damaged"
+        place /= f"{step}" if not (place / f"{step}").exists() else f"{step}.{time.time_ns()}"
+        if jax.process_index() == 0:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (self.directory / str(step)).rename(place)
+            print(
+                f"checkpoint {self.directory}/{step} cannot be read: {reason}; it is moved to {place}, and the run"
+                f" goes on from step {instead}",
+                file=sys.stderr,
+                flush=True,
+            )
+        _everywhere(True)
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Turn what goes wrong in the save of a step into the user's sentence."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            # TensorStore reports a full disk as ValueError; whatever the reason, the remedy is the user's.
+            self._saving = None
+            self.close()
+            good = ocp.utils.checkpoint_steps(self.directory)
+            last = f"the last good checkpoint is step {max(good)}" if good else "there is no earlier checkpoint"
+            reason = str(error).splitlines()[0][:300]
+            raise InputError(
+                f"could not save the checkpoint of step {step} to {self.directory}: {reason}; {last}."
+                " Free some space or choose another --workdir, and run the same command to continue"
+            ) from error
+
+
+class _Damaged(InputError):
+    """A checkpoint cannot be read."""
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Damaged((str(error) or type(error).__name__).splitlines()[0][:300]) from error
+
+
+def _everywhere(mine: bool) -> bool:
+    """Tell whether something holds for every process."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))

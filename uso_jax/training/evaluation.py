@@ -1,0 +1,168 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tables that a training of mini ends with: whether the style arrives and the content stays.
+
+A table is a task and a split of the source. The exact judges of `factors` apply: to subject, style and error where
+there is a content image, in a preserved layout, and to the style alone where there is none. `judge_*` are a
+classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of a picture and the words for its subject
+in SigLIP, `csd` that of the style vectors of picture and style image; `lpips` and `gram` are distances
+(uso_jax.evaluation.metrics.lpips).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+
+from uso_jax.data.loader import batches
+from uso_jax.data.sources import open_source
+from uso_jax.data.triplet import CONDITIONS
+from uso_jax.evaluation.metrics.counterfactual import WISHES, Counterfactuals, Styles
+from uso_jax.evaluation.metrics.lpips import Perceptual
+from uso_jax.images.decode import cover
+from uso_jax.models.uso import USO, Batch, to_float
+from uso_jax.parallel import sharding
+from uso_jax.params import Params
+from uso_jax.training import rewards
+from uso_jax.training.config import LEARNED, TableConfig, TrainConfig
+from uso_jax.training.objectives import flow_matching
+from uso_jax.training.stage import StageConfig
+from uso_jax.training.validation import pipeline_options
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
+Figures = dict[str, float]
+_CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the judge's order
+_UNSEEN = {  # labels that the classifier cannot know, by split
+    "heldout": {"subject_label"},
+    "heldout_subjects": {"subject_label"},
+    "heldout_families": {"style_label"},
+}
+
+
+class Evaluation:
+    """All tables of a configuration, by name."""
+
+    def __init__(self, config: TrainConfig, system: USO, mesh: Mesh):
+        self.system, self.settings = system, config.evaluation
+        # Absent conditions are masked, so one compiled program serves every task.
+        changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=())
+        self.stage = dataclasses.replace(config.stages[-1], **changes)
+        perceptual = Perceptual() if self.settings.perceptual else None
+        jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))
+        shared = dict(sample=jitted(self._sample_of), learned=jitted(self._learned_of), perceptual=perceptual)
+        self.tables = {
+            name: Table(table, config, self.stage, mesh, **shared) for name, table in self.settings.tables.items()
+        }
+
+    def sample(self, params: Params) -> dict[str, Pictures]:
+        """Let the model make the pictures of every table, from the same noise every time."""
+        return {name: table.sample(params) for name, table in self.tables.items()}
+
+    def figures(self, params: Params, pictures: Mapping[str, Pictures]) -> dict[str, Figures]:
+        """Judge any pictures, by table."""
+        return {name: table.figures(params, pictures[name]) for name, table in self.tables.items()}
+
+    def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
+        """Give, by table, the figures of the true targets and of handing back either reference unchanged."""
+        return {
+            name: {row: table.figures(params, pictures) for row, pictures in table.known.items()}
+            for name, table in self.tables.items()
+        }
+
+    def _sample_of(self, params: Params, batch):
+        return flow_matching.sample(params, self.system, self.stage, batch, self.settings)
+
+    def _learned_of(self, params: Params, pictures, batch) -> dict[str, jax.Array]:
+        system, images = self.system, to_float(pictures)
+        has = set(system.structures)
+        names = {figure: reward for figure, reward in LEARNED.items() if rewards.components([reward]) <= has}
+        scores = rewards.score(system, params, images, rewards.describe(system, params, names.values(), batch))
+        figures = {figure: jnp.mean(scores[reward]) for figure, reward in names.items()}
+        if "judge" in has:
+            logits = system.module(params, "judge")(images)
+            for (name, label), values in zip(_CLASSES.items(), logits, strict=True):
+                figures[name] = jnp.mean(jnp.argmax(values, -1) == batch[label])
+        return figures
+
+
+class Table:
+    """The held-out triplets of one task and split, and the figures of pictures made for them."""
+
+    def __init__(
+        self,
+        table: TableConfig,
+        config: TrainConfig,
+        stage: StageConfig,
+        mesh: Mesh,
+        *,
+        sample: Callable[[Params, Batch], jax.Array],
+        learned: Callable[[Params, Pictures, Batch], dict[str, jax.Array]],
+        perceptual: Perceptual | None,
+    ):
+        self.tokenize, self.mesh = config.system.text.tokenize, mesh
+        self._sample, self._learned, self._perceptual = sample, learned, perceptual
+        settings, size = config.evaluation, config.evaluation.batch_size
+        spec = dict(config.data.heldout) | {"split": table.split}
+        source = open_source(spec, WISHES | {"tasks": {table.task: 1.0}})
+        # Reading in order, so that the triplets with their truth and the batches are the same examples.
+        reading = dict(batch_size=size, seed=0, shuffle=False, repeat=False)
+        stream = batches(source, **reading, **pipeline_options(config, stage))
+        self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
+        self.triplets = [source[number] for number in range(len(self.batches) * size)]
+        self.has_content, self.has_style = CONDITIONS[table.task]
+        if self.has_style:  # not as SigLIP reads them, which may be at another size
+            height, width = self.batches[0]["target"].shape[1:3]
+            self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])
+        judge = Counterfactuals if self.has_content else Styles if self.has_style else None
+        self.judge = judge and judge(source, self.triplets)
+        labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
+        known = labels - _UNSEEN.get(table.split, set())
+        self.unknown = {name for name, label in _CLASSES.items() if label not in known}
+        if not self.has_style:
+            self.unknown |= {"csd", "style_accuracy"}  # there is no other style to tell the plain one from
+
+    @property
+    def known(self) -> dict[str, Pictures]:
+        """Pictures that need no model: the targets, and either reference."""
+        found = {"target": self._all("target")}
+        if self.has_content:
+            found["copy_content"] = self._all("content")
+        if self.has_style:
+            found["copy_style"] = self._styles
+        return found
+
+    def sample(self, params: Params) -> Pictures:
+        """Let the model make a picture for every triplet."""
+        made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
+        return np.concatenate(made)
+
+    def figures(self, params: Params, images: Pictures) -> Figures:
+        """Judge any pictures, one a triplet."""
+        learned = []
+        for number, batch in enumerate(self.batches):
+            part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
+            phrases = [self.tokenize(t.meta["phrase"])["t5_ids"] for t in self.triplets[part]]
+            found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
+            learned.append({name: np.mean(value) for name, value in found.items()})
+        figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
+        exact = self.judge.score(images) if self.judge else {}
+        found = exact | figures | self._distances(images)
+        return {name: value for name, value in found.items() if name not in self.unknown}
+
+    def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
+        """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
+        columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
+        return columns | {"before": before, "after": after, "target": self._all("target")}
+
+    def _distances(self, images: Pictures) -> Figures:
+        if self._perceptual is None:
+            return {}
+        columns = {name.removeprefix("copy_"): pictures for name, pictures in self.known.items()}
+        return self._perceptual.distances(columns | {"made": images}, "made")
+
+    def _all(self, name: str) -> np.ndarray:
+        return np.concatenate([batch[name] for batch in self.batches])

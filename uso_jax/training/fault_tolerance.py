@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a step's numbers are such that training can go on."""
+
+import faulthandler
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from uso_jax.common.errors import InputError
+from uso_jax.training.stage import StageConfig
+
+
+class NotFinite(Exception):
+    """A step ended in numbers that no later step can use.
+
+    `step` counts over all stages; `position` is the data's after the step's batch.
+    """
+
+    def __init__(self, stage: str, step: int, numbers: Mapping[str, float], position: dict):
+        self.stage, self.step, self.position = stage, step, position
+        self.sentence = (
+            f"stage {stage!r} diverged at step {step}: loss {numbers['loss']}, norm of gradients"
+            f" {numbers['grad_norm']}, of parameters {numbers['param_norm']}"
+        )
+        super().__init__(self.sentence)
+
+    def give_up(self, last: int | None, rollbacks: int) -> InputError:
+        """Give the error that ends the run, whose last checkpoint is of step `last`."""
+        tried = f" after {rollbacks} roll-backs" if rollbacks else ""
+        kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is step {last}"
+        return InputError(
+            f"{self.sentence}{tried}; {kept}. Lower --config.stages.{self.stage}.learning_rate, with another --workdir,"
+            " or check the data"
+        )
+
+
+def check(stage: StageConfig, step: int, numbers: dict[str, float], record: dict, position: dict) -> dict[str, float]:
+    """Give the numbers to report of a step; `record` is the run's and keeps count of skipped rewards.
+
+    Raises:
+      NotFinite: loss, gradient or parameters are not finite.
+      InputError: the reward was not finite too often in a row.
+    """
+    if stage.reward is not None:
+        numbers = _count_skipped(stage, step, numbers, record)
+    # The parameters' own norm counts too: a step may end in numbers no later step can use, though its loss was finite.
+    if not all(map(math.isfinite, numbers.values())):
+        raise NotFinite(stage.name, step, numbers, position)
+    return numbers
+
+
+def _count_skipped(stage: StageConfig, step: int, numbers: dict[str, float], record: dict) -> dict[str, float]:
+    """Count steps that were skipped, stop the run after too many, and leave out figures that mean nothing."""
+    begun = record["stages"][record["stage"]]
+    skipped = numbers["reward_skipped"] > 0
+    record["skipped_in_a_row"] = record.get("skipped_in_a_row", 0) + 1 if skipped else 0
+    if skipped:
+        begun["skipped"] = begun.get("skipped", 0) + 1
+    if record["skipped_in_a_row"] >= stage.reward.max_skipped:
+        raise InputError(
+            f"stage {stage.name!r}: the reward ({', '.join(stage.reward.weights)}) or its gradient was not finite in"
+            f" {record['skipped_in_a_row']} steps in a row, the last of them step {step};"
+            " parameters are as they were before these steps. Check the reward's weights and the data"
+        )
+    rewarded = numbers["reward_active"] > 0 and not skipped
+    of_reward = lambda key: key == "loss_reward" or key.startswith("reward_") or key == "reward"
+    kept = {key: number for key, number in numbers.items() if rewarded or not of_reward(key)}
+    return kept | {"reward_skipped": float(begun.get("skipped", 0))}
+
+
+HUNG = 75  # exit code of a hung run; sysexits' EX_TEMPFAIL: try again
+
+
+class Stopped(SystemExit):
+    """A run was asked to end and has saved; the program ends with exit code 0."""
+
+    def __init__(self, sentence: str):
+        super().__init__(0)
+        self.sentence = sentence
+
+
+class StopRequest:
+    """Whether SIGTERM has come, to this process or, of several, to any of them.
+
+    Several processes must stop at the same step, so JAX's coordinator chooses one that none has passed yet.
+    """
+
+    def __init__(self):
+        self._came, self._before = threading.Event(), None
+        self._alone = jax.process_count() == 1  # or JAX has taken the signal
+        if self._alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
+
+    def came(self, step: int | None = None) -> bool:
+        """Tell whether to stop; every process calls it after each of its steps, and only there gives the step."""
+        if self._alone:
+            return self._came.is_set()
+        return step is not None and bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def close(self) -> None:
+        """Give the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+class Watchdog:
+    """Ends a program that has shown no sign of life for a number of seconds; 0: never.
+
+    It prints where the program was last seen and what all threads are doing, and exits with `HUNG`, so that whoever
+    started the program can start it again. Should the interpreter itself hang, faulthandler ends it with exit code 1.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._where, self._seen = seconds, "at the start", time.monotonic()
+        self._closed = threading.Event()
+        if seconds:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def beat(self, where: str) -> None:
+        """Show a sign of life."""
+        self._where, self._seen = where, time.monotonic()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._closed.set()
+        if self._seconds:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(self._seconds / 4, 5.0)):
+            idle = time.monotonic() - self._seen
+            if idle > self._seconds:
+                process = f"process {jax.process_index()} " if jax.process_count() > 1 else ""
+                print(
+                    f"\nerror: {process}hung: nothing for {idle:.0f} s {self._where} (config.guard.watchdog_seconds is"
+                    f" {self._seconds:g}); the same command continues from the last checkpoint. What the threads do:",
+                    file=sys.__stderr__,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                os._exit(HUNG)
+            # This thread runs only if the interpreter does; the timer needs none.
+            faulthandler.dump_traceback_later(self._seconds + min(self._seconds, 10), exit=True, file=sys.__stderr__)
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The judge's loss: name the subject and the style of a picture.
+
+Half of the pictures pass through the autoencoder first, since those it will judge are decoded ones.
+"""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from uso_jax.models.uso import USO, Batch, to_float
+from uso_jax.params import Params
+from uso_jax.training.stage import StageConfig
+
+
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    del stage
+    return {"autoencoder", "judge"}
+
+
+def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> dict:
+    """Draw nothing."""
+    del rng, system, stage
+    return {}
+
+
+def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
+    """Give the mean of the two cross-entropies over a batch's targets."""
+    images = to_float(batch["target"])
+    half = images.shape[0] // 2
+    codec = system.module(params, "autoencoder")
+    decoded = jnp.clip(codec.decode(codec.encode(images[:half])), -1, 1)
+    subject, style = system.module(params, "judge")(jnp.concatenate([decoded, images[half:]]))
+    errors = optax.softmax_cross_entropy_with_integer_labels(subject, batch["subject_label"])
+    return jnp.mean(errors + optax.softmax_cross_entropy_with_integer_labels(style, batch["style_label"])) / 2

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The flow-matching loss of USO's stages.
+
+    L_pre = E || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2        paper Eq. (5), w(t) = 1
+
+Shapes: b batch, l target tokens, d token channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from uso_jax import flow
+from uso_jax.models.uso import USO, Batch, Inputs
+from uso_jax.params import Params
+from uso_jax.training.stage import StageConfig
+
+_CLIP_START = 3  # tokens of a caption that CLIP reads where it is cut
+_SEED = 20_25  # of the pictures' noise, whatever the run's own seed is
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Draws:
+    """Everything random in one step; cut into micro-batches, it has one leading axis more."""
+
+    noise: Float[Array, "*micro b l d"]
+    t: Float[Array, "*micro b"]
+    drop_text: Bool[Array, "*micro b"]
+    drop_content: Bool[Array, "*micro b"]
+    drop_style: Bool[Array, "*micro b"]
+    cut_clip: Bool[Array, "*micro b"]
+
+
+def components(stage: StageConfig) -> set[str]:
+    """Name the weights components that the loss reads."""
+    style = {"siglip", "projector"} if "style" in stage.conditions else set()
+    rewarded = set() if stage.reward is None else stage.reward.components
+    return {"transformer", "lora", "autoencoder", "t5", "clip"} | style | rewarded
+
+
+def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
+    """Draw noise, times and dropped conditions for a whole batch."""
+    names = ("noise", "t", "text", "content", "style", "all", "clip")
+    keys = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
+    rows, columns = system.token_grid(*stage.target_size)
+    b, num_tokens = stage.batch_size, rows * columns
+    mu = flow.shift_mu(num_tokens) if stage.shift_mu is None else stage.shift_mu
+    chosen = lambda name, rate: jax.random.bernoulli(keys[name], rate, (b,))
+    drop_all = chosen("all", stage.all_dropout)
+    drop = lambda name, rate: chosen(name, rate) | drop_all
+    return Draws(
+        noise=jax.random.normal(keys["noise"], (b, num_tokens, system.config.transformer.in_channels)),
+        t=flow.sample_times(keys["t"], b, mu),
+        drop_text=drop("text", stage.text_dropout),
+        drop_content=drop("content", stage.content_dropout),
+        drop_style=drop("style", stage.style_dropout),
+        cut_clip=chosen("clip", stage.clip_cut),
+    )
+
+
+def drop_conditions(system: USO, batch: Batch, draws: Draws) -> Batch:
+    """Replace dropped prompts by the empty one, cut what CLIP reads and mark dropped images as absent."""
+    nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
+
+    def without(null: Array | np.ndarray, value: Array) -> Array:
+        dropped = draws.drop_text.reshape(-1, *(1,) * null.ndim)
+        return jnp.where(dropped, jnp.asarray(null, value.dtype)[None], value)
+
+    empty = {name: without(null, batch[name]) for name, null in nulls.items()}
+    valid = {
+        "content_valid": batch["content_valid"] & ~draws.drop_content,
+        "style_valid": batch["style_valid"] & ~draws.drop_style[:, None],
+    }
+    if "clip_ids" in empty:
+        empty["clip_ids"] = _cut(empty["clip_ids"], draws.cut_clip, system.null_tokens["clip_ids"])
+    return {**batch, **empty, **valid}
+
+
+def _cut(ids: Int[Array, "b u"], chosen: Bool[Array, " b"], null: Int[np.ndarray, " u"]) -> Int[Array, "b u"]:
+    """End chosen captions after their first tokens, as the tokenizer ends the empty one."""
+    cut = jnp.concatenate([ids[:, :_CLIP_START], jnp.broadcast_to(null, ids.shape)[:, :-_CLIP_START]], axis=1)
+    return jnp.where(chosen[:, None], cut, ids)
+
+
+def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
+    """Give the targets' tokens and what the transformer sees besides; nothing here depends on the transformer."""
+    x0 = system.latent_tokens(params, batch, "target")
+    conditions = {name: name in stage.conditions for name in ("content", "style")}
+    return x0, system.inputs(params, batch, **conditions)
+
+
+def error(
+    params: Params, system: USO, stage: StageConfig, x0: Float[Array, "b l d"], inputs: Inputs, draws: Draws
+) -> Float[Array, ""]:
+    """Give the mean squared velocity error of an encoded batch, in float32."""
+    x_t = flow.interpolate(x0, draws.noise, draws.t)
+    predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
+    return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))
+
+
+def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
+    """Give the mean squared velocity error of a batch, in float32."""
+    return error(params, system, stage, *encode(params, system, stage, drop_conditions(system, batch, draws)), draws)
+
+
+def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:
+    """Generate a picture for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
+    height, width = stage.target_size
+    return system.generate(
+        params,
+        system.inputs(params, batch, content="content" in stage.conditions, style="style" in stage.conditions),
+        jax.random.key(_SEED),
+        height=height,
+        width=width,
+        num_steps=settings.num_steps,
+        guidance=settings.guidance,
+        shift=settings.shift,
+    )

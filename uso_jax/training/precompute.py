@@ -1,0 +1,286 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Encode a data set once, for a stage that then trains without its encoders (uso_jax.data.features has the format).
+
+The encoders are those of the run that will train: the same weights, sizes and precision. A fingerprint of all of these
+is stored, and training refuses features of other encoders.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from uso_jax import mini, weights
+from uso_jax.common import progress
+from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data import features
+from uso_jax.data.buckets import share_out
+from uso_jax.data.examples import Examples
+from uso_jax.data.features import FeatureSource
+from uso_jax.data.sources import Mixture, open_source
+from uso_jax.data.triplet import TripletSource
+from uso_jax.models.uso import USO, Batch, to_float
+from uso_jax.parallel import sharding
+from uso_jax.params import Params
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.init import initial_params
+from uso_jax.training.stage import StageConfig
+from uso_jax.weights import pretrained
+from uso_jax.weights.quantized_kernels import QuantizedUSO
+
+ENCODERS = ("autoencoder", "siglip", "t5", "clip")  # weights components
+STRUCTURES = ("autoencoder", "siglip", "text")
+WITHOUT = ("siglip", "text")  # of a System that never sees an image or a prompt
+_CHOICES = ("remat", "attention")  # of a run, which change no number
+
+
+def fingerprint(config: TrainConfig) -> dict[str, str]:
+    """Identify each encoder by weights, sizes, precision and preprocessing."""
+    system, have = config.system, set()
+    directory = mini.directory(config.weights) if config.weights else None
+    if directory is not None:
+        have = set(weights.components(directory)) - set(config.fresh)
+    layers = system.transformer.projector and system.transformer.projector.layers
+    tokens = dict(length=system.text.t5_length, t5=system.text.t5_tokenizer, clip=system.text.clip_tokenizer)
+    facts = {
+        "autoencoder": [system.autoencoder],
+        "siglip": [system.siglip, layers],
+        "t5": [system.text.t5, tokens],
+        "clip": [system.text.clip, tokens],
+    }
+    found = {}
+    for name in ENCODERS:
+        numbers = pretrained.fingerprint(directory / name) if name in have else f"random numbers of seed {config.seed}"
+        sizes = json.dumps([facts[name], config.frozen_dtype, numbers], default=_plain, sort_keys=True)
+        found[name] = hashlib.sha256(sizes.encode()).hexdigest()[:16]
+    return found
+
+
+def is_ready(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a source of the configuration holds features."""
+    return spec["name"] == "features" or any(is_ready(part) for part in spec.get("parts", ()))
+
+
+def check(config: TrainConfig) -> USO:
+    """Give the system of a run: without encoders where all its data is encoded already.
+
+    Raises:
+      InputError: the features are of other encoders, or a stage needs what they do not hold.
+    """
+    specs = [spec for spec in (config.data.train, config.data.heldout) if is_ready(spec)]
+    if not specs:
+        return QuantizedUSO(config.system)
+    if config.system.style_encoder != "siglip":
+        raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
+    found = fingerprint(config)
+    null_text = None
+    for part in (part for spec in specs for part in spec.get("parts", [spec]) if part["name"] == "features"):
+        source = FeatureSource(part["path"])
+        made = source.manifest["fingerprint"]
+        if differs := [name for name in ENCODERS if made[name] != found[name]]:
+            raise InputError(
+                f"{source.path} was made by another {' and '.join(differs)} than this run has: use the same"
+                " --config.model settings, or make the features again."
+            )
+        null_text = source.null_text
+    for stage in config.stages:
+        if stage.loss != "flow_matching" or stage.reward is not None:
+            mend = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
+            raise InputError(
+                f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
+                f" --config.data.source to the images{mend}, or leave the stage out of --config.run."
+            )
+        if stage.clip_cut:
+            raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")
+    without = WITHOUT if len(specs) == 2 else ()
+    everything = USO(config.system).shapes
+    for stage in config.stages:
+        trained = stage.rates(everything)
+        if learns := sorted({path.split("/")[0] for path in trained} & set(STRUCTURES)):
+            raise InputError(f"stage {stage.name!r} trains {', '.join(learns)}, so it cannot read its features.")
+    return QuantizedUSO(config.system, without=without, null_text=null_text)
+
+
+def precompute(
+    config: TrainConfig,
+    stage: StageConfig,
+    split: str,
+    path: pathlib.Path | str,
+    *,
+    shard_size: int = 1024,
+    process: tuple[int, int] = (0, 1),
+    dtype: str = "",
+) -> int:
+    """Encode one of a configuration's sources, "train" or "heldout", at a stage's sizes; give the number of examples.
+
+    What is there already is not made again, so a stopped run goes on.
+
+    Args:
+      config: whose encoders and sources are used.
+      stage: whose sizes are used.
+      split: "train" or "heldout".
+      path: folder of the features.
+      shard_size: examples a file.
+      process: which of how many; each makes its own shards, with the devices that it sees.
+      dtype: of style and text features, such as "bfloat16"; "" keeps what the encoders give.
+    """
+    path = pathlib.Path(path)
+    source = open_source(getattr(config.data, split), stage.data)
+    if isinstance(source, Mixture) or hasattr(source, "example"):
+        raise InputError("precompute reads one source of images; mix the features instead.")
+    if shard_size < 1 or not 0 <= process[0] < process[1]:
+        raise InputError(
+            f"shard_size {shard_size} must be positive, and process {process[0]}/{process[1]} be 0/N to N-1/N."
+        )
+    mesh = sharding.make_mesh(config.mesh, jax.local_devices())
+    config = dataclasses.replace(config, quantization="")  # encoders alone fit, and are the same for every run
+    full = USO(config.system)
+    system = USO(config.system, without=set(full.structures) - set(STRUCTURES))
+    with jax.set_mesh(mesh):
+        params = initial_params(config, system, sharding.shardings(mesh, config.rules, system.shapes), set())
+        encoder = _Encoder(config, system, params, mesh, stage, source, dtype)
+        total = len(source)
+        shards = -(-total // shard_size)
+        manifest = {
+            "fingerprint": fingerprint(config),
+            "source": getattr(config.data, split),
+            "examples": total,
+            "shards": shards,
+            "shard_size": shard_size,
+            "dtype": dtype,
+            "num_styles": config.data.num_styles,
+            "downscale": config.system.autoencoder.downscale,
+            "sizes": stage.bucket_sizes(config.system.pixels_per_token),
+        }
+        features.write_manifest(path, manifest, encoder.nulls())
+        mine = range(process[0], shards, process[1])
+        lost = 0
+        with progress.bar(total=len(mine) * shard_size, desc=f"encoding {split}", unit="example") as bar:
+            for number in mine:
+                chosen = np.arange(number * shard_size, min((number + 1) * shard_size, total))
+                if not features.is_done(path, number):
+                    left_out: dict[int, str] = {}
+                    found = encoder.records(chosen, left_out, config.data.max_errors - lost)
+                    features.write_shard(path, number, found, left_out)
+                lost += len(features.left_out(path, number))
+                bar.update(len(chosen))
+    return total
+
+
+class _Encoder:
+    """The encoders of a run, and the examples of a source in the stage's sizes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        system: USO,
+        params: Params,
+        mesh: Mesh,
+        stage: StageConfig,
+        source: TripletSource,
+        dtype: str,
+    ):
+        self.config, self.system, self.params, self.mesh, self.stage = config, system, params, mesh, stage
+        self.source, self.dtype = source, jnp.dtype(dtype) if dtype else None
+        self.batch_size = stage.batch_size // stage.accumulate
+        self.num_threads = config.data.num_threads
+        sizes = stage.bucket_sizes(config.system.pixels_per_token)
+        self.shapes = share_out(source, sizes["target_sizes"], sizes["content_sizes"], stage.batch_size)
+        self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
+
+    def nulls(self) -> dict[str, np.ndarray]:
+        """Encode the empty prompt, and give the zeros that stand for an absent style image."""
+        side = self.config.system.siglip.image_size
+        image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
+        style = jax.eval_shape(lambda *args: self._cast(self.system.style_features(*args)), self.params, image)
+        tokens = {name: ids[None] for name, ids in self.system.null_tokens.items()}
+        txt, vec = jax.jit(self.system.encode_text)(self.params, tokens)
+        text = {"txt": self._cast(np.asarray(txt[0])), "vec": self._cast(np.asarray(vec[0]))}
+        return text | {"style": np.zeros(style.shape[2:], style.dtype)}
+
+    def records(
+        self, chosen: np.ndarray, left_out: dict[int, str], max_errors: int
+    ) -> Iterator[tuple[tuple[int, ...], features.Record]]:
+        """Give the records of some triplets, those of one shape after another; unreadable ones go to `left_out`."""
+        side = self.config.system.siglip.image_size
+        for shape, indices in self.shapes.items():
+            own = chosen if indices is None else np.intersect1d(chosen, indices, assume_unique=True)
+            examples = Examples(
+                self.source, 0, None, shape, (side, side), self.config.data.num_styles, self.config.system.text.tokenize
+            )
+            for rows in self._read(examples, own, left_out):
+                if len(left_out) > max_errors:
+                    raise InputError(
+                        f"more examples cannot be read than data.max_errors, {self.config.data.max_errors}, allows; the"
+                        f" last: {list(left_out.values())[-1]}"
+                    )
+                yield from self._batch(rows, shape)
+
+    def _read(
+        self, examples: Examples, indices: np.ndarray, left_out: dict[int, str]
+    ) -> Iterator[list[tuple[int, dict]]]:
+        """Read examples in lists of a batch's length, the next list while the last one is encoded."""
+
+        def read(index: int) -> tuple[int, dict | str]:
+            try:
+                return index, examples[index]
+            except BadExample as error:
+                return index, str(error)
+
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            parts = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+            ahead = None
+            for part in [*parts, None]:
+                waiting, ahead = ahead, None if part is None else [pool.submit(read, int(index)) for index in part]
+                found = [future.result() for future in waiting or ()]
+                left_out |= {index: row for index, row in found if isinstance(row, str)}
+                if found:
+                    yield [(index, row) for index, row in found if not isinstance(row, str)]
+
+    def _batch(self, rows: list[tuple[int, dict]], shape) -> Iterator[tuple[tuple[int, ...], features.Record]]:
+        """Encode up to a batch of examples; the last ones are filled up, so that one program serves all."""
+        if not rows:
+            return
+        filled = [row for _, row in rows] + [rows[-1][1]] * (self.batch_size - len(rows))
+        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+        # jit with replicated results: every process may run its own batches, since its mesh is its own devices.
+        made = jax.device_get(self._encode(self.params, sharding.global_batch(self.mesh, batch)))
+        for number, (index, row) in enumerate(rows):
+            record = {name: value[number] for name, value in made.items()}
+            num_styles = int(row["style_valid"].sum())
+            record["style_features"] = record["style_features"][:num_styles]
+            absent = {"content_moments"} if not row["content_valid"] else set()
+            absent |= {"style_features"} if not num_styles else set()
+            record = {name: value for name, value in record.items() if name not in absent}
+            record |= {name: np.asarray(row[name]) for name in ("subject_label", "style_label")}
+            yield (*shape[0], *shape[1]), record | {"index": np.asarray(index, np.int64)}
+
+    def _encode_of(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        system = self.system
+        codec = system.module(params, "autoencoder")
+        moments = lambda name: jnp.concatenate(codec.moments(to_float(batch[name])), axis=-1)
+        txt, vec = system.encode_text(params, {name: batch[name] for name in system.null_tokens})
+        return {
+            "target_moments": moments("target"),
+            "content_moments": moments("content"),
+            "style_features": self._cast(system.style_features(params, batch["style"])),
+            "txt": self._cast(txt),
+            "vec": self._cast(vec),
+        }
+
+    def _cast(self, value):
+        return value if self.dtype is None else value.astype(self.dtype)
+
+
+def _plain(value: Any) -> Any:
+    found = dataclasses.asdict(value)
+    return {name: item for name, item in found.items() if name not in _CHOICES}

@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A profile of a few steps of a run, for TensorBoard's profile plug-in or xprof."""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from uso_jax.hardware import chips, flops
+from uso_jax.training import config as training_config
+from uso_jax.training import precompute
+from uso_jax.training.config import ProfileConfig, TrainConfig
+from uso_jax.training.metric_writer import Metrics
+from uso_jax.training.stage import StageConfig
+from uso_jax.training.step import make_train_step
+
+
+class ProfileWindow:
+    """Records the steps that a configuration names; each process writes a file of its own."""
+
+    def __init__(self, config: ProfileConfig, directory: pathlib.Path):
+        self._config, self._directory, self._running = config, directory, False
+
+    def before(self, step: int) -> None:
+        """Begin with the first step of the window; a run resumed inside it begins there."""
+        config = self._config
+        if config.start and not self._running and config.start <= step < config.start + config.steps:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, step: int, results: object) -> None:
+        """End with the last step of the window, when the devices have done it."""
+        if self._running and step >= self._config.start + self._config.steps - 1:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """End a window that the run leaves open."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+FILE = "speed.jsonl"  # a line every log_every steps, of all attempts
+
+
+class Speed:
+    """The clock of one attempt of a run; `productive` is what the run's record keeps of it."""
+
+    def __init__(self, workdir: pathlib.Path, productive: float):
+        self.productive, self._path = productive, workdir / FILE
+        self._start, self._earlier = time.monotonic(), _seconds_before(self._path)
+        self._mark, self._first = self._start, True
+        self._steps = self._seconds = self._samples = self._flops = 0.0
+        peak = chips.peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak and peak * jax.device_count()
+
+    @property
+    def wants_flops(self) -> bool:
+        """Whether the peak of the devices is known."""
+        return self._peak is not None
+
+    def begin_stage(self) -> None:
+        """Say that the next step is a stage's first."""
+        self._first = True
+
+    def resume(self) -> None:
+        """Say that what was done since the last step is not part of the next one."""
+        self._mark = time.monotonic()
+
+    def step(self, samples: int, operations: float) -> None:
+        """Say that a step is done."""
+        now = time.monotonic()
+        if not self._first:
+            self.productive += now - self._mark
+            self._steps += 1
+            self._seconds += now - self._mark
+            self._samples += samples
+            self._flops += operations
+        self._mark, self._first = now, False
+
+    def write(self, metrics: Metrics, step: int, stage: str) -> None:
+        """Record the figures of the steps since the last time, if there were any."""
+        if not self._steps:
+            return
+        run = self._earlier + time.monotonic() - self._start
+        values = {
+            "step_seconds": self._seconds / self._steps,
+            "samples_per_second": self._samples / self._seconds,
+            "goodput": self.productive / run,
+        }
+        if self._peak is not None and self._flops:
+            values["tflops_per_device"] = self._flops / self._seconds / jax.device_count() / 1e12
+            values["mfu"] = self._flops / self._seconds / self._peak
+        metrics.board(step, "speed", values)
+        if jax.process_index() == 0:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, "stage": stage, **values, "run_seconds": run}) + "\n")
+        self._steps = self._seconds = self._samples = self._flops = 0.0
+
+
+class ModelFlops:
+    """Operations that a train step needs for a batch, by the sizes of its images."""
+
+    def __init__(self, config: TrainConfig, stage: StageConfig, rates: Mapping[str, float]):
+        plain = training_config.numerics(config, attention="xla", remat="none")
+        (stage,) = (one for one in plain.stages if one.name == stage.name)
+        self._step = make_train_step(precompute.check(plain), stage, rates, 0)
+        self._loops = training_config.rollout_steps(stage)
+        self._known: dict[tuple, float] = {}
+
+    def __call__(self, *arguments: object) -> float:
+        """Count for (state, frozen, batch)."""
+        sizes = tuple(np.shape(value) for value in arguments[-1].values())
+        if sizes not in self._known:
+            self._known[sizes] = flops.count(self._step, *arguments, loops=self._loops)
+        return self._known[sizes]
+
+
+def _seconds_before(path: pathlib.Path) -> float:
+    """Give the seconds of earlier attempts, as far as they were written."""
+    if not path.exists():
+        return 0.0
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    return float(json.loads(whole[-1])["run_seconds"]) if whole else 0.0

@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards by name: how good a made picture is, beside its style image, content image and prompt.
+
+A reward is a pair of pure functions. `describe` reads the references, once a sample and without gradient; `score`
+compares pictures with that, differentiably, and gives one number a sample, the more the better. Both call frozen
+networks of the System, none of which knows a training mode: no dropout, no batch statistics. A new one is a few lines:
+
+    def brightness(system, params, images, described):
+        return jnp.mean(images, axis=(1, 2, 3))
+
+    rewards.add("brightness", rewards.Reward(score=brightness))
+
+Pictures are floats, nominally in [-1, 1]; every reward resizes, crops and normalises them as its metric does.
+Shapes: b batch, h w pixels, n style images, d channels of a vector.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from uso_jax.common.errors import InputError
+from uso_jax.images import preprocess
+from uso_jax.models.clip import unit
+from uso_jax.models.perceptual_backbones import gram
+from uso_jax.models.uso import USO, Batch, to_float
+from uso_jax.params import Params
+
+Images = Float[Array, "b h w 3"]
+Scores = Float[Array, " b"]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a reward computes, and of what.
+
+    Attributes:
+      score: (system, params, images, what `describe` gave) -> a number a sample.
+      describe: (system, params, batch) -> anything that depends on the references alone.
+      components: names of the weights components that it reads.
+      needs: what a sample must have to be scored, of "style", "content", "prompt", "style_label", "subject_label".
+    """
+
+    score: Callable[[USO, Params, Any, Any], Any]
+    describe: Callable[[USO, Params, Batch], Any] = lambda system, params, batch: None
+    components: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+REWARDS: dict[str, Reward] = {}
+
+
+def add(name: str, reward: Reward) -> None:
+    """Make a reward known by a name, that configurations may then use."""
+    if unknown := set(reward.needs) - set(_PRESENT):
+        raise ValueError(f"reward {name!r} needs {sorted(unknown)}; known are {', '.join(_PRESENT)}")
+    if name in _TAKEN:
+        raise ValueError(f"a reward cannot be named {name!r}: its figures would be mistaken for others")
+    REWARDS[name] = reward
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuse names that are not rewards."""
+    for name in names:
+        if name not in REWARDS:
+            raise InputError(f"{where}: unknown reward {name!r}; known are {', '.join(REWARDS)}")
+
+
+def components(names: Iterable[str]) -> set[str]:
+    """Name the weights components that some rewards read."""
+    return {component for name in names for component in REWARDS[name].components}
+
+
+def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) -> dict[str, Any]:
+    """Give what each reward needs to know of a batch's references, without gradient."""
+    return jax.lax.stop_gradient({name: REWARDS[name].describe(system, params, batch) for name in names})
+
+
+def score(system: USO, params: Params, images: Images, described: Mapping[str, Any]) -> dict[str, Scores]:
+    """Give every described reward of a batch of pictures."""
+    return {name: REWARDS[name].score(system, params, images, what) for name, what in described.items()}
+
+
+def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Array, " b"]]:
+    """Tell which samples of a batch have all that each reward compares with."""
+    found = {}
+    for name in names:
+        found[name] = jnp.ones(batch["target"].shape[0], bool)
+        for need in REWARDS[name].needs:
+            found[name] &= _PRESENT[need](system, batch)
+    return found
+
+
+def _has_prompt(system: USO, batch: Batch) -> Bool[Array, " b"]:
+    return jnp.any(batch["t5_ids"] != jnp.asarray(system.null_tokens["t5_ids"])[None], axis=1)
+
+
+_TAKEN = ("reward", "loss", "active", "skipped", "anchor")
+_PRESENT: dict[str, Callable[[USO, Batch], Bool[Array, " b"]]] = {
+    "style": lambda system, batch: jnp.any(batch["style_valid"], axis=1),
+    "content": lambda system, batch: batch["content_valid"],
+    "prompt": _has_prompt,
+    "style_label": lambda system, batch: batch["style_label"] >= 0,
+    "subject_label": lambda system, batch: batch["subject_label"] >= 0,
+}
+
+
+def _product(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Scores:
+    return jnp.sum(x * y, axis=-1)
+
+
+def _styles(system: USO, params: Params, batch: Batch, embed: Callable[[USO, Params, Images], Any]) -> Any:
+    """Embed all style images of a batch and give each sample's mean over those that it has."""
+    b, n = batch["style"].shape[:2]
+
+    def mean(found):
+        found = found.reshape(b, n, *found.shape[1:])
+        share = batch["style_valid"].reshape(b, n, *(1,) * (found.ndim - 2))
+        return jnp.sum(found * share, axis=1) / jnp.maximum(jnp.sum(share, axis=1), 1)
+
+    return jax.tree.map(mean, embed(system, params, to_float(batch["style"]).reshape(b * n, *batch["style"].shape[2:])))
+
+
+# ---------------------------------------------------------------------------------------------------- style
+
+
+def _csd(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
+    encoder = system.module(params, "csd")
+    return encoder(preprocess.CSD.resized(encoder.config.image_size).device(images)).style
+
+
+add(
+    "csd_style",  # cosine of CSD's style vectors: the paper's reward and metric
+    Reward(
+        score=lambda system, params, images, style: _product(_csd(system, params, images), style),
+        describe=lambda system, params, batch: unit(_styles(system, params, batch, _csd)),
+        components=("csd",),
+        needs=("style",),
+    ),
+)
+
+
+def _grams(system: USO, params: Params, images: Images) -> list[Float[Array, "b _ _"]]:
+    network = system.module(params, "vgg")
+    size = network.config.image_size
+    seen = dataclasses.replace(preprocess.DINO, size=size, short_side=size).device(images)
+    return [gram(features) for features in network(seen)]
+
+
+def _gram_style(system: USO, params: Params, images: Images, style: list) -> Scores:
+    error = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+    made = _grams(system, params, images)
+    return -sum(error(x - y) / jnp.maximum(error(y), 1e-12) for x, y in zip(made, style, strict=True)) / len(style)
+
+
+add(
+    "gram_style",  # -(distance of VGG's Gram matrices, relative to the style image's), the mean over blocks
+    Reward(
+        score=_gram_style,
+        describe=lambda system, params, batch: _styles(system, params, batch, _grams),
+        components=("vgg",),
+        needs=("style",),
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- content and text
+
+
+def _dino(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
+    encoder = system.module(params, "dino")
+    # 224 of 256 whatever size the position embedding has: DINOv2's is larger than what the metric shows it.
+    size = min(encoder.config.image_size, preprocess.DINO.size)
+    return unit(encoder(preprocess.DINO.resized(size).device(images)).pooler_output)
+
+
+add(
+    "dino_content",  # cosine of DINO's class tokens
+    Reward(
+        score=lambda system, params, images, content: _product(_dino(system, params, images), content),
+        describe=lambda system, params, batch: _dino(system, params, to_float(batch["content"])),
+        components=("dino",),
+        needs=("content",),
+    ),
+)
+
+
+def _clip(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
+    model = system.module(params, "clip_model")
+    return model.embed_images(preprocess.CLIP.resized(model.config.vision.image_size).device(images))
+
+
+add(
+    "clip_content",  # CLIP-I: cosine of CLIP's image embeddings
+    Reward(
+        score=lambda system, params, images, content: _product(_clip(system, params, images), content),
+        describe=lambda system, params, batch: _clip(system, params, to_float(batch["content"])),
+        components=("clip_model",),
+        needs=("content",),
+    ),
+)
+add(
+    "clip_text",  # CLIP-T: cosine of CLIP's image and text embeddings
+    Reward(
+        score=lambda system, params, images, text: _product(_clip(system, params, images), text),
+        describe=lambda system, params, batch: system.module(params, "clip_model").embed_texts(batch["clip_ids"]),
+        components=("clip_model",),
+        needs=("prompt",),
+    ),
+)
+
+
+def _siglip(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
+    tower = system.module(params, "siglip")
+    return unit(tower(preprocess.SIGLIP.resized(tower.config.image_size).device(images)).pooler_output)
+
+
+add(
+    "siglip_text",  # cosine of SigLIP's image and text vectors; what mini has in place of CLIP
+    Reward(
+        score=lambda system, params, images, text: _product(_siglip(system, params, images), text),
+        describe=lambda system, params, batch: unit(system.module(params, "siglip_text")(batch["t5_ids"])),
+        components=("siglip", "siglip_text"),
+        needs=("prompt",),
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- mini's judge
+
+
+def _judged(head: int) -> Callable[[USO, Params, Images, Any], Scores]:
+    def score(system, params, images, labels):
+        logits = system.module(params, "judge")(jnp.clip(images, -1, 1))[head]
+        return jnp.take_along_axis(jax.nn.softmax(logits), jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+
+    return score
+
+
+add(
+    "judge_content",  # probability that the classifier of drawings gives to the true subject
+    Reward(
+        score=_judged(0),
+        describe=lambda system, params, batch: batch["subject_label"],
+        components=("judge",),
+        needs=("subject_label",),
+    ),
+)
+add(
+    "judge_style",  # the same of the true style
+    Reward(
+        score=_judged(1),
+        describe=lambda system, params, batch: batch["style_label"],
+        components=("judge",),
+        needs=("style", "style_label"),
+    ),
+)

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training stage as data: what is trained, on which conditions, by which optimizer, for how long."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from uso_jax import params
+from uso_jax.common.errors import InputError
+from uso_jax.data import buckets
+from uso_jax.flow import Shift
+from uso_jax.training import rewards
+
+CONDITIONS = ("content", "style")
+# Each is a module of uso_jax.training.objectives, which cannot be imported here: it needs stages.
+OBJECTIVE_NAMES = ("flow_matching", "guidance", "reconstruction", "image_text", "descriptors", "classification")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Style reward learning: what is rewarded, from which step on, and how a picture to reward is made.
+
+    Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
+    """
+
+    weights: Mapping[
+        str, float
+    ]  # of rewards by name (uso_jax.training.rewards.REWARDS); their weighted sum is the reward r
+    start: int  # S: lambda is 0 in the stage's first S steps
+    scale: float = 1.0  # lambda afterwards; a configuration's 0 means no reward
+    num_steps: int = 25  # T, of the roll-out's schedule
+    first: int = 1  # t is drawn from first ... last; it counts from the end: T is pure noise, 1 the last step
+    last: int = 10
+    gradient_steps: int = 1  # K: the jump to the picture, and K - 1 steps before it (DRaFT-K)
+    guidance: float = 4.0  # embedded scale in the roll-out
+    shift: Shift = "flux"  # of the roll-out's schedule
+    phi: str = "negative"  # of r, what is minimised: "negative", -r; "clip", max(margin - r, 0), as in ReFL
+    margin: float = 2.0
+    anchor: float = 0.0  # weight of the squared velocity difference to the model as it was at step S; 0: none
+    blocks: int = 1  # that the batch is decoded and rewarded in, one after another
+    remat_decoder: bool = True
+    tile: int = 0  # pixels a side that pictures are decoded in, one tile after another; 0: whole
+    judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
+    patience: int = 0  # judgements in a row in which a judge is down while the reward is up, before the end; 0: never
+    tolerance: float = 0.02  # how far a judge may be below its best and not be down
+    max_skipped: int = 10  # steps in a row skipped because the reward is not finite, after which the run stops
+
+    def check(self, stage: "StageConfig") -> None:
+        """Refuse values that make no sense, alone or in this stage."""
+        where = f"stage {stage.name!r}, reward"
+        if stage.loss != "flow_matching":
+            raise InputError(f"{where}: only the loss 'flow_matching' makes pictures to reward, not {stage.loss!r}")
+        if not self.weights:
+            raise InputError(f"{where}: weights are empty; name a reward, for example weights=dict(csd_style=1.0)")
+        rewards.check_names((*self.weights, *self.judges), where)
+        for name in (*self.weights, *self.judges):
+            if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
+                raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
+        if both := set(self.judges) & set(self.weights):
+            raise InputError(f"{where}: {', '.join(sorted(both))} cannot judge what it rewards")
+        if self.phi not in ("negative", "clip"):
+            raise InputError(f"{where}: phi must be 'negative' or 'clip', not {self.phi!r}")
+        if not 1 <= self.first <= self.last <= self.num_steps - self.gradient_steps + 1 or self.gradient_steps < 1:
+            raise InputError(
+                f"{where}: 1 <= first <= last <= num_steps - gradient_steps + 1 must hold, not 1 <= {self.first} <="
+                f" {self.last} <= {self.num_steps} - {self.gradient_steps} + 1"
+            )
+        if min(self.start, self.patience, self.anchor, self.tolerance) < 0 or self.max_skipped < 1:
+            raise InputError(
+                f"{where}: start, patience, anchor and tolerance must be at least 0, max_skipped at least 1"
+            )
+        micro = stage.batch_size // stage.accumulate
+        if self.blocks < 1 or micro % self.blocks:
+            raise InputError(
+                f"{where}: batch_size / accumulate is {micro}, which does not divide by blocks {self.blocks}"
+            )
+        if self.patience and not self.judges:
+            raise InputError(f"{where}: patience needs at least one of judges to watch")
+
+    @property
+    def components(self) -> set[str]:
+        """The weights components that rewards and judges read."""
+        return rewards.components((*self.weights, *self.judges))
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage; the paper's two, and its joint variant, are only different values here."""
+
+    name: str
+    loss: str  # one of uso_jax.training.objectives.OBJECTIVES
+    steps: int
+    train: params.Rules  # (regex over parameter paths, learning-rate multiplier or None for frozen), first match wins
+    conditions: tuple[str, ...]  # of "content", "style"; tokens of the others are left out of the sequence
+    batch_size: int  # over all devices
+    target_size: tuple[int, int]  # pixels, (height, width)
+    content_size: tuple[int, int]
+    data: Mapping[str, Any]  # further arguments of the source, if it knows them, such as the weights of its tasks
+    learning_rate: float
+    warmup_steps: int
+    decay: str  # of the learning rate after warm-up: "constant", or "cosine" down to zero at the last step
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    clip_norm: float
+    accumulate: int  # micro-batches a step; batch_size is their sum
+    ema_decay: float  # 0 keeps no average
+    text_dropout: float
+    content_dropout: float
+    style_dropout: float
+    guidance: float  # embedded scale in the flow-matching loss
+    shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
+    reward: RewardConfig | None = None
+    optimizer: str = "adamw"  # or "muon"
+    all_dropout: float = 0.0  # of all conditions at once, for what guidance starts from
+    clip_cut: float = 0.0  # how often CLIP reads a caption's beginning only, so that T5's tokens must tell the rest
+    max_guidance: float = 5.0  # of the scales that the guidance loss draws
+    target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
+    content_aspects: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        where = f"stage {self.name!r}"
+        if any(len(aspect) != 2 or min(aspect) < 1 for aspect in (*self.target_aspects, *self.content_aspects)):
+            raise InputError(f"{where}: target_aspects and content_aspects are pairs of positive (height, width)")
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise InputError(f"{where}: steps, batch_size and accumulate must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"{where}: batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
+        if unknown := set(self.conditions) - set(CONDITIONS):
+            raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
+        if self.loss not in OBJECTIVE_NAMES:
+            raise InputError(f"{where}: unknown loss {self.loss!r}; known are {', '.join(OBJECTIVE_NAMES)}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"{where}: optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
+        if self.decay not in ("constant", "cosine"):
+            raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
+        rates = ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay")
+        for name in rates:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.reward is not None:
+            self.reward.check(self)
+
+    def check_sizes(self, pixels_per_token: int) -> None:
+        """Refuse image sizes that do not divide into whole tokens."""
+        sizes = {"target_size": self.target_size}
+        if "content" in self.conditions:
+            sizes["content_size"] = self.content_size
+        for name, size in sizes.items():
+            if any(side < pixels_per_token or side % pixels_per_token for side in size):
+                raise InputError(
+                    f"stage {self.name!r}: {name} {'x'.join(map(str, size))} must be a multiple of"
+                    f" {pixels_per_token} pixels, the side of a token"
+                )
+        if self.reward is not None and (tile := self.reward.tile) and (tile < 0 or tile % (4 * pixels_per_token)):
+            raise InputError(
+                f"stage {self.name!r}, reward: tile {tile} must be a multiple of {4 * pixels_per_token} pixels, or 0 to"
+                " decode whole pictures"
+            )
+
+    def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Give the sizes that batches of this stage may have."""
+        return {
+            "target_sizes": buckets.sizes(self.target_aspects, self.target_size, pixels_per_token),
+            "content_sizes": buckets.sizes(self.content_aspects, self.content_size, pixels_per_token),
+        }
+
+    def at_size(self, height: int, width: int) -> "StageConfig":
+        """Give the stage as it is for a batch whose targets have this size."""
+        return dataclasses.replace(self, target_size=(height, width))
+
+    def rates(self, paths) -> dict[str, float]:
+        """Give the learning-rate multipliers of the parameters this stage trains."""
+        matched = params.match(self.train, paths, f"stage {self.name!r}, train")
+        rates = {path: rate for path, rate in matched.items() if rate is not None}
+        if not rates:
+            raise InputError(f"stage {self.name!r} trains nothing; give a rule of `train` a rate")
+        if self.reward is not None and (others := [path for path in rates if not path.startswith("transformer/")]):
+            raise InputError(
+                f"stage {self.name!r} has a reward, so it may train the transformer only, not {others[0]}: a codec, an"
+                " encoder or a reward that learns would serve the reward and not the picture"
+            )
+        return rates

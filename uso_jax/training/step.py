@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""One training step, pure: state and batch in, state and metrics out.
+
+A stage's parameters are split in two: `state.params` is trained and is all the optimizer knows, `frozen` is the rest.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from uso_jax.models.uso import USO, Batch
+from uso_jax.params import Params
+from uso_jax.training import optimizer
+from uso_jax.training.objectives import OBJECTIVES, reward
+from uso_jax.training.stage import StageConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TrainState:
+    """What changes from step to step: trained parameters, their optimizer and their average ({} without one).
+
+    `anchor` are the parameters that a reward's anchor compares with: as they were when the reward began ({} without).
+
+    Leaves are arrays or, in a state that only describes one, their shapes or shardings; so no types are promised here.
+    """
+
+    step: Any
+    params: dict[str, Any]
+    opt_state: optax.OptState
+    ema: dict[str, Any]
+    anchor: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Params:
+        """The parameters to judge and to keep: the average where there is one."""
+        return self.ema or self.params
+
+
+def state_shardings(state: TrainState, where: Mapping[str, NamedSharding]) -> TrainState:
+    """Give every array of a state its place: optimizer moments and averages live where their parameters live."""
+    mesh = next(iter(where.values())).mesh
+
+    def place(path, _):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in where]
+        return where[names[-1]] if names else NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def init_state(
+    stage: StageConfig, rates: Mapping[str, float], trainable: Params, where: Mapping[str, NamedSharding]
+) -> TrainState:
+    """Start a stage from the parameters it trains."""
+    places = state_shardings(describe_state(stage, rates, trainable), where)
+    return jax.jit(lambda trainable: _first_state(stage, rates, trainable), out_shardings=places)(trainable)
+
+
+def describe_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+    """Give shapes and dtypes of the state that `init_state` makes of such parameters."""
+    return jax.eval_shape(lambda trainable: _first_state(stage, rates, trainable), trainable)
+
+
+def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+    copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
+    anchor = copy(stage.reward is not None and stage.reward.anchor)
+    opt_state = optimizer.make(stage, rates).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.ema_decay), anchor)
+
+
+def jit_train_step(
+    system: USO,
+    stage: StageConfig,
+    rates: Mapping[str, float],
+    seed: int,
+    places: TrainState,
+    rewarded: bool | None = None,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Give the train step, jitted, for a state that is placed as `places` (of `state_shardings`) says."""
+    step = make_train_step(system, stage, rates, seed, rewarded)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
+
+
+def make_train_step(
+    system: USO, stage: StageConfig, rates: Mapping[str, float], seed: int, rewarded: bool | None = None
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`.
+
+    It is traced anew for each size of the batch's images. `rewarded` promises that the stage's reward has begun, or has
+    not; None leaves it to the state's step.
+    """
+    transform, rate = optimizer.make(stage, rates), optimizer.schedule(stage)
+    objective = OBJECTIVES[stage.loss]
+
+    def mean_over_micro_batches(function: Callable, batch: Batch, draws: Any):
+        if stage.accumulate == 1:
+            return function(batch, draws)
+
+        def cut(x):
+            if not x.ndim:  # one draw for the whole batch
+                return jnp.broadcast_to(x, (stage.accumulate,))
+            # Strided micro-batches: each keeps every device's share of the batch on that device.
+            return x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        micro = jax.tree.map(cut, (dict(batch), draws))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro)))
+        add = lambda total, micro: (jax.tree.map(jnp.add, total, function(*micro)), None)
+        total, _ = jax.lax.scan(add, zeros, micro)
+        return jax.tree.map(lambda x: x / stage.accumulate, total)
+
+    def step_without_reward(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
+        def loss_and_grads(batch, draws):
+            loss = lambda trainable: objective.loss({**frozen, **trainable}, system, stage, batch, draws)
+            return jax.value_and_grad(loss)(state.params)
+
+        loss, grads = mean_over_micro_batches(loss_and_grads, batch, objective.draw(rng, system, stage))
+        return loss, grads, {}
+
+    def step_with_reward(
+        stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array
+    ):
+        config, active = stage.reward, state.step >= stage.reward.start if rewarded is None else rewarded
+        plain = objective.draw(rng, system, stage)
+        draws = plain, reward.draw(jax.random.fold_in(rng, 1), system, stage)
+
+        def losses_and_grads(batch, draws):
+            return reward.value_and_grad(state.params, frozen, anchor, system, stage, batch, draws, active)
+
+        batch = reward.weigh(system, stage, batch, plain)
+        (pre, cost, tally), (grads, more) = mean_over_micro_batches(losses_and_grads, batch, draws)
+        sound = jnp.isfinite(cost) & jnp.isfinite(optax.tree.norm(more))
+        # A step that is skipped reports what it would have been without its reward.
+        scale = jnp.where(sound & active, config.scale, 0.0)
+        cost, more = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), (cost, more))
+        mean = lambda total, count: total / jnp.where(count > 0, count, 1)
+        figures = {name: jnp.where(sound, mean(*figure), 0.0) for name, figure in tally.items()}
+        figures |= {"reward_active": jnp.float32(active), "reward_skipped": 1.0 - sound}
+        grads = jax.tree.map(lambda g, m: g + (scale * m).astype(g.dtype), grads, more)
+        return pre + scale * cost, grads, {"loss_pre": pre, "loss_reward": cost} | figures
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        anchor, here = state.anchor, stage.at_size(*system.target_size(batch))
+        if stage.reward is None:
+            loss, grads, figures = step_without_reward(here, state, frozen, batch, rng)
+        else:
+            begins = state.step == stage.reward.start
+            anchor = {path: jnp.where(begins, state.params[path], old) for path, old in anchor.items()}
+            loss, grads, figures = step_with_reward(here, state, frozen, batch, anchor, rng)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        trainable = optax.apply_updates(state.params, updates)
+        decay = stage.ema_decay
+        ema = {path: decay * old + (1 - decay) * trainable[path] for path, old in state.ema.items()}
+        if stage.reward is not None:
+            keep = lambda new, old: jnp.where(figures["reward_skipped"] > 0, old, new)
+            before = (state.params, state.opt_state, state.ema)
+            trainable, opt_state, ema = jax.tree.map(keep, (trainable, opt_state, ema), before)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(trainable),
+            "learning_rate": rate(state.step),
+        }
+        return TrainState(state.step + 1, trainable, opt_state, ema, anchor), metrics | figures
+
+    return train_step

@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Judging a stage on triplets it never trains on: a loss with fixed draws, pictures, what rewards say of them."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from uso_jax.data.loader import batches
+from uso_jax.data.sources import open_source
+from uso_jax.images import contact_sheet
+from uso_jax.models.uso import USO, to_float
+from uso_jax.parallel import sharding
+from uso_jax.params import Params
+from uso_jax.training import image_statistics, rewards
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.objectives import OBJECTIVES
+from uso_jax.training.stage import RewardConfig, StageConfig
+
+_SEED = 20_25  # of the draws, whatever the run's own seed is
+
+
+def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
+    """Give the data pipeline's arguments that training and judging share."""
+    side = config.system.siglip.image_size
+    return dict(
+        target_size=stage.target_size,
+        content_size=stage.content_size,
+        style_size=(side, side),
+        num_styles=config.data.num_styles,
+        tokenize=config.system.text.tokenize,
+        num_threads=config.data.num_threads,
+        max_errors=config.data.max_errors,
+        **stage.bucket_sizes(config.system.pixels_per_token),
+    )
+
+
+class Validator:
+    """The held-out batches of one stage and what can be asked about them."""
+
+    def __init__(self, config: TrainConfig, system: USO, mesh: Mesh, stage: StageConfig):
+        self.settings, self.system, self.mesh = config.heldout, system, mesh
+        self.objective = OBJECTIVES[stage.loss]
+        nothing = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0)
+        self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, accumulate=1, **nothing)
+        index, count = sharding.batch_share(mesh)
+        stream = batches(
+            open_source(config.data.heldout, stage.data),
+            batch_size=self.settings.batch_size,
+            seed=0,
+            shuffle=False,
+            process_index=index,
+            process_count=count,
+            **pipeline_options(config, stage),
+        )
+        reading = iter(stream)
+        self.batches = list(itertools.islice(reading, self.settings.num_batches))
+        reading.close()
+        self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
+        self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
+        self._judge = jax.jit(self._judge_of, out_shardings=sharding.replicated(mesh))
+        self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
+
+    def loss(self, params: Params) -> float:
+        """Give the flow-matching loss, without dropout and with the same noise and times every time."""
+        losses = [
+            self._loss(params, sharding.global_batch(self.mesh, batch), number)
+            for number, batch in enumerate(self.batches)
+        ]
+        return float(np.mean(jax.device_get(losses)))
+
+    def grid(self, params: Params, path: pathlib.Path) -> None:
+        """Write a picture of the first held-out triplets, if the stage makes any: content | style | made | target."""
+        if not hasattr(self.objective, "sample"):
+            return
+        batch = sharding.global_batch(self.mesh, self.batches[0])
+        generated, shown = jax.device_get((self._sample(params, batch), self._whole(batch)))
+        rows = slice(0, self.settings.grid_rows)
+        columns = {}
+        if "content" in self.stage.conditions and "content" in shown:
+            columns["content"] = _blank_absent(shown["content"], shown["content_valid"])[rows]
+        if "style" in self.stage.conditions and "style" in shown:
+            columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])[rows]
+        columns["generated"] = generated[rows]
+        if "target" in shown:  # of features there is no picture
+            columns["target"] = shown["target"][rows]
+        if jax.process_index() == 0:
+            contact_sheet.save(contact_sheet.draw(columns), path)
+
+    def judge(self, params: Params) -> dict[str, float]:
+        """Give the means of reward, judges and image statistics over generated pictures, for a stage with a reward.
+
+        Names are "heldout_reward", "heldout_NAME" of its parts and of the judges, "saturation", "contrast", "leakage".
+        """
+        parts = [jax.device_get(self._judge(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
+        sums = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
+        return {name: float(total / count) for name, (total, count) in sums.items() if count}
+
+    def _loss_of(self, params: Params, batch, number):
+        stage = self.stage.at_size(*self.system.target_size(batch))
+        draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, stage)
+        return self.objective.loss(params, self.system, stage, batch, draws)
+
+    def _sample_of(self, params: Params, batch):
+        stage = self.stage.at_size(*self.system.target_size(batch))
+        return self.objective.sample(params, self.system, stage, batch, self.settings)
+
+    def _judge_of(self, params: Params, batch) -> dict[str, jax.Array]:
+        """Give each figure's sum over samples, and the number of samples that have it."""
+        config, pictures = self.stage.reward, self._sample_of(params, batch)
+        names = [*config.weights, *config.judges]
+        described = rewards.describe(self.system, params, names, batch)
+        scores = rewards.score(self.system, params, to_float(pictures), described)
+        has = rewards.valid(self.system, names, batch)
+        every = jnp.all(jnp.stack([has[name] for name in config.weights]), axis=0)
+        figures = {"heldout_reward": (sum(weight * scores[name] for name, weight in config.weights.items()), every)}
+        figures |= {f"heldout_{name}": (scores[name], has[name]) for name in names}
+        all_of_them = jnp.ones(len(pictures), bool)
+        figures["saturation"] = (image_statistics.saturation(pictures), all_of_them)
+        figures["contrast"] = (image_statistics.contrast(pictures), all_of_them)
+        leaked = image_statistics.leakage(pictures, batch["style"][:, 0], batch["target"])
+        figures["leakage"] = (leaked, batch["style_valid"][:, 0])
+        return {name: jnp.stack([jnp.sum(jnp.where(c, x, 0.0)), jnp.sum(c)]) for name, (x, c) in figures.items()}
+
+
+def is_cheating(config: RewardConfig, history: Sequence[Mapping[str, float | int]]) -> bool:
+    """Tell whether the last `patience` judgements all had a judge down while the reward was up.
+
+    Either is compared with the judgement in which that judge was at its best; a judge is down when it has lost more
+    than the tolerance since.
+    """
+    if not config.patience or len(history) <= config.patience:
+        return False
+
+    def down(number: int, name: str) -> bool:
+        now, before = history[number], [entry for entry in history[:number] if name in entry]
+        if not before or name not in now:
+            return False
+        best = max(before, key=lambda entry: entry[name])
+        return now[name] < best[name] - config.tolerance and now["heldout_reward"] > best["heldout_reward"]
+
+    last = range(len(history) - config.patience, len(history))
+    return all(any(down(number, f"heldout_{name}") for name in config.judges) for number in last)
+
+
+def _blank_absent(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    return np.where(valid[:, None, None, None], images, np.uint8(240))

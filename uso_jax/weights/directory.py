@@ -1,0 +1,337 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights directory: one folder a component, with its parameters and a manifest that describes them.
+
+    DIR/<component>/manifest.json   what it is, its sizes, dtypes and sources
+    DIR/<component>/params/         an Orbax checkpoint: one flat dict, path -> array
+                                    (or params.safetensors, see uso_jax.weights.safetensors_store)
+
+Paths are stored flat, as the one name a parameter has in rules, shardings and manifests: nesting would have to be
+undone on every load, and could not tell a list's "0" from a dict's. Orbax can only save a tree that is in memory, so
+the checkpoint is written here, in a layout that Orbax restores and that holds the plain bytes of each chunk of a
+parameter in a file of its own. It grows chunk by chunk, can be taken up again after a kill, and is read by mapping the
+files: a device's shard costs its own bytes, whatever the sharding (uso_jax.weights.zarr_store).
+
+A folder is written under a temporary name (it starts with a dot) and renamed when complete, so one that can be seen is
+whole.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from uso_jax.common import json_files
+from uso_jax.common.errors import InputError
+from uso_jax.params import Params
+from uso_jax.weights import quantization, safetensors_store, zarr_store
+from uso_jax.weights.manifest_configs import FIELDS, NEEDS, Sections, build, check_sections, describe
+from uso_jax.weights.quantization import InMemory, QuantisedArray
+from uso_jax.weights.safetensors_store import PackedArray
+from uso_jax.weights.zarr_store import FORMAT, StoredArray, Writer
+
+__all__ = [
+    "FIELDS", "Sections", "StoredArray", "Writer", "build", "by_component", "check_sections", "check_writable",
+    "component_of", "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest",
+    "read", "save", "shapes", "split",
+]  # fmt: skip
+
+Path = str | pathlib.Path
+_READERS = 4  # threads that read arrays
+
+
+# ---------------------------------------------------------------------------------------------------- what it holds
+
+
+def components(directory: Path) -> list[str]:
+    """List the complete components of a weights directory."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a weights directory; make one with: python -m convert import")
+    found = (path.parent.name for path in directory.glob("*/manifest.json"))
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def tokenizer(directory: Path, component: str) -> pathlib.Path:
+    """Give where a text encoder's tokenizer lies in a weights directory that has it."""
+    return pathlib.Path(directory) / f"tokenizer_{component}"
+
+
+def manifest(directory: Path, component: str) -> dict[str, Any]:
+    """Read a component's manifest; it is checked, and `tensors` become structs.
+
+    `quantization` is there for a component that was quantised: its `mode`, and its `parameters` as they were before.
+
+    Raises:
+      InputError: the component is missing, damaged or of another format.
+    """
+    found = components(directory)
+    if component not in found:
+        raise InputError(f"{directory} has no {component}, only {', '.join(found) or 'nothing'}; import it first")
+    path = pathlib.Path(directory, component, "manifest.json")
+    try:
+        record = json_files.object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+        if not isinstance(record["format"], int) or record["format"] > FORMAT:
+            raise InputError(f"{path}: format {record['format']} is newer than this program knows; update uso_jax")
+        if record["format"] < FORMAT:
+            raise InputError(f"{path}: format {record['format']} is of an older program; import the {component} again")
+        if record["component"] != component:
+            raise InputError(f"{path} describes {record['component']!r}; the folder must keep the component's name")
+        record["config"] = check_sections(record["config"], str(path))
+        record["tensors"] = {path: zarr_store.struct(text) for path, text in record["tensors"].items()}
+        if (found := record.get("quantization")) is not None:
+            found["parameters"] = {path: zarr_store.struct(text) for path, text in found["parameters"].items()}
+            for path, struct in found["parameters"].items():
+                for name, stored in quantization.stored(path, struct, found["mode"]).items():
+                    if record["tensors"][name] != stored:
+                        raise ValueError(f"{name} does not have the shape of {path} in {found['mode']}")
+        record["files"] = {name: int(size) for name, size in record["files"].items()}
+        record |= {name: kind(record[name]) for name, kind in (("family", str), ("dtype", str), ("parameters", int))}
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not a readable manifest ({error}); import the {component} again") from error
+    return record
+
+
+def shapes(directory: Path, component: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give the shapes and dtypes of a component's parameters as they are stored, or were before they were quantised."""
+    return _shapes(manifest(directory, component))
+
+
+def _shapes(record: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    before = record.get("quantization", {}).get("parameters", {})
+    scales = {quantization.scale_path(path) for path in before}
+    return {path: before.get(path, struct) for path, struct in record["tensors"].items() if path not in scales}
+
+
+def config(directory: Path, model: str, **changes) -> Any:
+    """Give the config of a directory's "flux" or of another component, with `changes` such as dtype.
+
+    "flux" is the transformer with whichever of lora and projector the directory has.
+
+    Raises:
+      InputError: a component is missing, or was made for a transformer of other sizes.
+    """
+    if model != "flux":
+        return build(model, manifest(directory, model)["config"], **changes)
+    sections = {name: dict(values) for name, values in manifest(directory, "transformer")["config"].items()}
+    for part in NEEDS:
+        if part in components(directory):
+            add_sections(sections, manifest(directory, part)["config"], f"{directory}: {part}")
+    return build("flux", sections, **changes)
+
+
+def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
+    """Add an adapter's sizes to a transformer's, refusing those that contradict it; `what` names the adapter."""
+    for section, values in more.items():
+        for name, value in values.items():
+            if sections.setdefault(section, {}).setdefault(name, value) != value:
+                has = sections[section][name]
+                raise InputError(
+                    f"{what} was made for a transformer with {name} {value}, this one has {has}; take one that fits"
+                )
+
+
+def split(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Divide a Flux's parameters, or anything else by path, into transformer, lora and projector."""
+    parts: dict[str, dict[str, Any]] = {"transformer": {}}
+    for path, value in params.items():
+        parts.setdefault(flux_component(path), {})[path] = value
+    return parts
+
+
+def flux_component(path: str) -> str:
+    """Name the component that a Flux parameter belongs to."""
+    if path.startswith("feature_embedder/"):
+        return "projector"
+    return "lora" if "/processor/" in path else "transformer"
+
+
+def component_of(path: str) -> tuple[str, str]:
+    """Give the component of a System's parameter, and the parameter's path inside it."""
+    prefix, inner = path.split("/", 1)
+    if prefix == "text":
+        component, inner = inner.split("/", 1)
+        return component, inner
+    return (flux_component(inner) if prefix == "transformer" else prefix), inner
+
+
+def by_component(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Sort a System's parameter paths: component -> path inside it -> path in the System."""
+    sorted_: dict[str, dict[str, str]] = {}
+    for path in paths:
+        component, inner = component_of(path)
+        sorted_.setdefault(component, {})[inner] = path
+    return sorted_
+
+
+# ---------------------------------------------------------------------------------------------------- storage
+
+
+def check_writable(directory: Path, component: str, overwrite: bool = False) -> None:
+    """Refuse a place where nothing could be written, before anything slow is done."""
+    directory = pathlib.Path(directory)
+    try:
+        nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        exists = (directory / component).exists()
+    except OSError as error:
+        raise InputError(f"cannot write weights to {directory}: {error.strerror}; choose another directory") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"cannot write weights to {directory}: {nearest} is not a writable directory")
+    if exists and not overwrite:
+        raise InputError(f"{directory / component} exists; give --overwrite to replace it, or another directory")
+
+
+def save(
+    directory: Path, component: str, params: Mapping[str, Any], manifest: Mapping, overwrite: bool = False
+) -> None:
+    """Write a component from arrays in memory; one process writes.
+
+    Args:
+      directory: made if it does not exist.
+      component: the folder's name, such as "transformer".
+      params: numpy or fully addressable JAX arrays by path.
+      manifest: at least `config`, see `describe`; also `family` and `sources` where there are any. What follows from
+        the parameters is added.
+      overwrite: replace the component if it exists.
+
+    Raises:
+      InputError: it could not be written; an existing component is untouched.
+    """
+    check_writable(directory, component, overwrite)
+    structs = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+    with Writer(directory, component, structs) as writer:
+        for path, value in params.items():
+            writer.write(path, 0, np.asarray(value))
+        writer.finish(manifest)
+
+
+def read(directory: Path, component: str) -> dict[str, StoredArray | PackedArray | QuantisedArray]:
+    """Give a component's parameters as arrays on disk, whose parts are read (and dequantised) when they are asked for.
+
+    Raises:
+      InputError: the component is missing or damaged.
+    """
+    where = pathlib.Path(directory).absolute() / component
+    record = manifest(directory, component)
+    for name, size in record["files"].items():
+        if not (where / name).is_file() or (where / name).stat().st_size != size:
+            raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
+    try:
+        tensors = record["tensors"]
+        stored = safetensors_store.read(where, tensors)
+        if stored is None:
+            stored = {path: StoredArray(where / "params" / path, struct) for path, struct in tensors.items()}
+        if "quantization" in record:
+            mode, before = record["quantization"]["mode"], record["quantization"]["parameters"]
+            for path, struct in before.items():
+                stored[path] = QuantisedArray(stored[path], stored.pop(quantization.scale_path(path)), struct, mode)
+        return stored
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
+
+
+def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """Read a component's parameters, each cast to its struct's dtype and placed as its struct's sharding says.
+
+    Every device reads its own shard only; without a sharding a parameter goes to the default device. What was quantised
+    is dequantised, shard by shard.
+
+    Raises:
+      InputError: the component is missing or damaged, or is not of these shapes.
+    """
+    _check_shapes(directory, component, shapes)
+    arrays = read(directory, component)
+    return _place(directory, component, {path: (arrays[path], struct) for path, struct in shapes.items()})
+
+
+def load_quantized(
+    directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct], mode: str = ""
+) -> Params:
+    """Read a component's parameters as `load` does, but quantised ones as their numbers and, beside them, their scales.
+
+    "x/kernel" becomes "x/kernel" in int8, float8_e4m3fn or int4, placed as its struct says, and "x/kernel_scale" in
+    float32, [layers,] groups of inputs, outputs, placed in the same way; their product is the kernel.
+
+    Args:
+      mode: one of quantize.MODES, in which what is stored whole is quantised now; "" leaves it as it is.
+
+    Raises:
+      InputError: the component is missing or damaged, is not of these shapes, or is stored in another mode.
+    """
+    _check_shapes(directory, component, shapes)
+    wanted: dict[str, tuple[Any, jax.ShapeDtypeStruct]] = {}
+    arrays = read(directory, component)
+    has = manifest(directory, component).get("quantization", {}).get("mode", mode)
+    if mode and has != mode:
+        raise InputError(
+            f"{pathlib.Path(directory) / component} is stored in {has}, not {mode}: choose {has}, or import it again"
+        )
+    chosen = quantization.choose(component, shapes) if mode else {}
+    for path, struct in shapes.items():
+        array = arrays[path]
+        if path in chosen and not isinstance(array, QuantisedArray):
+            array = InMemory(array, mode)
+        if not isinstance(array, (QuantisedArray, InMemory)):
+            wanted[path] = array, struct
+            continue
+        for name, part, sharding in (
+            (path, array.values, struct.sharding),
+            (
+                quantization.scale_path(path),
+                array.scales,
+                quantization.scale_sharding(struct.sharding, array.scales.shape),
+            ),
+        ):
+            wanted[name] = part, jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding)
+    return _place(directory, component, wanted)
+
+
+def _check_shapes(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    where = pathlib.Path(directory).absolute() / component
+    stored = _shapes(manifest(directory, component))
+    found = {
+        "missing": sorted(shapes.keys() - stored.keys()),
+        "stray": sorted(stored.keys() - shapes.keys()),
+        "of wrong shape": [
+            f"{path} is {list(stored[path].shape)}, not {list(struct.shape)}"
+            for path, struct in shapes.items()
+            if path in stored and stored[path].shape != tuple(struct.shape)
+        ],
+    }
+    if problems := [f"{len(v)} {k} ({', '.join(v[:5])}{', ...' * (len(v) > 5)})" for k, v in found.items() if v]:
+        raise InputError(f"{where} does not fit the model: {'; '.join(problems)}; its sizes are in manifest.json")
+
+
+def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.ShapeDtypeStruct]]) -> Params:
+    """Read arrays on disk, each as its struct says."""
+    where = pathlib.Path(directory).absolute() / component
+    default = jax.config.jax_default_device or jax.local_devices()[0]
+    default = jax.local_devices(backend=default)[0] if isinstance(default, str) else default
+    placed = {path: s.sharding or jax.sharding.SingleDeviceSharding(default) for path, (_, s) in wanted.items()}
+
+    def read_parts(path: str) -> dict[str, np.ndarray]:
+        array, struct = wanted[path]
+        indices = placed[path].addressable_devices_indices_map(tuple(array.shape)).values()
+        # Devices that hold copies share one reading.
+        return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
+
+    params, paths = {}, list(wanted)
+    try:
+        # Several are read at a time, so that the disk, the casts and the transfers overlap. Arrays are made on this
+        # thread alone: beside another thread's garbage collection JAX was seen to crash.
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(paths), _READERS):
+                few = paths[start : start + _READERS]  # as all together may be larger than memory
+                for path, parts in zip(few, pool.map(read_parts, few), strict=True):
+                    shape, part = wanted[path][0].shape, lambda index, parts=parts: parts[str(index)]
+                    params[path] = jax.make_array_from_callback(shape, placed[path], part)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
+    return params

@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A weights directory seen as one USO: its networks, its defaults and what identifies it.
+
+Components: transformer, autoencoder, t5 and clip; lora, projector and siglip where there are any. What their manifests
+do not say may stand in DIR/pipeline.json; it only needs the entries that differ from FLUX's and USO's:
+
+    {"t5_length": 512, "t5_tokenizer": "google/t5-v1_1-xxl", "clip_tokenizer": "openai/clip-vit-large-patch14",
+     "width": 1024, "height": 1024, "content_ref": 512, "num_steps": 25, "guidance": 4.0, "shift": "upstream"}
+
+A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini"; DIR/tokenizer_t5 and
+DIR/tokenizer_clip, which imports make, need not be named.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uso_jax import flow, mini, weights
+from uso_jax.common.errors import InputError
+from uso_jax.common.json_files import object_
+from uso_jax.models.text import T5ClipConfig
+from uso_jax.models.uso import USO, USOConfig
+from uso_jax.parallel import sharding
+from uso_jax.params import Params
+from uso_jax.weights import quantization, safetensors_store
+
+_SAMPLE = 4096  # bytes that are hashed of a place in a file
+FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What manifests do not say: tokenizers, and the values a request has when it names no others."""
+
+    t5_length: int = 512
+    t5_tokenizer: str = "google/t5-v1_1-xxl"
+    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    width: int = 1024
+    height: int = 1024
+    content_ref: int = 512  # the long side of a content reference
+    num_steps: int = 25
+    guidance: float = 4.0
+    shift: str = "upstream"
+
+    @classmethod
+    def read(cls, directory: pathlib.Path) -> "Defaults":
+        """Read DIR/pipeline.json, if there is one."""
+        path, values = directory / "pipeline.json", {}
+        try:
+            if path.is_file():
+                values = object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not readable JSON ({error}); correct or remove it") from error
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                raise InputError(f"{path}: unknown key {name!r}; known are {', '.join(fields)}")
+            kinds = (float, int) if fields[name] is float else (fields[name],)
+            if type(value) not in kinds or (not isinstance(value, str) and not 0 <= value < math.inf):
+                raise InputError(f"{path}: {name} must be a {fields[name].__name__}, not {value!r}")
+        if values.get("shift", cls.shift) not in get_args(flow.Shift):
+            raise InputError(f"{path}: shift must be one of {', '.join(get_args(flow.Shift))}")
+        for component in ("t5", "clip"):
+            folder = directory / (values.get(f"{component}_tokenizer") or weights.tokenizer(directory, component).name)
+            if folder.is_dir():
+                values[f"{component}_tokenizer"] = str(folder)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The networks of a weights directory, without their parameters; `dtype` is the run's, of transformer and text."""
+
+    name: str
+    directory: pathlib.Path
+    system: USOConfig
+    defaults: Defaults
+    dtype: str
+
+    @classmethod
+    def open(cls, name: str | pathlib.Path, dtype: str | None = None) -> "Pretrained":
+        """Read the manifests of a weights directory, or of "mini" or "small", which come with the package.
+
+        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16.
+
+        Raises:
+          InputError: a component is missing, damaged, or of another variant than the rest.
+        """
+        directory = mini.directory(name)
+        have = weights.components(directory)
+        for component in ("transformer", "autoencoder", "t5", "clip"):
+            if component not in have:
+                raise InputError(
+                    f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
+                    f" python -m convert import FILE --to {directory}"
+                )
+        stored = weights.manifest(directory, "transformer")
+        dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
+        defaults = Defaults.read(directory)
+        size = functools.partial(weights.config, directory)
+        transformer, autoencoder = size("flux", dtype=dtype, remat="none"), size("autoencoder")
+        patch = math.isqrt(transformer.in_channels // autoencoder.z_channels)
+        try:
+            system = USOConfig(
+                transformer=transformer,
+                autoencoder=autoencoder,
+                siglip=size("siglip", remat="none") if "siglip" in have else None,
+                text=T5ClipConfig(
+                    t5=size("t5", dtype=dtype, remat="none"),
+                    clip=size("clip", dtype=dtype, remat="none"),
+                    t5_length=defaults.t5_length,
+                    t5_tokenizer=defaults.t5_tokenizer,
+                    clip_tokenizer=defaults.clip_tokenizer,
+                ),
+                patch=patch,
+            )
+        except ValueError as error:
+            raise InputError(f"{directory} mixes components of different variants: {error}") from error
+        return cls(str(name), directory, system, defaults, dtype)
+
+    def load(self, system: USO, mesh: Mesh, memory: str = "device", only: Collection[str] | None = None) -> Params:
+        """Read parameters to their places on the mesh, in a kind of memory; what is quantised stays so.
+
+        `only` names components to read; None: all.
+        """
+        where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+        where = {path: place.with_memory_kind(memory) for path, place in where.items()}
+        params: Params = {}
+        for component, paths in weights.by_component(system.shapes).items():
+            if only is not None and component not in only:
+                continue
+            dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
+            structs = {
+                inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
+                for inner, path in paths.items()
+            }
+            loaded = weights.load_quantized(self.directory, component, structs)
+            names = paths | {
+                quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()
+            }
+            params |= {names[inner]: _as_int8(value) for inner, value in loaded.items()}
+        return params
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Identify each component by its sizes, dtypes, the SHA-256 of its sources, and a sample of its numbers.
+
+        The sample is the beginning, middle and end of every file: all tensors, in milliseconds, where reading all
+        numbers of a large component would take minutes. What is one file, being small, is hashed as a whole.
+        """
+        return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Identify a component by its folder, see `Bundle.fingerprints`."""
+    record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
+    facts = [record["config"], record["tensors"], record.get("quantization"), sources]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    if (folder / safetensors_store.FILE).is_file():
+        with (folder / safetensors_store.FILE).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+    for name, size in sorted(record["files"].items()):
+        with (folder / name).open("rb", buffering=0) as file:
+            for place in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def _as_int8(value: jax.Array) -> jax.Array:
+    """Give int4 as int8; compiled programs of jaxlib 0.10 mistake the layout of int4 arguments, and refuse them."""
+    if value.dtype != jnp.int4:
+        return value
+    on_device = jax.device_put(value, value.sharding.with_memory_kind("device"))
+    return jax.device_put(on_device.astype(jnp.int8), value.sharding)

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised kernels that stay quantised: numbers and scales on the device, multiplied inside the layer that uses them.
+
+A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so only the kernels of one layer are ever
+whole, as temporaries of the program. The product is the one of `weights.load`, and so are the pictures.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
+
+from uso_jax import weights
+from uso_jax.models.uso import USO
+from uso_jax.params import Params
+from uso_jax.weights import quantization
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as a layer's parameter: `numbers` [layers,] i o times `scales` [layers,] groups o, in `dtype`."""
+
+    numbers: Array
+    scales: Array
+    dtype: Any = field(default=jnp.float32, metadata=dict(static=True))
+
+    def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
+        *layers, inputs, outputs = shape = self.numbers.shape
+        groups = self.scales.shape[-2]
+        numbers = self.numbers
+        if jax.sharding.get_abstract_mesh().size <= 1:  # on more devices it would be gathered for this
+            # Read as they lie: XLA would turn the numbers of all layers around at once to suit one product.
+            numbers = with_layout_constraint(numbers, Layout(tuple(range(len(shape)))))
+        blocks = numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
+        kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
+        # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the product.
+        return jax.lax.optimization_barrier(kernel)[index]
+
+
+def join(params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: jnp.float32) -> dict[str, Any]:
+    """Put every kernel together with its scales; `dtype` gives what the layer of a path computes in."""
+    scales = {path: quantization.scale_path(path) for path in params if quantization.scale_path(path) in params}
+    kernels = {path: Kernel(params[path], params[scale], dtype(path)) for path, scale in scales.items()}
+    return {path: value for path, value in params.items() if path not in scales.values()} | kernels
+
+
+def describe(
+    structs: Mapping[str, jax.ShapeDtypeStruct], mode: str, components: Collection[str] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe a System's parameters as `weights.load_quantized` places them; `components` None: of all of them."""
+    found = dict(structs)
+    for component, paths in weights.by_component(structs).items() if mode else ():
+        if components is not None and component not in components:
+            continue
+        for inner, struct in quantization.choose(component, {inner: structs[p] for inner, p in paths.items()}).items():
+            path, scales = paths[inner], quantization.stored(inner, struct, mode)[quantization.scale_path(inner)]
+            place = quantization.scale_sharding(struct.sharding, scales.shape)
+            found[path] = jax.ShapeDtypeStruct(struct.shape, quantization.FORMATS[mode][0], sharding=struct.sharding)
+            found[quantization.scale_path(path)] = jax.ShapeDtypeStruct(scales.shape, scales.dtype, sharding=place)
+    return found
+
+
+class QuantizedUSO(USO):
+    """A System that also takes kernels as `weights.load_quantized` gives them."""
+
+    def module(self, params: Params, name: str) -> nnx.Module:
+        prefix = f"{name}/"
+        own = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+        return self.structures[name](join(own, lambda path: self._dtype(name, path)))
+
+    def _dtype(self, name: str, path: str) -> Any:
+        networks, network = (self.config.text, path.split("/")[0]) if name == "text" else (self.config, name)
+        return jnp.dtype(getattr(getattr(networks, network), "dtype", "float32"))
