@@ -3,7 +3,7 @@
 """Curation of triplets (docs/curation.md): any data of configs/uso.py, and what is done with it.
 
 python scripts/curate.py run --to DIR --config configs/curation.py         drawings and mini's experts
-python scripts/curate.py run --to DIR --config configs/curation.py:flux    pictures, experts and judge of your own
+python scripts/curate.py run --to DIR --config configs/curation.py:flux    images, experts and judge of your own
 """
 
 import pathlib
@@ -27,11 +27,11 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def curation(**changes) -> dict:
     """Give the settings of all steps; weights and the model that judges are for the user to fill in."""
     defaults = dict(
-        layouts=("preserved", "shifted"),  # candidates of each picture: how its content image is to lie
-        limit=0,  # pictures to take of the source; 0: all
-        shard_size=256,  # pictures a shard, the unit that is done or not
+        layouts=("preserved", "shifted"),  # candidates of each image: how its content image is to lie
+        limit=0,  # images to take of the source; 0: all
+        shard_size=256,  # images a shard, the unit that is done or not
         seed=0,
-        captions="record",  # what a picture shows: the source's words, "vlm" asks the model, "none"
+        captions="record",  # what a image shows: the source's words, "vlm" asks the model, "none"
         caption_question=(
             "Say in one short phrase what this picture shows: its main subject and where it is. Do not mention style,"
             " medium or colours. Answer with the phrase alone."
@@ -48,7 +48,7 @@ def curation(**changes) -> dict:
             weights="",  # directory that has the networks of these rewards (uso_jax.training.rewards)
             style="csd_style",
             subject="dino_content",
-            size=256,  # pixels a side that pictures are cut to, before each network's own preprocessing
+            size=256,  # pixels a side that images are cut to, before each network's own preprocessing
             batch_size=16,
         ),
         vlm=dict(
@@ -68,7 +68,7 @@ def curation(**changes) -> dict:
             style=0.5,
             subject=0.5,
             judge=3.5,  # mean of parts, 0 to 4; negative: without a judge
-            duplicates=4,  # bits of 64 that hashes of one picture may differ in; -1: not looked for
+            duplicates=4,  # bits of 64 that hashes of one image may differ in; -1: not looked for
         ),
     )
     return defaults | changes
@@ -78,9 +78,9 @@ def expert(**changes) -> dict:
     """Give the settings of an expert."""
     defaults = dict(
         weights="",  # weights directory of a USO or UNO
-        reference="style",  # how it is shown the stylised picture: as style or as content image
+        reference="style",  # how it is shown the stylised image: as style or as content image
         prompts=dict(preserved="{caption}", shifted="{caption}"),  # by layout; {caption}, or {subject}: another's
-        subjects=(),  # for {subject}; (): captions of other pictures of the shard
+        subjects=(),  # for {subject}; (): captions of other images of the shard
         settings=dict(),  # of USOPipeline: width, height, num_steps, guidance, ...
         batch_size=4,
         dtype="",

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two experts that curation needs, in small: adapters of mini that go from a stylised picture to its references.
+"""The two experts that curation needs, in small: adapters of mini that go from a stylised image to its references.
 
     python scripts/train.py --config configs/mini_experts.py:stylize --workdir runs/stylize
     python scripts/train.py --config configs/mini_experts.py:destylize --workdir runs/destylize
 
     stylize      style image -> another subject, which the prompt names, in its style
-    destylize    stylised picture as content image -> the subject, which the prompt names, in its plain look
+    destylize    stylised image as content image -> the subject, which the prompt names, in its plain look
 
 Each ends as a weights directory of its own, which scripts/curate.py reads (docs/curation.md):
 

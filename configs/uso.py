@@ -119,7 +119,7 @@ def reward(**changes) -> dict:
         anchor=0.0,  # weight of the squared velocity difference to the model before the reward
         blocks=1,  # that a batch is decoded and rewarded in, one after another, to save memory
         remat_decoder=True,
-        tile=0,  # pixels a side that pictures are decoded in, to save memory; 0: whole
+        tile=0,  # pixels a side that images are decoded in, to save memory; 0: whole
         judges=(),  # rewards that are only measured
         patience=0,  # judgements with a judge down and the reward up before the stage ends; 0: it never does
         tolerance=0.02,
@@ -197,7 +197,7 @@ def small() -> dict:
 
 
 def mini_model() -> dict:
-    """Give the networks of mini: a token is 8 x 8 pixels, so a picture of 32 pixels is 16 tokens, one of 64 is 64."""
+    """Give the networks of mini: a token is 8 x 8 pixels, so a image of 32 pixels is 16 tokens, one of 64 is 64."""
     return dict(
         transformer=dict(
             in_channels=32,

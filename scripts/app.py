@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw pictures with USO in a browser.
+"""Draw images with USO in a browser.
 
     python scripts/app.py                                   mini weights, on http://127.0.0.1:7860
     python scripts/app.py --weights DIR --host 0.0.0.0      for other machines too: whoever reaches it may draw
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--style_folder", type=pathlib.Path, metavar="DIR", help="where saved styles lie (default: the user's library)")
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
     add("--offload", action="store_true", help="keep networks in the host's memory while they do nothing")
-    add("--tile", type=int, metavar="PIXELS", help="decode larger pictures in tiles of this size (default: whole)")
+    add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
 

@@ -6,11 +6,11 @@
 
 Each row is NAME=PATTERN of workdirs that have a summary.json. --table picks one of the run's tables, by default the
 main one; --stage the state after a stage, by default the last. The rows before, target and copies are those of the
-first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, of the pictures that each run
-keeps (pip install "uso_jax[perceptual]"). --sheet shows the pictures of each row's first run side by side, --curves
-what was said of held-out pictures while a reward was learned:
+first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, of the images that each run
+keeps (pip install "uso_jax[perceptual]"). --sheet shows the images of each row's first run side by side, --curves
+what was said of held-out images while a reward was learned:
 
-    python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --pictures 0,3,17
+    python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --images 0,3,17
 """
 
 import argparse
@@ -38,8 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
     parser.add_argument("--figures", metavar="A,B,...", help="default: all that the first row has")
     parser.add_argument("--perceptual", action="store_true", help="also LPIPS and Gram distance, after the last stage")
-    parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out pictures, a column a row of the table")
-    parser.add_argument("--pictures", metavar="A,B,...", default="0,1,2,3,4,5,6,7", help="which; default: %(default)s")
+    parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out images, a column a row of the table")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="images",
+        metavar="A,B,...",
+        default="0,1,2,3,4,5,6,7",
+        help="which; default: %(default)s",
+    )
     parser.add_argument("--curves", metavar="FILE", help="PNG of reward and judges over the steps, a line a run")
     args = parser.parse_args(argv)
     rows = dict(_runs(row) for row in args.rows)
@@ -48,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {name: [_after(run, args.table, args.stage) for run in runs] for name, runs in rows.items()}
     if args.perceptual:
         if args.stage:
-            raise InputError("a run keeps the pictures of its last stage only: leave out --stage or --perceptual")
+            raise InputError("a run keeps the images of its last stage only: leave out --stage or --perceptual")
         found, known = _with_distances(rows, found, known, args.table)
     figures = args.figures.split(",") if args.figures else list(next(iter(found.values()))[0])
     print(f"| | runs | {' | '.join(figures)} |\n|---|---|{'---|' * len(figures)}")
@@ -59,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, values in known.items():
         print(f"| {name.replace('_', ' ')} | | {' | '.join(_cell([values.get(figure)]) for figure in figures)} |")
     if args.sheet:
-        contact_sheet.save(
-            _sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.pictures), args.sheet
-        )
+        contact_sheet.save(_sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.images), args.sheet)
     if args.curves:
         _curves({name: [summary for _, summary in runs] for name, runs in rows.items()}, args.curves)
 
@@ -105,17 +110,17 @@ def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> 
     from uso_jax.evaluation.metrics.lpips import Perceptual  # brings JAX along
 
     judge = Perceptual()
-    given = _pictures(next(iter(rows.values()))[0][0], table)
+    given = _images(next(iter(rows.values()))[0][0], table)
     columns = {name: name.removeprefix("copy_") for name in known}
     known = {name: known[name] | judge.distances(given, column) for name, column in columns.items()}
     for name, runs in rows.items():
-        more = [judge.distances(_pictures(folder, table), "after") for folder, _ in runs]
+        more = [judge.distances(_images(folder, table), "after") for folder, _ in runs]
         found[name] = [figures | distances for figures, distances in zip(found[name], more, strict=True)]
     return found, known
 
 
-def _pictures(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
-    """Read the pictures that a run keeps of a table, by column."""
+def _images(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
+    """Read the images that a run keeps of a table, by column."""
     try:
         with np.load(folder / contact_sheet.COLUMNS, allow_pickle=False) as found:
             return {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
@@ -126,21 +131,21 @@ def _pictures(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
 
 
 def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen: str) -> Image.Image:
-    """Draw references, each run's pictures and targets."""
+    """Draw references, each run's images and targets."""
     columns, targets = {}, {}
     for name, (folder, _) in runs.items():
-        shown = _pictures(folder, table)
+        shown = _images(folder, table)
         try:
             picked = {key: images[[int(number) for number in chosen.split(",")]] for key, images in shown.items()}
         except (ValueError, IndexError) as error:
-            raise InputError(f"{folder / contact_sheet.COLUMNS} does not have pictures {chosen}: {error}") from error
+            raise InputError(f"{folder / contact_sheet.COLUMNS} does not have images {chosen}: {error}") from error
         columns |= {key: picked[key] for key in ("content", "style") if key in picked}
         columns[name], targets = picked["after"], {"target": picked["target"]}
     return contact_sheet.draw(columns | targets)
 
 
 def _curves(rows: dict[str, list[dict]], path: str) -> None:
-    """Plot what was said of held-out pictures in every stage that had a reward."""
+    """Plot what was said of held-out images in every stage that had a reward."""
     from matplotlib.figure import Figure  # slow to import, and a table needs neither
 
     from uso_jax.evaluation.report.charts import COLOURS

@@ -6,9 +6,9 @@
     convert     the triplets, written as a TFDS data set in ArrayRecord files, with a page and a card
     precompute  what the encoders make of them, to train without encoders
 
-Make triplets of stylised pictures, with --config configs/curation.py (docs/curation.md):
+Make triplets of stylised images, with --config configs/curation.py (docs/curation.md):
 
-    captions    what every picture shows            stylize    style references, by an expert
+    captions    what every image shows            stylize    style references, by an expert
     destylize   content references, by an expert    score      how like the target both are, by CSD and DINO
     judge       the subject part by part, by a vision-language model
     run         all of these, in order; judge unless --config.curation.keep.judge is negative

@@ -3,8 +3,8 @@
 """Judge a model by a public benchmark: python scripts/evaluate.py STAGE BENCHMARK --to DIR ...
 
     prepare    the benchmark's data to DIR/items.jsonl
-    generate   items to pictures in DIR/MODEL/images
-    score      pictures, whoever made them, to DIR/MODEL/summary.json, summary.csv and items.csv
+    generate   items to images in DIR/MODEL/images
+    score      images, whoever made them, to DIR/MODEL/summary.json, summary.csv and items.csv
     report     all models that were scored, to DIR/report.html, report.json and report.csv
 
 BENCHMARK is one of uso_bench, dreambench, omnicontext, multiid, mico, sconeeval, innocomposer, viton_hd, fashion130k,
@@ -57,7 +57,7 @@ def _prepare(args: argparse.Namespace) -> int:
         raise InputError(f"--data {args.data} does not exist; {args.benchmark.title} needs {args.benchmark.data}")
     found = benchmarks.resized(args.benchmark.items(data, options), args.size, args.limit)
     path = item.write(args.to, found)
-    print(f"Wrote {path}: {len(found)} items, {sum(one.num_images for one in found)} pictures.")
+    print(f"Wrote {path}: {len(found)} items, {sum(one.num_images for one in found)} images.")
     return 0
 
 
@@ -66,7 +66,7 @@ def _generate(args: argparse.Namespace) -> int:
     settings = {name: value for name in ("num_steps", "guidance") if (value := getattr(args, name)) is not None}
     folder = args.to / args.model / "images"
     made, had = generation.make(items, folder, args.weights, settings, batch_size=args.batch_size)
-    print(f"{folder}: {made} pictures made, {had} were finished.")
+    print(f"{folder}: {made} images made, {had} were finished.")
     return 0
 
 
@@ -94,13 +94,13 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _complete(told: dict, folder: pathlib.Path) -> int:
-    pictures = told["pictures"]
-    print(f"{pictures['scored']} of {pictures['requested']} pictures; {folder / 'summary.json'}")
+    images = told["pictures"]
+    print(f"{images['scored']} of {images['requested']} images; {folder / 'summary.json'}")
     if told["complete"]:
         return 0
     failed = sum(bool(one["metric"]) for one in told["problems"])
     print(
-        f"incomplete: {pictures['missing_or_bad']} missing or bad, {pictures['extra']} extra, {failed} not judged;"
+        f"incomplete: {images['missing_or_bad']} missing or bad, {images['extra']} extra, {failed} not judged;"
         " each is listed there",
         file=sys.stderr,
     )
@@ -133,22 +133,22 @@ def _parser() -> argparse.ArgumentParser:
     add = by_name["prepare"].add_argument
     add("--data", required=True, metavar="PATH", help="where the benchmark's own files are")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the benchmark, see docs/evaluate.md")
-    add("--size", type=int, metavar="PIXELS", help="long side of pictures in place of the benchmark's; 0 takes any")
+    add("--size", type=int, metavar="PIXELS", help="long side of images in place of the benchmark's; 0 takes any")
     add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
     add = by_name["generate"].add_argument
     add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
     add("--num_steps", type=int)
     add("--guidance", type=float)
     add = by_name["score"].add_argument
-    add("--images", metavar="DIR", help="pictures of another model (default: DIR/MODEL/images)")
+    add("--images", metavar="DIR", help="images of another model (default: DIR/MODEL/images)")
     add("--metrics", metavar="A,B", help="default: all of the benchmark")
     add("--metric_weights", metavar="DIR", help='weights directory with the metrics\' networks, or "mini"')
     add("--compat", action="store_true", help="the published scripts' quirks too")
-    add("--any_size", action="store_true", help="take pictures of another size than the items'")
+    add("--any_size", action="store_true", help="take images of another size than the items'")
     add("--judge", metavar="SPEC", help="MODEL@URL of an endpoint, fake, or replay: kept answers")
     add("--judge_prompts", metavar="JSON", help="file of texts for the judge, by name, in place of this project's")
     add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
-    add("--texts", metavar="JSON", help="what a text reader saw in each picture, see docs/evaluate.md")
+    add("--texts", metavar="JSON", help="what a text reader saw in each image, see docs/evaluate.md")
     add = by_name["report"].add_argument
     add("--models", nargs="+", metavar="NAME", help="default: all that were scored")
     return parser

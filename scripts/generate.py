@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw pictures with USO.
+"""Draw images with USO.
 
     python scripts/generate.py --prompt "a red fox" --image_paths content.png style.png
     python scripts/generate.py --eval_json_path items.json --save_path output
     python scripts/generate.py --from_image output/0_0_1a2b3c4d5e.png
 
 The first of --image_paths is the content image, "" for none; the others are style images, style files, or names of
-styles (scripts/style.py). Pictures that exist already are not made again.
+styles (scripts/style.py). Images that exist already are not made again.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compilation_cache=not args.no_compilation_cache,
     )
     if args.from_image and args.made_with != pipe.context:
-        print(f"note: {args.from_image} was made with other weights or another dtype, so the picture will differ")
+        print(f"note: {args.from_image} was made with other weights or another dtype, so the image will differ")
     job = batch_jobs.Job(
         save_path=pathlib.Path(args.save_path),
         settings=settings,
@@ -123,25 +123,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--image_paths", nargs="*", default=[], metavar="IMAGE", help='content image or "", then styles')
     add("--content_paths", nargs="*", default=[], metavar="IMAGE", help="further content images")
     add("--eval_json_path", metavar="JSON", help="a list of items, each with prompt and image_paths")
-    add("--from_image", metavar="PNG", help="repeat a picture from its record; further flags change it")
-    add("--save_path", default="output/inference", metavar="DIR", help="where pictures go (default: %(default)s)")
-    add("--num_images_per_prompt", type=int, default=1, metavar="N", help="pictures an item, with seeds one apart")
+    add("--from_image", metavar="PNG", help="repeat a image from its record; further flags change it")
+    add("--save_path", default="output/inference", metavar="DIR", help="where images go (default: %(default)s)")
+    add("--num_images_per_prompt", type=int, default=1, metavar="N", help="images an item, with seeds one apart")
     add("--width", type=int)
     add("--height", type=int)
     add("--num_steps", type=int)
     add("--guidance", type=float)
-    add("--seed", type=int, help="of the first picture (default: 3407)")
+    add("--seed", type=int, help="of the first image (default: 3407)")
     add("--pe", choices=get_args(flow.OffsetMode), help="where content tokens lie (default: d)")
     add("--content_ref", type=int, help="long side of the content image")
     add("--instruct_edit", help="take the content image's shape", **flag)
-    add("--concat_refs", help="put the references beside the picture", **flag)
+    add("--concat_refs", help="put the references beside the image", **flag)
     add("--offload", help="keep networks in the host's memory while they do nothing", **flag)
-    add("--tile", type=int, metavar="PIXELS", help="decode larger pictures in tiles of this size (default: whole)")
+    add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--shift", choices=get_args(flow.Shift), help='of the schedule; "flux" as ComfyUI (default: upstream)')
     add("--style_fit", choices=request.StyleFit, help='"crop" as ComfyUI (default: squash)')
     add("--style_strength", type=float, nargs="+", metavar="S", help="weight of the styles, one or one a style (1)")
     add("--content_strength", type=float, metavar="S", help="weight of the content images (1)")
-    add("--batch_size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
+    add("--batch_size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     add("--process_index", type=int, default=0, metavar="I", help="which of --num_processes this is, from 0")

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     keep_memory()  # before anything slow is imported: it starts the program again
 
 _CONFIG = config_flag.define()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; default runs/VARIANT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")
 _JOIN = multihost.define_flags()
 
 
@@ -54,14 +54,14 @@ def report(summary: dict, workdir: pathlib.Path) -> None:
             f"{stage['heldout_loss_before']:>23.4f}{stage['heldout_loss_after']:>10.4f}"
         )
     if "evaluation" in summary:
-        print("\n" + evaluation_table("held-out pictures", summary["evaluation"]))
+        print("\n" + evaluation_table("held-out images", summary["evaluation"]))
         for name, table in summary["tables"].items():
             print("\n" + evaluation_table(name.replace("_", " "), table))
-    print(f"\nPictures: {workdir}/samples   curves: tensorboard --logdir {workdir}/tensorboard")
+    print(f"\nImages: {workdir}/samples   curves: tensorboard --logdir {workdir}/tensorboard")
 
 
 def evaluation_table(title: str, evaluation: dict[str, dict[str, float]]) -> str:
-    """Lay out what held-out pictures are worth: of the model before and after, of the truth, of either reference."""
+    """Lay out what held-out images are worth: of the model before and after, of the truth, of either reference."""
     figures = list(evaluation["target"])
     rows = [f"{title:<18}" + "".join(f"{name.replace('_', ' '):>{_width(name)}}" for name in figures)]
     for name in (n for n in ("before", "after", "target", "copy_content", "copy_style") if n in evaluation):

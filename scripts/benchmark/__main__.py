@@ -36,7 +36,7 @@ TASKS = {
     "step": "transformer, one sampling step",
     "sample": "transformer, all sampling steps",
     "lora": "adapters, training step with AdamW",
-    "decode": "autoencoder, latents to picture",
+    "decode": "autoencoder, latents to image",
     "siglip": "SigLIP vision tower",
 }
 

@@ -22,12 +22,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from uso_jax.images import files as picture_files
+from uso_jax.images import files as image_files
 from uso_jax.inference import styles
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SLOW = 120  # seconds that a picture may take on a busy machine
+SLOW = 120  # seconds that a image may take on a busy machine
 INPUTS = (
     "prompt", "content", "style", "extra", "saved", "content_strength", "style_strength", "extra_strength",
     "saved_strength", "width", "height", "keep_size", "count", "num_steps", "guidance", "content_ref", "seed", "made",
@@ -105,7 +105,7 @@ class Session:
         raise AssertionError("no answer")
 
     def generate(self, **changes) -> tuple[dict, Image.Image]:
-        """Draw; give the record and the picture."""
+        """Draw; give the record and the image."""
         answer = self.call(len(INPUTS), list((PLAIN | changes).values()))
         assert answer["success"], answer
         gallery, record, download, _ = answer["output"]["data"]
@@ -142,7 +142,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
-def test_a_picture_repeats_on_the_command_line(folder, session, monkeypatch):
+def test_a_image_repeats_on_the_command_line(folder, session, monkeypatch):
     uploads = {"content": "fox", "style": "ink", "extra": "felt"}
     files = {kind: session.upload(f"{n}.png", (folder / f"{n}.png").read_bytes()) for kind, n in uploads.items()}
     record, image = session.generate(**files, style_strength=0.5, content_strength=2, height=24)
@@ -160,7 +160,7 @@ def test_a_picture_repeats_on_the_command_line(folder, session, monkeypatch):
          str(folder / "again"), "--mesh", "data=1", "--no_compilation_cache"]
     )  # fmt: skip
     (again,) = (folder / "again").glob("*.png")
-    assert picture_files.read_record(again)["identity"] == record["identity"]
+    assert image_files.read_record(again)["identity"] == record["identity"]
     with Image.open(again) as repeated:
         assert np.abs(pixels(repeated) - pixels(image)).max() <= 1  # compiled with and without optimisations
 
@@ -199,7 +199,7 @@ def test_all_kinds_of_files(folder, session):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name, data, refusal in (
-        ("text.png", b"no picture", "cannot be decoded"),
+        ("text.png", b"no image", "cannot be decoded"),
         ("empty.png", b"", "is empty"),
         ("half.png", png(photo)[:60], "cannot be decoded"),
         ("huge.png", png(Image.new("1", (20_000, 20_000))), "has too many pixels"),
@@ -278,17 +278,17 @@ def test_a_browser_draws_downloads_and_is_told_mistakes(folder, address, browser
         page.wait_for_selector(f"#{box} img")
     page.fill("#seed input", "7")
     page.click("#generate")
-    page.wait_for_selector("#pictures img")
+    page.wait_for_selector("#images img")
     page.wait_for_selector("#download:not([disabled])")
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(folder / "downloaded.png")
-    wanted = picture_files.read_record(folder / "downloaded.png")["request"]
+    wanted = image_files.read_record(folder / "downloaded.png")["request"]
     assert (wanted["prompt"], wanted["seed"]) == ("a fox runs", 7)
     assert [wanted[kind][0]["path"] for kind in ("contents", "styles")] == ["fox.png", "ink.png"]
 
-    # A file that is no picture: a sentence is shown, and the next picture is drawn.
-    (folder / "bad.png").write_text("no picture")
+    # A file that is no image: a sentence is shown, and the next image is drawn.
+    (folder / "bad.png").write_text("no image")
     page.set_input_files("#extra input[type=file]", str(folder / "bad.png"))
     page.wait_for_timeout(1000)
     page.click("#generate")
@@ -302,7 +302,7 @@ def test_a_browser_draws_downloads_and_is_told_mistakes(folder, address, browser
     page.click("td:has-text('several styles')")
     page.wait_for_selector("#extra img")
     page.click("#generate")
-    page.wait_for_selector("#pictures >> text=a picture of a tree · seed 7")
+    page.wait_for_selector("#images >> text=a picture of a tree · seed 7")
     page.click("button:has-text('Record'):not(#download)")
     page.wait_for_selector("#record >> text=a picture of a tree")
     assert not errors

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A curation from stylised pictures to an exported set: resumable, its thresholds free, its judge allowed to fail."""
+"""A curation from stylised images to an exported set: resumable, its thresholds free, its judge allowed to fail."""
 
 import dataclasses
 import io
@@ -86,9 +86,9 @@ def test_candidates(made):
     assert all(prompt == captions_of(rows[n]["index"] ^ 1) for n, prompt in drawn.items())  # the other of its shard
     asked = [row["prompt"] for row in made.all_rows("destylize").values()]
     assert asked[:2] == [captions_of(0), f"{captions_of(0)} in another place"]
-    pictures = [made.place(step, n).decode() for step in ("stylize", "destylize") for n in rows]
-    assert all(a.shape == (32, 32, 3) for a in pictures)
-    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(pictures, 2))
+    images = [made.place(step, n).decode() for step in ("stylize", "destylize") for n in rows]
+    assert all(a.shape == (32, 32, 3) for a in images)
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(images, 2))
     assert all(-1 <= row[name] <= 1 for row in made.all_rows("score").values() for name in ("style", "subject"))
 
 
@@ -104,7 +104,7 @@ def test_a_stopped_step_goes_on_and_gives_the_same(made, tmp_path):
     steps.run("stylize", config(), DRAWN, folder.path)
     assert [(folder.path / "stylize" / f"{shard:05d}.tar").read_bytes() for shard in range(2)] == before
     assert (folder.path / "stylize" / "00000.tar").stat().st_mtime_ns == kept
-    # What was made of the replaced pictures is made anew.
+    # What was made of the replaced images is made anew.
     assert folder.is_done("score", 0) and not folder.is_done("score", 1)
     steps.run("score", config(), DRAWN, folder.path)
     assert (folder.path / "score" / "00001.jsonl").read_text() == scores
@@ -258,27 +258,27 @@ def test_precision_and_export(made, tmp_path):
 
 def test_near_duplicates():
     source = ProceduralSource(length=40)
-    pictures = [source[i].target for i in range(40)]
+    images = [source[i].target for i in range(40)]
     hashes = selection._Hashes(4)
-    for index, picture in enumerate(pictures):
-        text = captions.fingerprint(picture)
+    for index, image in enumerate(images):
+        text = captions.fingerprint(image)
         assert hashes.find(text, index) is None, "different drawings are no duplicates"
         hashes.add(text, index)
     buffer = io.BytesIO()
-    for index, picture in enumerate(pictures[:10]):
-        Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=80)
+    for index, image in enumerate(images[:10]):
+        Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=80)
         again = captions.fingerprint(np.asarray(Image.open(buffer).convert("RGB")))
         assert hashes.find(again, 100) == index and hashes.find(again, index) is None
-        other = captions.fingerprint(255 - picture.astype(np.uint8)[:, :, [1, 2, 0]])
-        assert hashes.find(other, 100) is None, "the same shapes in other colours are another picture"
+        other = captions.fingerprint(255 - image.astype(np.uint8)[:, :, [1, 2, 0]])
+        assert hashes.find(other, 100) is None, "the same shapes in other colours are another image"
         buffer.seek(0), buffer.truncate()
-    assert selection._Hashes(-1).find(captions.fingerprint(pictures[0]), 0) is None
+    assert selection._Hashes(-1).find(captions.fingerprint(images[0]), 0) is None
 
 
 # ---------------------------------------------------------------------------------------------------- captions, inputs
 
 
-def test_unreadable_pictures_are_listed(tmp_path):
+def test_unreadable_images_are_listed(tmp_path):
     for name in "ab":
         noise = np.random.default_rng(ord(name)).integers(0, 256, (16, 24, 3)).astype(np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{name}.png")
@@ -291,7 +291,7 @@ def test_unreadable_pictures_are_listed(tmp_path):
     assert [row["failed"].split()[0] for n, row in rows.items() if row["index"] % 2] == ["unreadable:"] * 4
     assert "cut.png" in rows[2]["failed"] and "gone.png" in rows[6]["failed"]
     assert rows[4]["caption"] == "a b" and folder.target(rows[4]).file == str(tmp_path / "b.png")
-    assert not list((tmp_path / "out" / "captions").glob("*.tar"))  # pictures with a file of their own stay there
+    assert not list((tmp_path / "out" / "captions").glob("*.tar"))  # images with a file of their own stay there
 
 
 def test_captions_by_a_model(tmp_path):

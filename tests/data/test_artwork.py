@@ -25,11 +25,11 @@ def disc(size=96, radius=30, x=40, y=50):
 
 
 def artwork():
-    """A yellow disc with a dark square a little above its middle, off the middle of the picture."""
-    picture = np.zeros((96, 96, 4), np.uint8)
-    picture[disc()] = (250, 220, 60, 255)
-    picture[30:46, 32:48, :3] = (40, 20, 10)
-    return picture
+    """A yellow disc with a dark square a little above its middle, off the middle of the image."""
+    image = np.zeros((96, 96, 4), np.uint8)
+    image[disc()] = (250, 220, 60, 255)
+    image[30:46, 32:48, :3] = (40, 20, 10)
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,10 @@ def test_artwork_gives_body_and_detail(subject):
 
 def test_own_look_has_the_artwork_s_colours(subject):
     style = DrawingStyle.plain(np.random.default_rng(0), subject)
-    picture = render(subject, Pose(0.8), style, 64).astype(int)
-    assert np.abs(picture[40, 32] - (250, 220, 60)).max() < 6  # below the middle: the disc
-    assert np.abs(picture[21, 32] - (40, 20, 10)).max() < 6  # above: the square
-    ground = (picture[2, 2] / 255.0).tolist()
+    image = render(subject, Pose(0.8), style, 64).astype(int)
+    assert np.abs(image[40, 32] - (250, 220, 60)).max() < 6  # below the middle: the disc
+    assert np.abs(image[21, 32] - (40, 20, 10)).max() < 6  # above: the square
+    ground = (image[2, 2] / 255.0).tolist()
     assert np.abs(np.array(ground) - style.ground).max() < 0.3
 
 
@@ -102,16 +102,16 @@ def test_own_look_lies_where_the_distances_say(subject, size):
 def test_artwork_in_every_style(subject):
     rng = np.random.default_rng(0)
     plain = DrawingStyle.plain(rng, subject)
-    pictures = [render(subject, Pose(), dataclasses.replace(plain, name=name), 32) for name in STYLES]
-    for name, picture in zip(STYLE_NAMES, pictures, strict=False):
-        assert np.abs(picture.astype(int) - pictures[list(STYLES).index(PLAIN)]).mean() > 2.0, name
+    images = [render(subject, Pose(), dataclasses.replace(plain, name=name), 32) for name in STYLES]
+    for name, image in zip(STYLE_NAMES, images, strict=False):
+        assert np.abs(image.astype(int) - images[list(STYLES).index(PLAIN)]).mean() > 2.0, name
     assert not np.array_equal(render(subject, Pose(angle=0.5), FLAT, 32), render(subject, Pose(), FLAT, 32))
 
 
 def test_artwork_without_details():
-    picture = np.zeros((40, 40, 4), np.uint8)
-    picture[disc(40, 15, 20, 20)] = (200, 30, 30, 255)
-    plain = subject_from_artwork(picture, "dot", phrase="the dot")
+    image = np.zeros((40, 40, 4), np.uint8)
+    image[disc(40, 15, 20, 20)] = (200, 30, 30, 255)
+    plain = subject_from_artwork(image, "dot", phrase="the dot")
     assert (plain.fill, plain.ink, plain.phrase) == ("red", "red", "the dot")
     drawn = render(plain, Pose(), FLAT, 32)
     assert drawn[..., 0].max() == 255 and drawn[..., 1].max() == 0

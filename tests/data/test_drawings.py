@@ -40,13 +40,13 @@ def take(count, **options):
     return [source[index] for index in range(count)]
 
 
-def flat_pictures(pictures):
-    return np.stack(pictures).reshape(len(pictures), -1).astype(np.float32)
+def flat_images(images):
+    return np.stack(images).reshape(len(images), -1).astype(np.float32)
 
 
-def apart(pictures):
+def apart(images):
     """Mean difference, 0..255, of the two most alike."""
-    flat = flat_pictures(pictures)
+    flat = flat_images(images)
     return min(np.abs(flat[index + 1 :] - flat[index]).mean(1).min() for index in range(len(flat) - 1))
 
 
@@ -122,23 +122,23 @@ def test_a_style_is_told_by_patches_whatever_is_drawn_where():
 def test_subjects_can_be_told_apart_in_every_style():
     for name in STYLES:
         style = dataclasses.replace(LOUD, name=name)
-        pictures = [render(subject, Pose(), style, 32) for subject in SUBJECTS.values()]
-        assert apart(pictures) > 3.0, name
+        images = [render(subject, Pose(), style, 32) for subject in SUBJECTS.values()]
+        assert apart(images) > 3.0, name
 
 
 def test_subjects_are_found_again_by_nearest_neighbour():
     """A subject moved and turned a little is still nearest to itself."""
-    pictures = flat_pictures([render(subject, Pose(0.8), LOUD, 32) for subject in SUBJECTS.values()])
-    moved = flat_pictures([render(subject, Pose(0.78, 0.05, 0.01), LOUD, 32) for subject in SUBJECTS.values()])
-    nearest = [int(np.abs(pictures - picture).mean(1).argmin()) for picture in moved]
+    images = flat_images([render(subject, Pose(0.8), LOUD, 32) for subject in SUBJECTS.values()])
+    moved = flat_images([render(subject, Pose(0.78, 0.05, 0.01), LOUD, 32) for subject in SUBJECTS.values()])
+    nearest = [int(np.abs(images - image).mean(1).argmin()) for image in moved]
     assert nearest == list(range(len(SUBJECTS)))
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_styles_can_be_told_apart(size):
     for subject in ("house", "rocket", "smiling face"):
-        pictures = [render(SUBJECTS[subject], Pose(), dataclasses.replace(LOUD, name=name), size) for name in STYLES]
-        assert apart(pictures) > 5.0
+        images = [render(SUBJECTS[subject], Pose(), dataclasses.replace(LOUD, name=name), size) for name in STYLES]
+        assert apart(images) > 5.0
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_families():
 def test_subjects_fit_their_field_and_fill_some_of_it():
     white = DrawingStyle("flat", (1.0,) * 3, (0.0,) * 3, (1.0,) * 3, "white", "black")
     for name, subject in SUBJECTS.items():
-        picture = render(subject, Pose(1.0), white, 64)
-        covered = (picture[..., 0] > 127).mean()
-        edge = max(picture[0].max(), picture[-1].max(), picture[:, 0].max(), picture[:, -1].max())
+        image = render(subject, Pose(1.0), white, 64)
+        covered = (image[..., 0] > 127).mean()
+        edge = max(image[0].max(), image[-1].max(), image[:, 0].max(), image[:, -1].max())
         assert 0.08 < covered < 0.8 and edge < 255, (name, covered, edge)
 
 

@@ -77,8 +77,8 @@ def open_emoji(data, **changes):
 
 
 def same(a, b):
-    pictures = [[t.content, *t.styles, t.target] for t in (a, b)]
-    return (a.prompt, a.key, a.meta) == (b.prompt, b.key, b.meta) and all(map(np.array_equal, *pictures))
+    images = [[t.content, *t.styles, t.target] for t in (a, b)]
+    return (a.prompt, a.key, a.meta) == (b.prompt, b.key, b.meta) and all(map(np.array_equal, *images))
 
 
 def test_an_example_depends_on_seed_split_and_index_alone(data):
@@ -132,7 +132,7 @@ def test_the_target_is_its_own_first_counterfactual(data, look):
             assert (errors > 0.5).all()
         assert all(map(np.array_equal, source.counterfactuals(triplet), (contents, styles)))
         drawn = source.style_drawings(triplet, 3, np.random.default_rng(0))
-        assert len(drawn) == len(styles) and {pictures.shape for pictures in drawn} == {(3, *triplet.target.shape)}
+        assert len(drawn) == len(styles) and {images.shape for images in drawn} == {(3, *triplet.target.shape)}
     triplets = [source[index] for index in range(8)]
     judge = Counterfactuals(source, triplets)
     right = {"content_accuracy": 1.0, "style_accuracy": 1.0, "mse": 0.0}
@@ -141,7 +141,7 @@ def test_the_target_is_its_own_first_counterfactual(data, look):
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_pictures_are_what_meta_says(data, look):
+def test_images_are_what_meta_says(data, look):
     source = open_emoji(data, looks={look: 1}, size=24)
     for triplet in (source[index] for index in range(8)):
         meta = triplet.meta

@@ -24,7 +24,7 @@ SIZES = {"target_size": (16, 24), "content_size": (8, 8), "style_size": (12, 10)
 
 
 class Numbered:
-    """Example i is a picture of value i, with i % 3 style images, and content where i is even."""
+    """Example i is a image of value i, with i % 3 style images, and content where i is even."""
 
     def __init__(self, length, bad=()):
         self.length, self.bad = length, bad
@@ -35,11 +35,11 @@ class Numbered:
     def __getitem__(self, index):
         if index in self.bad:
             raise BadExample(f"example {index} is bad: replace it.")
-        picture = np.full((16, 16, 3), index, np.uint8)
-        content, styles = (picture if index % 2 == 0 else None), (picture,) * (index % 3)
+        image = np.full((16, 16, 3), index, np.uint8)
+        content, styles = (image if index % 2 == 0 else None), (image,) * (index % 3)
         task = {(True, True): "style_subject", (True, False): "subject", (False, True): "style", (False, False): "text"}
         task = task[content is not None, bool(styles)]
-        return Triplet(str(index), content, styles, picture, task, "shifted", str(index))
+        return Triplet(str(index), content, styles, image, task, "shifted", str(index))
 
 
 def number(prompt):
@@ -119,7 +119,7 @@ def test_processes_share_the_global_order(repeat):
 
 
 class Shapes(Numbered):
-    """Numbered pictures of several shapes; content has another shape than the target."""
+    """Numbered images of several shapes; content has another shape than the target."""
 
     SIDES = ((16, 16), (16, 48), (48, 16), (18, 15))
 
@@ -257,11 +257,11 @@ def test_open_source():
 
 
 def test_cover_crops_the_centre_and_squash_does_not():
-    picture = np.zeros((20, 40, 3), np.uint8)
-    picture[:, 10:30] = 255
-    assert (decode.cover(picture, (20, 20)) == 255).all()
-    assert decode.cover(picture, (20, 40)) is picture
-    assert 0.4 < decode.squash(picture, (20, 20)).mean() / 255 < 0.6
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 10:30] = 255
+    assert (decode.cover(image, (20, 20)) == 255).all()
+    assert decode.cover(image, (20, 40)) is image
+    assert 0.4 < decode.squash(image, (20, 20)).mean() / 255 < 0.6
 
 
 def test_sections_of_the_configuration_share_nothing():

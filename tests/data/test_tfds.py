@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets as a TFDS set, and the page about them: the same pictures, without TensorFlow, and nothing loaded or run."""
+"""Triplets as a TFDS set, and the page about them: the same images, without TensorFlow, and nothing loaded or run."""
 
 import base64
 import io
@@ -92,10 +92,10 @@ def test_page(tmp_path):
     # Nothing of the data becomes markup, and the page may load nothing.
     assert "&lt;script&gt;alert(1)" in page and page.count("<script>") == 1 and "my &lt;set&gt;" in page
     assert "default-src 'none'" in page and not re.search(r'(src|href)="(?!data:)', page)
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 12
-    first = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[0]))))
-    assert np.array_equal(first, schemas.decoded("a"))  # small pictures are shown as they are
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(images) == 12
+    first = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[0]))))
+    assert np.array_equal(first, schemas.decoded("a"))  # small images are shown as they are
     text = made.markdown()
     assert (
         "# my <set>" in text and "6 triplets; the shares below are of 5" in text and "| style_subject | 40% |" in text

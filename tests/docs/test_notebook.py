@@ -36,10 +36,10 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 10
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) == 10
     made = (
-        "picture.png",
+        "image.png",
         "glass.safetensors",
         "my_lora.safetensors",
         "runs/mine/summary.json",

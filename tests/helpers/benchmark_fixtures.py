@@ -25,7 +25,7 @@ SIDE = 16
 _rng = np.random.default_rng(0)
 
 
-def picture(path: pathlib.Path, size: tuple[int, int] = (SIDE, SIDE)) -> str:
+def image(path: pathlib.Path, size: tuple[int, int] = (SIDE, SIDE)) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = Image.fromarray(_rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     coarse.resize(size, Image.Resampling.BICUBIC).save(path)
@@ -42,8 +42,8 @@ def jsonl(path: pathlib.Path, lines: list[dict]) -> None:
 
 def uso_bench(data):
     for kind in ("human", "object"):
-        picture(data / "content" / kind / "a.png")
-    picture(data / "style" / "ink.png")
+        image(data / "content" / kind / "a.png")
+    image(data / "style" / "ink.png")
     (data / "subject_prompts.txt").write_text("The {subject} reads.\n")
     (data / "style_prompts.txt").write_text("A villa.\n")
     (data / "names.json").write_text('{"human/a.png": "man"}')
@@ -54,7 +54,7 @@ def make_dreambench(data):
     for reference in dreambench.REFERENCES.split():
         subject, number = reference.split("/")
         classes.append(f"{subject},{'dog' if 'dog' in subject else 'toy car'}")
-        picture(data / subject / f"{number}.jpg"), picture(data / subject / "09.jpg")
+        image(data / subject / f"{number}.jpg"), image(data / subject / "09.jpg")
     prompts = "prompt_list = [\n'a {0} {1} in the snow'.format(unique_token, class_token),\n]\n"
     text = "Classes\n\n" + "\n".join(classes) + f"\n\nPrompts\n\nObject Prompts\n\n{prompts}\nLive Subject Prompts\n\n"
     (data / "prompts_and_classes.txt").write_text(text + prompts.replace("in the snow", "in a hat"))
@@ -64,13 +64,13 @@ def omnicontext(data):
     tasks = ("single_character", "single_object", "multi_object", "scene_object", "scene_character_object")
     jsonl(data / "data.jsonl", [
         {"key": str(n), "task_type": task, "instruction": f"Put it {n}.", "instruction_language": "en",
-         "input_images": [pathlib.Path(picture(data / "images" / f"{n}.png")).relative_to(data).as_posix()]}
+         "input_images": [pathlib.Path(image(data / "images" / f"{n}.png")).relative_to(data).as_posix()]}
         for n, task in enumerate(tasks)
     ])  # fmt: skip
 
 
 def sconeeval(data):
-    picture(data / "a.png"), picture(data / "b.png")
+    image(data / "a.png"), image(data / "b.png")
     common = {"instruction": "The mug on a table.", "input_images": ["a.png", "b.png"], "case_type": "scene_1"}
     common |= {"subject_list": [["mug", "cup"], ["cat"]], "subject_label": [[1, 0], [0]]}
     tasks = ("composition_single", "composition_multi", "distinction_single_cross", "distinction_single_intra")
@@ -79,7 +79,7 @@ def sconeeval(data):
 
 
 def multiid(data):
-    picture(data / "gt.png"), picture(data / "ref.png")
+    image(data / "gt.png"), image(data / "ref.png")
     common = {"prompt": "a man reads", "image_paths": ["ref.png"], "ori_img_path": "gt.png"}
     (data / "p1.json").write_text(json.dumps([common | {"name": f"n{n}"} for n in range(5)]))
 
@@ -87,7 +87,7 @@ def multiid(data):
 def mico(data):
     sources, reference = [f"{n}.png" for n in range(2)], "reference.png"
     for name in (*sources, reference):
-        picture(data / name)
+        image(data / name)
     common = {"input": sources, "reference": reference, "prompt": "both on a bench"}
     for task, humans in (("object_centric", []), ("human_centric", [0, 1]), ("hoi", [0])):
         jsonl(data / f"mico_bench_{task}.jsonl", [common | {"idx": 1, "human_indices": humans}])
@@ -98,21 +98,21 @@ def mico(data):
 def innocomposer(data):
     lines = []
     for n in range(5):
-        files = {name: pathlib.Path(picture(data / f"{name}{n}.png")).name for name in ("subject", "style", "target")}
+        files = {name: pathlib.Path(image(data / f"{name}{n}.png")).name for name in ("subject", "style", "target")}
         lines.append({"key": f"p{n}", "prompt": "a poster", "text_lines": ["Sale"], **files})
     jsonl(data / "posters.jsonl", lines)
 
 
 def viton_hd(data):
     for n in range(5):
-        picture(data / "image" / f"{n}_00.jpg", (48, 64)), picture(data / "cloth" / f"{n}_00.jpg")
+        image(data / "image" / f"{n}_00.jpg", (48, 64)), image(data / "cloth" / f"{n}_00.jpg")
     jsonl(data / "prompts.jsonl", [{"id": "1_00", "prompt": "a woman on a stair"}])
 
 
 def fashion130k(data):
     lines = []
     for n in range(5):
-        files = {name: pathlib.Path(picture(data / f"{name}{n}.png", (48, 64))).name for name in ("garment", "target")}
+        files = {name: pathlib.Path(image(data / f"{name}{n}.png", (48, 64))).name for name in ("garment", "target")}
         lines.append({"key": f"f{n}", "prompt": "a coat", **files})
     jsonl(data / "pairs.jsonl", lines)
 
@@ -120,13 +120,13 @@ def fashion130k(data):
 def triplets(data):
     for n in range(5):
         for name in ("content", "style", "target"):
-            picture(data / ("ink" if n < 3 else "felt") / str(n) / f"{name}.png", (48, 48))
+            image(data / ("ink" if n < 3 else "felt") / str(n) / f"{name}.png", (48, 48))
     (data / "ink" / "1" / "prompt.txt").write_text("a fox")
 
 
 def dreambenchpp(data):
     for kind in ("animal", "human", "object", "style"):
-        picture(data / "images" / kind / "00.jpg")
+        image(data / "images" / kind / "00.jpg")
         (data / "captions" / kind).mkdir(parents=True)
         (data / "captions" / kind / "00.txt").write_text("cat\na cat runs\n" + "a cat sits\n" * (kind == "animal"))
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny USO twice: as a weights directory, and as torch modules of diffusers and transformers put together by hand.
 
-Every parameter is drawn anew. A token is 8 pixels a side here, as in mini, and pictures are 32.
+Every parameter is drawn anew. A token is 8 pixels a side here, as in mini, and images are 32.
 """
 
 import functools
@@ -108,7 +108,7 @@ def pixels(result) -> np.ndarray:
 
 
 def write_references(folder: pathlib.Path) -> None:
-    """Write a content picture and two style pictures."""
+    """Write a content image and two style images."""
     for seed, (name, size) in enumerate({"fox": (60, 90), "ink": (30, 30), "felt": (50, 20)}.items()):
         photo(seed, *size).save(folder / f"{name}.png")
 
@@ -163,7 +163,7 @@ class _Prepended(torch.nn.Module):
 
 
 @torch.no_grad()
-def picture(
+def image(
     noise: np.ndarray,
     prompt: str,
     contents: list[Image.Image] = (),
@@ -174,7 +174,7 @@ def picture(
     guidance: float = 4.0,
     num_steps: int = STEPS,
 ) -> np.ndarray:
-    """Make a picture from packed noise [1, l, d] by upstream's steps; uint8 [height, width, 3]."""
+    """Make a image from packed noise [1, l, d] by upstream's steps; uint8 [height, width, 3]."""
     _, _, model = tensors()
     codec, tower = autoencoder_pair()[1], siglip_pair()[1]
     scale, shift = autoencoder_pair()[0].config.scale_factor, autoencoder_pair()[0].config.shift_factor
@@ -227,6 +227,6 @@ def picture(
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """Make a smooth coloured picture."""
+    """Make a smooth coloured image."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return Image.fromarray(small).resize((width, height), Image.BICUBIC)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Five synthetic rows of every schema that a reader knows, malformed ones among them, all of the same six pictures."""
+"""Five synthetic rows of every schema that a reader knows, malformed ones among them, all of the same six images."""
 
 import io
 import json
@@ -19,14 +19,14 @@ NAMES = ("a", "b", "c", "d", "e", "f")
 SIDE = 24
 
 
-def picture(name: str) -> np.ndarray:
-    """Give the picture of a name: noise, so that any change of a pixel shows."""
+def image(name: str) -> np.ndarray:
+    """Give the image of a name: noise, so that any change of a pixel shows."""
     return np.random.default_rng(ord(name)).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
 
 
 def jpeg(name: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture(name)).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image(name)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
@@ -130,7 +130,7 @@ def uno_1m(root, packed=False):
 
 
 def two_views(left: str, right: str, margin=8, extra=0) -> bytes:
-    """Give two pictures side by side with margins, without loss."""
+    """Give two images side by side with margins, without loss."""
     height, width = SIDE + 2 * margin, 2 * SIDE + 3 * margin + extra
     image = np.full((height, width, 3), 255, np.uint8)
     for number, name in enumerate((left, right)):

@@ -27,7 +27,7 @@ PROCESSORS = {
 SIZES = [(224, 224), (301, 457), (701, 333), (97, 64), (256, 1023)]  # (height, width)
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def pixels(height: int, width: int) -> np.ndarray:
     """Paint soft colours with hard white and black edges: clouds, a disc and a bar."""
     rng = np.random.default_rng(height * width)
     clouds = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ def picture(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_host(name, size):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    for image in (picture(*size), noise):
+    for image in (pixels(*size), noise):
         want = PROCESSORS[name]()(image, return_tensors="np", input_data_format="channels_last").pixel_values[0]
         got = getattr(preprocess, name).host(image)
         assert got.dtype == np.float32
@@ -52,13 +52,13 @@ def test_host(name, size):
 @pytest.mark.parametrize("size", SIZES[1:4])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_device(name, size):
-    chosen, image = getattr(preprocess, name), picture(*size)
+    chosen, image = getattr(preprocess, name), pixels(*size)
     want = chosen.host(image) * np.asarray(chosen.std)
     got = np.asarray(jax.jit(chosen.device)(to_float(jnp.asarray(image)))) * np.asarray(chosen.std)
     difference = np.abs(got - want)
     # PIL rounds to a byte after either pass, and the second one mixes the errors of the first.
     assert difference.mean() < 0.5 / 255
-    # Pillow 13 takes the vertical pass of tall pictures first, and so clips other overshoots of a few hard edges.
+    # Pillow 13 takes the vertical pass of tall images first, and so clips other overshoots of a few hard edges.
     assert difference.max() < (1.5 if size[0] < 2 * size[1] else 16) / 255
 
 

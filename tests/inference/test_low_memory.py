@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Generation in little memory: networks that wait on the host, kernels that stay quantised, pictures in tiles."""
+"""Generation in little memory: networks that wait on the host, kernels that stay quantised, images in tiles."""
 
 import itertools
 import shutil
@@ -166,13 +166,13 @@ def test_tiles_cover_and_blend():
     np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode(larger, z, 8))(z), larger(z), atol=1e-6)
 
 
-def test_tiles_of_a_smooth_picture_equal_the_whole():
-    """The autoencoder is mini's, because a smooth picture needs trained weights; tiles are 96 of 128 pixels."""
+def test_tiles_of_a_smooth_image_equal_the_whole():
+    """The autoencoder is mini's, because a smooth image needs trained weights; tiles are 96 of 128 pixels."""
     structure = ModelDef(lambda rngs: AutoEncoder(weights.config(mini.WEIGHTS, "autoencoder"), rngs=rngs))
     model = structure(weights.load(mini.WEIGHTS, "autoencoder", structure.shapes))
     y, x = 4 * np.pi * np.mgrid[:128, :128] / 128
-    picture = np.stack([0.6 * np.sin(x + i) * np.cos(y - i) for i in range(3)], axis=-1)
-    z = model.encode(jnp.asarray(picture[None], jnp.float32))
+    image = np.stack([0.6 * np.sin(x + i) * np.cos(y - i) for i in range(3)], axis=-1)
+    z = model.encode(jnp.asarray(image[None], jnp.float32))
     whole, tiled = model.decode(z), tiled_decoding.decode(model.decode, z, 24)
     difference = 127.5 * jnp.abs(tiled - whole)
     assert whole.std() > 0.2

@@ -64,21 +64,21 @@ def test_equals_an_independent_assembly(pipe, mode):
     arguments = MODES[mode]
     (got,) = pixels(pipe(**arguments, seed=7))
     arguments = dict(contents=[], styles=[]) | arguments
-    want = oracle.picture(noise(pipe, 7), **arguments)
+    want = oracle.image(noise(pipe, 7), **arguments)
     assert want.std() > 20
     assert difference(got, want) <= 2
-    # Each reference is seen: without it, or in another order, the picture is another.
+    # Each reference is seen: without it, or in another order, the image is another.
     for name in ("contents", "styles"):
         for less in ([arguments[name][1:]] if arguments[name] else []) + (
             [arguments[name][::-1]] if len(arguments[name]) > 1 and name == "contents" else []
         ):
-            assert difference(got, oracle.picture(noise(pipe, 7), **(arguments | {name: less}))) > 2
+            assert difference(got, oracle.image(noise(pipe, 7), **(arguments | {name: less}))) > 2
 
 
 def test_other_sizes_steps_and_guidance(pipe):
     arguments = dict(prompt="a cat on the sea", width=40, height=24, guidance=2.0, num_steps=2)
     (got,) = pixels(pipe(**arguments, contents=[TALL], seed=2**32 - 1))
-    want = oracle.picture(noise(pipe, 2**32 - 1, 15), **arguments, contents=[TALL])
+    want = oracle.image(noise(pipe, 2**32 - 1, 15), **arguments, contents=[TALL])
     assert got.shape == (24, 40, 3)
     assert difference(got, want) <= 2
 
@@ -86,7 +86,7 @@ def test_other_sizes_steps_and_guidance(pipe):
 # ---------------------------------------------------------------------------------------------------- batches
 
 
-def test_a_batch_equals_single_pictures_whatever_their_conditions(pipe):
+def test_a_batch_equals_single_images_whatever_their_conditions(pipe):
     requests = [pipe.request(**arguments, seed=seed) for seed, arguments in enumerate(MODES.values())]
     together = pipe.generate(requests)
     for request, got in zip(requests, pixels(together), strict=True):
@@ -97,7 +97,7 @@ def test_a_batch_equals_single_pictures_whatever_their_conditions(pipe):
     assert len(pipe.sampler.steps) == before
 
 
-def test_lists_are_one_for_each_picture(pipe):
+def test_lists_are_one_for_each_image(pipe):
     result = pipe(["a fox", "a cat"], content=[TALL, None], styles=[[INK], [INK, FELT]], seed=[1, 2], guidance=2.0)
     assert [record["request"]["seed"] for record in result.records] == [1, 2]
     assert [len(record["request"]["styles"]) for record in result.records] == [1, 2]
@@ -136,8 +136,8 @@ def test_one_program_for_all_values(pipe):
     pipe("a fox", contents=[TALL], styles=[INK], style_strength=0.5, progress=progress)
     after = dict(pipe.sampler.steps)
     assert len(after) == len(before) + 1
-    assert [what for what, *_ in said].count("Compiling (first picture of this size)") == 1
-    stages = ["Encoding references", "Encoding text", "Compiling (first picture of this size)", "Drawing", "Decoding"]
+    assert [what for what, *_ in said].count("Compiling (first image of this size)") == 1
+    stages = ["Encoding references", "Encoding text", "Compiling (first image of this size)", "Drawing", "Decoding"]
     assert list(dict.fromkeys(what for what, *_ in said)) == stages
     assert said[-2:] == [(what, oracle.STEPS, oracle.STEPS) for what in ("Drawing", "Decoding")]
     pipe("a fox", contents=[TALL], styles=[INK], style_strength=2.0, content_strength=0.25)

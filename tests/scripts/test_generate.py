@@ -47,7 +47,7 @@ def script(name: str):
 
 
 def generate(folder: pathlib.Path, *arguments: str, out: str = "out", steps: str = "2") -> list[pathlib.Path]:
-    """Run the command in this process; give the pictures in its folder."""
+    """Run the command in this process; give the images in its folder."""
     script("generate")(
         ["--weights", str(folder / "weights"), "--save_path", str(folder / out), "--num_steps", steps,
          "--mesh", "data=1", "--no_compilation_cache", *arguments]
@@ -77,10 +77,10 @@ def refused(capsys, folder, *arguments, **options) -> str:
     return error.removeprefix("error: ")
 
 
-# ---------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------- images
 
 
-def test_the_same_command_twice_and_from_its_picture(folder, monkeypatch):
+def test_the_same_command_twice_and_from_its_image(folder, monkeypatch):
     command = ("--prompt", "a red fox", "--image_paths", str(folder / "fox.png"), str(folder / "ink.png"))
     (first,) = generate(folder, *command, "--seed", "5", "--style_strength", "0.5", out="first")
     (second,) = generate(folder, *command, "--seed", "5", "--style_strength", "0.5", out="second")
@@ -94,7 +94,7 @@ def test_the_same_command_twice_and_from_its_picture(folder, monkeypatch):
     assert json.loads(first.with_suffix(".json").read_text()) == files.read_record(first)
 
 
-def test_a_changed_reference_cannot_repeat_a_picture(folder, capsys):
+def test_a_changed_reference_cannot_repeat_a_image(folder, capsys):
     moved = folder / "moved.png"
     oracle.photo(7, 20, 20).save(moved)
     (made,) = generate(folder, "--prompt", "", "--image_paths", str(moved), out="moved")
@@ -195,38 +195,38 @@ def test_styles_by_name(folder, monkeypatch, capsys, tmp_path):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-def test_all_kinds_of_pictures(tmp_path):
+def test_all_kinds_of_images(tmp_path):
     rgb = np.asarray(oracle.photo(1, 12, 8))
-    picture = Image.fromarray(rgb)
+    drawn = Image.fromarray(rgb)
 
     def read(name, image, **options):
         image.save(tmp_path / name, **options)
         return Reference.of(tmp_path / name)
 
     near = lambda got, want, most: np.abs(got.pixels.astype(int) - want.astype(int)).max() <= most
-    assert near(read("plain.png", picture), rgb, 0)
-    assert near(read("cmyk.tif", picture.convert("CMYK")), rgb, 1)
+    assert near(read("plain.png", drawn), rgb, 0)
+    assert near(read("cmyk.tif", drawn.convert("CMYK")), rgb, 1)
     deep = rgb[..., 0].astype(np.uint16) * 257
     assert near(read("deep.png", Image.fromarray(deep)), np.repeat(rgb[..., :1], 3, axis=-1), 1)
-    # Training reads pictures by the same function.
+    # Training reads images by the same function.
     np.testing.assert_array_equal(
         decode.decode(tmp_path / "deep.png", what="deep"), Reference.of(Image.fromarray(deep)).pixels
     )
-    animated = read("two.gif", picture.quantize(), save_all=True, append_images=[Image.new("RGB", (12, 8))])
+    animated = read("two.gif", drawn.quantize(), save_all=True, append_images=[Image.new("RGB", (12, 8))])
     assert animated.notes and "first frame" in animated.notes[0] and animated.pixels.shape == (8, 12, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert near(read("turned.png", picture, exif=exif), np.rot90(rgb, -1), 0)
+    assert near(read("turned.png", drawn, exif=exif), np.rot90(rgb, -1), 0)
     clear = Image.fromarray(np.dstack([rgb, np.zeros((8, 12), np.uint8)]))
     assert near(read("clear.png", clear), np.full_like(rgb, 255), 0)
     assert read("dot.png", Image.new("RGB", (1, 1), "red")).content(32, 8).shape == (32, 32, 3)
 
 
-def test_what_is_no_picture(tmp_path, folder, capsys):
-    (tmp_path / "text.png").write_text("no picture")
+def test_what_is_no_image(tmp_path, folder, capsys):
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
-    picture = oracle.photo(1, 40, 40)
-    picture.save(tmp_path / "whole.png")
+    drawn = oracle.photo(1, 40, 40)
+    drawn.save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     for name, message in {
@@ -327,7 +327,7 @@ def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folde
         return said[1], int(found), int(compiled), sorted((folder / out).glob("*.png"))
 
     shown, _, compiled, first = run("process_1")
-    assert "Compiling (first picture of this size)" in shown and compiled > 5
+    assert "Compiling (first image of this size)" in shown and compiled > 5
     _, found, again, second = run("process_2")
     assert (found, again) == (compiled, 0)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -341,11 +341,11 @@ def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folde
 
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(folder):
-    """With the mini weights, and a kill that no handler sees, while the fourth picture is drawn."""
+    """With the mini weights, and a kill that no handler sees, while the fourth image is drawn."""
     items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "12", "--mesh", "data=1")
     end(start(folder, "undisturbed", *items))
     whole = sorted((folder / "undisturbed").glob("[0-9]*"))
-    assert len(whole) == 20  # ten pictures and their records
+    assert len(whole) == 20  # ten images and their records
 
     process = start(folder, "torn", *items)
     while len(made := sorted((folder / "torn").glob("*.png"))) < 3:

@@ -51,13 +51,13 @@ def write_images(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
     rng = np.random.default_rng(0)
     paths = []
     for number in range(count):
-        picture = np.zeros((SIDE, SIDE, 3), np.float32)
+        image = np.zeros((SIDE, SIDE, 3), np.float32)
         for scale in (4, 16, 64, 256, 1024):
             noise = Image.fromarray(rng.integers(0, 256, (scale, scale, 3)).astype(np.uint8))
-            picture += np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / scale**0.3
-        picture = np.clip((picture - picture.mean()) / picture.std() * 50 + 128, 0, 255).astype(np.uint8)
+            image += np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / scale**0.3
+        image = np.clip((image - image.mean()) / image.std() * 50 + 128, 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+        Image.fromarray(image).save(buffer, "JPEG", quality=90)
         paths.append(folder / f"{number:04d}.jpg")
         paths[-1].write_bytes(buffer.getvalue())
     return paths

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of scoring: CLIP-I, DINO and CSD of made pictures, here and with the torch networks, in one run.
+"""Speed of scoring: CLIP-I, DINO and CSD of made images, here and with the torch networks, in one run.
 
-    python tests/tools/benchmark_scoring.py [--pictures 1000] [--size 512] [--batch_size 32]
+    python tests/tools/benchmark_scoring.py [--images 1000] [--size 512] [--batch_size 32]
 
 Networks have the released sizes (CLIP ViT-B/32, DINO ViT-S/16, CSD ViT-L/14) and random numbers, the same on both
 sides, so cosines are compared too. Both read the same PNGs; the torch side is what a script with transformers does:
@@ -79,7 +79,7 @@ def save(folder: pathlib.Path, clip, dino, csd, matrices) -> None:
         )
 
 
-def with_torch(networks, pictures: list[str], references: list[str], batch: int) -> dict[str, np.ndarray]:
+def with_torch(networks, pixels: list[str], references: list[str], batch: int) -> dict[str, np.ndarray]:
     """Score as a script with transformers does."""
     clip, dino, csd, matrices = networks
     unit = lambda x: torch.nn.functional.normalize(x, dim=1)
@@ -105,13 +105,13 @@ def with_torch(networks, pictures: list[str], references: list[str], batch: int)
 
             kept = dict(zip(distinct := sorted(set(references)), vectors(distinct), strict=True))
             wanted = torch.stack([kept[path] for path in references])
-            found[name] = (vectors(pictures) * wanted).sum(1).numpy()
+            found[name] = (vectors(pixels) * wanted).sum(1).numpy()
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
@@ -120,10 +120,10 @@ def main() -> None:
         (folder / "images").mkdir()
         draw = lambda: Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((args.size, args.size))
         references = []
-        for number in range(max(1, min(50, args.pictures // 4))):
+        for number in range(max(1, min(50, args.pixels // 4))):
             references.append(str(folder / f"reference{number}.png"))
             draw().save(references[-1])
-        shown = [references[number % len(references)] for number in range(args.pictures)]
+        shown = [references[number % len(references)] for number in range(args.pixels)]
         items = [
             EvalItem(str(number), "uso_bench", content_refs=(path,), style_refs=(path,), width=0, height=0)
             for number, path in enumerate(shown)
@@ -149,7 +149,7 @@ def main() -> None:
         seconds["torch"] = _clocks() - start
     for name, values in wanted.items():
         print(f"{name}: largest difference of cosines {np.abs(values - found[name]).max():.1e}")
-    print(f"{args.pictures} pictures of {args.size} pixels; here with checks of files, compilation and log")
+    print(f"{args.images} images of {args.size} pixels; here with checks of files, compilation and log")
     for number, name in enumerate(("clock", "processor")):
         here, there = (seconds[side][number] for side in ("here", "torch"))
         print(f"{name:10} here {here:.1f} s, torch {there:.1f} s, ratio {there / here:.2f}")

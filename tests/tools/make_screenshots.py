@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Make the pictures of docs/app.md: the page, each of its examples drawn, and a drawing under way.
+"""Make the images of docs/app.md: the page, each of its examples drawn, and a drawing under way.
 
 python tests/tools/make_screenshots.py docs/images
 """
@@ -26,9 +26,9 @@ NAMES = {  # rows of the examples
 
 
 def save(page: Page, path: pathlib.Path, part: tuple[int, int, int, int] | None = None) -> None:
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=part is None))).convert("RGB").crop(part)
-    picture.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
-    picture.save(path, quality=80, method=6)
+    image = Image.open(io.BytesIO(page.screenshot(full_page=part is None))).convert("RGB").crop(part)
+    image.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
+    image.save(path, quality=80, method=6)
 
 
 def draw(page: Page, folder: pathlib.Path) -> None:
@@ -40,15 +40,15 @@ def draw(page: Page, folder: pathlib.Path) -> None:
         page.locator("tbody tr").nth(row).locator("td").first.click()
         page.wait_for_timeout(2500)
         page.click("#generate")
-        page.wait_for_selector(f"#pictures >> text=seed {row + 1}")
+        page.wait_for_selector(f"#images >> text=seed {row + 1}")
         page.wait_for_timeout(1500)
         page.evaluate("window.scrollTo(0, 0)")
         save(page, folder / f"app_{name}.webp", (0, 98, 1280, 980))
     page.click("button:has-text('Advanced options')")
-    page.get_by_label("number input for Pictures").fill("8")
+    page.get_by_label("number input for Images").fill("8")
     page.get_by_label("number input for Number of steps").fill("50")
     page.click("#generate")
-    page.wait_for_selector("#pictures >> text=s a step")
+    page.wait_for_selector("#images >> text=s a step")
     page.evaluate("window.scrollTo(0, 0)")
     save(page, folder / "app_progress.webp", (645, 98, 1270, 580))
 

@@ -200,8 +200,8 @@ def test_stopped_and_resumed_equals_straight(straight, tmp_path):
     assert_same(watch.saved[8], straight.watch.saved[8])
     assert metrics(tmp_path) == metrics(straight.workdir)
     assert without_times(summary) == without_times(straight.summary)
-    pictures = [(workdir / "samples" / "000008_joint.png").read_bytes() for workdir in (tmp_path, straight.workdir)]
-    assert pictures[0] == pictures[1]
+    images = [(workdir / "samples" / "000008_joint.png").read_bytes() for workdir in (tmp_path, straight.workdir)]
+    assert images[0] == images[1]
 
 
 def test_resuming_a_finished_run_changes_nothing(straight):
@@ -253,7 +253,7 @@ def file_size_limit(size: int):
 
 def test_full_disk_while_saving(straight, tmp_path):
     # Python ignores the limit's signal, so writes past it fail as on a full disk. It holds from the third batch on, and
-    # lies between the pictures, 11 kB, and a checkpoint's arrays, 85 kB. The save of step 2 is done by then.
+    # lies between the images, 11 kB, and a checkpoint's arrays, 85 kB. The save of step 2 is done by then.
     def before_batch(number):
         if number == 3:
             while not (tmp_path / "checkpoints" / "2").exists():
@@ -379,7 +379,7 @@ def test_workdir_that_is_a_file(tmp_path):
 def json_data(folder: pathlib.Path, items: list) -> dict:
     """Make a good held-out set, and a training set of `items`."""
     Image.new("RGB", (16, 16), "red").save(folder / "good.png")
-    (folder / "bad.png").write_text("this is not a picture")
+    (folder / "bad.png").write_text("this is not a image")
     good = dict(prompt="red", content="good.png", styles=["good.png"], target="good.png")
     (folder / "heldout.json").write_text(json.dumps([good] * 8))
     (folder / "train.json").write_text(json.dumps([good | item for item in items]))

@@ -68,13 +68,13 @@ def figures(request):
 def test_targets_and_copies_are_judged_exactly(figures):
     assert figures["target"]["content_accuracy"] == figures["target"]["style_accuracy"] == 1.0
     assert figures["target"]["mse"] == 0.0
-    assert figures["target"]["judge_style_accuracy"] > 0.7  # of pictures of either size
+    assert figures["target"]["judge_style_accuracy"] > 0.7  # of images of either size
     assert figures["copy_content"]["style_accuracy"] < 0.1 < 0.4 < figures["copy_style"]["style_accuracy"]
 
 
 def test_the_style_arrives(figures):
     assert figures["after"]["style_accuracy"] > figures["before"]["style_accuracy"] + 0.2
-    # Guided pictures are bolder than the mean of what could be right, which alone has the least squared error.
+    # Guided images are bolder than the mean of what could be right, which alone has the least squared error.
     assert figures["after"]["mse"] < 0.5 * figures["copy_content"]["mse"]
 
 

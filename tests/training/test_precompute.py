@@ -42,7 +42,7 @@ def images(tmp_path_factory):
         size = (24, 12) if number % 3 == 0 else (16, 16)  # width, height
         noise = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-        item = dict(target=f"{number}.png", prompt=f"picture number {number}")
+        item = dict(target=f"{number}.png", prompt=f"image number {number}")
         item |= dict(content=f"{(number + 1) % COUNT}.png") if number % 5 else {}
         item |= dict(styles=[f"{(number + 2) % COUNT}.png"]) if number % 4 else {}
         items.append(item)

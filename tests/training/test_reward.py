@@ -164,7 +164,7 @@ def test_roll_out_is_the_sampler_stopped_early():
     np.testing.assert_allclose(tokens, flow.predict_x0(want, velocity(want, time), time), atol=1e-4)
 
 
-def test_more_gradient_steps_give_the_same_picture():
+def test_more_gradient_steps_give_the_same_image():
     _, one, loss = path_of(2)
     x_t, two, loss_2 = path_of(2, last=2, gradient_steps=2)
     np.testing.assert_allclose(two, one, atol=1e-4)
@@ -197,7 +197,7 @@ def test_tiles_decode_one_after_another():
     assert float(value) == pytest.approx(float(want), rel=1e-5)
     np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
     whole = jax.jit(total(scored(autoencoder.decode)))(tokens)
-    assert abs(float(whole) - float(value)) > 1e-4  # whole pictures differ a little
+    assert abs(float(whole) - float(value)) > 1e-4  # whole images differ a little
 
 
 def test_phi():

@@ -189,9 +189,9 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
         (dict(gradient_steps=3), r"not 1 <= 1 <= 2 <= 3 - 3 \+ 1"),
         (dict(start=-1), "start, patience, anchor and tolerance must be at least 0"),
         (dict(blocks=3), "batch_size / accumulate is 8, which does not divide by blocks 3"),
-        (dict(tile=20), "reward: tile 20 must be a multiple of 16 pixels, or 0 to decode whole pictures"),
+        (dict(tile=20), "reward: tile 20 must be a multiple of 16 pixels, or 0 to decode whole images"),
         (dict(patience=1, judges=()), "patience needs at least one of judges"),
-        (dict(patience=1), "patience needs pictures to judge; set config.heldout.grid_every"),
+        (dict(patience=1), "patience needs images to judge; set config.heldout.grid_every"),
         (dict(weights=dict(dino_content=1.0)), "needs dino, but config.model.rewards has no sizes of it"),
         (dict(wieghts=dict(csd_style=1.0)), "unexpected keyword argument 'wieghts'"),
     ],
@@ -202,7 +202,7 @@ def test_reward_settings_that_make_no_sense(values, message):
 
 
 def test_rewards_that_do_not_fit_the_stage():
-    with pytest.raises(InputError, match="only the loss 'flow_matching' makes pictures to reward, not 'descriptors'"):
+    with pytest.raises(InputError, match="only the loss 'flow_matching' makes images to reward, not 'descriptors'"):
         config(stage=dict(loss="descriptors"))
     with pytest.raises(InputError, match="csd_style needs the style condition, which the stage lacks"):
         config(stage=dict(conditions=("content",)))

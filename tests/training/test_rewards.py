@@ -94,7 +94,7 @@ def test_all_are_known_and_their_networks_found():
     assert set(USO(tiny.config("joint", changes=NETWORKS).system).structures) & {"vgg", "dino", "clip_model"} == set()
 
 
-def test_the_reference_itself_is_the_best_picture():
+def test_the_reference_itself_is_the_best_image():
     style, content = to_float(batch()["style"][:, 0]), to_float(batch()["content"])
     by_style, by_content = scored()(style, batch()), scored()(content, batch())
     np.testing.assert_allclose(by_style["csd_style"], 1, atol=1e-5)
@@ -327,7 +327,7 @@ def test_statistics():
     assert of(image_statistics.contrast, grey) == pytest.approx(0, abs=1e-6)
     assert of(image_statistics.contrast, half) == pytest.approx(0.5, abs=1e-6)
     np.testing.assert_allclose(np.asarray(image_statistics.colours(jnp.asarray(half)))[0, [0, 63]], 0.5)
-    # The target shares half of the style image's colours; a picture that shares all of them leaks the other half.
+    # The target shares half of the style image's colours; a image that shares all of them leaks the other half.
     mixed = np.concatenate([red[:, :4], grey[:, 4:]], axis=1)
     assert of(image_statistics.leakage, red, red, mixed) == pytest.approx(0.5)
     assert of(image_statistics.leakage, mixed, red, mixed) == 0

@@ -16,7 +16,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.vlm import judges
 from uso_jax.vlm.client import Vlm, VlmError
 
-PICTURE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
+IMAGE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
 QUICK = dict(backoff=0.001, timeout=5.0)
 
 
@@ -32,27 +32,27 @@ def scripted(*answers):
 
 def test_question_and_cache(tmp_path):
     cache = tmp_path / "new" / "answers.jsonl"
-    with fake_vlm.serve(lambda body: f"{len(fake_vlm.images_of(body))} pictures") as endpoint:
+    with fake_vlm.serve(lambda body: f"{len(fake_vlm.images_of(body))} images") as endpoint:
         vlm = Vlm("judge", endpoint.url, cache=cache, api_key="secret", **QUICK)
-        assert vlm.ask(["compare", PICTURE, "with", Image.fromarray(PICTURE[:, ::-1])]) == "2 pictures"
-        assert vlm.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()]) == "2 pictures"
+        assert vlm.ask(["compare", IMAGE, "with", Image.fromarray(IMAGE[:, ::-1])]) == "2 images"
+        assert vlm.ask(["compare", IMAGE, "with", IMAGE[:, ::-1].copy()]) == "2 images"
         assert len(endpoint.asked) == 1
-        assert vlm.ask(["compare", PICTURE, "with", PICTURE], take=1) == "2 pictures"
+        assert vlm.ask(["compare", IMAGE, "with", IMAGE], take=1) == "2 images"
         vlm.close()
     body = endpoint.asked[0]
     assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == ("judge", 0.0, 1400, 0)
     kinds = [part["type"] for part in body["messages"][0]["content"]]
     assert kinds == ["text", "image_url", "text", "image_url"]
     sent = fake_vlm.images_of(body)[0].removeprefix("data:image/png;base64,")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))), PICTURE)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))), IMAGE)
     assert endpoint.headers[0]["Authorization"] == "Bearer secret" and "secret" not in cache.read_text()
     # Another take is another question, with some temperature.
     assert (endpoint.asked[1]["seed"], endpoint.asked[1]["temperature"]) == (3, 0.3)
     offline = Vlm("judge", cache=cache)
-    assert offline.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()]) == "2 pictures"
+    assert offline.ask(["compare", IMAGE, "with", IMAGE[:, ::-1].copy()]) == "2 images"
     for other in (Vlm("another", cache=cache), Vlm("judge", cache=cache, max_tokens=7)):
         with pytest.raises(VlmError, match="no endpoint to ask") as error:
-            other.ask(["compare", PICTURE, "with", PICTURE[:, ::-1].copy()])
+            other.ask(["compare", IMAGE, "with", IMAGE[:, ::-1].copy()])
         assert error.value.kind == "missing"
 
 
@@ -68,7 +68,7 @@ def test_cache_after_a_kill(tmp_path):
     assert Vlm("m", cache=cache).ask(["two"]) == "two"
 
 
-def test_large_pictures_are_shrunk():
+def test_large_images_are_shrunk():
     with fake_vlm.serve(lambda body: fake_vlm.images_of(body)[0]) as endpoint:
         sent = Vlm("m", endpoint.url, max_pixels=300 * 300, **QUICK).ask([np.zeros((200, 800, 3), np.uint8)])
     assert Image.open(io.BytesIO(base64.b64decode(sent.removeprefix("data:image/jpeg;base64,")))).size == (600, 150)
@@ -125,8 +125,8 @@ def test_empty_messages_are_no_answers(content, tmp_path):
 
 
 def test_refusals_and_mistakes():
-    with fake_vlm.serve(lambda body: (400, {"error": "too many pictures"}, {})) as endpoint:
-        with pytest.raises(VlmError, match=r"status 400.*too many pictures") as error:
+    with fake_vlm.serve(lambda body: (400, {"error": "too many images"}, {})) as endpoint:
+        with pytest.raises(VlmError, match=r"status 400.*too many images") as error:
             Vlm("m", endpoint.url, **QUICK).ask(["?"])
         assert error.value.kind == "refused" and len(endpoint.asked) == 1
     with fake_vlm.serve(lambda body: (401, {}, {})) as endpoint, pytest.raises(InputError, match="check the key"):
@@ -139,7 +139,7 @@ def test_refusals_and_mistakes():
 def test_it_judges_for_the_evaluation(tmp_path):
     """Rounds are questions of their own, answers are kept, and what cannot be had is no answer."""
     buffer = io.BytesIO()
-    Image.fromarray(PICTURE).save(buffer, "PNG")
+    Image.fromarray(IMAGE).save(buffer, "PNG")
     image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
     with fake_vlm.serve(lambda body: f"seed {body['seed']}, {body['max_tokens']} tokens") as endpoint:
         judge = judges.of(f"qwen@2@{endpoint.url}", path)

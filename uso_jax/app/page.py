@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""USO in a browser: upstream's controls (app.py of bytedance/USO), with a style library and records of the pictures.
+"""USO in a browser: upstream's controls (app.py of bytedance/USO), with a style library and records of the images.
 
-What a browser sends is never trusted with a path: pictures come as uploads, saved styles by name, and made pictures are
+What a browser sends is never trusted with a path: images come as uploads, saved styles by name, and made images are
 known by their place in the gallery. Nothing is fetched from elsewhere, neither by the page nor by the server.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from uso_jax.app.uploads import PictureBox, Upload
+from uso_jax.app.uploads import ImageBox, Upload
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings.canvas import Pose
 from uso_jax.data.drawings.look import DrawingStyle
@@ -31,14 +31,14 @@ from uso_jax.inference import styles as style_files
 from uso_jax.inference.pipeline import USOPipeline
 
 MAX_UPLOAD = "20mb"
-_KEPT = 40  # pictures of a session that its gallery shows
+_KEPT = 40  # images of a session that its gallery shows
 _NAME = re.compile(r"\w[\w -]{0,63}")
 _DEVICE = "device"  # events that share one place in the queue
 _CSS = """
 footer {display: none !important}
 .strength {border: none !important}
 .strength input[type=number] {min-width: 3em !important; width: 3.5em !important}
-#pictures .preview {background: var(--block-background-fill) !important}
+#images .preview {background: var(--block-background-fill) !important}
 td.image .container {width: 56px !important; height: 56px !important; margin: auto !important}
 """
 _HELP = """**Content image alone:** its subject in a new scene (*a clock on the table*), or restyled (*Transform the
@@ -114,7 +114,7 @@ class App:
         made: list[tuple[str, dict]],
         progress=gr.Progress(),  # noqa: B008
     ):
-        """Make pictures; give the gallery, the newest first, its first record and file, and the session's pictures."""
+        """Make images; give the gallery, the newest first, its first record and file, and the session's images."""
         progress(0, desc="Reading images")
         named = [(self.styles.read(name), saved_strength) for name in saved or ()]
         weighed = [(u.read(), s) for u, s in ((style, style_strength), (extra, extra_strength)) if u] + named
@@ -156,7 +156,7 @@ class App:
         return self._gallery(made), *self.show(made, 0), made
 
     def show(self, made: list[tuple[str, dict]], index: int) -> tuple[dict, Any]:
-        """Give the record of a picture of the gallery, and its file to download."""
+        """Give the record of a image of the gallery, and its file to download."""
         path, record = made[index]
         return record, gr.DownloadButton(value=path, interactive=True)
 
@@ -174,8 +174,8 @@ class App:
     @staticmethod
     def _gallery(made: list[tuple[str, dict]]) -> Any:
         asked = ((path, record["request"]) for path, record in made)
-        pictures = [(path, f"{one['prompt'] or '(no prompt)'} · seed {one['seed']}") for path, one in asked]
-        return gr.Gallery(pictures, selected_index=0)
+        images = [(path, f"{one['prompt'] or '(no prompt)'} · seed {one['seed']}") for path, one in asked]
+        return gr.Gallery(images, selected_index=0)
 
     # ------------------------------------------------------------------------------------------------------ page
 
@@ -230,11 +230,11 @@ class App:
                                 side, 2 * defaults.content_ref, defaults.content_ref, step=side,
                                 label="Content reference size",
                             )  # fmt: skip
-                            count = gr.Slider(1, 8, 1, step=1, label="Pictures", info="With seeds one apart")
+                            count = gr.Slider(1, 8, 1, step=1, label="Images", info="With seeds one apart")
                 with gr.Column():
                     gallery = gr.Gallery(
-                        label="Pictures", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
-                        interactive=False, elem_id="pictures",
+                        label="Images", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
+                        interactive=False, elem_id="images",
                     )  # fmt: skip
                     download = gr.DownloadButton("Download PNG, with its record", interactive=False, elem_id="download")
                     with gr.Accordion("Record", open=False):
@@ -276,8 +276,8 @@ class App:
 
 def _reference(label: str, name: str) -> tuple[gr.Image, gr.Slider]:
     with gr.Column(min_width=150):
-        picture = PictureBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
-        return picture, _strength("Strength", name)
+        image = ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
+        return image, _strength("Strength", name)
 
 
 def _strength(label: str, name: str) -> gr.Slider:

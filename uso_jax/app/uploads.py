@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that come from a browser, read by this package alone, and only from where they were uploaded to."""
+"""Images that come from a browser, read by this package alone, and only from where they were uploaded to."""
 
 import abc
 import dataclasses
@@ -24,7 +24,7 @@ class Upload(NamedTuple):
         return text.replace(repr(self.path), repr(self.name)).replace(self.path, self.name)
 
     def read(self) -> Reference:
-        """Read the picture; messages and the record name it as the user does."""
+        """Read the image; messages and the record name it as the user does."""
         try:
             reference = Reference.of(self.path)
         except InputError as error:
@@ -39,7 +39,7 @@ class _NoStub(type(gr.Image)):
         return abc.ABCMeta.__new__(cls, name, bases, attributes)
 
 
-class PictureBox(gr.Image, metaclass=_NoStub):
+class ImageBox(gr.Image, metaclass=_NoStub):
     """An image box that hands on the uploaded file undecoded, so that all formats are read, and refused, in one way."""
 
     def get_block_name(self) -> str:

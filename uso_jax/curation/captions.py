@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The first step: read every stylised picture, say what it shows, and take its fingerprint for near-duplicates.
+"""The first step: read every stylised image, say what it shows, and take its fingerprint for near-duplicates.
 
-Captions come from the source's record, from a vision-language model, or are left empty; a picture that cannot be read
+Captions come from the source's record, from a vision-language model, or are left empty; a image that cannot be read
 is listed with the reason. Without a caption only a layout that is preserved can be made.
 """
 
@@ -21,7 +21,7 @@ from uso_jax.data.triplet import Triplet, TripletSource
 from uso_jax.images import decode
 from uso_jax.vlm.client import Vlm, VlmError
 
-_COLOURS = 4  # a side of the thumbnail that tells pictures of one shape and other colours apart
+_COLOURS = 4  # a side of the thumbnail that tells images of one shape and other colours apart
 
 
 def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
@@ -29,23 +29,23 @@ def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm
     read = lambda index: _read(source, config, vlm, index)
     with ThreadPoolExecutor(config.vlm.threads) as pool:
         found = list(pool.map(read, folder.indices(shard)))
-    rows, pictures = [], {}
-    for index, (row, picture) in zip(folder.indices(shard), found, strict=True):
+    rows, images = [], {}
+    for index, (row, pixels) in zip(folder.indices(shard), found, strict=True):
         numbers = folder.numbers(index)
         first = min(numbers)
-        if picture is not None:
-            pictures[first] = picture
+        if pixels is not None:
+            images[first] = pixels
         for number, layout in numbers.items():
             rows.append(dict(number=number, index=index, layout=layout) | row)
-            if picture is not None:
-                rows[-1]["picture"] = first
-    return rows, pictures
+            if pixels is not None:
+                rows[-1]["image"] = first
+    return rows, images
 
 
 def _read(
     source: TripletSource, config: CurationConfig, vlm: Vlm | None, index: int
-) -> tuple[Row, decode.Picture | None]:
-    """Give what all candidates of a picture share, and the picture itself unless it has a file of its own."""
+) -> tuple[Row, decode.Pixels | None]:
+    """Give what all candidates of a image share, and the image itself unless it has a file of its own."""
     try:
         triplet = source[index]
         if triplet.target is None:
@@ -79,9 +79,9 @@ def _sentence(answer: str) -> str:
     return words.removesuffix(".")
 
 
-def fingerprint(picture: decode.Picture) -> str:
+def fingerprint(pixels: decode.Pixels) -> str:
     """Give a perceptual hash of the shapes (64 bits), and the colours of a tiny thumbnail, as hexadecimal digits."""
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     shapes = str(imagehash.phash(image))
     colours = np.asarray(image.resize((_COLOURS, _COLOURS), Image.Resampling.BOX))
     return f"{shapes}{colours.tobytes().hex()}"

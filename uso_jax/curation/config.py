@@ -19,7 +19,7 @@ CAPTIONERS = ("record", "vlm", "none")
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """A USO or UNO that makes pictures from a stylised one, which it is shown as `reference`: style or content."""
+    """A USO or UNO that makes images from a stylised one, which it is shown as `reference`: style or content."""
 
     weights: str
     reference: str
@@ -90,7 +90,7 @@ class KeepConfig:
     style: float | None
     subject: float | None
     judge: float | None
-    duplicates: int  # hashes that differ in no more bits than this are of one picture; -1: no such filter
+    duplicates: int  # hashes that differ in no more bits than this are of one image; -1: no such filter
 
 
 @dataclass(frozen=True)

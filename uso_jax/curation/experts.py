@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The experts: from a stylised picture back to a style reference and to a de-stylised content reference.
+"""The experts: from a stylised image back to a style reference and to a de-stylised content reference.
 
-Source: arXiv 2508.18966, section 3.2. The curated picture is the target; the stylising expert draws another subject in
+Source: arXiv 2508.18966, section 3.2. The curated image is the target; the stylising expert draws another subject in
 its style, the de-stylising one the same subject as a photograph, with the layout preserved or shifted.
 """
 
@@ -21,7 +21,7 @@ from uso_jax.weights import pretrained
 
 
 class Expert:
-    """One of "stylize" and "destylize"; its weights are loaded when the first picture is made."""
+    """One of "stylize" and "destylize"; its weights are loaded when the first image is made."""
 
     def __init__(self, name: str, config: CurationConfig):
         self.name, self.seed, self.config = name, config.seed, getattr(config, name)
@@ -31,7 +31,7 @@ class Expert:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Identify how pictures are made."""
+        """Identify how images are made."""
         directory = mini.directory(self.config.weights)
         have = [name for name in weights.components(directory) if name in _COMPONENTS]
         found = plain(self.config) | {"weights": {name: pretrained.fingerprint(directory / name) for name in have}}
@@ -39,9 +39,9 @@ class Expert:
         return found | {"seed": self.seed}
 
     def make(self, folder: Folder, shard: int) -> Made:
-        """Make the pictures of one shard."""
+        """Make the images of one shard."""
         captions = folder.rows("captions", shard)
-        rows, pictures, waiting = [], {}, []
+        rows, images, waiting = [], {}, []
         for number, row in captions.items():
             prompt = self._prompt(row, captions)
             if prompt is None:
@@ -50,11 +50,11 @@ class Expert:
                 continue
             waiting.append((number, row, prompt))
         for start in range(0, len(waiting), self.config.batch_size):
-            for made, picture in self._batch(folder, waiting[start : start + self.config.batch_size]):
+            for made, image in self._batch(folder, waiting[start : start + self.config.batch_size]):
                 rows.append(made)
-                if picture is not None:
-                    pictures[made["number"]] = picture
-        return sorted(rows, key=lambda row: row["number"]), pictures
+                if image is not None:
+                    images[made["number"]] = image
+        return sorted(rows, key=lambda row: row["number"]), images
 
     def _prompt(self, row: Row, captions: dict[int, Row]) -> str | None:
         """Fill in the prompt of a candidate; None if what it needs is not known."""
@@ -66,7 +66,7 @@ class Expert:
                 return None
             values["caption"] = row["caption"]
         if "{subject}" in template:
-            # Another picture's: of this shard, so that a shard depends on nothing else.
+            # Another image's: of this shard, so that a shard depends on nothing else.
             known = {one["caption"] for one in captions.values() if one.get("caption")}
             others = sorted(known - {row["caption"]}) if not self.config.subjects else list(self.config.subjects)
             if not others:
@@ -85,11 +85,11 @@ class Expert:
         for number, row, prompt in waiting:
             seed = int(np.random.default_rng([self.seed, self._number, number, 1]).integers(2**32))
             try:
-                picture = folder.target(row).decode()
+                image = folder.target(row).decode()
             except BadExample as error:
                 yield {"number": number, "failed": f"unreadable: {error}"}, None
                 continue
-            shown = {"styles": [picture]} if self.config.reference == "style" else {"content": picture}
+            shown = {"styles": [image]} if self.config.reference == "style" else {"content": image}
             requests.append(self._pipe.request(prompt=prompt, seed=seed, **shown, **self.config.settings))
             asked.append({"number": number, "prompt": prompt, "seed": seed})
         if requests:

@@ -20,10 +20,10 @@ from uso_jax.vlm.client import Vlm, VlmError
 
 MOST = 4.0
 QUESTION = """\
-The first picture shows a subject, the second one is meant to show the same subject drawn in another style.
+The first image shows a subject, the second one is meant to show the same subject drawn in another style.
 Work in three steps.
-1. Describe the main subject of the first picture and split it into its visible parts (two to six of them).
-2. Compare each part with the same part in the second picture: shape, proportions, markings, number.
+1. Describe the main subject of the first image and split it into its visible parts (two to six of them).
+2. Compare each part with the same part in the second image: shape, proportions, markings, number.
 3. Score each part with a whole number: 4 the same, 3 a small difference, 2 clearly different but alike, 1 hardly alike,
 0 missing or something else.
 Do not count differences of drawing style, medium, colour palette, background, pose, viewpoint, size or position, and no
@@ -85,8 +85,8 @@ class PartsJudge:
             if not self.is_wanted(scores[number]):
                 return {"number": number, "waiting": selection.fails(scores[number], self.keep, selection.NETWORKS)}
             try:
-                pictures = [folder.place("destylize", number).decode(), folder.target(captions[number]).decode()]
-                parts = self.vlm.ask([QUESTION, *pictures], read_parts)
+                images = [folder.place("destylize", number).decode(), folder.target(captions[number]).decode()]
+                parts = self.vlm.ask([QUESTION, *images], read_parts)
             except VlmError as error:
                 self._count(error)
                 return {"number": number, "failed": f"{error.kind}: {error}"}

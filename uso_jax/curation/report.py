@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a curation has kept and why: a page with histograms and contact sheets, and every decision in a file.
 
-DIR/report/index.html       one file with its pictures inside; it loads nothing from anywhere
+DIR/report/index.html       one file with its images inside; it loads nothing from anywhere
 DIR/report/decisions.jsonl  a line a candidate: its scores, and the filter that it failed at
 """
 
@@ -167,7 +167,7 @@ def _sheet(folder: Folder, title: str, chosen: Sequence[Decision]) -> str:
     entries = []
     for one in chosen:
         try:
-            pictures = {
+            images = {
                 "style": folder.place("stylize", one.number).decode(),
                 "content": folder.place("destylize", one.number).decode(),
                 "target": folder.target(one.row).decode(),
@@ -178,7 +178,7 @@ def _sheet(folder: Folder, title: str, chosen: Sequence[Decision]) -> str:
         scores = ", ".join(f"{name} {value:.2f}" for name, value in one.scores.items())
         reason = f"<br>{html.escape(one.reason)}" if one.reason else ""
         entries.append(
-            f"<article><div class=p>{''.join(figure(name, picture) for name, picture in pictures.items())}</div>"
+            f"<article><div class=p>{''.join(figure(name, image) for name, image in images.items())}</div>"
             f"<p>{html.escape(one.row['caption']) or '<em>no caption</em>'}</p>"
             f"<small>{html.escape(_name(one))}<br>{scores}{reason}</small>"
             "</article>"
@@ -187,7 +187,7 @@ def _sheet(folder: Folder, title: str, chosen: Sequence[Decision]) -> str:
 
 
 def _name(one: Decision) -> str:
-    return f"{one.number} · {one.row.get('key') or 'picture ' + str(one.row['index'])} · {one.row['layout']}"
+    return f"{one.number} · {one.row.get('key') or 'image ' + str(one.row['index'])} · {one.row['layout']}"
 
 
 _PAGE = string.Template("""<!doctype html>

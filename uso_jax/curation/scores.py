@@ -59,8 +59,8 @@ class Scorer:
                 if self.reads_captions and not row["caption"]:
                     raise BadExample("there is no caption to compare the content image with")
                 places = folder.target(row), *(folder.place(step, number) for step in parts)
-                pictures = [decode.cover(p.decode(), (self.config.size,) * 2) for p in places]
-                waiting.append((number, pictures, row["caption"]))
+                images = [decode.cover(p.decode(), (self.config.size,) * 2) for p in places]
+                waiting.append((number, images, row["caption"]))
             except BadExample as error:
                 rows.append({"number": number, "failed": str(error)})
             if len(waiting) == self.config.batch_size:
@@ -70,9 +70,9 @@ class Scorer:
             rows += self._batch(waiting)
         return sorted(rows, key=lambda row: row["number"]), {}
 
-    def _batch(self, waiting: list[tuple[int, list[decode.Picture], str]]) -> list[dict]:
+    def _batch(self, waiting: list[tuple[int, list[decode.Pixels], str]]) -> list[dict]:
         filled = waiting + [waiting[-1]] * (self.config.batch_size - len(waiting))
-        target, style, content = (np.stack([pictures[i] for _, pictures, _ in filled]) for i in range(3))
+        target, style, content = (np.stack([images[i] for _, images, _ in filled]) for i in range(3))
         batch = {"target": target, "style": style[:, None], "content": content}
         valid = np.ones(len(filled), bool)
         batch |= {"style_valid": valid[:, None], "content_valid": valid}

@@ -3,7 +3,7 @@
 """Which candidates are kept: thresholds on stored scores, then near-duplicates; nothing is computed anew.
 
 The filters come in the paper's order: both references must be there, the style must be like the target's, then the
-subject, by DINO first and by the judge after it. Of targets that are nearly the same picture, the first stays.
+subject, by DINO first and by the judge after it. Of targets that are nearly the same image, the first stays.
 """
 
 import collections
@@ -20,7 +20,7 @@ from uso_jax.data.storage.places import Place
 NETWORKS = ("style", "subject")
 FILTERS = ("made", *NETWORKS, "judge", "duplicates")
 _SHAPES = 16  # hexadecimal digits of the perceptual hash; colours follow
-_COLOUR = 24.0  # mean difference of thumbnails, of 255, that is still the same picture
+_COLOUR = 24.0  # mean difference of thumbnails, of 255, that is still the same image
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def decide(folder: Folder, keep: KeepConfig) -> list[Decision]:
                     failed_at, reason = name, why
                     break
         if not failed_at and (twin := hashes.find(row["hash"], row["index"])) is not None:
-            failed_at, reason = "duplicates", f"nearly the picture at {twin} of the source"
+            failed_at, reason = "duplicates", f"nearly the image at {twin} of the source"
         elif not failed_at:
             hashes.add(row["hash"], row["index"])
         decisions.append(Decision(number, row, found, failed_at, reason))
@@ -127,7 +127,7 @@ def _items(folder: Folder, chosen: Iterable[Decision]) -> Iterator[Item]:
 
 
 class _Hashes:
-    """Fingerprints of pictures, found by likeness.
+    """Fingerprints of images, found by likeness.
 
     Two hashes that differ in at most d bits agree in one of d + 1 pieces, so only those that do are compared.
     """
@@ -136,7 +136,7 @@ class _Hashes:
         self.distance, self._pieces = distance, collections.defaultdict(list)
 
     def find(self, text: str, index: int) -> int | None:
-        """Give the source's index of another picture that is nearly the same."""
+        """Give the source's index of another image that is nearly the same."""
         shapes, colours = int(text[:_SHAPES], 16), bytes.fromhex(text[_SHAPES:])
         for piece in self._keys(shapes):
             for other_shapes, other_colours, other in self._pieces[piece]:

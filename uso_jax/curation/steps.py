@@ -75,5 +75,5 @@ def run(
 def _open(spec: Mapping[str, Any]):
     source = open_source(spec)
     if isinstance(source, Mixture) or hasattr(source, "example"):
-        raise InputError("a curation reads one source of pictures; name it with --config.data.source.")
+        raise InputError("a curation reads one source of images; name it with --config.data.source.")
     return source

@@ -4,10 +4,10 @@
 
     DIR/manifest.json          which source, and how it is shared out
     DIR/STEP/settings.json     how a step was done, and on what
-    DIR/STEP/00000.tar         the pictures that it made, NUMBER.png
+    DIR/STEP/00000.tar         the images that it made, NUMBER.png
     DIR/STEP/00000.jsonl       a row a candidate; written last, so a shard that has it is whole
 
-A candidate is a picture of the source with one of the layouts: number = index * (number of layouts) + layout. A row has
+A candidate is a image of the source with one of the layouts: number = index * (number of layouts) + layout. A row has
 "number" and what the step found; a step that could not do its work for a candidate says why in "failed".
 """
 
@@ -27,7 +27,7 @@ from uso_jax.data.storage.places import Place
 from uso_jax.images import decode
 
 Row = dict[str, Any]
-Made = tuple[Iterable[Row], Mapping[int, decode.Picture]]  # rows, and pictures by the number of their candidate
+Made = tuple[Iterable[Row], Mapping[int, decode.Pixels]]  # rows, and images by the number of their candidate
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 NEEDS = {  # the steps that a step builds on
     "captions": (),
@@ -68,12 +68,12 @@ class Folder:
         return -(-self.manifest["examples"] // self.manifest["shard_size"])
 
     def indices(self, shard: int) -> range:
-        """Give the places in the source of a shard's pictures."""
+        """Give the places in the source of a shard's images."""
         size = self.manifest["shard_size"]
         return range(shard * size, min((shard + 1) * size, self.manifest["examples"]))
 
     def numbers(self, index: int) -> dict[int, str]:
-        """Give the candidates of a picture of the source, with their layouts."""
+        """Give the candidates of a image of the source, with their layouts."""
         return {index * len(self.layouts) + i: layout for i, layout in enumerate(self.layouts)}
 
     def shard_of(self, number: int) -> int:
@@ -135,11 +135,11 @@ class Folder:
         return {number: row for shard in range(self.shards) for number, row in self.rows(step, shard).items()}
 
     def place(self, step: str, number: int) -> Place:
-        """Give where a picture that a step made lies."""
+        """Give where a image that a step made lies."""
         return _members(str(self._file(step, self.shard_of(number), "tar")))[f"{number:08d}.png"]
 
     def target(self, row: Row) -> Place:
-        """Give where the stylised picture of a row of captions lies: in the source's own file if it has one."""
+        """Give where the stylised image of a row of captions lies: in the source's own file if it has one."""
         return Place.unpack(row["place"]) if "place" in row else self.place("captions", row["picture"])
 
     def _begin(self, step: str, settings: Mapping[str, Any]) -> None:
@@ -155,13 +155,13 @@ class Folder:
                 " another --to."
             )
 
-    def _write(self, step: str, shard: int, rows: Iterable[Row], pictures: Mapping[int, decode.Picture]) -> None:
+    def _write(self, step: str, shard: int, rows: Iterable[Row], images: Mapping[int, decode.Pixels]) -> None:
         later = [name for name, needs in NEEDS.items() if step in needs]
         for name in [*later, *(n for n, needs in NEEDS.items() if set(later) & set(needs))]:
             self._file(name, shard, "jsonl").unlink(missing_ok=True)  # it was made of what is replaced now
         with atomic_files.explained(self.path, "free some space and go on."):
-            if pictures:
-                _write_tar(self._file(step, shard, "tar"), pictures)
+            if images:
+                _write_tar(self._file(step, shard, "tar"), images)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             atomic_files.write(self._file(step, shard, "jsonl"), lines)
 
@@ -169,10 +169,10 @@ class Folder:
         return self.path / step / f"{shard:05d}.{ending}"
 
 
-def _write_tar(path: pathlib.Path, pictures: Mapping[int, decode.Picture]) -> None:
+def _write_tar(path: pathlib.Path, images: Mapping[int, decode.Pixels]) -> None:
     with atomic_files.beside(path) as temporary, tarfile.open(temporary, "w") as tar:
-        for number, picture in pictures.items():
-            data = decode.encode_png(picture)
+        for number, image in images.items():
+            data = decode.encode_png(image)
             member = tarfile.TarInfo(f"{number:08d}.png")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

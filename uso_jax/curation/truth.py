@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the experts' pictures are right, for drawn sources, which know what would be: no learned network is involved.
+"""Whether the experts' images are right, for drawn sources, which know what would be: no learned network is involved.
 
 A style reference is right if it is nearest to the target's style among 24 (other names, other colours; for artists'
 looks, the other teams). Its pose and subject are the expert's choice, so patches are compared
 (`uso_jax.evaluation.metrics.counterfactual`) with those in drawings of random subjects in that style.
 
 A content reference is right if the nearest drawing of all subjects in their plain look, before the ground that the
-picture has, shows the target's. The pose is the target's where the layout is preserved; otherwise, for each subject,
+image has, shows the target's. The pose is the target's where the layout is preserved; otherwise, for each subject,
 the one of many whose silhouette fits best.
 
-The same is asked of true drawings, which tells how good these judges are. Shapes: n pictures, h w pixels.
+The same is asked of true drawings, which tells how good these judges are. Shapes: n images, h w pixels.
 """
 
 import dataclasses
@@ -65,11 +65,11 @@ class Truth:
             if failed:
                 rows.append({"number": number, "failed": failed[0]})
                 continue
-            style, content = (self._picture(folder, step, number) for step in ("stylize", "destylize"))
+            style, content = (self._image(folder, step, number) for step in ("stylize", "destylize"))
             rows.append({"number": number} | self.judge(row["index"], row["layout"], style, content))
         return rows, {}
 
-    def judge(self, index: int, layout: str, style: decode.Picture, content: decode.Picture) -> dict[str, bool]:
+    def judge(self, index: int, layout: str, style: decode.Pixels, content: decode.Pixels) -> dict[str, bool]:
         """Tell whether either reference is right, and whether true ones would be judged so."""
         triplet = self.source[index]
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])
@@ -79,7 +79,7 @@ class Truth:
         plain = render(known[0], true_pose, DrawingStyle.plain(rng, known[0]), self.size)
         (true, *rest), *others = self.source.style_drawings(triplet, _DRAWINGS + 1, rng)
         sets = [np.stack(rest), *(drawn[1:] for drawn in others)]
-        has_style = lambda picture: int(np.argmin(counterfactual.distances(picture, sets))) == 0
+        has_style = lambda image: int(np.argmin(counterfactual.distances(image, sets))) == 0
         return {
             "style_right": has_style(style),
             "content_right": self._nearest_subject(content, known, pose, meta["subject"], rng),
@@ -97,11 +97,11 @@ class Truth:
         return [artwork.subject(name, team) for name in (meta["subject"], *chosen)]
 
     def _nearest_subject(
-        self, picture: decode.Picture, known: Sequence[Subject], pose: Pose | None, name: str, rng: np.random.Generator
+        self, image: decode.Pixels, known: Sequence[Subject], pose: Pose | None, name: str, rng: np.random.Generator
     ) -> bool:
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
         ground = np.median(border, axis=0)
-        inside = np.abs(picture.astype(np.float32) - ground).sum(-1).reshape(-1) > _INSIDE
+        inside = np.abs(image.astype(np.float32) - ground).sum(-1).reshape(-1) > _INSIDE
         best, found = np.inf, ""
         for subject in known:
             posed = pose or self._poses[_best_fit(inside, self._masks(subject.name, subject))]
@@ -109,7 +109,7 @@ class Truth:
             # By whichever team: the expert may draw a subject as any of them does.
             for one in self._versions(subject):
                 drawn = render(one, posed, look, self.size).astype(np.float32)
-                error = float(np.mean((drawn - picture) ** 2))
+                error = float(np.mean((drawn - image) ** 2))
                 if error < best:
                     best, found = error, subject.name
         return found == name
@@ -124,7 +124,7 @@ class Truth:
         covers = [Canvas(subject, pose, self.size) for pose in self._poses]
         return np.stack([canvas.distances[0] < 0 for canvas in covers])
 
-    def _picture(self, folder: Folder, step: str, number: int) -> decode.Picture:
+    def _image(self, folder: Folder, step: str, number: int) -> decode.Pixels:
         return decode.cover(folder.place(step, number).decode(), (self.size, self.size))
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A data card and a page to look at: what a source holds, by a sample of its triplets.
 
-The page is one HTML file with its pictures inside; it loads nothing from anywhere. Numbers are of the sample, except
+The page is one HTML file with its images inside; it loads nothing from anywhere. Numbers are of the sample, except
 the number of triplets and of rows that a reader left out.
 """
 
@@ -25,8 +25,8 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.sources import Mixture
 from uso_jax.data.triplet import Triplet, TripletSource
 
-_SHOWN = 320  # pixels: the longer side of a picture on the page
-_SMALL = 96  # pictures up to this are shown enlarged, without smoothing
+_SHOWN = 320  # pixels: the longer side of a image on the page
+_SMALL = 96  # images up to this are shown enlarged, without smoothing
 _WORDS = (0, 1, 5, 10, 20, 40, 80)
 _SEED = 20_25
 
@@ -93,9 +93,9 @@ def describe(source: TripletSource, title: str, triplets: Sequence[Triplet], unr
         counts["layout"][triplet.layout] += 1
         counts["style images"][str(len(triplet.styles))] += 1
         counts["words in the prompt"][_range(len(triplet.prompt.split()))] += 1
-        for name, picture in (("target", triplet.target), ("content", triplet.content)):
-            if picture is not None:
-                height, width = picture.shape[:2]
+        for name, shown in (("target", triplet.target), ("content", triplet.content)):
+            if shown is not None:
+                height, width = shown.shape[:2]
                 counts[f"{name} shape"][_shape(height, width)] += 1
                 if name == "target":
                     counts["target size"][f"{2 ** int(np.log2(max(height * width, 1)) / 2 + 0.25)} px or more"] += 1
@@ -174,12 +174,12 @@ def _table(topic: str, counts: Mapping[str, int], total: int) -> str:
 
 
 def _entry(index: int, triplet: Triplet) -> str:
-    pictures = [
+    images = [
         ("content", triplet.content),
         *(("style", style) for style in triplet.styles),
         ("target", triplet.target),
     ]
-    figures = "".join(figure(name, picture) for name, picture in pictures if picture is not None)
+    figures = "".join(figure(name, shown) for name, shown in images if shown is not None)
     words = html.escape(triplet.prompt) or "<em>no prompt: keep the layout, only restyle</em>"
     meta = {name: value for name, value in triplet.meta.items() if isinstance(value, str | int | float | list | dict)}
     more = html.escape(json.dumps(meta, ensure_ascii=False, default=str)) if meta else ""
@@ -190,10 +190,10 @@ def _entry(index: int, triplet: Triplet) -> str:
     )
 
 
-def figure(name: str, picture: np.ndarray) -> str:
-    """Give a picture with its name as HTML; small ones are shown enlarged and as they are."""
-    height, width = picture.shape[:2]
-    image, small = Image.fromarray(picture), max(height, width) <= _SMALL
+def figure(name: str, shown: np.ndarray) -> str:
+    """Give a image with its name as HTML; small ones are shown enlarged and as they are."""
+    height, width = shown.shape[:2]
+    image, small = Image.fromarray(shown), max(height, width) <= _SMALL
     image.thumbnail((_SHOWN, _SHOWN))
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
@@ -232,7 +232,7 @@ article p { margin: 8px 0 4px; } .m { font-family: ui-monospace, monospace; max-
 @media (max-width: 540px) { main { grid-template-columns: 1fr; } }
 </style></head><body>
 <h1>$title</h1>
-<div>$total triplets; the figures and pictures are of $sampled drawn at random.</div><ul>$notes</ul>
+<div>$total triplets; the figures and images are of $sampled drawn at random.</div><ul>$notes</ul>
 <section id="facts">$facts</section>
 <div id="bar"><input id="text" type="search" placeholder="find in prompts and keys" aria-label="find">
 <select id="task" aria-label="task">

@@ -15,7 +15,7 @@ from uso_jax.images.decode import Fit
 class Swapped:
     """The triplets of a source with content and target exchanged and without style images.
 
-    The prompt stays: it says what the picture shows, in either look. Of the labels only the subject's stays true.
+    The prompt stays: it says what the image shows, in either look. Of the labels only the subject's stays true.
     """
 
     def __init__(self, source: TripletSource):

@@ -58,9 +58,9 @@ class Benchmark:
     Attributes:
       name, title, source: the last says where its protocol is published.
       prepare: (folder of the data, options) -> items.
-      metrics: that judge a picture.
+      metrics: that judge a image.
       columns: of its table.
-      derive: (item, figures of one picture, compat) -> figures that follow from them, such as a product.
+      derive: (item, figures of one image, compat) -> figures that follow from them, such as a product.
       published: figures of models by column, in the protocol's own scale.
       published_source: where they stand.
       ours: what the public protocol leaves open, and what is done here; it stands in every report.
@@ -107,7 +107,7 @@ def by_name(name: str) -> Benchmark:
 # ---------------------------------------------------------------------------------------------------- reading folders
 
 
-def pictures(folder: pathlib.Path, what: str) -> list[str]:
+def images(folder: pathlib.Path, what: str) -> list[str]:
     """List the images of a folder in the order of their names.
 
     Raises:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures that some model made of a benchmark's items, and what is wrong with them.
+"""The images that some model made of a benchmark's items, and what is wrong with them.
 
-Picture j of item KEY is FOLDER/KEY_j.png; where an item has one picture, FOLDER/KEY.png will do. jpg, jpeg and webp are
+Image j of item KEY is FOLDER/KEY_j.png; where an item has one image, FOLDER/KEY.png will do. jpg, jpeg and webp are
 read too.
 """
 
@@ -16,14 +16,14 @@ from uso_jax.common import progress
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.images import decode
-from uso_jax.images.decode import Picture
+from uso_jax.images.decode import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of an item that can be judged; `sha256` is of its file."""
+    """One image of an item that can be judged; `sha256` is of its file."""
 
     item: EvalItem
     number: int
@@ -35,7 +35,7 @@ class Sample:
         return self.item.key, self.number
 
     @property
-    def pixels(self) -> Picture:
+    def pixels(self) -> Pixels:
         return pixels(str(self.path))
 
 
@@ -49,11 +49,11 @@ class Gallery:
 
 
 @functools.lru_cache(maxsize=128)
-def pixels(path: str) -> Picture:
-    """Read a picture; a few are kept, since several networks look at each."""
-    picture = decode.decode(pathlib.Path(path), what=f"image {path!r}")
-    picture.flags.writeable = False
-    return picture
+def pixels(path: str) -> Pixels:
+    """Read a image; a few are kept, since several networks look at each."""
+    image = decode.decode(pathlib.Path(path), what=f"image {path!r}")
+    image.flags.writeable = False
+    return image
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -64,25 +64,25 @@ def digest(path: str) -> str:
 
 
 def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
-    """Find the pictures of items and check what their headers say; `unreadable` decodes one.
+    """Find the images of items and check what their headers say; `unreadable` decodes one.
 
     Args:
-      folder: where the pictures are.
+      folder: where the images are.
       items: what was asked for.
-      any_size: take pictures of another size than the item's; by default such a picture is a problem.
+      any_size: take images of another size than the item's; by default such a image is a problem.
 
     Raises:
       InputError: the folder does not exist.
     """
     folder, found = pathlib.Path(folder), Gallery()
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder of pictures; make them with generate, or name one with --images")
+        raise InputError(f"{folder} is not a folder of images; make them with generate, or name one with --images")
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
     files = {
         name: p for name, p in files.items() if not any(part.startswith(".") for part in p.relative_to(folder).parts)
     }
     used = set()
-    for one in progress.bar(items, "checking pictures", unit="item", leave=False):
+    for one in progress.bar(items, "checking images", unit="item", leave=False):
         for number in range(one.num_images):
             stems = [f"{one.key}_{number}", *([one.key] if one.num_images == 1 else [])]
             names = [stem + suffix for stem in stems for suffix in SUFFIXES if stem + suffix in files]
@@ -98,7 +98,7 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
 
 
 def unreadable(sample: Sample) -> str:
-    """Say why a picture cannot be decoded, such as one that was written by half; "" where it can."""
+    """Say why a image cannot be decoded, such as one that was written by half; "" where it can."""
     try:
         sample.pixels  # noqa: B018 (it is kept for the metrics)
     except BadExample as error:
@@ -107,16 +107,16 @@ def unreadable(sample: Sample) -> str:
 
 
 def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any_size: bool) -> str:
-    """Say why an item's picture cannot be judged; "" where it can."""
+    """Say why an item's image cannot be judged; "" where it can."""
     if not names:
-        return "the picture is missing"
+        return "the image is missing"
     if len(names) > 1:
-        return f"there are several pictures: {', '.join(names)}"
+        return f"there are several images: {', '.join(names)}"
     try:
         height, width = decode.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)
     if not any_size and 0 not in wanted and (width, height) != wanted:
-        return f"the picture is {width} x {height}, not {one.width} x {one.height}"
+        return f"the image is {width} x {height}, not {one.width} x {one.height}"
     return ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Making a benchmark's pictures with a USO: those that are finished are not made again."""
+"""Making a benchmark's images with a USO: those that are finished are not made again."""
 
 import itertools
 import pathlib
@@ -20,15 +20,15 @@ def make(
 
     Args:
       items: what to make; a size of 0 is the weights' own.
-      folder: of the pictures.
+      folder: of the images.
       weights: a weights directory, or "mini".
-      settings: arguments of USOPipeline.request for all pictures, such as num_steps.
-      batch_size: pictures at once.
+      settings: arguments of USOPipeline.request for all images, such as num_steps.
+      batch_size: images at once.
     """
     pipe = USOPipeline.from_weights(weights)
     made = had = 0
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)
-    with progress.bar(total=sum(one.num_images for one in items), desc="drawing", unit="picture") as bar:
+    with progress.bar(total=sum(one.num_images for one in items), desc="drawing", unit="image") as bar:
         for (without, seed, count), group in itertools.groupby(sorted(items, key=alike), alike):
             job = jobs.Job(
                 save_path=folder,

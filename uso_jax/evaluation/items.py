@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One item of a benchmark: what is asked for, and what a picture of it is compared with.
+"""One item of a benchmark: what is asked for, and what a image of it is compared with.
 
 A benchmark's items are lines of JSON in items.jsonl, the form that all stages share. Paths there may be relative to
 that file.
@@ -23,17 +23,17 @@ FILE = "items.jsonl"
 
 @dataclass(frozen=True)
 class EvalItem:
-    """What one or several pictures are made of and judged by.
+    """What one or several images are made of and judged by.
 
     Attributes:
-      key: names the item and its pictures' files; it may have folders, and is unique in a benchmark.
+      key: names the item and its images' files; it may have folders, and is unique in a benchmark.
       benchmark, subset: where it belongs, such as "omnicontext", "single_character".
       prompt: "" restyles the content image and keeps its layout.
       content_refs, style_refs: paths of reference images, in order.
-      target: path of the true picture, where the protocol has one.
-      num_images: pictures to make, with seeds one apart.
-      seed: of the first picture; None leaves it to the generator.
-      width, height: of a picture; 0 leaves it to the model.
+      target: path of the true image, where the protocol has one.
+      num_images: images to make, with seeds one apart.
+      seed: of the first image; None leaves it to the generator.
+      width, height: of a image; 0 leaves it to the model.
       meta: what a benchmark's own metrics read.
     """
 
@@ -111,7 +111,7 @@ def read(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
 
 
 def check(items: Sequence[EvalItem], where: str) -> None:
-    """Refuse a list without items, or with two whose pictures would have one name."""
+    """Refuse a list without items, or with two whose images would have one name."""
     if not items:
         raise InputError(f"{where} holds no items; check what it was prepared from")
     seen: dict[str, str] = {}

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of every picture already: a file that only grows, so that nothing is judged twice after a kill.
+"""What is known of every image already: a file that only grows, so that nothing is judged twice after a kill.
 
-A line is what one metric says of one picture:
+A line is what one metric says of one image:
 
     {"key": ..., "number": 0, "metric": "clip_i", "of": "<digest>", "values": {"clip_i": 0.71}}
 
 or, in place of `values`, "skipped" with a reason that no repetition would change (no face is seen), or "failed" with
 one that it may (the judge did not answer), which the next run tries again. `of` is a digest of everything that the
-value depends on: the picture, the item with its references, the metric with its networks. A line whose digest no
+value depends on: the image, the item with its references, the metric with its networks. A line whose digest no
 longer fits does not count. The last line of a file that a kill cut short is dropped.
 """
 
@@ -25,14 +25,14 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that a metric has no value for, whenever it is asked."""
+    """A image that a metric has no value for, whenever it is asked."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that a metric should have a value for, and has not this time."""
+    """A image that a metric should have a value for, and has not this time."""
 
     reason: str
 
@@ -60,12 +60,12 @@ class ScoreLog:
                 raise InputError(f"{self.path} line {number} is damaged ({error!r}); remove that line") from error
 
     def get(self, name: tuple[str, int], metric: str, of: str) -> Result | None:
-        """Give what a metric said of a picture, if it was asked with the same `of`."""
+        """Give what a metric said of a image, if it was asked with the same `of`."""
         found = self._lines.get((*name, metric))
         return found[1] if found is not None and found[0] == of else None
 
     def append(self, metric: str, entries: Sequence[tuple[tuple[str, int], str, Result]]) -> None:
-        """Add what a metric says of pictures, (name, of, result); it is on disk when this returns."""
+        """Add what a metric says of images, (name, of, result); it is on disk when this returns."""
         lines = []
         for (key, number), of, result in entries:
             line = {"key": key, "number": number, "metric": metric, "of": of}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judging a model's pictures: every metric on every picture that is not judged yet."""
+"""Judging a model's images: every metric on every image that is not judged yet."""
 
 import hashlib
 import itertools
@@ -18,19 +18,19 @@ from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
 
 Name = tuple[str, int]
-_WHOLE: Name = ("", 0)  # in the log: what is said of all pictures together
+_WHOLE: Name = ("", 0)  # in the log: what is said of all images together
 
 
 @dataclass
 class Scores:
-    """What is known of a model's pictures.
+    """What is known of a model's images.
 
     Attributes:
-      figures: by picture, (key, number).
-      whole: figures of all pictures together.
+      figures: by image, (key, number).
+      whole: figures of all images together.
       skipped, failed: (metric, key, number, reason).
-      requested: pictures that each metric was to judge, those that are missing included.
-      scored: pictures that each metric has values of.
+      requested: images that each metric was to judge, those that are missing included.
+      scored: images that each metric has values of.
       identities: what each metric's values depend on.
     """
 
@@ -64,7 +64,7 @@ def score(
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 
-    What has been judged is on disk after every batch, so a run that is killed goes on where it was. A picture that
+    What has been judged is on disk after every batch, so a run that is killed goes on where it was. A image that
     cannot be decoded moves from the gallery's samples to its problems.
 
     Raises:
@@ -77,7 +77,7 @@ def score(
     single = {name: pair for name, pair in measures.items() if not isinstance(pair[1], WholeMeasure)}
     digests: dict[tuple[str, Name], str] = {}
     read: list[Sample] = []
-    with progress.bar(total=len(gallery.samples), desc="scoring", unit="picture") as bar:
+    with progress.bar(total=len(gallery.samples), desc="scoring", unit="image") as bar:
         for start in range(0, len(gallery.samples), batch_size):
             batch = gallery.samples[start : start + batch_size]
             waiting: dict[str, list[Sample]] = {}

@@ -83,7 +83,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def correlations(models: Mapping[str, ItemFigures], subset_of: Mapping[str, str]) -> list[dict[str, Any]]:
     """Give Spearman's rank correlation of every learned figure with every true one, by subset.
 
-    `within` is the mean over models of the correlation among one model's pictures, `all` that among all models'
+    `within` is the mean over models of the correlation among one model's images, `all` that among all models'
     together, which also says whether a metric tells good models from bad ones.
     """
     pairs: dict[tuple[str, str, str], dict[str, list]] = {}

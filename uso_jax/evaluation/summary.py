@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From figures of pictures to a benchmark's table: means as its protocol takes them, with bootstrap intervals.
+"""From figures of images to a benchmark's table: means as its protocol takes them, with bootstrap intervals.
 
 An interval is the middle 95 % of the column over 1,000 resamples of items, drawn within each of the column's groups;
-several pictures of an item count as one value. What is missing is counted and never imputed.
+several images of an item count as one value. What is missing is counted and never imputed.
 """
 
 import csv
@@ -33,7 +33,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one item: figures, each the mean over its pictures that have it."""
+    """What is known of one item: figures, each the mean over its images that have it."""
 
     item: EvalItem
     figures: Figures
@@ -41,24 +41,24 @@ class Row:
 
 def rows(benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool) -> list[Row]:
     """Give the items that have any figure."""
-    means = item_means(_by_picture(benchmark, items, scores, compat))
+    means = item_means(_by_image(benchmark, items, scores, compat))
     return [Row(one, means[one.key]) for one in items if one.key in means]
 
 
 def item_means(figures: Mapping[Name, Figures]) -> dict[str, dict[str, float]]:
-    """Give the figures of items by key, each the mean over those of its pictures that have it."""
-    pictures: dict[str, list[Figures]] = {}
+    """Give the figures of items by key, each the mean over those of its images that have it."""
+    images: dict[str, list[Figures]] = {}
     for (key, _), values in figures.items():
-        pictures.setdefault(key, []).append(values)
+        images.setdefault(key, []).append(values)
     names = lambda found: dict.fromkeys(name for values in found for name in values)
     mean = lambda found, name: float(np.mean([values[name] for values in found if name in values]))
-    return {key: {name: mean(found, name) for name in names(found)} for key, found in pictures.items()}
+    return {key: {name: mean(found, name) for name in names(found)} for key, found in images.items()}
 
 
-def _by_picture(
+def _by_image(
     benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool
 ) -> dict[Name, dict[str, float]]:
-    """Give the figures of pictures that have any, and what follows from them."""
+    """Give the figures of images that have any, and what follows from them."""
     return {
         (one.key, number): values | benchmark.derive(one, values, compat)
         for one in items
@@ -185,17 +185,17 @@ def _plain(benchmark: Benchmark, known: Sequence[Row], subset: str) -> list[Colu
 def write(
     folder: pathlib.Path, found: Mapping[str, Any], benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores
 ):
-    """Write summary.json, summary.csv (the table) and items.csv (figures by picture), each whole or not at all."""
+    """Write summary.json, summary.csv (the table) and items.csv (figures by image), each whole or not at all."""
     lines = [["column", "value", "low", "high", "n"]]
     lines += [[name, *(cell.get(part, "") for part in lines[0][1:])] for name, cell in found["table"].items()]
-    figures = _by_picture(benchmark, items, scores, found["mode"] == "compat")
+    figures = _by_image(benchmark, items, scores, found["mode"] == "compat")
     names = list(dict.fromkeys(name for values in figures.values() for name in values))
     subset = {one.key: one.subset for one in items}
-    pictures = [["key", "number", "subset", *names]]
-    pictures += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
+    images = [["key", "number", "subset", *names]]
+    images += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
     with atomic_files.explained(folder, "choose another --to"):
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(folder / "items.csv", csv_text(pictures))
+        atomic_files.write(folder / "items.csv", csv_text(images))
         atomic_files.write(folder / "summary.csv", csv_text(lines))
         atomic_files.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 

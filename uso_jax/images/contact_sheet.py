@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures a person can judge: rows of images under column titles."""
+"""Images a person can judge: rows of images under column titles."""
 
 import pathlib
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def draw(columns: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]], cell: int = 128) -
         pen.text((x + cell // 2, title // 2 + 3), name, fill=_INK, font=font, anchor="mm")
         for j, pixels in enumerate(images):
             enlarge = pixels.shape[0] < cell
-            picture = Image.fromarray(pixels).resize((cell, cell), Image.NEAREST if enlarge else Image.LANCZOS)
-            sheet.paste(picture, (x, title + _GAP + j * (cell + _GAP)))
+            image = Image.fromarray(pixels).resize((cell, cell), Image.NEAREST if enlarge else Image.LANCZOS)
+            sheet.paste(image, (x, title + _GAP + j * (cell + _GAP)))
     return sheet
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as uint8 arrays: decoding, encoding, and the two ways a condition is resized.
 
-Pictures are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
+Images are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 """
 
 import contextlib
@@ -16,36 +16,36 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from uso_jax.common.errors import BadExample
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 ImageData = bytes | Path | Image.Image
 Fit = Callable[[Image.Image], Image.Image]
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
-BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no pictures
+BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no images
 _ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
 
 
-def read(source: ImageData, *, what: str) -> tuple[Picture, tuple[str, ...]]:
+def read(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
     """Read an image file, its bytes, or what PIL has opened; give sRGB, and in sentences what was left out of it.
 
     The EXIF orientation and the colour profile are applied. Transparent parts become white.
 
     Raises:
-      BadExample: it is no picture, or too large; the message calls it `what`.
+      BadExample: it is no image, or too large; the message calls it `what`.
     """
     with _opened(source, what) as image:
         notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
         return np.array(_rgb(image.copy() if image is source else image)), notes
 
 
-def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Picture:
+def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:
     """Read an image as `read` does, where it is of no interest what was left out of it.
 
     Args:
       source: the file or its bytes.
       what: names the image in the BadExample that is raised when it does not decode.
       number: 0 or 1 gives the left or right of two squares side by side; -1 the whole image.
-      fit: resizes the picture before it becomes an array, which saves a copy; `cover` or `squash` of the array would
+      fit: resizes the image before it becomes an array, which saves a copy; `cover` or `squash` of the array would
         give the same.
     """
     with _opened(source, what) as image:
@@ -56,7 +56,7 @@ def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Give the sRGB picture of an image, which may change: PIL's copies would take a third of the time."""
+    """Give the sRGB image of an image, which may change: PIL's copies would take a third of the time."""
     ImageOps.exif_transpose(image, in_place=True)
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
@@ -124,7 +124,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:
     """Give the box of one of two squares side by side, with the same margin around and between them.
 
-    With margin m and side s the picture is 2 s + 3 m wide and s + 2 m high, so its size tells both.
+    With margin m and side s the image is 2 s + 3 m wide and s + 2 m high, so its size tells both.
     """
     margin = 2 * height - width
     side = height - 2 * margin
@@ -134,14 +134,14 @@ def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, 
     return left, margin, left + side, margin + side
 
 
-def encode_png(image: Picture) -> bytes:
+def encode_png(image: Pixels) -> bytes:
     """Encode an image losslessly."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def cover(image: Picture, size: tuple[int, int]) -> Picture:
+def cover(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
     return image if image.shape[:2] == tuple(size) else np.asarray(covering(size)(Image.fromarray(image)))
 
@@ -154,7 +154,7 @@ def covering(size: tuple[int, int]) -> Fit:
     )
 
 
-def squash(image: Picture, size: tuple[int, int]) -> Picture:
+def squash(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize to `size` without keeping the aspect ratio, as SigLIP's image processor does."""
     return image if image.shape[:2] == tuple(size) else np.asarray(squashing(size)(Image.fromarray(image)))
 

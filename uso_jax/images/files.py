@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reference pictures on the way in, and made pictures with their records on the way out.
+"""Reference images on the way in, and made images with their records on the way out.
 
-A made picture is a PNG that holds its record (prompt, seed, sizes, references, weights) as text under the key
+A made image is a PNG that holds its record (prompt, seed, sizes, references, weights) as text under the key
 "uso_jax", with the same record beside it in a .json file.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError
 from uso_jax.images import decode
-from uso_jax.images.decode import Picture
+from uso_jax.images.decode import Pixels
 
 KEY = "uso_jax"
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
@@ -28,9 +28,9 @@ ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture that a request refers to: RGB bytes, where they came from, and what was done to read them."""
+    """A image that a request refers to: RGB bytes, where they came from, and what was done to read them."""
 
-    pixels: Picture
+    pixels: Pixels
     sha256: str  # of the file, or of the pixels where there is none
     path: str | None = None
     notes: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Reference:
         """Read a path, a PIL image or an array of bytes; one that has been read is given back.
 
         Raises:
-          InputError: it is no picture, or too large; the message names it.
+          InputError: it is no image, or too large; the message names it.
         """
         if isinstance(source, Reference):
             return source
@@ -68,13 +68,13 @@ class Reference:
         return f"image {self.path!r}" if self.path else "the image"
 
     def record(self) -> dict[str, Any]:
-        """Say which picture it is, in JSON terms."""
+        """Say which image it is, in JSON terms."""
         return {"path": self.path, "sha256": self.sha256}
 
-    def content(self, long_side: int, multiple: int) -> Picture:
+    def content(self, long_side: int, multiple: int) -> Pixels:
         """Resize to `long_side` and cut the centre to multiples of `multiple`, as upstream (preprocess_ref)."""
         height, width = self.pixels.shape[:2]
-        if height == width == multiple:  # upstream keeps a picture of one token
+        if height == width == multiple:  # upstream keeps a image of one token
             return self.pixels
         scale = long_side / max(height, width)
         size = (long_side, int(scale * height)) if width >= height else (int(scale * width), long_side)
@@ -93,11 +93,11 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------- made pictures
+# ---------------------------------------------------------------------------------------------------- made images
 
 
 def beside(image: Image.Image, references: list[Reference]) -> Image.Image:
-    """Put the references to the right of a picture, in their own sizes, as upstream's --concat_refs."""
+    """Put the references to the right of a image, in their own sizes, as upstream's --concat_refs."""
     parts = [image, *(Image.fromarray(reference.pixels) for reference in references)]
     joined = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)))
     left = 0
@@ -108,7 +108,7 @@ def beside(image: Image.Image, references: list[Reference]) -> Image.Image:
 
 
 def write(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> None:
-    """Write the picture with its record; where the PNG can be seen, both are whole.
+    """Write the image with its record; where the PNG can be seen, both are whole.
 
     Raises:
       InputError: it could not be written.
@@ -125,10 +125,10 @@ def write(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> 
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:
-    """Read a made picture's record.
+    """Read a made image's record.
 
     Raises:
-      InputError: there is no such picture, or it has no record.
+      InputError: there is no such image, or it has no record.
     """
     try:
         with Image.open(path) as image:
@@ -137,7 +137,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except (*decode.BROKEN, RecursionError) as error:
-        raise InputError(f"{path} is not a picture with a readable record ({error})") from error
+        raise InputError(f"{path} is not a image with a readable record ({error})") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise InputError(f"{path} has no record of uso_jax: it was not made by this program, or saved anew by another")
     return record

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from uso_jax.images.decode import Picture, squash
+from uso_jax.images.decode import Pixels, squash
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How to bring any picture to `size` squared and to an encoder's range."""
+    """How to bring any image to `size` squared and to an encoder's range."""
 
     size: int
-    short_side: int | None  # of the picture before its centre is cropped; None: no crop, the aspect ratio gives way
+    short_side: int | None  # of the image before its centre is cropped; None: no crop, the aspect ratio gives way
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -36,8 +36,8 @@ class Preprocess:
         short = None if self.short_side is None else self.short_side * size // self.size
         return dataclasses.replace(self, size=size, short_side=short)
 
-    def host(self, image: Picture) -> Float[np.ndarray, "{self.size} {self.size} 3"]:
-        """Resize, crop and normalise one picture of bytes."""
+    def host(self, image: Pixels) -> Float[np.ndarray, "{self.size} {self.size} 3"]:
+        """Resize, crop and normalise one image of bytes."""
         resized, crop = self._geometry(*image.shape[:2])
         # Each step in the type that transformers takes.
         scaled = (squash(image, resized)[crop].astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -48,7 +48,7 @@ class Preprocess:
         (height, width), crop = self._geometry(*images.shape[-3:-1])
         *batch, rows, _, _ = images.shape
         x = (jnp.clip(images.astype(jnp.float32), -1, 1) + 1) / 2
-        # PIL resizes horizontally first (Pillow 13 not so for tall pictures), and its bytes clip after either pass.
+        # PIL resizes horizontally first (Pillow 13 not so for tall images), and its bytes clip after either pass.
         for shape in ((*batch, rows, width, 3), (*batch, height, width, 3)):
             x = jnp.clip(jax.image.resize(x, shape, "cubic"), 0, 1)
         mean, std = (jnp.asarray(v, jnp.float32).reshape(*(1 for _ in batch), 1, 1, 3) for v in (self.mean, self.std))

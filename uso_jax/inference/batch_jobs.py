@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures by the file: upstream's list of JSON items, where each picture goes, and which are made already.
+"""Images by the file: upstream's list of JSON items, where each image goes, and which are made already.
 
     [{"prompt": "...", "image_paths": ["content.png" or "", "style.png", ...], "save_dir": "..."}, ...]
 
 `save_dir` may be left out, "content_paths" may name further content references. Paths are relative to the JSON file.
 
-A picture's file carries its identity (what was asked for, of which weights), so two processes can only write the same
-name for the same picture, and a rerun knows what is finished.
+A image's file carries its identity (what was asked for, of which weights), so two processes can only write the same
+name for the same image, and a rerun knows what is finished.
 """
 
 import json
@@ -65,7 +65,7 @@ def item(values: Mapping[str, Any], number: int = 0, folder: str = "") -> Item:
     if save_dir is not None and (
         not isinstance(save_dir, str) or os.path.isabs(save_dir) or ".." in save_dir.split("/")
     ):
-        raise InputError(f"{where}: save_dir {save_dir!r} must be a path inside the folder of pictures")
+        raise InputError(f"{where}: save_dir {save_dir!r} must be a path inside the folder of images")
     return Item(number, {"prompt": prompt, "contents": contents, "styles": styles}, save_dir)
 
 
@@ -94,14 +94,14 @@ def read(path: str | pathlib.Path) -> list[Item]:
 
 @dataclass(frozen=True)
 class Job:
-    """Where the pictures of items go, and how many of each there are."""
+    """Where the images of items go, and how many of each there are."""
 
     save_path: pathlib.Path
     settings: Mapping[str, Any]  # arguments of USOPipeline.request that all items share
     num_images_per_prompt: int = 1
     concat_refs: bool = False
     batch_size: int = 1
-    process: tuple[int, int] = (0, 1)  # which of how many processes; each makes its own pictures
+    process: tuple[int, int] = (0, 1)  # which of how many processes; each makes its own images
 
     def run(self, pipe: USOPipeline, items: Sequence[Item], progress: Progress) -> Iterator[tuple[pathlib.Path, bool]]:
         """Make what is not finished; give each file, and whether it was made now."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""USO from prompt and images to pictures.
+"""USO from prompt and images to images.
 
     pipe = USOPipeline.from_weights("mini")
     result = pipe(prompt="a red fox", content="fox.png", styles=["ink.png"], seed=7)
@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 
 import uso_jax
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import Picture, squash
+from uso_jax.images.decode import Pixels, squash
 from uso_jax.images.files import ImageLike, Reference
 from uso_jax.inference import request
 from uso_jax.inference.request import Request
@@ -39,7 +39,7 @@ from uso_jax.weights.pretrained import Pretrained
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
 _log = logging.getLogger("uso_jax")
-_PER_PICTURE = (
+_PER_IMAGE = (
     "content", "width", "height", "keep_size", "num_steps", "guidance", "seed", "shift", "pe", "content_ref",
     "content_strength", "style_fit",
 )  # fmt: skip
@@ -47,7 +47,7 @@ _PER_PICTURE = (
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Pictures, and for each a record, in JSON terms, of everything that is needed to repeat it."""
+    """Images, and for each a record, in JSON terms, of everything that is needed to repeat it."""
 
     images: list[Image.Image]
     records: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class USOPipeline:
             bfloat16. The autoencoder and SigLIP run in float32, as upstream.
           mesh: where to run, see `sharding.make_mesh`; by default a batch is split over all devices of this process.
           offload: keep the weights in the host's memory, and on the devices only those of the network that is at work.
-          tile: decode pictures with a longer side than this many pixels in tiles of that size; None: always whole.
+          tile: decode images with a longer side than this many pixels in tiles of that size; None: always whole.
           compilation_cache: keep compiled programs on disk for the next process, in JAX_COMPILATION_CACHE_DIR or the
             user's cache folder.
           only: networks to load, such as ["siglip"] for `encode_style`; by default all.
@@ -109,17 +109,17 @@ class USOPipeline:
         progress: Progress | None = None,
         **arguments: Any,
     ) -> Result:
-        """Make one picture, or as many as the lists are long; what is not a list holds for all of them.
+        """Make one image, or as many as the lists are long; what is not a list holds for all of them.
 
         Args:
           prompt: what to draw; "" with a content image restyles it and keeps its layout.
-          contents: several content references of each picture, in place of `content`.
+          contents: several content references of each image, in place of `content`.
           styles: style images, style files or names of styles; each has tokens of its own.
           style_strength: by how much the styles' weight in attention is multiplied, one number or one a style; 1 is
             upstream and costs nothing, 0 equals no style.
-          batch_size: the most pictures to make at once; by default all that have one size.
+          batch_size: the most images to make at once; by default all that have one size.
           progress: called with (what is being done, steps done, steps of all).
-          arguments: each one value or a list, one a picture:
+          arguments: each one value or a list, one a image:
             content: one content image (path, PIL image or uint8 array), or None.
             width, height: pixels, rounded down to whole tokens; `keep_size` takes the content's shape instead.
             num_steps, guidance, seed: as upstream; a seed gives the same noise in any batch and on any mesh.
@@ -128,31 +128,31 @@ class USOPipeline:
             content_strength: like style_strength, for the content's tokens.
             style_fit: "squash" a style image to SigLIP's square (upstream), or "crop" its centre (as ComfyUI).
 
-        `contents`, `styles` and a list of style strengths belong to every picture; a list of lists has one for each.
+        `contents`, `styles` and a list of style strengths belong to every image; a list of lists has one for each.
 
         Raises:
           InputError: a value makes no sense; the message names it.
         """
-        if unknown := arguments.keys() - set(_PER_PICTURE):
-            raise InputError(f"unknown arguments {', '.join(sorted(unknown))}; known are {', '.join(_PER_PICTURE)}")
-        per_picture = {"prompt": prompt, **arguments}
+        if unknown := arguments.keys() - set(_PER_IMAGE):
+            raise InputError(f"unknown arguments {', '.join(sorted(unknown))}; known are {', '.join(_PER_IMAGE)}")
+        per_image = {"prompt": prompt, **arguments}
         for name, value in (("contents", contents), ("styles", styles), ("style_strength", style_strength)):
             if value is not None:
                 nested = isinstance(value, list | tuple) and any(isinstance(item, list | tuple) for item in value)
-                per_picture[name] = list(value) if nested else _Shared(value)
-        counts = {name: len(value) for name, value in per_picture.items() if isinstance(value, list | tuple)}
+                per_image[name] = list(value) if nested else _Shared(value)
+        counts = {name: len(value) for name, value in per_image.items() if isinstance(value, list | tuple)}
         if len(set(counts.values())) > 1:
             raise InputError(f"lists are of different lengths: {', '.join(f'{k} {n}' for k, n in counts.items())}")
         each = lambda value, i: value[i] if isinstance(value, list | tuple) else value
         requests = []
         for i in range(max(counts.values(), default=1)):
-            one = {name: each(value, i) for name, value in per_picture.items()}
+            one = {name: each(value, i) for name, value in per_image.items()}
             one = {name: value.value if isinstance(value, _Shared) else value for name, value in one.items()}
             requests.append(self.request(**one))
         return self.generate(requests, batch_size=batch_size, progress=progress)
 
     def request(self, *, content: ImageLike | None = None, **arguments: Any) -> Request:
-        """Check one picture's arguments, all of them single values, and read its references."""
+        """Check one image's arguments, all of them single values, and read its references."""
         if content is not None:
             if arguments.get("contents"):
                 raise InputError("give content or contents, not both")
@@ -162,7 +162,7 @@ class USOPipeline:
     def generate(
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
-        """Make the pictures of requests; those of one size run together, with absent references masked."""
+        """Make the images of requests; those of one size run together, with absent references masked."""
         groups = _groups(requests, batch_size or len(requests))
         total, done = sum(requests[group[0]].num_steps for group in groups), 0
         if progress is not None and any(one.styles or one.contents for one in requests):
@@ -177,8 +177,8 @@ class USOPipeline:
 
             padded = [*group, *[group[-1]] * (-len(group) % self.sampler.ways)]
             conditions = self._conditions([requests[i] for i in padded], features, latents)
-            pictures = self.sampler.run(conditions, report)
-            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, pictures, strict=False)}
+            arrays = self.sampler.run(conditions, report)
+            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, arrays, strict=False)}
             done += requests[group[0]].num_steps
         for note in dict.fromkeys(note for one in requests for note in one.notes):
             _log.warning("note: %s", note)
@@ -191,12 +191,12 @@ class USOPipeline:
         return {"dtype": self.bundle.dtype, "components": self.bundle.fingerprints, **tile}
 
     def record(self, one: Request) -> dict[str, Any]:
-        """Give everything that is needed to repeat a picture, in JSON terms."""
+        """Give everything that is needed to repeat a image, in JSON terms."""
         packages = ("jax", "jaxlib", "flax", "numpy", "pillow")
         return {
             "format": 1,
             "request": one.record(),
-            "content_sizes": [list(picture.shape[1::-1]) for picture in one.contents],
+            "content_sizes": [list(pixels.shape[1::-1]) for pixels in one.contents],
             "notes": list(one.notes),
             "weights": {"name": self.bundle.name, **self.context},
             "versions": {"uso_jax": uso_jax.__version__, "python": platform.python_version()}
@@ -251,12 +251,12 @@ class USOPipeline:
         return features
 
     def _latents(self, requests: Sequence[Request]) -> dict[Any, np.ndarray]:
-        """Give the packed latents of every content picture, each distinct one encoded once."""
+        """Give the packed latents of every content image, each distinct one encoded once."""
         latents: dict[Any, np.ndarray] = {}
         for one in requests:
-            for reference, picture in zip(one.references, one.contents, strict=True):
-                if (key := (reference.sha256, picture.shape)) not in latents:
-                    latents[key] = self.sampler.latents(picture)
+            for reference, pixels in zip(one.references, one.contents, strict=True):
+                if (key := (reference.sha256, pixels.shape)) not in latents:
+                    latents[key] = self.sampler.latents(pixels)
         return latents
 
     def _conditions(self, batch: Sequence[Request], features: dict, latents: dict) -> Conditions:
@@ -283,7 +283,7 @@ class USOPipeline:
             conditions.style_valid, conditions.style_bias = _weigh(conditions.style_valid, strengths, first)
         if any(one.contents for one in batch):
             longest = max((one.contents for one in batch), key=len)
-            ids = [system.token_grid(*picture.shape[:2]) for picture in longest]
+            ids = [system.token_grid(*pixels.shape[:2]) for pixels in longest]
             rows = [
                 [x for r, p in zip(one.references, one.contents, strict=True) for x in latents[r.sha256, p.shape]]
                 for one in batch
@@ -297,7 +297,7 @@ class USOPipeline:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A list that belongs to every picture."""
+    """A list that belongs to every image."""
 
     value: Any
 
@@ -312,7 +312,7 @@ def keep_compiled_programs() -> None:
         compilation_cache.reset_cache()
 
 
-def _fit_style(image: Picture, side: int, style_fit: str) -> Picture:
+def _fit_style(image: Pixels, side: int, style_fit: str) -> Pixels:
     if style_fit == "squash":
         return squash(image, (side, side))
     return np.asarray(ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC))

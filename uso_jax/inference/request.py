@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One picture that is wanted: every value checked, every reference read, and what had to be changed said in `notes`."""
+"""One image that is wanted: every value checked, every reference read, and what had to be changed said in `notes`."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import MAX_PIXELS, Picture
+from uso_jax.images.decode import MAX_PIXELS, Pixels
 from uso_jax.images.files import ImageLike, Reference
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.styles import StyleEmbedding
@@ -26,11 +26,11 @@ StyleSource = ImageLike | Reference | StyleEmbedding
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Everything that decides a picture, apart from the weights."""
+    """Everything that decides a image, apart from the weights."""
 
     prompt: str
     references: tuple[Reference, ...]  # content, in order
-    contents: tuple[Picture, ...]  # the same, resized and cut
+    contents: tuple[Pixels, ...]  # the same, resized and cut
     styles: tuple[Reference | StyleEmbedding, ...]
     height: int
     width: int
@@ -62,7 +62,7 @@ class Request:
         }  # fmt: skip
 
     def identity(self, context: Mapping[str, Any]) -> str:
-        """Name the picture made in this context, shortly; of references, the content counts and not the path."""
+        """Name the image made in this context, shortly; of references, the content counts and not the path."""
         record = self.record()
         record |= {name: [item["sha256"] for item in record[name]] for name in ("contents", "styles")}
         text = json.dumps([record, dict(context)], sort_keys=True)
@@ -89,7 +89,7 @@ def make(
     style_strength: float | Sequence[float] = 1.0,
     style_fit: str = "squash",
 ) -> Request:
-    """Check one picture's arguments and read its references; the arguments are those of `USOPipeline`.
+    """Check one image's arguments and read its references; the arguments are those of `USOPipeline`.
 
     Raises:
       InputError: a value makes no sense for these weights; the message names it.
@@ -118,7 +118,7 @@ def make(
     guidance = _number("guidance", defaults.guidance if guidance is None else guidance)
 
     references = tuple(map(Reference.of, contents))
-    pictures = tuple(reference.content(content_ref, side) for reference in references)
+    images = tuple(reference.content(content_ref, side) for reference in references)
     styles = tuple(map(_style, styles))
     if styles and system.config.transformer.projector is None:
         raise InputError(f"{bundle.directory} has no projector, so it cannot follow styles; import one, or drop them")
@@ -128,10 +128,10 @@ def make(
         raise InputError(f"style_strength has {len(strengths)} numbers for {len(styles)} styles")
 
     if keep_size:
-        if not pictures:
+        if not images:
             raise InputError("keeping the content's size needs a content image")
         scale = defaults.width / content_ref
-        height, width = (int(length * scale) for length in pictures[0].shape[:2])
+        height, width = (int(length * scale) for length in images[0].shape[:2])
     size = {}
     for name, value in (("width", width), ("height", height)):
         value = getattr(defaults, name) if value is None else value
@@ -147,7 +147,7 @@ def make(
     return Request(
         prompt=prompt,
         references=references,
-        contents=pictures,
+        contents=images,
         styles=styles,
         num_steps=num_steps,
         guidance=guidance,
@@ -166,26 +166,26 @@ def make(
 def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Give the arguments of `make` that repeat a record; its references must be the files that they were.
 
-    Paths are tried as they were given, then from `folder`, where the picture lies.
+    Paths are tried as they were given, then from `folder`, where the image lies.
     """
     try:
         arguments = dict(record["request"])
         for name in ("contents", "styles"):
             arguments[name] = [_found(item["path"], item["sha256"], folder) for item in arguments[name]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the picture's record is damaged ({error})") from error
+        raise InputError(f"the image's record is damaged ({error})") from error
     return arguments
 
 
 def _found(path: str | None, sha256: str, folder: pathlib.Path) -> Reference | StyleEmbedding:
     if path is None:
-        raise InputError("the picture was made with a reference that was not a file: it cannot be repeated")
+        raise InputError("the image was made with a reference that was not a file: it cannot be repeated")
     if style_files.is_style(path):
         reference = style_files.read(path if style_files.locate(path).is_file() else folder / path)
     else:
         reference = Reference.of(path if pathlib.Path(path).is_file() else folder / path)
     if reference.sha256 != sha256:
-        raise InputError(f"{path} is no longer the file that the picture was made with; bring that one back")
+        raise InputError(f"{path} is no longer the file that the image was made with; bring that one back")
     return reference
 
 

@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], Any]  # what is being done, steps done, ste
 
 @dataclass
 class Conditions:
-    """A batch of pictures of one size; arrays with a leading b, None where the batch has no such condition."""
+    """A batch of images of one size; arrays with a leading b, None where the batch has no such condition."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ class Sampler:
 
     Args:
       params: arrays, or descriptions of them where programs are only to be lowered.
-      tile: pixels a side, above which pictures are decoded in tiles of that size; None decodes them whole.
+      tile: pixels a side, above which images are decoded in tiles of that size; None decodes them whole.
     """
 
     def __init__(self, system: USO, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
@@ -75,7 +75,7 @@ class Sampler:
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "noise": jit(self._draw, static_argnums=1),
             "step": jit(self._advance),
-            "decode": jit(self._picture, static_argnums=(2, 3)),
+            "decode": jit(self._image, static_argnums=(2, 3)),
         }
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
 
@@ -108,7 +108,7 @@ class Sampler:
         return self._lent[1]
 
     def run(self, conditions: Conditions, progress: Progress) -> UInt8[np.ndarray, "b h w 3"]:
-        """Make a batch of pictures."""
+        """Make a batch of images."""
         c = conditions
         place = lambda x: None if x is None else jax.device_put(x, self._batch)
         num_steps = c.times.shape[1] - 1
@@ -142,9 +142,7 @@ class Sampler:
             progress("Decoding", num_steps, num_steps)
             return np.asarray(self.programs["decode"](self._part("autoencoder"), x, c.height, c.width))
 
-    def _picture(
-        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
-    ) -> UInt8[Array, "b h w 3"]:
+    def _image(self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int) -> UInt8[Array, "b h w 3"]:
         if self.tile is None:
             return self.system.decode_tokens(params, tokens, height, width)
         latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
@@ -152,7 +150,7 @@ class Sampler:
         return to_bytes(tiled_decoding.decode(decode, latent, self.tile // side))
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
-        """Draw each picture's noise from its own seed, so that neither the batch nor the mesh can change it."""
+        """Draw each image's noise from its own seed, so that neither the batch nor the mesh can change it."""
         shape = (num_tokens, self.system.config.transformer.in_channels)
         return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed, impl="threefry2x32"), shape))(seeds)
 
@@ -161,7 +159,7 @@ class Sampler:
         leaves, structure = jax.tree.flatten(arguments[1:])
         key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if key not in self.steps:
-            progress("Compiling (first picture of this size)", 0, num_steps)
+            progress("Compiling (first image of this size)", 0, num_steps)
             self.steps[key] = self.programs["step"].lower(*arguments).compile()
         return self.steps[key]
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A small convolutional classifier of drawn subjects and styles, to judge mini's pictures.
+"""A small convolutional classifier of drawn subjects and styles, to judge mini's images.
 
 It shares neither architecture nor objective nor seed with the networks that condition or reward mini.
 Shapes: b batch, h w pixels, s subjects, k styles.
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class DrawingClassifierConfig:
-    """Numbers of classes, channels by level (each level halves the picture), and the side of what it sees."""
+    """Numbers of classes, channels by level (each level halves the image), and the side of what it sees."""
 
     num_subjects: int = 106
     num_styles: int = 35
@@ -26,7 +26,7 @@ class DrawingClassifierConfig:
 
 
 class DrawingClassifier(nnx.Module):
-    """Tell the subject and the style of a picture in [-1, 1], which is resized to `image_size`."""
+    """Tell the subject and the style of a image in [-1, 1], which is resized to `image_size`."""
 
     def __init__(self, config: DrawingClassifierConfig, *, rngs: nnx.Rngs):
         widths = (3, *config.channels)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""ImageReward: what people would prefer, told from a prompt and a picture.
+"""ImageReward: what people would prefer, told from a prompt and a image.
 
 Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer
 (the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text
@@ -94,7 +94,7 @@ def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class ImageReward(nnx.Module):
-    """Score pictures, preprocessed as CLIP's, by prompts of at most 35 tokens."""
+    """Score images, preprocessed as CLIP's, by prompts of at most 35 tokens."""
 
     def __init__(self, config: ImageRewardConfig = ImageRewardConfig(), *, rngs: nnx.Rngs):
         self.config, c = config, config.text

@@ -150,7 +150,7 @@ class Block(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Give the mean features of pictures in [-1, 1], 299 pixels squared in FID."""
+    """Give the mean features of images in [-1, 1], 299 pixels squared in FID."""
 
     def __init__(self, config: InceptionConfig = InceptionConfig(), *, rngs: nnx.Rngs):
         self.config, width = config, 3

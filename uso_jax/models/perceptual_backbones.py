@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""VGG-16's convolutions, whose Gram matrices describe the texture of a picture.
+"""VGG-16's convolutions, whose Gram matrices describe the texture of a image.
 
 Sources: arXiv 1409.1556 (network), 1508.06576 (Gram matrices); torchvision, models/vgg.py, whose numbers of layers
 inside `features` tell the weights apart.
@@ -30,7 +30,7 @@ class VggConfig:
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 512)
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
-    image_size: int = 224  # that pictures are brought to before they are compared
+    image_size: int = 224  # that images are brought to before they are compared
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -168,7 +168,7 @@ class AlexNet(nnx.Module):
         )
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
-        """Read pictures of at least 35 pixels a side, normalised as the user of the features wants them."""
+        """Read images of at least 35 pixels a side, normalised as the user of the features wants them."""
         x, features = pixels, []
         for number, conv in enumerate(self.convs):
             if number in (1, 2):

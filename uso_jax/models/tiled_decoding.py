@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Large pictures decoded in overlapping tiles, one after another, so that memory depends on a tile's size alone.
+"""Large images decoded in overlapping tiles, one after another, so that memory depends on a tile's size alone.
 
-The autoencoder normalises over the whole picture, so a tile's colours differ a little from the whole picture's. Where
+The autoencoder normalises over the whole image, so a tile's colours differ a little from the whole image's. Where
 tiles overlap they are blended linearly, which hides that.
 
 Shapes: b batch, h w latent grid, z latent channels, H W pixels.

@@ -75,7 +75,7 @@ def search(
     stage = programs.choose_stage(config, choices)
     mesh = sharding.make_mesh(config.mesh, list(where.devices))
     ways, limit = mesh.shape["data"] * mesh.shape["fsdp"], where.chip.usable_bytes
-    known: dict[int, Report] = {}  # by pictures where the batch is split
+    known: dict[int, Report] = {}  # by images where the batch is split
 
     def total(each: int) -> int:
         progress(f"Trying a batch of {each * ways}")

@@ -41,9 +41,9 @@ class Choices:
 
     mode: str
     stage: str = ""  # whose sizes and, in training, whose step; "": the last of the run
-    batch: int = 0  # pictures over all devices; 0: the stage's, or when sampling one where the batch is split
+    batch: int = 0  # images over all devices; 0: the stage's, or when sampling one where the batch is split
     quantization: str = ""  # one of quantize.MODES; "": none
-    tile: int | None = None  # pixels a side that pictures are decoded in; None: whole
+    tile: int | None = None  # pixels a side that images are decoded in; None: whole
     offload: bool = False  # sampling: networks wait on the host while they do nothing
     quick: bool = False  # compile with the least effort
 

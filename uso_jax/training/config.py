@@ -266,7 +266,7 @@ def _check_reward(stage: StageConfig, system: USOConfig, grid_every: int) -> Non
     if lacks := sorted(name for name in stage.reward.components if not system.has(name)):
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
     if stage.reward.patience and not grid_every:
-        raise InputError(f"{where}: patience needs pictures to judge; set config.heldout.grid_every")
+        raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
 
 
 def _reward_networks(sections: dict, stages: Sequence[StageConfig]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 A table is a task and a split of the source. The exact judges of `factors` apply: to subject, style and error where
 there is a content image, in a preserved layout, and to the style alone where there is none. `judge_*` are a
-classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of a picture and the words for its subject
-in SigLIP, `csd` that of the style vectors of picture and style image; `lpips` and `gram` are distances
+classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of a image and the words for its subject
+in SigLIP, `csd` that of the style vectors of image and style image; `lpips` and `gram` are distances
 (uso_jax.evaluation.metrics.lpips).
 """
 
@@ -33,7 +33,7 @@ from uso_jax.training.objectives import flow_matching
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.validation import pipeline_options
 
-Pictures = UInt8[np.ndarray, "n h w 3"]
+Images = UInt8[np.ndarray, "n h w 3"]
 Figures = dict[str, float]
 _CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the judge's order
 _UNSEEN = {  # labels that the classifier cannot know, by split
@@ -58,26 +58,26 @@ class Evaluation:
             name: Table(table, config, self.stage, mesh, **shared) for name, table in self.settings.tables.items()
         }
 
-    def sample(self, params: Params) -> dict[str, Pictures]:
-        """Let the model make the pictures of every table, from the same noise every time."""
+    def sample(self, params: Params) -> dict[str, Images]:
+        """Let the model make the images of every table, from the same noise every time."""
         return {name: table.sample(params) for name, table in self.tables.items()}
 
-    def figures(self, params: Params, pictures: Mapping[str, Pictures]) -> dict[str, Figures]:
-        """Judge any pictures, by table."""
-        return {name: table.figures(params, pictures[name]) for name, table in self.tables.items()}
+    def figures(self, params: Params, made: Mapping[str, Images]) -> dict[str, Figures]:
+        """Judge any images, by table."""
+        return {name: table.figures(params, made[name]) for name, table in self.tables.items()}
 
     def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
         """Give, by table, the figures of the true targets and of handing back either reference unchanged."""
         return {
-            name: {row: table.figures(params, pictures) for row, pictures in table.known.items()}
+            name: {row: table.figures(params, made) for row, made in table.known.items()}
             for name, table in self.tables.items()
         }
 
     def _sample_of(self, params: Params, batch):
         return flow_matching.sample(params, self.system, self.stage, batch, self.settings)
 
-    def _learned_of(self, params: Params, pictures, batch) -> dict[str, jax.Array]:
-        system, images = self.system, to_float(pictures)
+    def _learned_of(self, params: Params, made, batch) -> dict[str, jax.Array]:
+        system, images = self.system, to_float(made)
         has = set(system.structures)
         names = {figure: reward for figure, reward in LEARNED.items() if rewards.components([reward]) <= has}
         scores = rewards.score(system, params, images, rewards.describe(system, params, names.values(), batch))
@@ -90,7 +90,7 @@ class Evaluation:
 
 
 class Table:
-    """The held-out triplets of one task and split, and the figures of pictures made for them."""
+    """The held-out triplets of one task and split, and the figures of images made for them."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Table:
         mesh: Mesh,
         *,
         sample: Callable[[Params, Batch], jax.Array],
-        learned: Callable[[Params, Pictures, Batch], dict[str, jax.Array]],
+        learned: Callable[[Params, Images, Batch], dict[str, jax.Array]],
         perceptual: Perceptual | None,
     ):
         self.tokenize, self.mesh = config.system.text.tokenize, mesh
@@ -126,8 +126,8 @@ class Table:
             self.unknown |= {"csd", "style_accuracy"}  # there is no other style to tell the plain one from
 
     @property
-    def known(self) -> dict[str, Pictures]:
-        """Pictures that need no model: the targets, and either reference."""
+    def known(self) -> dict[str, Images]:
+        """Images that need no model: the targets, and either reference."""
         found = {"target": self._all("target")}
         if self.has_content:
             found["copy_content"] = self._all("content")
@@ -135,13 +135,13 @@ class Table:
             found["copy_style"] = self._styles
         return found
 
-    def sample(self, params: Params) -> Pictures:
-        """Let the model make a picture for every triplet."""
+    def sample(self, params: Params) -> Images:
+        """Let the model make a image for every triplet."""
         made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
         return np.concatenate(made)
 
-    def figures(self, params: Params, images: Pictures) -> Figures:
-        """Judge any pictures, one a triplet."""
+    def figures(self, params: Params, images: Images) -> Figures:
+        """Judge any images, one a triplet."""
         learned = []
         for number, batch in enumerate(self.batches):
             part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
@@ -153,15 +153,15 @@ class Table:
         found = exact | figures | self._distances(images)
         return {name: value for name, value in found.items() if name not in self.unknown}
 
-    def columns(self, before: Pictures, after: Pictures) -> dict[str, Pictures]:
-        """Give what a sheet shows of every triplet: references, the model's pictures before and after, and target."""
+    def columns(self, before: Images, after: Images) -> dict[str, Images]:
+        """Give what a sheet shows of every triplet: references, the model's images before and after, and target."""
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
         return columns | {"before": before, "after": after, "target": self._all("target")}
 
-    def _distances(self, images: Pictures) -> Figures:
+    def _distances(self, images: Images) -> Figures:
         if self._perceptual is None:
             return {}
-        columns = {name.removeprefix("copy_"): pictures for name, pictures in self.known.items()}
+        columns = {name.removeprefix("copy_"): made for name, made in self.known.items()}
         return self._perceptual.distances(columns | {"made": images}, "made")
 
     def _all(self, name: str) -> np.ndarray:

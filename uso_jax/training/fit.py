@@ -91,7 +91,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
         checkpoints.wait()
         return _write_summary(config, run.record, workdir)
     except OSError as error:
-        # Checkpoints explain themselves; metrics, pictures and the summary can meet a full disk too.
+        # Checkpoints explain themselves; metrics, images and the summary can meet a full disk too.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(

@@ -34,7 +34,7 @@ from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState, init_state, jit_train_step, state_shardings
 from uso_jax.training.validation import Validator, is_cheating, pipeline_options
 
-BEFORE = "before.npz"  # the evaluation's pictures before training, by table
+BEFORE = "before.npz"  # the evaluation's images before training, by table
 
 
 @dataclass
@@ -195,7 +195,7 @@ def run_stage(run: Run, index: int, params: Params, rates: dict[str, float], sav
 
 
 def evaluate_before(run: Run, params: Params) -> None:
-    """Record what every table says of the model before training and of the references, and keep its pictures."""
+    """Record what every table says of the model before training and of the references, and keep its images."""
     before = run.evaluation.sample(params)
     if jax.process_index() == 0:
         np.savez(run.workdir / BEFORE, **before)
@@ -205,7 +205,7 @@ def evaluate_before(run: Run, params: Params) -> None:
 
 
 def _evaluate(run: Run, stage: dict, params: Params) -> None:
-    """Record what every table says of the model after a stage, and draw its pictures."""
+    """Record what every table says of the model after a stage, and draw its images."""
     after = run.evaluation.sample(params)
     stage["evaluation"] = run.evaluation.figures(params, after)
     for name in run.evaluation.tables:
@@ -215,8 +215,8 @@ def _evaluate(run: Run, stage: dict, params: Params) -> None:
     with np.load(run.workdir / BEFORE, allow_pickle=False) as found:
         before = dict(found)
     columns = {name: table.columns(before[name], after[name]) for name, table in run.evaluation.tables.items()}
-    pictures = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
-    np.savez_compressed(run.workdir / contact_sheet.COLUMNS, **pictures)
+    made = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
+    np.savez_compressed(run.workdir / contact_sheet.COLUMNS, **made)
     for name, found in columns.items():
         sheet = contact_sheet.draw({key: images[: run.config.heldout.grid_rows] for key, images in found.items()})
         suffix = "" if name == "main" else f"_{name}"
@@ -224,7 +224,7 @@ def _evaluate(run: Run, stage: dict, params: Params) -> None:
 
 
 def _judge_reward(run: Run, index: int, judge: Validator, params: Params, step: int) -> bool:
-    """Record what reward and judges say of held-out pictures; tell whether the stage should end."""
+    """Record what reward and judges say of held-out images; tell whether the stage should end."""
     stage, figures = run.config.stages[index], judge.judge(params)
     run.metrics.write(run.first_step(index) + step, stage.name, figures)
     history = run.record["stages"][index].setdefault("reward", [])

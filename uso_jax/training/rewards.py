@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards by name: how good a made picture is, beside its style image, content image and prompt.
+"""Rewards by name: how good a made image is, beside its style image, content image and prompt.
 
 A reward is a pair of pure functions. `describe` reads the references, once a sample and without gradient; `score`
-compares pictures with that, differentiably, and gives one number a sample, the more the better. Both call frozen
+compares images with that, differentiably, and gives one number a sample, the more the better. Both call frozen
 networks of the System, none of which knows a training mode: no dropout, no batch statistics. A new one is a few lines:
 
     def brightness(system, params, images, described):
@@ -11,7 +11,7 @@ networks of the System, none of which knows a training mode: no dropout, no batc
 
     rewards.add("brightness", rewards.Reward(score=brightness))
 
-Pictures are floats, nominally in [-1, 1]; every reward resizes, crops and normalises them as its metric does.
+Images are floats, nominally in [-1, 1]; every reward resizes, crops and normalises them as its metric does.
 Shapes: b batch, h w pixels, n style images, d channels of a vector.
 """
 
@@ -82,7 +82,7 @@ def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) ->
 
 
 def score(system: USO, params: Params, images: Images, described: Mapping[str, Any]) -> dict[str, Scores]:
-    """Give every described reward of a batch of pictures."""
+    """Give every described reward of a batch of images."""
     return {name: REWARDS[name].score(system, params, images, what) for name, what in described.items()}
 
 

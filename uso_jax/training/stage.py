@@ -20,7 +20,7 @@ OBJECTIVE_NAMES = ("flow_matching", "guidance", "reconstruction", "image_text", 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Style reward learning: what is rewarded, from which step on, and how a picture to reward is made.
+    """Style reward learning: what is rewarded, from which step on, and how a image to reward is made.
 
     Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
     """
@@ -33,7 +33,7 @@ class RewardConfig:
     num_steps: int = 25  # T, of the roll-out's schedule
     first: int = 1  # t is drawn from first ... last; it counts from the end: T is pure noise, 1 the last step
     last: int = 10
-    gradient_steps: int = 1  # K: the jump to the picture, and K - 1 steps before it (DRaFT-K)
+    gradient_steps: int = 1  # K: the jump to the image, and K - 1 steps before it (DRaFT-K)
     guidance: float = 4.0  # embedded scale in the roll-out
     shift: Shift = "flux"  # of the roll-out's schedule
     phi: str = "negative"  # of r, what is minimised: "negative", -r; "clip", max(margin - r, 0), as in ReFL
@@ -41,7 +41,7 @@ class RewardConfig:
     anchor: float = 0.0  # weight of the squared velocity difference to the model as it was at step S; 0: none
     blocks: int = 1  # that the batch is decoded and rewarded in, one after another
     remat_decoder: bool = True
-    tile: int = 0  # pixels a side that pictures are decoded in, one tile after another; 0: whole
+    tile: int = 0  # pixels a side that images are decoded in, one tile after another; 0: whole
     judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
     patience: int = 0  # judgements in a row in which a judge is down while the reward is up, before the end; 0: never
     tolerance: float = 0.02  # how far a judge may be below its best and not be down
@@ -51,7 +51,7 @@ class RewardConfig:
         """Refuse values that make no sense, alone or in this stage."""
         where = f"stage {stage.name!r}, reward"
         if stage.loss != "flow_matching":
-            raise InputError(f"{where}: only the loss 'flow_matching' makes pictures to reward, not {stage.loss!r}")
+            raise InputError(f"{where}: only the loss 'flow_matching' makes images to reward, not {stage.loss!r}")
         if not self.weights:
             raise InputError(f"{where}: weights are empty; name a reward, for example weights=dict(csd_style=1.0)")
         rewards.check_names((*self.weights, *self.judges), where)
@@ -157,7 +157,7 @@ class StageConfig:
         if self.reward is not None and (tile := self.reward.tile) and (tile < 0 or tile % (4 * pixels_per_token)):
             raise InputError(
                 f"stage {self.name!r}, reward: tile {tile} must be a multiple of {4 * pixels_per_token} pixels, or 0 to"
-                " decode whole pictures"
+                " decode whole images"
             )
 
     def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
@@ -180,6 +180,6 @@ class StageConfig:
         if self.reward is not None and (others := [path for path in rates if not path.startswith("transformer/")]):
             raise InputError(
                 f"stage {self.name!r} has a reward, so it may train the transformer only, not {others[0]}: a codec, an"
-                " encoder or a reward that learns would serve the reward and not the picture"
+                " encoder or a reward that learns would serve the reward and not the image"
             )
         return rates

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judging a stage on triplets it never trains on: a loss with fixed draws, pictures, what rewards say of them."""
+"""Judging a stage on triplets it never trains on: a loss with fixed draws, images, what rewards say of them."""
 
 import dataclasses
 import itertools
@@ -76,7 +76,7 @@ class Validator:
         return float(np.mean(jax.device_get(losses)))
 
     def grid(self, params: Params, path: pathlib.Path) -> None:
-        """Write a picture of the first held-out triplets, if the stage makes any: content | style | made | target."""
+        """Write a image of the first held-out triplets, if the stage makes any: content | style | made | target."""
         if not hasattr(self.objective, "sample"):
             return
         batch = sharding.global_batch(self.mesh, self.batches[0])
@@ -88,13 +88,13 @@ class Validator:
         if "style" in self.stage.conditions and "style" in shown:
             columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])[rows]
         columns["generated"] = generated[rows]
-        if "target" in shown:  # of features there is no picture
+        if "target" in shown:  # of features there is no image
             columns["target"] = shown["target"][rows]
         if jax.process_index() == 0:
             contact_sheet.save(contact_sheet.draw(columns), path)
 
     def judge(self, params: Params) -> dict[str, float]:
-        """Give the means of reward, judges and image statistics over generated pictures, for a stage with a reward.
+        """Give the means of reward, judges and image statistics over generated images, for a stage with a reward.
 
         Names are "heldout_reward", "heldout_NAME" of its parts and of the judges, "saturation", "contrast", "leakage".
         """
@@ -113,18 +113,18 @@ class Validator:
 
     def _judge_of(self, params: Params, batch) -> dict[str, jax.Array]:
         """Give each figure's sum over samples, and the number of samples that have it."""
-        config, pictures = self.stage.reward, self._sample_of(params, batch)
+        config, images = self.stage.reward, self._sample_of(params, batch)
         names = [*config.weights, *config.judges]
         described = rewards.describe(self.system, params, names, batch)
-        scores = rewards.score(self.system, params, to_float(pictures), described)
+        scores = rewards.score(self.system, params, to_float(images), described)
         has = rewards.valid(self.system, names, batch)
         every = jnp.all(jnp.stack([has[name] for name in config.weights]), axis=0)
         figures = {"heldout_reward": (sum(weight * scores[name] for name, weight in config.weights.items()), every)}
         figures |= {f"heldout_{name}": (scores[name], has[name]) for name in names}
-        all_of_them = jnp.ones(len(pictures), bool)
-        figures["saturation"] = (image_statistics.saturation(pictures), all_of_them)
-        figures["contrast"] = (image_statistics.contrast(pictures), all_of_them)
-        leaked = image_statistics.leakage(pictures, batch["style"][:, 0], batch["target"])
+        all_of_them = jnp.ones(len(images), bool)
+        figures["saturation"] = (image_statistics.saturation(images), all_of_them)
+        figures["contrast"] = (image_statistics.contrast(images), all_of_them)
+        leaked = image_statistics.leakage(images, batch["style"][:, 0], batch["target"])
         figures["leakage"] = (leaked, batch["style_valid"][:, 0])
         return {name: jnp.stack([jnp.sum(jnp.where(c, x, 0.0)), jnp.sum(c)]) for name, (x, c) in figures.items()}
 

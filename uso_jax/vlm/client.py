@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A vision-language model behind an OpenAI-compatible endpoint: pictures and words in, an answer or a failure out.
+"""A vision-language model behind an OpenAI-compatible endpoint: images and words in, an answer or a failure out.
 
     vlm = Vlm("qwen2.5-vl-7b", "http://localhost:8000/v1", cache="answers.jsonl")
-    score = vlm.ask(["Rate the likeness from 0 to 4.", picture_a, picture_b], parse=read_score)
+    score = vlm.ask(["Rate the likeness from 0 to 4.", image_a, image_b], parse=read_score)
 
 Every answer is kept in the cache, a file of JSON lines, also those that `parse` cannot read; the same question is never
 asked twice, so that a run is repeated from its cache alone, without an endpoint, failures of parsing included. What
@@ -84,7 +84,7 @@ class Vlm:
           longest_wait: seconds.
           max_tokens: of an answer.
           temperature: of sampling. Second and later takes ask with at least 0.3, or they would be the same again.
-          max_pixels: larger pictures are shrunk to this.
+          max_pixels: larger images are shrunk to this.
         """
         if not model:
             raise InputError("a vision-language model needs its name at the endpoint")
@@ -118,7 +118,7 @@ class Vlm:
         """Give what `parse` makes of the answer; a ValueError of it means nonsense, and another answer is heard.
 
         Args:
-          parts: of the question, in order: text, and pictures as arrays, PIL images or pathlib paths. Bytes of a PNG
+          parts: of the question, in order: text, and images as arrays, PIL images or pathlib paths. Bytes of a PNG
             or JPEG file are sent as they are.
           parse: from the answer's text.
           take: number of an independent repetition, for protocols that average several.
@@ -126,7 +126,7 @@ class Vlm:
 
         Raises:
           VlmError: there is no answer that `parse` can read.
-          InputError: the endpoint does not know the key, the address or the model, or a picture cannot be read.
+          InputError: the endpoint does not know the key, the address or the model, or a image cannot be read.
         """
         pieces = [
             part if isinstance(part, str | bytes) else _shrunk(Reference.of(part).pixels, self.max_pixels)
@@ -260,18 +260,18 @@ def _shrunk(pixels: np.ndarray, max_pixels: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def _digest(picture: np.ndarray | bytes) -> dict[str, Any]:
-    if isinstance(picture, bytes):
-        return {"file": hashlib.sha256(picture).hexdigest()}
-    return {"image": hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest(), "shape": list(picture.shape)}
+def _digest(image: np.ndarray | bytes) -> dict[str, Any]:
+    if isinstance(image, bytes):
+        return {"file": hashlib.sha256(image).hexdigest()}
+    return {"image": hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest(), "shape": list(image.shape)}
 
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _image(picture: np.ndarray | bytes) -> dict[str, Any]:
-    file = picture if isinstance(picture, bytes) else _encoded(picture)
+def _image(image: np.ndarray | bytes) -> dict[str, Any]:
+    file = image if isinstance(image, bytes) else _encoded(image)
     kind = "jpeg" if file.startswith(b"\xff\xd8") else "png"
     url = f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}

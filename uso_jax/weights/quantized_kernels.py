@@ -3,7 +3,7 @@
 """Quantised kernels that stay quantised: numbers and scales on the device, multiplied inside the layer that uses them.
 
 A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so only the kernels of one layer are ever
-whole, as temporaries of the program. The product is the one of `weights.load`, and so are the pictures.
+whole, as temporaries of the program. The product is the one of `weights.load`, and so are the images.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects from pictures with a transparent ground, such as emoji: they can be drawn in any style, or as they are.
+"""Subjects from images with a transparent ground, such as emoji: they can be drawn in any style, or as they are.
 
 `render(subject, pose, style, size)` draws the silhouette and the details in the style, and with `Style.plain` the
-picture's own colours before a plain ground.
+image's own colours before a plain ground.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ DETAIL = 0.12  # difference in brightness, 0..1, from which a part is a detail o
 
 
 def subject_from_artwork(rgba: UInt8[np.ndarray, "h w 4"], name: str, *, phrase: str = "") -> Subject:
-    """Make a subject of what is opaque in a picture, moved and scaled to fit the unit circle.
+    """Make a subject of what is opaque in a image, moved and scaled to fit the unit circle.
 
     Its details are the rarer of two brightnesses inside; `fill` and `ink` are the colours nearest to the two.
 
@@ -53,9 +53,9 @@ def _squared(rgba: UInt8[np.ndarray, "h w 4"], side: int) -> Artwork:
     x, y, radius = fit(rgba[..., 3] > 127)
     box = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
     margin = int(np.ceil(radius))
-    picture = Image.fromarray(np.pad(rgba, ((margin, margin), (margin, margin), (0, 0)))).convert("RGBa")
+    image = Image.fromarray(np.pad(rgba, ((margin, margin), (margin, margin), (0, 0)))).convert("RGBa")
     box = tuple(edge + margin for edge in box)
-    resized = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    resized = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized, np.float32) / np.float32(255.0)
 
 

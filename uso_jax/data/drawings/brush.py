@@ -81,5 +81,5 @@ def clouds(size: int, cells: int, seed: int) -> Points:
 
 
 def _fixed(values: Points) -> Points:
-    values.flags.writeable = False  # shared by every picture of this size
+    values.flags.writeable = False  # shared by every image of this size
     return values

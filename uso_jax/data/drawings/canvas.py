@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a subject sits in the picture, and the distances a style paints with.
+"""Where a subject sits in the image, and the distances a style paints with.
 
 Canvas coordinates run from -1 to 1 with y up. Shapes: n points (height · width, row by row from the top).
 """
@@ -57,7 +57,7 @@ def grid(size: int) -> tuple[Points, Points]:
 
 
 class Canvas:
-    """The points of one picture and the posed subject under them."""
+    """The points of one image and the posed subject under them."""
 
     def __init__(self, subject: Subject, pose: Pose, size: int):
         self.subject, self.pose, self.size = subject, pose, size
@@ -96,21 +96,21 @@ class Canvas:
 
     @functools.cached_property
     def artwork(self) -> Float32[np.ndarray, "n 4"]:
-        """Premultiplied colours and alpha of the subject's own picture at every pixel."""
+        """Premultiplied colours and alpha of the subject's own image at every pixel."""
         pose = self.pose
         # The coarsest halving that is still at least as fine as the pixels; below 8 pixels there is nothing to halve.
         side = len(self.subject.artwork)
         most = max(0, side.bit_length() - 3)
-        picture = _level(self.subject, min(max(0, int(np.log2(self.pixel / pose.scale * side / 2.0))), most))
-        side = len(picture) - 2
+        image = _level(self.subject, min(max(0, int(np.log2(self.pixel / pose.scale * side / 2.0))), most))
+        side = len(image) - 2
         c, s = np.float32(np.cos(pose.angle) / pose.scale), np.float32(np.sin(pose.angle) / pose.scale)
         dx, dy = self.x - np.float32(pose.x), self.y - np.float32(pose.y)
         u = ((c * dx + s * dy) * np.float32(side / 2) + np.float32((side + 1) / 2)).clip(0.0, side + 0.99)
         v = ((s * dx - c * dy) * np.float32(side / 2) + np.float32((side + 1) / 2)).clip(0.0, side + 0.99)
         left, top = u.astype(np.int32), v.astype(np.int32)
         fu, fv = (u - np.floor(u))[:, None], (v - np.floor(v))[:, None]
-        upper = picture[top, left] * (1 - fu) + picture[top, left + 1] * fu
-        lower = picture[top + 1, left] * (1 - fu) + picture[top + 1, left + 1] * fu
+        upper = image[top, left] * (1 - fu) + image[top, left + 1] * fu
+        lower = image[top + 1, left] * (1 - fu) + image[top + 1, left + 1] * fu
         return upper * (1 - fv) + lower * fv
 
     def cover(self, distance: Points, soft: float = 1.0) -> Points:
@@ -120,7 +120,7 @@ class Canvas:
 
 @functools.lru_cache(maxsize=1024)
 def _level(subject: Subject, number: int) -> Artwork:
-    """Give the subject's picture, halved so many times, in a transparent rim for what is outside."""
+    """Give the subject's image, halved so many times, in a transparent rim for what is outside."""
     level = subject.artwork
     for _ in range(number):
         half = len(level) // 2

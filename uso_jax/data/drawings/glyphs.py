@@ -54,9 +54,9 @@ def _mask(symbol: str) -> Bool[np.ndarray, "h w"]:
     left, top, right, bottom = font.getbbox(symbol)
     if right <= left or bottom <= top:
         raise InputError(f"DejaVu Sans draws nothing for {symbol!r}.")
-    picture = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
-    ImageDraw.Draw(picture).text((4 - left, 4 - top), symbol, fill=255, font=font)
-    return np.asarray(picture) > 127
+    image = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
+    ImageDraw.Draw(image).text((4 - left, 4 - top), symbol, fill=255, font=font)
+    return np.asarray(image) > 127
 
 
 @functools.cache

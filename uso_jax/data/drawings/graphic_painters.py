@@ -21,7 +21,7 @@ def flat(canvas: Canvas, style: DrawingStyle, base=None) -> Colours:
 
 
 def split(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Exchange the colours on one side of a line through the picture."""
+    """Exchange the colours on one side of a line through the image."""
     body, detail = canvas.distances
     side = canvas.cover(across(canvas, style.angle, 1.0, 0.3 * (style.phase - 0.5)))
     mark = np.float32(0.8) * canvas.cover(detail)
@@ -34,12 +34,12 @@ def cel(canvas: Canvas, style: DrawingStyle) -> Colours:
     reach = np.float32(1.5 * style.weight)
     lit, _ = canvas.distances_at(canvas.x - reach, canvas.y + reach)
     low = palette.blend(style.ground, (0.1, 0.1, 0.25), 0.3)
-    picture = over(style.ground, low, canvas.cover(canvas.y + np.float32(0.25 + 0.5 * style.phase)))
-    picture = over(picture, palette.blend(style.fill, WHITE, 0.35), canvas.cover(body))
+    image = over(style.ground, low, canvas.cover(canvas.y + np.float32(0.25 + 0.5 * style.phase)))
+    image = over(image, palette.blend(style.fill, WHITE, 0.35), canvas.cover(body))
     dark = palette.blend(style.fill, (0.05, 0.02, 0.15), 0.45)
-    picture = over(picture, dark, canvas.cover(body) * canvas.cover(-lit))
-    picture = over(picture, (0.05, 0.04, 0.08), canvas.cover(np.abs(body) - np.float32(0.3 * style.weight)))
-    return over(picture, style.ink, canvas.cover(detail))
+    image = over(image, dark, canvas.cover(body) * canvas.cover(-lit))
+    image = over(image, (0.05, 0.04, 0.08), canvas.cover(np.abs(body) - np.float32(0.3 * style.weight)))
+    return over(image, style.ink, canvas.cover(detail))
 
 
 def outline(canvas: Canvas, style: DrawingStyle) -> Colours:
@@ -95,7 +95,7 @@ def _strokes(canvas, style, strokes, ground=0.0):
 
 
 def engraving(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Cover the whole picture with waving lines that swell in the body."""
+    """Cover the whole image with waving lines that swell in the body."""
     body, detail = canvas.distances
     period = 0.55 * style.period
     phase = canvas.y / np.float32(period) + np.float32(style.phase) + np.float32(0.16) * np.sin(canvas.x * 5)
@@ -180,12 +180,12 @@ def checker(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 def _filled(canvas, style, texture):
     body, detail = canvas.distances
-    picture = over(over(style.ground, style.fill, canvas.cover(body)), style.ink, texture * canvas.cover(body + 0.04))
-    return over(picture, style.ground, canvas.cover(detail))
+    image = over(over(style.ground, style.fill, canvas.cover(body)), style.ink, texture * canvas.cover(body + 0.04))
+    return over(image, style.ground, canvas.cover(detail))
 
 
 def rays(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Let beams run out from the middle of the picture behind the body."""
+    """Let beams run out from the middle of the image behind the body."""
     turns = np.arctan2(canvas.y, canvas.x) * np.float32(10 / (2 * np.pi)) + np.float32(style.phase)
     beams = (wrap(turns) < 0.5).astype(np.float32)
     return flat(canvas, style, over(style.ground, palette.blend(style.ground, style.ink, 0.4), beams))

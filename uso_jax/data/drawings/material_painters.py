@@ -77,14 +77,14 @@ def paper_cut(canvas: Canvas, style: DrawingStyle) -> Colours:
     """Look down through layers of paper, cut wider from one to the next, to the body."""
     body, detail = canvas.distances
     step = np.float32(1.3 * style.weight)
-    picture = rgb(style.ground)
+    image = rgb(style.ground)
     for layer in (3, 2, 1, 0):
         edge = body - layer * step
-        above = picture if picture.ndim == 2 else np.broadcast_to(picture, (len(body), 3))
+        above = image if image.ndim == 2 else np.broadcast_to(image, (len(body), 3))
         shade = np.float32(0.55) * np.exp(edge.clip(None, 0.0) / np.float32(0.6 * step))
         own = over(palette.blend(style.fill, style.ground, layer / 4), NIGHT, shade)
-        picture = above + (own - above) * canvas.cover(edge)[:, None]
-    return over(picture, style.ink, canvas.cover(detail))
+        image = above + (own - above) * canvas.cover(edge)[:, None]
+    return over(image, style.ink, canvas.cover(detail))
 
 
 def watercolor(canvas: Canvas, style: DrawingStyle) -> Colours:
@@ -106,8 +106,8 @@ def ink_wash(canvas: Canvas, style: DrawingStyle) -> Colours:
     paper = palette.blend(style.ground, WHITE, 0.5)
     bleed = np.exp(-ragged.clip(0.0, None) / np.float32(1.6 * style.weight)) * np.float32(0.55)
     thin = (0.72 - 0.4 * (canvas.y - canvas.pose.y) / canvas.pose.scale + 0.5 * lumps).clip(0.2, 1.0)
-    picture = over(over(paper, ink, bleed), ink, canvas.cover(ragged, 2.0) * thin)
-    return over(picture, paper, np.float32(0.85) * canvas.cover(detail))
+    image = over(over(paper, ink, bleed), ink, canvas.cover(ragged, 2.0) * thin)
+    return over(image, paper, np.float32(0.85) * canvas.cover(detail))
 
 
 def low_poly(canvas: Canvas, style: DrawingStyle) -> Colours:
@@ -119,8 +119,8 @@ def low_poly(canvas: Canvas, style: DrawingStyle) -> Colours:
     shade = scatter(np.floor(u) + upper * 31, np.floor(v), style.phase) - np.float32(0.5)
     body, detail = canvas.distances
     inside = canvas.cover(body)
-    picture = over(over(style.ground, style.fill, inside), style.ink, canvas.cover(detail))
-    return picture * (1.0 + (0.5 + 0.45 * inside) * shade)[:, None] + (0.2 * shade * (0.4 + inside))[:, None]
+    image = over(over(style.ground, style.fill, inside), style.ink, canvas.cover(detail))
+    return image * (1.0 + (0.5 + 0.45 * inside) * shade)[:, None] + (0.2 * shade * (0.4 + inside))[:, None]
 
 
 def stained_glass(canvas: Canvas, style: DrawingStyle) -> Colours:
@@ -183,21 +183,21 @@ def clay(canvas: Canvas, style: DrawingStyle) -> Colours:
     depth = (-body / np.float32(2.2 * style.weight)).clip(0.0, 1.0)
     light = slope * (1.0 - depth)
     fall, _ = canvas.distances_at(canvas.x - 0.08, canvas.y + 0.16)
-    picture = over(palette.blend(style.ground, WHITE, 0.1), NIGHT, np.float32(0.5) * canvas.cover(fall, 7.0))
+    image = over(palette.blend(style.ground, WHITE, 0.1), NIGHT, np.float32(0.5) * canvas.cover(fall, 7.0))
     own = over(style.fill, style.ink, np.float32(0.8) * canvas.cover(detail, 2.0)) * (0.95 + 0.45 * light)[:, None]
     gloss = np.exp(-(((slope - 0.9) / 0.35) ** 2) - ((depth - 0.45) / 0.28) ** 2)
     own = over(own, WHITE, np.float32(0.9) * gloss.astype(np.float32))
-    return picture + (own - picture) * canvas.cover(body)[:, None]
+    return image + (own - image) * canvas.cover(body)[:, None]
 
 
 def glitch(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Tear the picture into bands that slip sideways, each with a ghost."""
+    """Tear the image into bands that slip sideways, each with a ghost."""
     row = np.floor((canvas.y + 1.0) * np.float32(1.33 / style.period) + np.float32(style.phase))
     slip = np.float32(style.weight) * np.sin(row * np.float32(2.4))
     body, detail = canvas.distances_at(canvas.x + slip, canvas.y)
     ghost, _ = canvas.distances_at(canvas.x + slip + np.float32(0.9 * style.weight), canvas.y)
-    picture = over(over(style.ground, style.ink, canvas.cover(ghost)), style.fill, canvas.cover(body))
-    return over(picture, style.ground, canvas.cover(detail))
+    image = over(over(style.ground, style.ink, canvas.cover(ghost)), style.fill, canvas.cover(body))
+    return over(image, style.ground, canvas.cover(detail))
 
 
 def misprint(canvas: Canvas, style: DrawingStyle) -> Colours:
@@ -209,17 +209,17 @@ def misprint(canvas: Canvas, style: DrawingStyle) -> Colours:
     other = tuple(0.15 + 0.85 * (1.0 - v) for v in style.fill)
     first, second = canvas.cover(one), canvas.cover(two)
     paper = over(style.ground, WHITE, np.float32(0.35) + np.zeros_like(first))
-    picture = over(over(paper, style.fill, first), other, second * (1.0 - first))
+    image = over(over(paper, style.fill, first), other, second * (1.0 - first))
     mixed = tuple(0.6 * p * q for p, q in zip(style.fill, other, strict=True))
-    return over(over(picture, mixed, first * second), other, canvas.cover(detail))
+    return over(over(image, mixed, first * second), other, canvas.cover(detail))
 
 
 def scanlines(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Show the picture on a tube: swaying, blurred sideways, with dark rows and dim corners."""
+    """Show the image on a tube: swaying, blurred sideways, with dark rows and dim corners."""
     period = 0.5 * style.period
     sway = np.float32(0.5 * style.weight) * np.sin(canvas.y * np.float32(4.0) + np.float32(6.28 * style.phase))
     body, detail = canvas.distances_at(canvas.x + sway, canvas.y)
-    picture = over(over(style.ground, style.fill, canvas.cover(body, 2.5)), style.ink, canvas.cover(detail, 2.0))
+    image = over(over(style.ground, style.fill, canvas.cover(body, 2.5)), style.ink, canvas.cover(detail, 2.0))
     rows = lines(canvas, across(canvas, np.pi / 2, period, style.phase), 0.5, period)
     dim = (1.1 - 0.22 * (canvas.x**2 + canvas.y**2)) * (1.0 - 0.62 * rows)
-    return picture * dim[:, None]
+    return image * dim[:, None]

@@ -79,6 +79,6 @@ STYLES = {name: _PAINTERS[name] for name in FAMILY_OF}
 
 
 def render(subject: Subject, pose: Pose, style: DrawingStyle, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Draw the subject in the pose and the style: the same arguments always give the same picture."""
+    """Draw the subject in the pose and the style: the same arguments always give the same image."""
     painted = STYLES[style.name](Canvas(subject, pose, size), style)
     return (painted.clip(0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)

@@ -3,7 +3,7 @@
 """The artwork of seven design teams, rasterised once into a file that is then read at random.
 
 The artwork is not part of this project: put the seven npm tarballs into a folder (the error for a missing one holds the
-command). The file holds, for every subject and team, what `artwork.subject_from_artwork` works out of the picture, and
+command). The file holds, for every subject and team, what `artwork.subject_from_artwork` works out of the image, and
 lies under `data_dir`; it is mapped into memory, so that opening it takes no time and processes share it.
 """
 
@@ -22,7 +22,7 @@ from uso_jax.data.drawings.shapes import NOTHING
 from uso_jax.data.drawings.subjects import FIELD_REACH, FIELD_SIZE, Subject
 from uso_jax.data.emoji.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
 
-# Each team's artwork keeps its own licence; pictures made from it must carry these notices.
+# Each team's artwork keeps its own licence; images made from it must carry these notices.
 LICENCES = {
     "twemoji": "Twemoji, CC-BY-4.0",
     "noto": "Noto Emoji, Apache-2.0",
@@ -45,14 +45,14 @@ def is_heldout(subject: str) -> bool:
 
 
 class EmojiArtwork:
-    """Subjects by name and team, fine enough for pictures of `size` pixels.
+    """Subjects by name and team, fine enough for images of `size` pixels.
 
     Reads the file in `data_dir`, which is first made from the tarballs in `manual_dir` if there is none; without
     `manual_dir` it must be there.
     """
 
     def __init__(self, data_dir: Path | str, manual_dir: Path | str, *, size: int):
-        # A subject is drawn no larger than the picture: from as many points as the picture has, and 128 at most.
+        # A subject is drawn no larger than the image: from as many points as the image has, and 128 at most.
         self.side = min(ARTWORK_SIDE, max(8, 1 << (size - 1).bit_length()))
         self._records = _open(_made(Path(data_dir) / FOLDER, str(manual_dir), self.side), _layout(self.side))
         self.names = tuple(name.decode() for name in self._records["name"][:, 0].tolist())
@@ -61,7 +61,7 @@ class EmojiArtwork:
         self.heldout = tuple(name for name in self.names if is_heldout(name))
 
     def subject(self, name: str, team: str) -> Subject:
-        """Give a subject as a team draws it, its own picture included."""
+        """Give a subject as a team draws it, its own image included."""
         record = self._records[self._rows[name], TEAMS.index(team)]
         fill, ink = record["fill"].decode(), record["ink"].decode()
         artwork = record["artwork"] * np.float32(1 / 255)

@@ -178,7 +178,7 @@ class EmojiSource:
     ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
         """Give a triplet's target with other subjects, and in other styles; the target itself comes first.
 
-        Other styles of an artist's picture are the same subject by every other team, before the same ground.
+        Other styles of an artist's image are the same subject by every other team, before the same ground.
         """
         meta = triplet.meta
         subject = self.artwork.subject(meta["subject"], meta["team"])

@@ -88,9 +88,9 @@ class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source):
         for index in range(len(source)):
             triplet = source[index]
-            pictures = (triplet.content, *triplet.styles, triplet.target)
+            images = (triplet.content, *triplet.styles, triplet.target)
             # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
-            files = (io.BytesIO(decode.encode_png(picture)) for picture in pictures)
+            files = (io.BytesIO(decode.encode_png(image)) for image in images)
             meta = triplet.meta
             text = (triplet.prompt, triplet.layout, meta["subject"], meta["style_subjects"][0])
             teams = (meta["content_team"], meta["team"])

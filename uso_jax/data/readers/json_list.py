@@ -56,7 +56,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
 
 
 def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
-    """Read upstream's list of what to generate; targets are made pictures in the folder `pictures`, or none."""
+    """Read upstream's list of what to generate; targets are made images in the folder `images`, or none."""
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load(path)):
         where = f"{path}, item {number}"

@@ -67,12 +67,12 @@ class Place:
         except OSError as error:
             raise BadExample(f"{self}{what} cannot be read ({error.strerror or error}).") from error
 
-    def decode(self, what: str = "", fit: images.Fit | None = None) -> images.Picture:
-        """Give the picture, resized by `fit`; `what` is added to its name in messages."""
+    def decode(self, what: str = "", fit: images.Fit | None = None) -> images.Pixels:
+        """Give the image, resized by `fit`; `what` is added to its name in messages."""
         return images.decode(self.read(what), what=f"{self}{what}", number=self.view, fit=fit)
 
     def size(self) -> tuple[int, int]:
-        """Give the picture's (height, width), reading no more than needed; of a view only the shape is right."""
+        """Give the image's (height, width), reading no more than needed; of a view only the shape is right."""
         if self.view >= 0:
             return 1, 1
         if self.row < 0 and self.unpacked < 0:

@@ -69,7 +69,7 @@ class TripletSet:
 
 
 def sizes_file(path: Path, split: str) -> Path:
-    """Give where a data set keeps the sizes of a split's pictures."""
+    """Give where a data set keeps the sizes of a split's images."""
     return path / f"sizes_{split}.npy"
 
 
@@ -84,17 +84,17 @@ def encoded(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[in
         raise InputError(f"triplet {triplet.key!r} has no target: it is for generating from, not for training.")
     item = source.item(index) if isinstance(source, FileTriplets) else None
 
-    def file(picture: images.Picture, place: Place | None) -> io.BytesIO:
+    def file(image: images.Pixels, place: Place | None) -> io.BytesIO:
         # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
         kept = place is not None and place.view < 0
-        return io.BytesIO(place.read() if kept else images.encode_png(np.ascontiguousarray(picture)))
+        return io.BytesIO(place.read() if kept else images.encode_png(np.ascontiguousarray(image)))
 
     content = [] if triplet.content is None else [file(triplet.content, item and item.content)]
     places = item.styles if item else [None] * len(triplet.styles)
-    size = lambda picture: (0, 0) if picture is None else picture.shape[:2]
+    size = lambda image: (0, 0) if image is None else image.shape[:2]
     example = {
         "content": content,
-        "styles": [file(picture, place) for picture, place in zip(triplet.styles, places, strict=True)],
+        "styles": [file(image, place) for image, place in zip(triplet.styles, places, strict=True)],
         "target": file(triplet.target, item and item.target),
         "prompt": triplet.prompt,
         "layout": triplet.layout,

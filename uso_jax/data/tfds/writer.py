@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets of any source as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
-Image files go in as they are, byte for byte, so that a picture is the same by every route; what has no file (drawn
-pictures, views cut from a larger image) is stored as PNG.
+Image files go in as they are, byte for byte, so that a image is the same by every route; what has no file (drawn
+images, views cut from a larger image) is stored as PNG.
 """
 
 import shutil
@@ -38,10 +38,10 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         image, text = tfds.features.Image(shape=(None, None, 3)), tfds.features.Text()
-        pictures = dict(content=tfds.features.Sequence(image), styles=tfds.features.Sequence(image), target=image)
+        images = dict(content=tfds.features.Sequence(image), styles=tfds.features.Sequence(image), target=image)
         return self.dataset_info_from_configs(
             description="Triplets of content, style and target images; content holds one image or none.",
-            features=tfds.features.FeaturesDict(pictures | dict.fromkeys(("prompt", "layout", "key", "meta"), text)),
+            features=tfds.features.FeaturesDict(images | dict.fromkeys(("prompt", "layout", "key", "meta"), text)),
             disable_shuffling=True,  # example i stays example i; training shuffles
         )
 

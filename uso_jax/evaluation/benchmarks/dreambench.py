@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
-from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, published
+from uso_jax.evaluation.benchmark import Benchmark, Column, images, published
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
@@ -33,7 +33,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     items = []
     for key, prompt, shown in listed:
         compared = (
-            shown if options["refs"] == "input" else [p for s in shown for p in pictures(pathlib.Path(s).parent, "")]
+            shown if options["refs"] == "input" else [p for s in shown for p in images(pathlib.Path(s).parent, "")]
         )
         subject = "+".join(pathlib.Path(path).parent.name for path in shown)
         items.append(
@@ -133,7 +133,7 @@ BENCHMARK = Benchmark(
     options={
         "refs": ("all", "compare with all photographs of the subject, or with the input alone"),
         "list": ("", "a list of items in UNO's JSON, such as its two-subject list, in place of one subject an item"),
-        "num_images": ("6", "pictures a prompt; DreamBooth made 4, UNO 6"),
+        "num_images": ("6", "images a prompt; DreamBooth made 4, UNO 6"),
     },
     data="google/dreambooth's dataset folder",
 )

@@ -8,7 +8,7 @@ DATA is the data set's folder: images/<kind>/NN.jpg and captions/<kind>/NN.txt, 
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from uso_jax.evaluation.benchmark import Benchmark, Column, Values, pictures, text_lines
+from uso_jax.evaluation.benchmark import Benchmark, Column, Values, images, text_lines
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
@@ -19,7 +19,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     """Read the four kinds; a reference of kind style is a style image."""
     items = []
     for kind in KINDS:
-        for path in pictures(data / "images" / kind, f"references of kind {kind}"):
+        for path in images(data / "images" / kind, f"references of kind {kind}"):
             name = pathlib.Path(path).stem
             subject, *prompts = text_lines(data / "captions" / kind / f"{name}.txt", "a subject and prompts")
             refs = {"style_refs" if kind == "style" else "content_refs": (path,)}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MICo-Bench: many references composed in one picture, judged by Weighted-Ref-VIEScore.
+"""MICo-Bench: many references composed in one image, judged by Weighted-Ref-VIEScore.
 
 DATA is the folder of mico_bench_{object_centric,human_centric,hoi,dere}.jsonl with the images beside them.
 """

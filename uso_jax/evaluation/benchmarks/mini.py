@@ -24,7 +24,7 @@ BASELINES = ("target", "copy_content", "copy_style")
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Draw references and targets of every task; targets and references are also kept as pictures of models."""
+    """Draw references and targets of every task; targets and references are also kept as images of models."""
     try:
         count, size, seed = (int(options[name]) for name in ("count", "size", "seed"))
     except ValueError as error:
@@ -35,14 +35,14 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
         for index in range(count):
             triplet, key = source[index], f"{subset}/{index:04d}"
             files = {}
-            for name, picture in (
+            for name, image in (
                 ("content", triplet.content), ("style", triplet.styles[0] if triplet.styles else None),
                 ("target", triplet.target),
             ):  # fmt: skip
-                if picture is not None:
+                if image is not None:
                     files[name] = data / subset / f"{index:04d}_{name}.png"
                     files[name].parent.mkdir(parents=True, exist_ok=True)
-                    atomic_files.write(files[name], encode_png(picture))
+                    atomic_files.write(files[name], encode_png(image))
             only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
             for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
                 _link(data / "baselines" / model / f"{key}.png", files.get(name, only))

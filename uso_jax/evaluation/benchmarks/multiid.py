@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MultiID-Bench: people in new pictures; by default the one-person subset, on which USO is ranked.
+"""MultiID-Bench: people in new images; by default the one-person subset, on which USO is ranked.
 
 DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.json, p2.json, p3.json and their images.
 """
@@ -92,7 +92,7 @@ BENCHMARK = Benchmark(
     published_source="arXiv 2510.14975, one person",
     ours=(
         "CLIP is ViT-B/16 here: --metric_weights must hold that one.",
-        "Copy-Paste and blending are means over the people of a picture; the aesthetic score is left out.",
+        "Copy-Paste and blending are means over the people of a image; the aesthetic score is left out.",
         "Strict: all values count. --compat: values beyond 1.5 interquartile ranges are left out, as published.",
     ),
     options={"subsets": ("p1", "of p1, p2, p3, joined by commas")},

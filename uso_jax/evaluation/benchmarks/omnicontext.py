@@ -81,6 +81,6 @@ BENCHMARK = Benchmark(
         "--compat repeats the published script: three rounds of which the last counts, a drawn number where an answer"
         " cannot be read.",
     ),
-    options={"num_images": ("1", "pictures an item; 3 for the published three samplings")},
+    options={"num_images": ("1", "images an item; 3 for the published three samplings")},
     data="data.jsonl with images, or the parquet files",
 )

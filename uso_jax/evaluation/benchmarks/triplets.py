@@ -70,7 +70,7 @@ BENCHMARK = Benchmark(
     published=published(("CLIP score",), {"USO (an aggregator's figure)": (69.39,)}),
     published_source="an aggregator; there is no primary source",
     ours=(
-        "The whole protocol is this project's; CLIP score is 100 times picture's and target's cosine in CLIP ViT-B/32.",
+        "The whole protocol is this project's; CLIP score is 100 times image's and target's cosine in CLIP ViT-B/32.",
     ),
     data="folders STYLE/ID with content, style and target",
 )

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, slug, text_lines
+from uso_jax.evaluation.benchmark import Benchmark, Column, images, slug, text_lines
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
@@ -76,7 +76,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     ]
     if not contents:
         raise InputError(f"{data / 'content'} has no images; put content images there, in human and object")
-    styles = _chosen(pictures(data / "style", "style images"), 50, options)
+    styles = _chosen(images(data / "style", "style images"), 50, options)
     names = _names(data)
     subject_prompts = _prompts(data, "subject_prompts.txt", (*SCENES, *INSTRUCTIONS, *STYLED))
     style_prompts = _prompts(data, "style_prompts.txt", STYLE_PROMPTS)
@@ -113,7 +113,7 @@ def _contents(data: pathlib.Path, kind: str, most: int, options: Mapping[str, st
     folder = data / "content" / kind
     if not folder.is_dir() and not (kind == "object" and not (data / "content" / "human").is_dir()):
         return []
-    found = pictures(folder if folder.is_dir() else folder.parent, f"content images of kind {kind}")
+    found = images(folder if folder.is_dir() else folder.parent, f"content images of kind {kind}")
     return _chosen(found, most if (data / "content" / "human").is_dir() else 50, options)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
-from uso_jax.evaluation.benchmark import Benchmark, Column, pictures, published
+from uso_jax.evaluation.benchmark import Benchmark, Column, images, published
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
@@ -27,7 +27,7 @@ COLUMNS = (
     Column("CLIP-T", ("clip_t",)),
 )
 OURS = (
-    "LPIPS's network is not named; it is AlexNet, version 0.1, on pictures resized to the real one.",
+    "LPIPS's network is not named; it is AlexNet, version 0.1, on images resized to the real one.",
     "DINO is DINOv2's cosine.",
     "FFA needs foreground masks and is not defined in public; it is left out.",
 )
@@ -39,8 +39,8 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     if file.exists():
         for where, record in records.read(file, ""):
             prompts[records.text(record, ["id"], where)] = records.text(record, ["prompt"], where)
-    photographs, items = {pathlib.Path(p).stem: p for p in pictures(data / "image", "photographs")}, []
-    for cloth in pictures(data / "cloth", "garments"):
+    photographs, items = {pathlib.Path(p).stem: p for p in images(data / "image", "photographs")}, []
+    for cloth in images(data / "cloth", "garments"):
         name = pathlib.Path(cloth).stem
         if name not in photographs:
             raise InputError(f"{cloth} has no photograph of its name in {data / 'image'}; outfit generation is paired")

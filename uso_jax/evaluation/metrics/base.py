@@ -3,7 +3,7 @@
 """A metric as data: which figure, of what kind, compared with what; and the tools that kinds are made with.
 
 A kind is a function (metric, tools) -> measure; a measure is called with samples and gives a result for each, and its
-`identity` says everything that its values depend on besides pictures and items.
+`identity` says everything that its values depend on besides images and items.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ AGAINST: Mapping[str, Callable[[EvalItem], Sequence[str]]] = {
     "subject": lambda item: item.meta.get("subject_images", item.content_refs),  # all photographs of the subject
     "all": lambda item: [*item.content_refs, *item.style_refs],
 }
-"""The images of an item that a picture may be compared with."""
+"""The images of an item that a image may be compared with."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Metric:
         return all(item.prompt if need == "prompt" else item.meta.get(need) for need in self.needs)
 
     def references(self, item: EvalItem) -> Sequence[str]:
-        """Give the images that a picture of the item is compared with."""
+        """Give the images that a image of the item is compared with."""
         return AGAINST[self.against](item)
 
 
@@ -76,7 +76,7 @@ class Measure(Protocol):
 
 @runtime_checkable
 class WholeMeasure(Protocol):
-    """What a kind makes whose value is of all pictures together."""
+    """What a kind makes whose value is of all images together."""
 
     identity: Mapping[str, Any]
 
@@ -111,7 +111,7 @@ _TOOLS = {  # what the user calls them
     "networks": "a weights directory of networks (--metric_weights)",
     "vlm": "a judge (--judge)",
     "faces": "face embeddings (--faces)",
-    "reader": "what was read in the pictures (--texts)",
+    "reader": "what was read in the images (--texts)",
 }
 
 

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Exact judgement of pictures: the nearest of what the target would be, had only one factor been another.
+"""Exact judgement of images: the nearest of what the target would be, had only one factor been another.
 
 A source that knows the truth gives, for every triplet, the target with other subjects and the target in other styles. A
-picture is right about its content if the nearest of the first is the true target, and right about its style if the
+image is right about its content if the nearest of the first is the true target, and right about its style if the
 nearest of the second is. No learned network is involved. Where the layout is shifted nobody can know the pose that the
 target happens to have, so only preserved layouts can be judged like this. Where there is no content image at all, the
-style is still known: it is right if the picture's patches are nearest to other drawings in the target's style.
+style is still known: it is right if the image's patches are nearest to other drawings in the target's style.
 
 As a metric of items that came from the procedural source:
 
@@ -61,7 +61,7 @@ class Counterfactuals:
         self._candidates = [source.counterfactuals(t) for t in triplets]
 
     def score(self, images: Images) -> dict[str, float]:
-        """Give the shares of pictures that are right about content and about style, and the mean squared error.
+        """Give the shares of images that are right about content and about style, and the mean squared error.
 
         Chance is one in the number of candidates. The error is of pixel values from 0 to 1.
         """
@@ -80,7 +80,7 @@ class Styles:
         self._drawn = [style_sets(source, triplet) for triplet in triplets]
 
     def score(self, images: Images) -> dict[str, float]:
-        """Give the share of pictures that are right about style. Chance is one in the number of styles."""
+        """Give the share of images that are right about style. Chance is one in the number of styles."""
         nearest = [np.argmin(distances(*pair)) for pair in zip(images, self._drawn, strict=True)]
         return {"style_accuracy": float(np.mean(np.equal(nearest, 0)))}
 
@@ -91,7 +91,7 @@ def style_sets(source: TruthfulSource, triplet: Triplet) -> list[Images]:
 
 
 def errors(image: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> Float64[np.ndarray, " m"]:
-    """Give a picture's mean squared distance to every candidate, of pixel values from 0 to 255."""
+    """Give a image's mean squared distance to every candidate, of pixel values from 0 to 255."""
     return np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))
 
 
@@ -103,16 +103,16 @@ _PATCH = 5
 
 
 def distances(
-    picture: UInt8[np.ndarray, "h w 3"], sets: Sequence[UInt8[np.ndarray, "n h w 3"]]
+    image: UInt8[np.ndarray, "h w 3"], sets: Sequence[UInt8[np.ndarray, "n h w 3"]]
 ) -> Float64[np.ndarray, " k"]:
-    """Give, for each set, the mean squared distance of a picture's patches to the nearest patch in the set."""
-    stride = max(2, picture.shape[0] // 16)  # or twice the side would cost sixteen times as much
-    own = _patches(picture[None], stride)
-    return np.array([_distance(own, _patches(pictures, stride)) for pictures in sets])
+    """Give, for each set, the mean squared distance of a image's patches to the nearest patch in the set."""
+    stride = max(2, image.shape[0] // 16)  # or twice the side would cost sixteen times as much
+    own = _patches(image[None], stride)
+    return np.array([_distance(own, _patches(images, stride)) for images in sets])
 
 
-def _patches(pictures: UInt8[np.ndarray, "n h w 3"], stride: int) -> Float32[np.ndarray, "m d"]:
-    windows = np.lib.stride_tricks.sliding_window_view(pictures, (_PATCH, _PATCH), axis=(1, 2))
+def _patches(images: UInt8[np.ndarray, "n h w 3"], stride: int) -> Float32[np.ndarray, "m d"]:
+    windows = np.lib.stride_tricks.sliding_window_view(images, (_PATCH, _PATCH), axis=(1, 2))
     return windows[:, ::stride, ::stride].reshape(-1, 3 * _PATCH * _PATCH).astype(np.float32) / 255
 
 
@@ -122,7 +122,7 @@ def _distance(own: Float32[np.ndarray, "m d"], other: Float32[np.ndarray, "j d"]
 
 
 class Truth:
-    """Compare pictures with what their targets would be, had one factor been another."""
+    """Compare images with what their targets would be, had one factor been another."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.identity = metric, {"truth": "nearest counterfactual, nearest patches"}
@@ -139,8 +139,8 @@ class Truth:
                 f"{sample.path} is not of the size that mini's truth has, {triplet.target.shape[0]} pixels"
             )
         if triplet.content is None:
-            distances = distances(sample.pixels, style_sets(source, triplet))
-            return _judgement("style", distances)
+            found = distances(sample.pixels, style_sets(source, triplet))
+            return _judgement("style", found)
         contents, styles = source.counterfactuals(triplet)
         found = {"truth_mse": float(np.mean((sample.pixels.astype(float) - triplet.target) ** 2) / 255**2)}
         for name, candidates in (("content", contents), ("style", styles)):

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks through which metrics look at pictures and prompts: read from a weights directory when first needed.
+"""The networks through which metrics look at images and prompts: read from a weights directory when first needed.
 
-A network gives vectors of a picture, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
-length 1, so a product is a cosine. Pictures are preprocessed on the host, as each metric's authors do it, and
+A network gives vectors of a image, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
+length 1, so a product is a cosine. Images are preprocessed on the host, as each metric's authors do it, and
 embedded in batches that are split over all devices.
-Shapes: n pictures or prompts, d channels of a vector.
+Shapes: n images or prompts, d channels of a vector.
 """
 
 import functools
@@ -37,16 +37,16 @@ from uso_jax.weights import manifest_configs
 from uso_jax.weights.pretrained import Defaults, fingerprint
 
 Vectors = Float[np.ndarray, "n d"]
-_KEPT = 50_000  # vectors of pictures, so that references are embedded once
+_KEPT = 50_000  # vectors of images, so that references are embedded once
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a weights component looks at pictures.
+    """How a weights component looks at images.
 
     Attributes:
       make: its module.
-      sees: (its config) -> the preprocessing of a picture.
+      sees: (its config) -> the preprocessing of a image.
       look: (module, pixels) -> its vectors by name.
     """
 
@@ -90,7 +90,7 @@ _DOWNLOADS = {"clip_model": "clip-metric"}  # the names that `python -m convert 
 
 
 class Networks:
-    """Embed pictures and prompts by the networks of one weights directory, or of "mini"."""
+    """Embed images and prompts by the networks of one weights directory, or of "mini"."""
 
     def __init__(self, directory: str, *, batch_size: int = 32, num_threads: int = 4):
         self.directory, self.batch_size = mini.directory(directory), batch_size
@@ -119,7 +119,7 @@ class Networks:
         return {"networks": prints, "preprocess": preprocess_id(self.sees(COMPONENT[vector]))}
 
     def sees(self, component: str) -> Preprocess:
-        """Give how a component's pictures are prepared."""
+        """Give how a component's images are prepared."""
         return NETWORKS[component].sees(self._config(component))
 
     def images(self, vector: str, paths: Sequence[str]) -> Vectors:

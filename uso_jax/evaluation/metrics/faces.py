@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faces: how much the people of a picture are those of its references, by embeddings that others have made.
+"""Faces: how much the people of a image are those of its references, by embeddings that others have made.
 
 Face networks are under licences of their own, so embeddings come from a file, made with any of them:
 
@@ -102,7 +102,7 @@ class Faces:
             if not len(made) or (wanted is not None and not len(wanted)) or not all(len(r) for r in references):
                 continue
             values |= {f"{name}_{network}": x for name, x in figures(made, wanted, np.concatenate(references)).items()}
-        return values or Skipped("no face is seen in the picture, the target or a reference")
+        return values or Skipped("no face is seen in the image, the target or a reference")
 
 
 def figures(made: Vectors, target: Vectors | None, references: Vectors) -> dict[str, float]:

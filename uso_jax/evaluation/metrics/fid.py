@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""FID: how far the pictures of a model lie, as a set, from the true ones in Inception's features.
+"""FID: how far the images of a model lie, as a set, from the true ones in Inception's features.
 
 Sources: arXiv 1706.08500; pytorch-fid for the network and the resize (bilinear to 299 pixels squared, not smoothed).
-Shapes: n pictures, d features.
+Shapes: n images, d features.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _COMPONENT, _SIDE = "inception", 299
 
 
 class Fid:
-    """One figure of all pictures together, against their references."""
+    """One figure of all images together, against their references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -29,10 +29,10 @@ class Fid:
         self.identity = self.networks.identity_of(_COMPONENT)
 
     def whole(self, samples: Sequence[Sample]) -> Result:
-        """Compare all pictures with all references."""
+        """Compare all images with all references."""
         wanted = dict.fromkeys(path for sample in samples for path in self.metric.references(sample.item))
         if min(len(samples), len(wanted)) < 2:
-            return Failed("a distance of sets needs at least two pictures and two references")
+            return Failed("a distance of sets needs at least two images and two references")
         made = self._features([str(sample.path) for sample in samples])
         return {self.metric.name: frechet(made, self._features(list(wanted)))}
 
@@ -46,9 +46,9 @@ class Fid:
 
 
 @jax.jit
-def resized(pictures: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
+def resized(images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
     """Bring bytes [b, h, w, 3] to [-1, 1] and Inception's size."""
-    x = pictures.astype(jnp.float32) / 255
+    x = images.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (len(x), _SIDE, _SIDE, 3), "bilinear", antialias=False) - 1
 
 

@@ -29,7 +29,7 @@ Images = Float[Array, "b h w 3"]
 
 
 class Perceptual:
-    """Both distances at a given resolution, to which smaller pictures are enlarged; the lower, the nearer."""
+    """Both distances at a given resolution, to which smaller images are enlarged; the lower, the nearer."""
 
     def __init__(self, size: int = 64, network: str = "vgg16"):
         """Read the weights of "vgg16" or "alexnet", whose Gram matrices nobody uses."""
@@ -60,7 +60,7 @@ class Perceptual:
         return digest.hexdigest()[:16]
 
     def lpips(self, images: Images, targets: Images) -> Float[Array, " b"]:
-        """Give LPIPS between pictures in [-1, 1]."""
+        """Give LPIPS between images in [-1, 1]."""
         return self._lpips(self._weights, images, targets)
 
     def gram_distance(self, images: Images, styles: Images) -> Float[Array, " b"]:
@@ -70,7 +70,7 @@ class Perceptual:
     def distances(self, columns: Mapping[str, UInt8[np.ndarray, "n h w 3"]], made: str) -> dict[str, float]:
         """Give the means of a column: LPIPS to "target" where there is "content", Gram distance to "style" where it is.
 
-        Without a content image a picture need not look like the target.
+        Without a content image a image need not look like the target.
         """
         found = {}
         if "content" in columns:
@@ -104,7 +104,7 @@ class Perceptual:
 
 def _mean(distance: Callable, images: np.ndarray, others: np.ndarray, size: int = 32) -> float:
     parts = (slice(start, start + size) for start in range(0, len(images), size))
-    seen = lambda pictures: to_float(jnp.asarray(pictures))
+    seen = lambda pixels: to_float(jnp.asarray(pixels))
     return float(np.mean(np.concatenate([distance(seen(images[part]), seen(others[part])) for part in parts])))
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text in pictures: whether a reader sees the words that should be there.
+"""Text in images: whether a reader sees the words that should be there.
 
 What was read comes from a file, made with any reader: {"<sha256 of the image file>": ["a line", ...], ...}. Sentence
 accuracy is the share of wanted lines that were read without a mistake; NED is 1 minus the edit distance, relative to

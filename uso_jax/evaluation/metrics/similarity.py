@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that compare a picture with images or words through a network: cosines, LPIPS, Gram distance.
+"""Metrics that compare a image with images or words through a network: cosines, LPIPS, Gram distance.
 
 Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.03924 (LPIPS), 1508.06576 (Gram matrices).
 """
@@ -19,7 +19,7 @@ from uso_jax.evaluation.score_log import Result
 
 
 class Cosine:
-    """The mean cosine of a picture's vector with those of its references."""
+    """The mean cosine of a image's vector with those of its references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -38,7 +38,7 @@ class Cosine:
 
 
 class TextCosine:
-    """The cosine of a picture's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
+    """The cosine of a image's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.compat = metric, tools.compat
@@ -59,7 +59,7 @@ class TextCosine:
 class Distance:
     """LPIPS to the target ("lpips"), or the Gram distance to the style image ("gram"): the lower, the nearer.
 
-    A picture of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
+    A image of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
     """
 
     def __init__(self, metric: Metric, tools: Tools):
@@ -87,11 +87,11 @@ class Distance:
         return found
 
 
-def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if picture.shape[1::-1] == size:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+def _sized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[1::-1] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def _float(picture: np.ndarray) -> jax.Array:
-    return jnp.asarray(picture[None].astype(np.float32) / 127.5 - 1)
+def _float(image: np.ndarray) -> jax.Array:
+    return jnp.asarray(image[None].astype(np.float32) / 127.5 - 1)

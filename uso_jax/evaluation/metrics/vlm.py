@@ -147,8 +147,8 @@ def distinction(said: Sequence[bool], labels: Sequence[bool]) -> dict[str, float
 class VieScore(_Judged):
     """MICo-Bench's "sc" and "pq", each the root of a product of two numbers from 0 to 10.
 
-    sc sees the composed reference (the target) and the picture, pq the picture alone. In compat an answer that cannot
-    be read is not tried again, and the picture is left out of the mean, which is then no failure.
+    sc sees the composed reference (the target) and the image, pq the image alone. In compat an answer that cannot
+    be read is not tried again, and the image is left out of the mean, which is then no failure.
     """
 
     texts = ("semantics", "quality")
@@ -156,16 +156,16 @@ class VieScore(_Judged):
 
     def values(self, sample: Sample) -> Result:
         prompt, tries = self.text["semantics"].replace("{prompt}", sample.item.prompt), 1 if self.compat else TRIES
-        first, picture = [reference(path) for path in self.metric.references(sample.item)], made(sample)
-        sc = self.asked([*first, picture], prompt, read_pair, tries=tries)
-        pq = self.asked([picture], self.text["quality"], read_pair, tries=tries)
+        first, image = [reference(path) for path in self.metric.references(sample.item)], made(sample)
+        sc = self.asked([*first, image], prompt, read_pair, tries=tries)
+        pq = self.asked([image], self.text["quality"], read_pair, tries=tries)
         return {"sc": float(np.sqrt(sc[0] * sc[1])), "pq": float(np.sqrt(pq[0] * pq[1]))}
 
 
 class IdentityWeight(_Judged):
     """MICo-Bench's "weight": the mean over source images of how much of each arrived, from 0 to 1.
 
-    A source with a face (meta "human_indices") is weighed by the best cosine of its largest face with the picture's
+    A source with a face (meta "human_indices") is weighed by the best cosine of its largest face with the image's
     faces; any other by a yes or no of the judge, where an unclear answer is a no. Without a source face in a case of
     several humans all is 0. In compat a case without embeddings has weight 1, as the published script takes it.
     """
@@ -227,18 +227,18 @@ def labelled_subjects(item: EvalItem) -> list[str]:
 
 def reference(path: str) -> bytes:
     """Encode a reference for the judge: at most a million pixels, sides in multiples of 16."""
-    picture = Image.fromarray(pixels(path))
-    scale = min(1.0, (_MOST / (picture.width * picture.height)) ** 0.5)
-    size = tuple(max(16, int(side * scale) // 16 * 16) for side in picture.size)
-    return _jpeg(picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS))
+    image = Image.fromarray(pixels(path))
+    scale = min(1.0, (_MOST / (image.width * image.height)) ** 0.5)
+    size = tuple(max(16, int(side * scale) // 16 * 16) for side in image.size)
+    return _jpeg(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
 
 
 def made(sample: Sample) -> bytes:
-    """Encode a picture for the judge, in its own size."""
+    """Encode a image for the judge, in its own size."""
     return _jpeg(Image.fromarray(sample.pixels))
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95)
+    image.save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

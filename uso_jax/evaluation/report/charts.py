@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a report: a radar of columns, a scatter of models, contact sheets."""
+"""Images of a report: a radar of columns, a scatter of models, contact sheets."""
 
 import io
 import textwrap
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from uso_jax.evaluation.benchmark import Column
-from uso_jax.images.decode import Picture
+from uso_jax.images.decode import Pixels
 
 COLOURS = ("#3b6fb6", "#d1603d", "#3f9b63", "#8a5bb0", "#b88a1e", "#2f9aa3", "#c04f86", "#6b6b6b")
 _STYLE = {"font.size": 9, "svg.fonttype": "path", "axes.spines.top": False, "axes.spines.right": False}
@@ -82,8 +82,8 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[Picture | None]]], titles: Sequence[str]) -> Image.Image:
-    """Lay pictures out under titles, one item a row with its words beneath; what is missing is crossed out."""
+def sheet(rows: Sequence[tuple[str, Sequence[Pixels | None]]], titles: Sequence[str]) -> Image.Image:
+    """Lay images out under titles, one item a row with its words beneath; what is missing is crossed out."""
     font, small = ImageFont.load_default(13), ImageFont.load_default(11)
     width = _GAP + len(titles) * (_CELL + _GAP)
     height = 24 + len(rows) * (_CELL + 2 * _LINE + _GAP)
@@ -92,23 +92,23 @@ def sheet(rows: Sequence[tuple[str, Sequence[Picture | None]]], titles: Sequence
     for column, title in enumerate(titles):
         x = _GAP + column * (_CELL + _GAP) + _CELL // 2
         pen.text((x, 12), title[:24], fill=(40, 40, 40), font=font, anchor="mm")
-    for number, (words, pictures) in enumerate(rows):
+    for number, (words, images) in enumerate(rows):
         y = 24 + number * (_CELL + 2 * _LINE + _GAP)
-        for column, picture in enumerate(pictures):
+        for column, pixels in enumerate(images):
             x = _GAP + column * (_CELL + _GAP)
-            if picture is None:
+            if pixels is None:
                 pen.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), outline=(205, 205, 205))
                 pen.line((x, y, x + _CELL, y + _CELL), fill=(225, 225, 225))
                 continue
-            shown = _fitted(picture)
+            shown = _fitted(pixels)
             out.paste(shown, (x + (_CELL - shown.width) // 2, y + (_CELL - shown.height) // 2))
         for line, text in enumerate(textwrap.wrap(words, max(20, width // 7))[:2]):
             pen.text((_GAP, y + _CELL + 2 + line * _LINE), text, fill=(90, 90, 90), font=small)
     return out
 
 
-def _fitted(picture: Picture) -> Image.Image:
-    image = Image.fromarray(picture)
+def _fitted(pixels: Pixels) -> Image.Image:
+    image = Image.fromarray(pixels)
     scale = _CELL / max(image.size)
     size = tuple(max(1, round(length * scale)) for length in image.size)
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a benchmark: report.html with its pictures in report_files, report.json and report.csv.
+"""The report of a benchmark: report.html with its images in report_files, report.json and report.csv.
 
 The page loads nothing from anywhere else. Prompts, keys and reasons are other people's words, and are escaped.
 """
@@ -28,7 +28,7 @@ from uso_jax.evaluation.summary import csv_text, item_means
 SHOWN = 60  # items of a subset in the drill-down; those with problems come besides
 _SHEET = 8  # rows of a contact sheet
 _FILES = "report_files"
-_SMALL = 112  # pictures up to this are shown enlarged, without smoothing
+_SMALL = 112  # images up to this are shown enlarged, without smoothing
 
 
 def gather(folder: pathlib.Path, names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict
             for one in told[kind]:
                 what = f"{one['metric']}: " if one["metric"] else ""
                 problems.setdefault(one["key"], []).append(
-                    f"{told['model']}, picture {one['number']}, {what}{one['reason']}"
+                    f"{told['model']}, image {one['number']}, {what}{one['reason']}"
                 )
     chosen = {one.key for one in _spread(items, SHOWN)} | set(list(problems)[: 10 * SHOWN])
     made: dict[str, str] = {}
@@ -165,14 +165,14 @@ def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict
     for one in progress.bar([one for one in items if one.key in chosen], "thumbnails", unit="item", leave=False):
         references = [("content", path) for path in one.content_refs] + [("style", path) for path in one.style_refs]
         references += [("target", one.target)] if one.target else []
-        pictures = []
+        images = []
         for told in models:
             for number in range(one.num_images):
-                path = _picture(told, one, number)
+                path = _image(told, one, number)
                 figures = told["figures"].get((one.key, number), {})
-                pictures.append((told["model"], number, path and _thumbnail(files, path, made), figures))
+                images.append((told["model"], number, path and _thumbnail(files, path, made), figures))
         shown = [(kind, _thumbnail(files, path, made)) for kind, path in references]
-        found.append({"item": one, "references": shown, "pictures": pictures, "problems": problems.get(one.key, [])})
+        found.append({"item": one, "references": shown, "images": images, "problems": problems.get(one.key, [])})
     return found
 
 
@@ -185,8 +185,8 @@ def _spread(items: Sequence[EvalItem], most: int) -> list[EvalItem]:
     return found
 
 
-def _picture(told: Mapping[str, Any], one: EvalItem, number: int) -> str | None:
-    """Find a model's picture of an item, if it still is where it was scored."""
+def _image(told: Mapping[str, Any], one: EvalItem, number: int) -> str | None:
+    """Find a model's image of an item, if it still is where it was scored."""
     for stem in (f"{one.key}_{number}", one.key):
         for suffix in SUFFIXES:
             if (path := pathlib.Path(told["images"], stem + suffix)).is_file():
@@ -207,7 +207,7 @@ def _sheets(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dic
         for one in own:
             paths = [*_filled(one.content_refs, min(counts[0], 4)), *_filled(one.style_refs, min(counts[1], 2))]
             paths += [one.target] if targets else []
-            paths += [_picture(told, one, 0) for told in models]
+            paths += [_image(told, one, 0) for told in models]
             rows.append((one.prompt or "(no prompt: keep the layout)", [_read(path) for path in paths]))
         name = f"sheet_{number}.webp"
         charts.sheet(rows, titles).save(files / name, quality=85)

@@ -19,7 +19,7 @@ AVX-512 in float32, forward / forward and backward, 4 heads of 128 channels:
     xla         0.12 / 0.26   1.84 / 5.40   9.36 / 22.5   45.8 / 121
     blockwise   0.11 / 0.36   1.73 / 5.68   6.25 / 21.4   24.4 / 82.4
 
-and, of encoders, 32 pictures in 8 heads of 64, 16 in 16 of 64, 2 in 16 of 72:
+and, of encoders, 32 images in 8 heads of 64, 16 in 16 of 64, 2 in 16 of 72:
 
     tokens      64            128           257           729
     xla         8.9 / 22.2    27.4 / 79.3   128 / 350     110 / 343

@@ -8,7 +8,7 @@ of numbers: gradient accumulation only cuts the draws, and a held-out loss uses 
     components(stage) -> names                               of the weights components it reads
     draw(rng, system, stage) -> Draws                        everything random in one step, by example
     loss(params, system, stage, batch, draws) -> scalar      in float32
-    sample(params, system, stage, batch, settings) -> uint8  pictures [b, h, w, 3] for the sample grid; may be absent
+    sample(params, system, stage, batch, settings) -> uint8  images [b, h, w, 3] for the sample grid; may be absent
 """
 
 import importlib

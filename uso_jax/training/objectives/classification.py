@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The judge's loss: name the subject and the style of a picture.
+"""The judge's loss: name the subject and the style of a image.
 
-Half of the pictures pass through the autoencoder first, since those it will judge are decoded ones.
+Half of the images pass through the autoencoder first, since those it will judge are decoded ones.
 """
 
 import jax.numpy as jnp

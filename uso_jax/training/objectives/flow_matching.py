@@ -21,7 +21,7 @@ from uso_jax.params import Params
 from uso_jax.training.stage import StageConfig
 
 _CLIP_START = 3  # tokens of a caption that CLIP reads where it is cut
-_SEED = 20_25  # of the pictures' noise, whatever the run's own seed is
+_SEED = 20_25  # of the images' noise, whatever the run's own seed is
 
 
 @jax.tree_util.register_dataclass
@@ -110,7 +110,7 @@ def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: D
 
 
 def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:
-    """Generate a picture for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
+    """Generate a image for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
     height, width = stage.target_size
     return system.generate(
         params,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""SigLIP's loss: pictures and their captions find each other among all pairs of a batch (arXiv 2303.15343, eq. 1).
+"""SigLIP's loss: images and their captions find each other among all pairs of a batch (arXiv 2303.15343, eq. 1).
 
 The text tower reads the ids that T5 reads, so a prompt is cut into tokens once.
 """

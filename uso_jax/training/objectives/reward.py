@@ -70,7 +70,7 @@ def weigh(system: USO, stage: StageConfig, batch: Batch, draws: flow_matching.Dr
 
 
 def times(system: USO, stage: StageConfig) -> Float[Array, " T_plus_1"]:
-    """Give the times of the roll-out's schedule, from noise to picture."""
+    """Give the times of the roll-out's schedule, from noise to image."""
     return jnp.asarray(system.schedule(stage.reward.num_steps, *stage.target_size, stage.reward.shift), jnp.float32)
 
 
