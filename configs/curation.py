@@ -31,7 +31,7 @@ def curation(**changes) -> dict:
         limit=0,  # images to take of the source; 0: all
         shard_size=256,  # images a shard, the unit that is done or not
         seed=0,
-        captions="record",  # what a image shows: the source's words, "vlm" asks the model, "none"
+        captions="record",  # what an image shows: the source's words, "vlm" asks the model, "none"
         caption_question=(
             "Say in one short phrase what this picture shows: its main subject and where it is. Do not mention style,"
             " medium or colours. Answer with the phrase alone."

@@ -197,7 +197,7 @@ def small() -> dict:
 
 
 def mini_model() -> dict:
-    """Give the networks of mini: a token is 8 x 8 pixels, so a image of 32 pixels is 16 tokens, one of 64 is 64."""
+    """Give the networks of mini: a token is 8 x 8 pixels, so an image of 32 pixels is 16 tokens, one of 64 is 64."""
     return dict(
         transformer=dict(
             in_channels=32,

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image_paths", nargs="*", default=[], metavar="IMAGE", help='content image or "", then styles')
     add("--content_paths", nargs="*", default=[], metavar="IMAGE", help="further content images")
     add("--eval_json_path", metavar="JSON", help="a list of items, each with prompt and image_paths")
-    add("--from_image", metavar="PNG", help="repeat a image from its record; further flags change it")
+    add("--from_image", metavar="PNG", help="repeat an image from its record; further flags change it")
     add("--save_path", default="output/inference", metavar="DIR", help="where images go (default: %(default)s)")
     add("--num_images_per_prompt", type=int, default=1, metavar="N", help="images an item, with seeds one apart")
     add("--width", type=int)

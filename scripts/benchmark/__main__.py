@@ -25,7 +25,7 @@ if __name__ == "__main__":
     keep_memory()  # for both sides, as training has it; before anything slow is imported: it starts the program again
 
 if TYPE_CHECKING:
-    from benchmark_tasks import Sizes
+    from tasks import Sizes
 
 PEERS = ("torch", "diffusers", "transformers", "peft")
 _COLUMNS = (
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(remedy)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants some of a GPU's memory too
     import jax
-    from benchmark_tasks import SIZES, describe
+    from tasks import SIZES, describe
 
     size = args.size if args.size != "auto" else "full" if jax.default_backend() == "gpu" else "small"
     print(_heading(size, SIZES[size]))
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(remedy if missing else "Nothing is missing.")
         return
-    from benchmark_turns import measure
+    from turns import measure
 
     report = measure(args.only, size, operations, args)
     print(_table(report))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What scripts/benchmark/__main__.py times, at three sizes, and how uso_jax does it; benchmark_torch.py is the other side.
+"""The tasks that the benchmark times, at three sizes, as uso_jax does them; torch_peer.py is the other side.
 
 A task's weights are torch's random ones, brought through the conversion tables, so both sides compute the same numbers.
 """

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of scripts/benchmark/__main__.py in torch: diffusers, transformers and PEFT, each as its authors ship it."""
+"""The tasks of the benchmark in torch: diffusers, transformers and PEFT, each as its authors ship it."""
 
 import itertools
 
 import ml_dtypes
 import numpy as np
 import torch
-from benchmark_tasks import RATE, Run, Sizes, normal, times, tokens
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from peft import LoraConfig
+from tasks import RATE, Run, Sizes, normal, times, tokens
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from convert.tables.lora import TARGETS

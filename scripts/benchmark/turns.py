@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The measuring of scripts/benchmark/__main__.py: both sides in turns, so that what else the machine does slows both."""
+"""The measuring of the benchmark: both sides in turns, so that what else the machine does slows both."""
 
 import argparse
 import ctypes
@@ -17,8 +17,8 @@ from importlib.metadata import version
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_tasks import SIZES, Run, Sizes, run
-from benchmark_torch import Peer, matmul
+from tasks import SIZES, Run, Sizes, run
+from torch_peer import Peer, matmul
 from tqdm import tqdm
 
 from uso_jax.common import progress

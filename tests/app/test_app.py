@@ -27,7 +27,7 @@ from uso_jax.inference import styles
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SLOW = 120  # seconds that a image may take on a busy machine
+SLOW = 120  # seconds that an image may take on a busy machine
 INPUTS = (
     "prompt", "content", "style", "extra", "saved", "content_strength", "style_strength", "extra_strength",
     "saved_strength", "width", "height", "keep_size", "count", "num_steps", "guidance", "content_ref", "seed", "made",

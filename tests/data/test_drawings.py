@@ -20,8 +20,8 @@ from uso_jax.data.drawings.source import (
     PLAIN,
     SPLITS,
     STYLE_NAMES,
-    ProceduralSource,
     DrawingStyle,
+    ProceduralSource,
 )
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import SUBJECTS, subject_names

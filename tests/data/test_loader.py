@@ -24,7 +24,7 @@ SIZES = {"target_size": (16, 24), "content_size": (8, 8), "style_size": (12, 10)
 
 
 class Numbered:
-    """Example i is a image of value i, with i % 3 style images, and content where i is even."""
+    """Example i is an image of value i, with i % 3 style images, and content where i is even."""
 
     def __init__(self, length, bad=()):
         self.length, self.bad = length, bad

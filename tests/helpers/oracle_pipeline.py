@@ -174,7 +174,7 @@ def image(
     guidance: float = 4.0,
     num_steps: int = STEPS,
 ) -> np.ndarray:
-    """Make a image from packed noise [1, l, d] by upstream's steps; uint8 [height, width, 3]."""
+    """Make an image from packed noise [1, l, d] by upstream's steps; uint8 [height, width, 3]."""
     _, _, model = tensors()
     codec, tower = autoencoder_pair()[1], siglip_pair()[1]
     scale, shift = autoencoder_pair()[0].config.scale_factor, autoencoder_pair()[0].config.shift_factor

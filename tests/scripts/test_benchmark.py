@@ -12,8 +12,8 @@ import tiny
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(tiny.ROOT / "scripts"))
-    return runpy.run_path(str(tiny.ROOT / "scripts" / "benchmark.py"))
+    monkeypatch.syspath_prepend(str(tiny.ROOT / "scripts" / "benchmark"))
+    return runpy.run_path(str(tiny.ROOT / "scripts" / "benchmark" / "__main__.py"))
 
 
 @pytest.fixture(scope="module", autouse=True)

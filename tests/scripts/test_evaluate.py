@@ -45,7 +45,7 @@ def run(*arguments) -> int:
 
 
 def prepare(name: str, folder: pathlib.Path) -> list[item.EvalItem]:
-    """Make a benchmark's data, prepare five or so items and draw a image of each."""
+    """Make a benchmark's data, prepare five or so items and draw an image of each."""
     data = folder / "data"
     data.mkdir()
     fixtures.MAKE[name](data)

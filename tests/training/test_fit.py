@@ -379,7 +379,7 @@ def test_workdir_that_is_a_file(tmp_path):
 def json_data(folder: pathlib.Path, items: list) -> dict:
     """Make a good held-out set, and a training set of `items`."""
     Image.new("RGB", (16, 16), "red").save(folder / "good.png")
-    (folder / "bad.png").write_text("this is not a image")
+    (folder / "bad.png").write_text("this is not an image")
     good = dict(prompt="red", content="good.png", styles=["good.png"], target="good.png")
     (folder / "heldout.json").write_text(json.dumps([good] * 8))
     (folder / "train.json").write_text(json.dumps([good | item for item in items]))

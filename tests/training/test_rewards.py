@@ -327,7 +327,7 @@ def test_statistics():
     assert of(image_statistics.contrast, grey) == pytest.approx(0, abs=1e-6)
     assert of(image_statistics.contrast, half) == pytest.approx(0.5, abs=1e-6)
     np.testing.assert_allclose(np.asarray(image_statistics.colours(jnp.asarray(half)))[0, [0, 63]], 0.5)
-    # The target shares half of the style image's colours; a image that shares all of them leaks the other half.
+    # The target shares half of the style image's colours; an image that shares all of them leaks the other half.
     mixed = np.concatenate([red[:, :4], grey[:, 4:]], axis=1)
     assert of(image_statistics.leakage, red, red, mixed) == pytest.approx(0.5)
     assert of(image_statistics.leakage, mixed, red, mixed) == 0

@@ -156,7 +156,7 @@ class App:
         return self._gallery(made), *self.show(made, 0), made
 
     def show(self, made: list[tuple[str, dict]], index: int) -> tuple[dict, Any]:
-        """Give the record of a image of the gallery, and its file to download."""
+        """Give the record of an image of the gallery, and its file to download."""
         path, record = made[index]
         return record, gr.DownloadButton(value=path, interactive=True)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first step: read every stylised image, say what it shows, and take its fingerprint for near-duplicates.
 
-Captions come from the source's record, from a vision-language model, or are left empty; a image that cannot be read
+Captions come from the source's record, from a vision-language model, or are left empty; an image that cannot be read
 is listed with the reason. Without a caption only a layout that is preserved can be made.
 """
 
@@ -45,7 +45,7 @@ def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm
 def _read(
     source: TripletSource, config: CurationConfig, vlm: Vlm | None, index: int
 ) -> tuple[Row, decode.Pixels | None]:
-    """Give what all candidates of a image share, and the image itself unless it has a file of its own."""
+    """Give what all candidates of an image share, and the image itself unless it has a file of its own."""
     try:
         triplet = source[index]
         if triplet.target is None:

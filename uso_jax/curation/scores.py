@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of a made triplet by networks: how like the style image is to the target, and the content image's subject.
 
-They are rewards by name (uso_jax.training.rewards): CSD and DINO for the released models. Mini has no DINO, so its content image
-is compared with the caption instead. Only the numbers are stored; what counts as enough is decided when triplets are
-selected.
+They are rewards by name (uso_jax.training.rewards): CSD and DINO for the released models. Mini has no DINO, so its
+content image is compared with the caption instead. Only the numbers are stored; what counts as
+enough is decided when triplets are selected.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@
     DIR/STEP/00000.tar         the images that it made, NUMBER.png
     DIR/STEP/00000.jsonl       a row a candidate; written last, so a shard that has it is whole
 
-A candidate is a image of the source with one of the layouts: number = index * (number of layouts) + layout. A row has
+A candidate is an image of the source with one of the layouts: number = index * (number of layouts) + layout. A row has
 "number" and what the step found; a step that could not do its work for a candidate says why in "failed".
 """
 
@@ -73,7 +73,7 @@ class Folder:
         return range(shard * size, min((shard + 1) * size, self.manifest["examples"]))
 
     def numbers(self, index: int) -> dict[int, str]:
-        """Give the candidates of a image of the source, with their layouts."""
+        """Give the candidates of an image of the source, with their layouts."""
         return {index * len(self.layouts) + i: layout for i, layout in enumerate(self.layouts)}
 
     def shard_of(self, number: int) -> int:
@@ -135,7 +135,7 @@ class Folder:
         return {number: row for shard in range(self.shards) for number, row in self.rows(step, shard).items()}
 
     def place(self, step: str, number: int) -> Place:
-        """Give where a image that a step made lies."""
+        """Give where an image that a step made lies."""
         return _members(str(self._file(step, self.shard_of(number), "tar")))[f"{number:08d}.png"]
 
     def target(self, row: Row) -> Place:

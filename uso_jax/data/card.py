@@ -25,7 +25,7 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.sources import Mixture
 from uso_jax.data.triplet import Triplet, TripletSource
 
-_SHOWN = 320  # pixels: the longer side of a image on the page
+_SHOWN = 320  # pixels: the longer side of an image on the page
 _SMALL = 96  # images up to this are shown enlarged, without smoothing
 _WORDS = (0, 1, 5, 10, 20, 40, 80)
 _SEED = 20_25
@@ -191,7 +191,7 @@ def _entry(index: int, triplet: Triplet) -> str:
 
 
 def figure(name: str, shown: np.ndarray) -> str:
-    """Give a image with its name as HTML; small ones are shown enlarged and as they are."""
+    """Give an image with its name as HTML; small ones are shown enlarged and as they are."""
     height, width = shown.shape[:2]
     image, small = Image.fromarray(shown), max(height, width) <= _SMALL
     image.thumbnail((_SHOWN, _SHOWN))

@@ -58,7 +58,7 @@ class Benchmark:
     Attributes:
       name, title, source: the last says where its protocol is published.
       prepare: (folder of the data, options) -> items.
-      metrics: that judge a image.
+      metrics: that judge an image.
       columns: of its table.
       derive: (item, figures of one image, compat) -> figures that follow from them, such as a product.
       published: figures of models by column, in the protocol's own scale.

@@ -50,7 +50,7 @@ class Gallery:
 
 @functools.lru_cache(maxsize=128)
 def pixels(path: str) -> Pixels:
-    """Read a image; a few are kept, since several networks look at each."""
+    """Read an image; a few are kept, since several networks look at each."""
     image = decode.decode(pathlib.Path(path), what=f"image {path!r}")
     image.flags.writeable = False
     return image
@@ -69,7 +69,7 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
     Args:
       folder: where the images are.
       items: what was asked for.
-      any_size: take images of another size than the item's; by default such a image is a problem.
+      any_size: take images of another size than the item's; by default such an image is a problem.
 
     Raises:
       InputError: the folder does not exist.
@@ -98,7 +98,7 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
 
 
 def unreadable(sample: Sample) -> str:
-    """Say why a image cannot be decoded, such as one that was written by half; "" where it can."""
+    """Say why an image cannot be decoded, such as one that was written by half; "" where it can."""
     try:
         sample.pixels  # noqa: B018 (it is kept for the metrics)
     except BadExample as error:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One item of a benchmark: what is asked for, and what a image of it is compared with.
+"""One item of a benchmark: what is asked for, and what an image of it is compared with.
 
 A benchmark's items are lines of JSON in items.jsonl, the form that all stages share. Paths there may be relative to
 that file.
@@ -33,7 +33,7 @@ class EvalItem:
       target: path of the true image, where the protocol has one.
       num_images: images to make, with seeds one apart.
       seed: of the first image; None leaves it to the generator.
-      width, height: of a image; 0 leaves it to the model.
+      width, height: of an image; 0 leaves it to the model.
       meta: what a benchmark's own metrics read.
     """
 

@@ -25,14 +25,14 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A image that a metric has no value for, whenever it is asked."""
+    """An image that a metric has no value for, whenever it is asked."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A image that a metric should have a value for, and has not this time."""
+    """An image that a metric should have a value for, and has not this time."""
 
     reason: str
 
@@ -60,7 +60,7 @@ class ScoreLog:
                 raise InputError(f"{self.path} line {number} is damaged ({error!r}); remove that line") from error
 
     def get(self, name: tuple[str, int], metric: str, of: str) -> Result | None:
-        """Give what a metric said of a image, if it was asked with the same `of`."""
+        """Give what a metric said of an image, if it was asked with the same `of`."""
         found = self._lines.get((*name, metric))
         return found[1] if found is not None and found[0] == of else None
 

@@ -64,7 +64,7 @@ def score(
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 
-    What has been judged is on disk after every batch, so a run that is killed goes on where it was. A image that
+    What has been judged is on disk after every batch, so a run that is killed goes on where it was. An image that
     cannot be decoded moves from the gallery's samples to its problems.
 
     Raises:

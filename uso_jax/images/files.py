@@ -28,7 +28,7 @@ ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A image that a request refers to: RGB bytes, where they came from, and what was done to read them."""
+    """An image that a request refers to: RGB bytes, where they came from, and what was done to read them."""
 
     pixels: Pixels
     sha256: str  # of the file, or of the pixels where there is none
@@ -74,7 +74,7 @@ class Reference:
     def content(self, long_side: int, multiple: int) -> Pixels:
         """Resize to `long_side` and cut the centre to multiples of `multiple`, as upstream (preprocess_ref)."""
         height, width = self.pixels.shape[:2]
-        if height == width == multiple:  # upstream keeps a image of one token
+        if height == width == multiple:  # upstream keeps an image of one token
             return self.pixels
         scale = long_side / max(height, width)
         size = (long_side, int(scale * height)) if width >= height else (int(scale * width), long_side)
@@ -97,7 +97,7 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 def beside(image: Image.Image, references: list[Reference]) -> Image.Image:
-    """Put the references to the right of a image, in their own sizes, as upstream's --concat_refs."""
+    """Put the references to the right of an image, in their own sizes, as upstream's --concat_refs."""
     parts = [image, *(Image.fromarray(reference.pixels) for reference in references)]
     joined = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)))
     left = 0
@@ -137,7 +137,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except (*decode.BROKEN, RecursionError) as error:
-        raise InputError(f"{path} is not a image with a readable record ({error})") from error
+        raise InputError(f"{path} is not an image with a readable record ({error})") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise InputError(f"{path} has no record of uso_jax: it was not made by this program, or saved anew by another")
     return record

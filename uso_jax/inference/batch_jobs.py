@@ -6,7 +6,7 @@
 
 `save_dir` may be left out, "content_paths" may name further content references. Paths are relative to the JSON file.
 
-A image's file carries its identity (what was asked for, of which weights), so two processes can only write the same
+An image's file carries its identity (what was asked for, of which weights), so two processes can only write the same
 name for the same image, and a rerun knows what is finished.
 """
 

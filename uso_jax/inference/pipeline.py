@@ -119,7 +119,7 @@ class USOPipeline:
             upstream and costs nothing, 0 equals no style.
           batch_size: the most images to make at once; by default all that have one size.
           progress: called with (what is being done, steps done, steps of all).
-          arguments: each one value or a list, one a image:
+          arguments: each one value or a list, one an image:
             content: one content image (path, PIL image or uint8 array), or None.
             width, height: pixels, rounded down to whole tokens; `keep_size` takes the content's shape instead.
             num_steps, guidance, seed: as upstream; a seed gives the same noise in any batch and on any mesh.
@@ -191,7 +191,7 @@ class USOPipeline:
         return {"dtype": self.bundle.dtype, "components": self.bundle.fingerprints, **tile}
 
     def record(self, one: Request) -> dict[str, Any]:
-        """Give everything that is needed to repeat a image, in JSON terms."""
+        """Give everything that is needed to repeat an image, in JSON terms."""
         packages = ("jax", "jaxlib", "flax", "numpy", "pillow")
         return {
             "format": 1,

@@ -26,7 +26,7 @@ StyleSource = ImageLike | Reference | StyleEmbedding
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Everything that decides a image, apart from the weights."""
+    """Everything that decides an image, apart from the weights."""
 
     prompt: str
     references: tuple[Reference, ...]  # content, in order

@@ -26,7 +26,7 @@ class DrawingClassifierConfig:
 
 
 class DrawingClassifier(nnx.Module):
-    """Tell the subject and the style of a image in [-1, 1], which is resized to `image_size`."""
+    """Tell the subject and the style of an image in [-1, 1], which is resized to `image_size`."""
 
     def __init__(self, config: DrawingClassifierConfig, *, rngs: nnx.Rngs):
         widths = (3, *config.channels)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""ImageReward: what people would prefer, told from a prompt and a image.
+"""ImageReward: what people would prefer, told from a prompt and an image.
 
 Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer
 (the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""VGG-16's convolutions, whose Gram matrices describe the texture of a image.
+"""VGG-16's convolutions, whose Gram matrices describe the texture of an image.
 
 Sources: arXiv 1409.1556 (network), 1508.06576 (Gram matrices); torchvision, models/vgg.py, whose numbers of layers
 inside `features` tell the weights apart.

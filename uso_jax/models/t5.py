@@ -103,7 +103,7 @@ class T5Attention(nnx.Module):
         self, x: Float[Array, "b l d"], bias: Float[Array, "1 n l l"], valid: Bool[Array, "b 1 1 l"] | None
     ) -> Float[Array, "b l d"]:
         q, k, v = (layer(x).reshape(*x.shape[:2], self.num_heads, -1) for layer in (self.q, self.k, self.v))
-        # `uso_jax.models.attention.dispatch` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
+        # `attention.dispatch` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=valid, scale=1.0, implementation="xla")
         return self.o(out.reshape(*x.shape[:2], -1))
 

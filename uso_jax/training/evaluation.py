@@ -4,8 +4,8 @@
 
 A table is a task and a split of the source. The exact judges of `factors` apply: to subject, style and error where
 there is a content image, in a preserved layout, and to the style alone where there is none. `judge_*` are a
-classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of a image and the words for its subject
-in SigLIP, `csd` that of the style vectors of image and style image; `lpips` and `gram` are distances
+classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of an image and the words for
+its subject in SigLIP, `csd` that of the style vectors of image and style image; `lpips` and `gram` are distances
 (uso_jax.evaluation.metrics.lpips).
 """
 
@@ -136,7 +136,7 @@ class Table:
         return found
 
     def sample(self, params: Params) -> Images:
-        """Let the model make a image for every triplet."""
+        """Let the model make an image for every triplet."""
         made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
         return np.concatenate(made)
 

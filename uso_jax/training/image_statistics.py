@@ -45,5 +45,5 @@ def overlap(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b H W 3"]) -> Float[Arr
 def leakage(
     images: UInt8[Array, "b h w 3"], style: UInt8[Array, "b H W 3"], target: UInt8[Array, "b h w 3"]
 ) -> Float[Array, " b"]:
-    """Give how much more of the style image's colours a image has than it should; negative: less."""
+    """Give how much more of the style image's colours an image has than it should; negative: less."""
     return overlap(images, style) - overlap(target, style)

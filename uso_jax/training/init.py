@@ -23,7 +23,8 @@ from uso_jax.weights.quantized_kernels import describe
 def initial_params(config: TrainConfig, system: USO, where: Mapping[str, NamedSharding], trained: set[str]) -> Params:
     """Give every parameter in its place: float32 if any stage trains it or only rewards read it, else the frozen dtype.
 
-    Of what the weights directory has, kernels that are quantised are numbers and scales (uso_jax.weights.quantized_kernels).
+    Of what the weights directory has, kernels that are quantised are numbers and scales
+    (uso_jax.weights.quantized_kernels).
 
     Raises:
       InputError: the weights directory lacks a component that no stage trains, or a reward would be random.

@@ -20,7 +20,7 @@ OBJECTIVE_NAMES = ("flow_matching", "guidance", "reconstruction", "image_text", 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Style reward learning: what is rewarded, from which step on, and how a image to reward is made.
+    """Style reward learning: what is rewarded, from which step on, and how an image to reward is made.
 
     Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
     """

@@ -76,7 +76,7 @@ class Validator:
         return float(np.mean(jax.device_get(losses)))
 
     def grid(self, params: Params, path: pathlib.Path) -> None:
-        """Write a image of the first held-out triplets, if the stage makes any: content | style | made | target."""
+        """Write an image of the first held-out triplets, if the stage makes any: content | style | made | target."""
         if not hasattr(self.objective, "sample"):
             return
         batch = sharding.global_batch(self.mesh, self.batches[0])

@@ -126,7 +126,7 @@ class Vlm:
 
         Raises:
           VlmError: there is no answer that `parse` can read.
-          InputError: the endpoint does not know the key, the address or the model, or a image cannot be read.
+          InputError: the endpoint does not know the key, the address or the model, or an image cannot be read.
         """
         pieces = [
             part if isinstance(part, str | bytes) else _shrunk(Reference.of(part).pixels, self.max_pixels)

@@ -22,7 +22,7 @@ DETAIL = 0.12  # difference in brightness, 0..1, from which a part is a detail o
 
 
 def subject_from_artwork(rgba: UInt8[np.ndarray, "h w 4"], name: str, *, phrase: str = "") -> Subject:
-    """Make a subject of what is opaque in a image, moved and scaled to fit the unit circle.
+    """Make a subject of what is opaque in an image, moved and scaled to fit the unit circle.
 
     Its details are the rarer of two brightnesses inside; `fill` and `ink` are the colours nearest to the two.
 

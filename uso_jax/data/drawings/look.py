@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "glitch": ("glitch", "misprint", "scanlines"),
     PLAIN: (PLAIN,),
 }
-# Their means (strokes, tiles) occur in other families, so that a image of them can be followed.
+# Their means (strokes, tiles) occur in other families, so that an image of them can be followed.
 HELDOUT_FAMILIES = ("hatching", "facet")
 FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names}
 STYLE_NAMES = tuple(name for name in FAMILY_OF if name != PLAIN)

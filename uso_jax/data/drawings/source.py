@@ -44,9 +44,9 @@ __all__ = [
     "STYLES",
     "STYLE_NAMES",
     "SUBJECTS",
+    "DrawingStyle",
     "Pose",
     "ProceduralSource",
-    "DrawingStyle",
     "Subject",
     "render",
 ]

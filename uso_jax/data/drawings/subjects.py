@@ -30,7 +30,7 @@ Artwork = Float32[np.ndarray, "size size 4"]
 class Subject:
     """A thing that can be drawn in any style.
 
-    `phrase` is how a caption names it; `fill` and `ink` are the colour names of its plain look. A image of its own
+    `phrase` is how a caption names it; `fill` and `ink` are the colour names of its plain look. An image of its own
     is `artwork`, premultiplied RGBA in 0..1 over the square [-1, 1]², row by row from the top.
     """
 

@@ -6,8 +6,8 @@
     drawn      content = (subject s, team A)    style = (subject t, style B)    target = (subject s of team A, style B)
 
 An artist's style is a team and its ground: the target has the ground of the style image, the content has one of its
-own. A drawn style is one of `uso_jax.data.drawings.styles`, painted over silhouette and details of the artwork. Example i of a
-split depends on (seed, split, i) alone. What the splits hold out:
+own. A drawn style is one of `uso_jax.data.drawings.styles`, painted over silhouette and details of the artwork.
+Example i of a split depends on (seed, split, i) alone. What the splits hold out:
 
     train              seen subjects,      six teams,  seen families, colours and textures
     heldout_subjects   held-out subjects,  six teams,  seen families, colours and textures

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets of any source as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
-Image files go in as they are, byte for byte, so that a image is the same by every route; what has no file (drawn
+Image files go in as they are, byte for byte, so that an image is the same by every route; what has no file (drawn
 images, views cut from a larger image) is stored as PNG.
 """
 

@@ -92,7 +92,7 @@ BENCHMARK = Benchmark(
     published_source="arXiv 2510.14975, one person",
     ours=(
         "CLIP is ViT-B/16 here: --metric_weights must hold that one.",
-        "Copy-Paste and blending are means over the people of a image; the aesthetic score is left out.",
+        "Copy-Paste and blending are means over the people of an image; the aesthetic score is left out.",
         "Strict: all values count. --compat: values beyond 1.5 interquartile ranges are left out, as published.",
     ),
     options={"subsets": ("p1", "of p1, p2, p3, joined by commas")},

@@ -25,7 +25,7 @@ AGAINST: Mapping[str, Callable[[EvalItem], Sequence[str]]] = {
     "subject": lambda item: item.meta.get("subject_images", item.content_refs),  # all photographs of the subject
     "all": lambda item: [*item.content_refs, *item.style_refs],
 }
-"""The images of an item that a image may be compared with."""
+"""The images of an item that an image may be compared with."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Metric:
         return all(item.prompt if need == "prompt" else item.meta.get(need) for need in self.needs)
 
     def references(self, item: EvalItem) -> Sequence[str]:
-        """Give the images that a image of the item is compared with."""
+        """Give the images that an image of the item is compared with."""
         return AGAINST[self.against](item)
 
 

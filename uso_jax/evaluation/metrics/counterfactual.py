@@ -91,7 +91,7 @@ def style_sets(source: TruthfulSource, triplet: Triplet) -> list[Images]:
 
 
 def errors(image: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> Float64[np.ndarray, " m"]:
-    """Give a image's mean squared distance to every candidate, of pixel values from 0 to 255."""
+    """Give an image's mean squared distance to every candidate, of pixel values from 0 to 255."""
     return np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))
 
 
@@ -105,7 +105,7 @@ _PATCH = 5
 def distances(
     image: UInt8[np.ndarray, "h w 3"], sets: Sequence[UInt8[np.ndarray, "n h w 3"]]
 ) -> Float64[np.ndarray, " k"]:
-    """Give, for each set, the mean squared distance of a image's patches to the nearest patch in the set."""
+    """Give, for each set, the mean squared distance of an image's patches to the nearest patch in the set."""
     stride = max(2, image.shape[0] // 16)  # or twice the side would cost sixteen times as much
     own = _patches(image[None], stride)
     return np.array([_distance(own, _patches(images, stride)) for images in sets])

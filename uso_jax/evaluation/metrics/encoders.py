@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks through which metrics look at images and prompts: read from a weights directory when first needed.
 
-A network gives vectors of a image, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
+A network gives vectors of an image, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
 length 1, so a product is a cosine. Images are preprocessed on the host, as each metric's authors do it, and
 embedded in batches that are split over all devices.
 Shapes: n images or prompts, d channels of a vector.
@@ -46,7 +46,7 @@ class Network:
 
     Attributes:
       make: its module.
-      sees: (its config) -> the preprocessing of a image.
+      sees: (its config) -> the preprocessing of an image.
       look: (module, pixels) -> its vectors by name.
     """
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faces: how much the people of a image are those of its references, by embeddings that others have made.
+"""Faces: how much the people of an image are those of its references, by embeddings that others have made.
 
 Face networks are under licences of their own, so embeddings come from a file, made with any of them:
 

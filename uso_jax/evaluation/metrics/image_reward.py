@@ -17,7 +17,7 @@ _TOKENIZER = "google-bert/bert-base-uncased"
 
 
 class Reward:
-    """The reward of a image for its prompt, of which the first 35 tokens count."""
+    """The reward of an image for its prompt, of which the first 35 tokens count."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric

@@ -70,7 +70,7 @@ class Perceptual:
     def distances(self, columns: Mapping[str, UInt8[np.ndarray, "n h w 3"]], made: str) -> dict[str, float]:
         """Give the means of a column: LPIPS to "target" where there is "content", Gram distance to "style" where it is.
 
-        Without a content image a image need not look like the target.
+        Without a content image an image need not look like the target.
         """
         found = {}
         if "content" in columns:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that compare a image with images or words through a network: cosines, LPIPS, Gram distance.
+"""Metrics that compare an image with images or words through a network: cosines, LPIPS, Gram distance.
 
 Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.03924 (LPIPS), 1508.06576 (Gram matrices).
 """
@@ -19,7 +19,7 @@ from uso_jax.evaluation.score_log import Result
 
 
 class Cosine:
-    """The mean cosine of a image's vector with those of its references."""
+    """The mean cosine of an image's vector with those of its references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -38,7 +38,7 @@ class Cosine:
 
 
 class TextCosine:
-    """The cosine of a image's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
+    """The cosine of an image's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.compat = metric, tools.compat
@@ -59,7 +59,7 @@ class TextCosine:
 class Distance:
     """LPIPS to the target ("lpips"), or the Gram distance to the style image ("gram"): the lower, the nearer.
 
-    A image of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
+    An image of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
     """
 
     def __init__(self, metric: Metric, tools: Tools):

@@ -234,7 +234,7 @@ def reference(path: str) -> bytes:
 
 
 def made(sample: Sample) -> bytes:
-    """Encode a image for the judge, in its own size."""
+    """Encode an image for the judge, in its own size."""
     return _jpeg(Image.fromarray(sample.pixels))
 
 

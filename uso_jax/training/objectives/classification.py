@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The judge's loss: name the subject and the style of a image.
+"""The judge's loss: name the subject and the style of an image.
 
 Half of the images pass through the autoencoder first, since those it will judge are decoded ones.
 """

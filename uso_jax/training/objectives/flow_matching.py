@@ -110,7 +110,7 @@ def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: D
 
 
 def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:
-    """Generate a image for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
+    """Generate an image for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
     height, width = stage.target_size
     return system.generate(
         params,
