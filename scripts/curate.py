@@ -19,6 +19,11 @@ The configuration says which source, and for precompute also whose encoders and 
 (--process=0/4 to 3/4) each makes its share.
 """
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import pathlib
 import re
 import shlex
@@ -28,11 +33,7 @@ from absl import app, flags
 from uso_jax.common import config_flag
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
-from uso_jax.hardware.malloc import keep_memory
 from uso_jax.training.config import TrainConfig, from_config_dict
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
 
 _CONFIG = config_flag.define()
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")

@@ -12,6 +12,11 @@ triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit 
 is missing or could not be judged; what, stands in the summary.
 """
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import argparse
 import json
 import pathlib
@@ -26,10 +31,6 @@ from uso_jax.evaluation import generation
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.metrics.base import Tools
 from uso_jax.evaluation.metrics.encoders import Networks
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
 
 INCOMPLETE = 3
 
@@ -160,10 +161,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-if __name__ == "__main__":
-    main()
-
-
 def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     """Open what was named; the judge's replies are kept in FOLDER/judge.jsonl.
 
@@ -199,3 +196,7 @@ def _prompts(file: str, known: Any) -> dict[str, str]:
     if unknown := found.keys() - set(known):
         raise InputError(f"--judge_prompts {file}: unknown name {min(unknown)!r}; known are {', '.join(known)}")
     return found
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,11 @@ The first of --image_paths is the content image, "" for none; the others are sty
 styles (scripts/style.py). Images that exist already are not made again.
 """
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import argparse
 import pathlib
 from collections.abc import Sequence
@@ -19,14 +24,10 @@ from tqdm import tqdm
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError, exit_cleanly
-from uso_jax.hardware.malloc import keep_memory
 from uso_jax.images import files
 from uso_jax.inference import batch_jobs, request
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.parallel import sharding
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
 
 # What a record holds too, so that a flag that is given changes what --from_image repeats.
 _SETTINGS = (

@@ -2,6 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # before anything slow is imported: it starts the program again
+
 import pathlib
 
 import jax
@@ -11,13 +16,9 @@ from uso_jax import mini
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost
-from uso_jax.hardware.malloc import keep_memory
 from uso_jax.training.config import from_config_dict
 from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")

@@ -9,6 +9,11 @@
 A ratio above 1 means that uso_jax is faster. The sides take turns, so what else the machine does slows both.
 """
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # for both sides, as training has it; before anything slow is imported: it starts the program again
+
 import argparse
 import importlib.util
 import json
@@ -19,10 +24,6 @@ from typing import TYPE_CHECKING
 
 from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError, exit_cleanly
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # for both sides, as training has it; before anything slow is imported: it starts the program again
 
 if TYPE_CHECKING:
     from tasks import Sizes

@@ -10,6 +10,11 @@ image processor, model, one network after the other. Seconds are of the clock an
 do not depend on what else the machine does. A ratio above 1 means that this project is faster.
 """
 
+from uso_jax.hardware.malloc import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()  # for both sides, as evaluate.py has it; before anything slow is imported
+
 import argparse
 import pathlib
 import tempfile
@@ -31,14 +36,10 @@ from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric, Tools
 from uso_jax.evaluation.metrics.encoders import Networks
 from uso_jax.evaluation.score_log import ScoreLog
-from uso_jax.hardware.malloc import keep_memory
 from uso_jax.models.clip import CLIP, Clip
 from uso_jax.models.csd import CSD, Csd
 from uso_jax.models.dino import DINO, Dino
 from uso_jax.weights import manifest_configs
-
-if __name__ == "__main__":
-    keep_memory()  # for both sides, as evaluate.py has it; before anything slow is imported
 
 METRICS = (
     Metric("clip_i", "cosine", "clip", "content"),
