@@ -121,10 +121,10 @@ def main() -> None:
         (folder / "images").mkdir()
         draw = lambda: Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((args.size, args.size))
         references = []
-        for number in range(max(1, min(50, args.pixels // 4))):
+        for number in range(max(1, min(50, args.images // 4))):
             references.append(str(folder / f"reference{number}.png"))
             draw().save(references[-1])
-        shown = [references[number % len(references)] for number in range(args.pixels)]
+        shown = [references[number % len(references)] for number in range(args.images)]
         items = [
             EvalItem(str(number), "uso_bench", content_refs=(path,), style_refs=(path,), width=0, height=0)
             for number, path in enumerate(shown)

@@ -248,7 +248,7 @@ def _sources(section: str, data: dict) -> dict[str, dict]:
 
 
 def _flux(sizes: dict) -> FluxConfig:
-    sizes = _tuples(manifest_configs)
+    sizes = _tuples(sizes)
     projector = sizes["projector"] and ProjectorConfig(**_tuples(sizes["projector"]))
     return FluxConfig(**(sizes | {"projector": projector}))
 
