@@ -43,7 +43,7 @@ def _encode(args: argparse.Namespace) -> None:
     from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
     pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
-    _say(style_files.write(args.out, pipe.encode_style(args.images, args.style_fit)))
+    _say(style_files.write_style(args.out, pipe.encode_style(args.images, args.style_fit)))
 
 
 def _mix(args: argparse.Namespace) -> None:
@@ -54,17 +54,17 @@ def _mix(args: argparse.Namespace) -> None:
             weights.append(float(weight))
         except ValueError:
             raise InputError(f"{text!r} must be STYLE=WEIGHT, such as ink=0.7") from None
-        styles.append(style_files.read(name))
-    _say(style_files.write(args.out, style_files.mix(styles, weights)))
+        styles.append(style_files.read_style(name))
+    _say(style_files.write_style(args.out, style_files.mix_styles(styles, weights)))
 
 
 def _list(args: argparse.Namespace) -> None:
-    for path in sorted(style_files.library().glob("*.safetensors")):
+    for path in sorted(style_files.style_library().glob("*.safetensors")):
         _say(path)
 
 
 def _say(path) -> None:
-    style = style_files.read(path)
+    style = style_files.read_style(path)
     print(f"{path}  {len(style.features)} image(s), {path.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -179,7 +179,7 @@ def test_styles_are_saved_and_chosen_by_name(folder, session):
     answer = save("my ink")
     assert answer["success"], answer
     assert answer["output"]["data"][0]["value"] == ["my ink"]
-    written = styles.read(folder / "data" / "uso_jax" / "styles" / "my ink.safetensors")
+    written = styles.read_style(folder / "data" / "uso_jax" / "styles" / "my ink.safetensors")
     assert [image["name"] for image in written.images] == ["ink.png"]
     assert "already" in save("my ink")["output"]["error"]
     for name in ("../ink", "", "/tmp/ink", ".ink", "a" * 65):

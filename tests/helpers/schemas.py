@@ -31,7 +31,7 @@ def jpeg(name: str) -> bytes:
 
 
 def decoded(name: str) -> np.ndarray:
-    return decode.decode(jpeg(name), what=name)
+    return decode.decode_image(jpeg(name), what=name)
 
 
 def write(path: pathlib.Path, data: bytes | str | list | dict) -> pathlib.Path:

@@ -35,25 +35,25 @@ def swapped_profile():
 
 def test_colour_profile_is_applied():
     red = Image.new("RGB", (4, 3), (250, 10, 10))
-    plain = decode.decode(encoded(red), what="red")
+    plain = decode.decode_image(encoded(red), what="red")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.array_equal(decode.decode(encoded(red, icc_profile=srgb), what="red"), plain)
-    other = decode.decode(encoded(red, icc_profile=swapped_profile()), what="red")
+    assert np.array_equal(decode.decode_image(encoded(red, icc_profile=srgb), what="red"), plain)
+    other = decode.decode_image(encoded(red, icc_profile=swapped_profile()), what="red")
     assert np.abs(other[0, 0].astype(int) - (10, 10, 250)).max() < 4
-    assert np.array_equal(decode.decode(encoded(red, icc_profile=b"nonsense"), what="red"), plain)
+    assert np.array_equal(decode.decode_image(encoded(red, icc_profile=b"nonsense"), what="red"), plain)
 
 
 def test_deep_and_rare_formats():
     levels = np.array([[0, 257, 65535], [128 * 257, 1000, 65000]], np.uint16)
-    deep = decode.decode(encoded(Image.fromarray(levels)), what="deep")
+    deep = decode.decode_image(encoded(Image.fromarray(levels)), what="deep")
     assert np.array_equal(deep, np.repeat(np.round(levels / 257).astype(np.uint8)[..., None], 3, axis=2))
-    white = decode.decode(encoded(Image.new("CMYK", (4, 3), (0, 0, 0, 0)), "JPEG"), what="cmyk")
+    white = decode.decode_image(encoded(Image.new("CMYK", (4, 3), (0, 0, 0, 0)), "JPEG"), what="cmyk")
     assert white.shape == (3, 4, 3) and white.min() > 250
-    grey = decode.decode(encoded(Image.new("L", (4, 3), 77)), what="grey")
+    grey = decode.decode_image(encoded(Image.new("L", (4, 3), 77)), what="grey")
     assert (grey == 77).all()
     palette = Image.new("P", (4, 3), 0)
     palette.putpalette([9, 8, 7] * 256)
-    assert (decode.decode(encoded(palette), what="palette") == (9, 8, 7)).all()
+    assert (decode.decode_image(encoded(palette), what="palette") == (9, 8, 7)).all()
 
 
 def test_size_needs_the_header_only():
@@ -65,16 +65,16 @@ def test_size_needs_the_header_only():
         (encoded(noise, "JPEG"), (90, 60)),
         (encoded(noise, "JPEG", exif=exif), (60, 90)),
     ):
-        assert decode.size(data[: len(data) // 2], what="x") == size
-        assert decode.decode(data, what="x").shape[:2] == size
+        assert decode.image_size(data[: len(data) // 2], what="x") == size
+        assert decode.decode_image(data, what="x").shape[:2] == size
         with pytest.raises(BadExample, match="x cannot be decoded"):
-            decode.decode(data[: len(data) // 2], what="x")
+            decode.decode_image(data[: len(data) // 2], what="x")
 
 
 def test_decompression_bomb_is_refused_by_its_header():
     bomb = encoded(Image.new("1", (9000, 9000)))
     assert len(bomb) < 20_000
-    for look in (decode.decode, decode.size):
+    for look in (decode.decode_image, decode.image_size):
         with pytest.raises(BadExample, match=r"has 9000 x 9000 pixels; the limit is 64000000"):
             look(bomb, what="bomb")
 

@@ -53,7 +53,7 @@ def difference(a, b) -> int:
 
 
 def noise(pipe, seed: int, tokens: int = 16) -> np.ndarray:
-    return np.asarray(pipe.sampler.programs["noise"](np.full(pipe.sampler.ways, seed, np.uint32), tokens))[:1]
+    return np.asarray(pipe.sampler.programs["noise"](np.full(pipe.sampler.data_shards, seed, np.uint32), tokens))[:1]
 
 
 # ---------------------------------------------------------------------------------------------------- torch
@@ -215,13 +215,13 @@ def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
     """Any tensor's: each has files of its own, of which the beginning, middle and end are looked at."""
     shutil.copytree(directory, tmp_path / "copy")
     same = lambda: Pretrained.open(tmp_path / "copy").fingerprints
-    assert same() == pipe.bundle.fingerprints
+    assert same() == pipe.pretrained.fingerprints
     for component, parameter in (("transformer", "img_in/bias"), ("t5", "shared/embedding")):
         (file,) = (tmp_path / "copy" / component / "params" / parameter).glob("[0-9]*")
         numbers = bytearray(file.read_bytes())
         numbers[len(numbers) // 2] ^= 1
         file.write_bytes(numbers)
-        differ = {name for name, value in same().items() if value != pipe.bundle.fingerprints[name]}
+        differ = {name for name, value in same().items() if value != pipe.pretrained.fingerprints[name]}
         assert differ == {component}
         numbers[len(numbers) // 2] ^= 1
         file.write_bytes(numbers)

@@ -90,7 +90,7 @@ def test_sampling_describes_the_samplers_arguments(tmp_path, monkeypatch):
         pipe("a fox", seed=1, content=oracle.photo(1, 50, 50), styles=[oracle.photo(2, 20, 20)])
     with pytest.raises(Stop):
         pipe("a fox", seed=1)
-    side, defaults = pipe.system.config.pixels_per_token, pipe.bundle.defaults
+    side, defaults = pipe.system.config.pixels_per_token, pipe.pretrained.defaults
     rows = round(seen[0][1]["ref_img"][0][1] ** 0.5)
     sizes = dict(target_size=(defaults.height, defaults.width), content_size=(rows * side,) * 2)
     config = tiny.config("disentanglement", changes={"mesh.data": 1})

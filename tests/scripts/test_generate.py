@@ -108,7 +108,7 @@ class Killed(Exception):
 
 
 def test_killed_after_three_of_ten(folder, monkeypatch, capsys):
-    original, made = files.write, []
+    original, made = files.write_image, []
 
     def write(path, *arguments):
         if len(made) == 3:
@@ -117,10 +117,10 @@ def test_killed_after_three_of_ten(folder, monkeypatch, capsys):
         made.append(path)
 
     items = ("--eval_json_path", str(folder / "items.json"))
-    monkeypatch.setattr(files, "write", write)
+    monkeypatch.setattr(files, "write_image", write)
     with pytest.raises(Killed):
         generate(folder, *items, out="killed")
-    monkeypatch.setattr(files, "write", lambda path, *rest: (original(path, *rest), made.append(path)))
+    monkeypatch.setattr(files, "write_image", lambda path, *rest: (original(path, *rest), made.append(path)))
     times = [path.stat().st_mtime_ns for path in made]
     assert len(generate(folder, *items, out="killed")) == len(made) == 10
     assert [path.stat().st_mtime_ns for path in made[:3]] == times
@@ -173,7 +173,7 @@ def test_styles_by_name(folder, monkeypatch, capsys, tmp_path):
     script("style")(["mix", "ink=3", f"{folder / 'felt.safetensors'}=1", "--out", "inky"])
     script("style")(["list"])
     assert "ink.safetensors  1 image(s)" in capsys.readouterr().out
-    ink, felt, inky = map(styles.read, ("ink", folder / "felt.safetensors", "inky"))
+    ink, felt, inky = map(styles.read_style, ("ink", folder / "felt.safetensors", "inky"))
     np.testing.assert_allclose(inky.features, 0.75 * ink.features + 0.25 * felt.features, atol=1e-6)
     assert [image["weight"] for image in inky.images] == [0.75, 0.25]
     drawn = []
@@ -188,7 +188,7 @@ def test_styles_by_name(folder, monkeypatch, capsys, tmp_path):
         capsys, folder, "--prompt", "a", "--image_paths", "", "watercolour", out="none"
     )
     foreign = styles.StyleEmbedding(ink.features, "another tower", ink.images)
-    styles.write("foreign", foreign)
+    styles.write_style("foreign", foreign)
     assert "another SigLIP" in refused(capsys, folder, "--prompt", "a", "--image_paths", "", "foreign", out="none")
 
 
@@ -210,7 +210,7 @@ def test_all_kinds_of_images(tmp_path):
     assert near(read("deep.png", Image.fromarray(deep)), np.repeat(rgb[..., :1], 3, axis=-1), 1)
     # Training reads images by the same function.
     np.testing.assert_array_equal(
-        decode.decode(tmp_path / "deep.png", what="deep"), Reference.of(Image.fromarray(deep)).pixels
+        decode.decode_image(tmp_path / "deep.png", what="deep"), Reference.of(Image.fromarray(deep)).pixels
     )
     animated = read("two.gif", drawn.quantize(), save_all=True, append_images=[Image.new("RGB", (12, 8))])
     assert animated.notes and "first frame" in animated.notes[0] and animated.pixels.shape == (8, 12, 3)

@@ -104,5 +104,5 @@ def test_weights_that_know_no_guidance_say_so():
     config = pipe.system.config
     transformer = dataclasses.replace(config.transformer, guidance_embed=False)
     system = QuantizedUSO(dataclasses.replace(config, transformer=transformer))
-    found = request.make(pipe.bundle, system, prompt="a heart", guidance=2.0)
+    found = request.make_request(pipe.pretrained, system, prompt="a heart", guidance=2.0)
     assert tuple(found.notes) == ("guidance changes nothing: these weights were not made for it",)

@@ -64,7 +64,7 @@ class StyleLibrary:
     """The folder of style files, seen by name."""
 
     def __init__(self, folder: pathlib.Path | None = None):
-        self.folder = folder or style_files.library()
+        self.folder = folder or style_files.style_library()
 
     def names(self) -> list[str]:
         """List the styles."""
@@ -75,7 +75,7 @@ class StyleLibrary:
         """Read a style of the list."""
         if name not in self.names():
             raise InputError(f"there is no saved style {name!r}; choose one of the list")
-        return dataclasses.replace(style_files.read(self.folder / f"{name}.safetensors"), path=name)
+        return dataclasses.replace(style_files.read_style(self.folder / f"{name}.safetensors"), path=name)
 
     def write(self, name: str, style: style_files.StyleEmbedding) -> None:
         """Write a style under a new name."""
@@ -83,7 +83,7 @@ class StyleLibrary:
             raise InputError("a style's name is made of letters, digits, spaces, - and _; give it such a name")
         if name in self.names():
             raise InputError(f"there is a style {name!r} already; choose another name")
-        style_files.write(self.folder / f"{name}.safetensors", style)
+        style_files.write_style(self.folder / f"{name}.safetensors", style)
 
 
 class App:
@@ -150,7 +150,7 @@ class App:
             identity = request.identity({**self.pipe.context, "concat_refs": False})
             path = self.folder / f"{identity}.png"
             record = record | {"identity": identity, "concat_refs": False}
-            files.write(path, image, record)
+            files.write_image(path, image, record)
             new.append((str(path), record))
         made = (new + made)[:_KEPT]
         return self._gallery(made), *self.show(made, 0), made
@@ -181,7 +181,7 @@ class App:
 
     def page(self) -> gr.Blocks:
         """Lay out the page."""
-        bundle = self.pipe.bundle
+        bundle = self.pipe.pretrained
         defaults, side = bundle.defaults, self.pipe.system.config.pixels_per_token
         embedded = self.pipe.system.config.transformer.guidance_embed
         with gr.Blocks(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:

@@ -61,7 +61,7 @@ class Examples:
             return self.source.example(index, self.content_size, self.num_styles)
         if hasattr(self.source, "fitted"):
             sizes = self.target_size, self.content_size
-            triplet = self.source.fitted(index, *map(decode.covering, sizes), decode.squashing(self.style_size))
+            triplet = self.source.fitted(index, *map(decode.cover_fit, sizes), decode.squash_fit(self.style_size))
         else:
             triplet = self.source[index]
         if triplet.target is None:

@@ -51,7 +51,7 @@ class Gallery:
 @functools.lru_cache(maxsize=128)
 def pixels(path: str) -> Pixels:
     """Read an image; a few are kept, since several networks look at each."""
-    image = decode.decode(pathlib.Path(path), what=f"image {path!r}")
+    image = decode.decode_image(pathlib.Path(path), what=f"image {path!r}")
     image.flags.writeable = False
     return image
 
@@ -113,7 +113,7 @@ def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any
     if len(names) > 1:
         return f"there are several images: {', '.join(names)}"
     try:
-        height, width = decode.size(files[names[0]], what=f"image {str(files[names[0]])!r}")
+        height, width = decode.image_size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)

@@ -25,7 +25,7 @@ BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that ar
 _ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
 
 
-def read(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
+def read_image(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
     """Read an image file, its bytes, or what PIL has opened; give sRGB, and in sentences what was left out of it.
 
     The EXIF orientation and the colour profile are applied. Transparent parts become white.
@@ -38,7 +38,7 @@ def read(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
         return np.array(_rgb(image.copy() if image is source else image)), notes
 
 
-def decode(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:
+def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:
     """Read an image as `read` does, where it is of no interest what was left out of it.
 
     Args:
@@ -71,7 +71,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def size(source: ImageData, *, what: str) -> tuple[int, int]:
+def image_size(source: ImageData, *, what: str) -> tuple[int, int]:
     """Give an image's (height, width) as `read` will, from its header alone; the bytes may end after it."""
     with _opened(source, what) as image:
         width, height = image.size
@@ -143,10 +143,10 @@ def encode_png(image: Pixels) -> bytes:
 
 def cover(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
-    return image if image.shape[:2] == tuple(size) else np.asarray(covering(size)(Image.fromarray(image)))
+    return image if image.shape[:2] == tuple(size) else np.asarray(cover_fit(size)(Image.fromarray(image)))
 
 
-def covering(size: tuple[int, int]) -> Fit:
+def cover_fit(size: tuple[int, int]) -> Fit:
     """Give what `cover` does, for `decode`."""
     height, width = size
     return lambda image: (
@@ -156,10 +156,10 @@ def covering(size: tuple[int, int]) -> Fit:
 
 def squash(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize to `size` without keeping the aspect ratio, as SigLIP's image processor does."""
-    return image if image.shape[:2] == tuple(size) else np.asarray(squashing(size)(Image.fromarray(image)))
+    return image if image.shape[:2] == tuple(size) else np.asarray(squash_fit(size)(Image.fromarray(image)))
 
 
-def squashing(size: tuple[int, int]) -> Fit:
+def squash_fit(size: tuple[int, int]) -> Fit:
     """Give what `squash` does, for `decode`."""
     height, width = size
     return lambda image: (

@@ -49,7 +49,7 @@ class Reference:
                 raise InputError(f"an image array must be uint8 [height, width, 3], not {source.dtype} {source.shape}")
             return cls(source, _digest(source))
         if isinstance(source, Image.Image):
-            pixels, notes = decode.read(source, what="the image")
+            pixels, notes = decode.read_image(source, what="the image")
             return cls(pixels, _digest(pixels), None, notes)
         if not isinstance(source, str | pathlib.Path):
             raise InputError(f"an image is a path, a PIL image or an array, not {type(source).__name__}")
@@ -60,7 +60,7 @@ class Reference:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{what} cannot be read: {error.strerror}; check its permissions") from error
-        pixels, notes = decode.read(data, what=what)
+        pixels, notes = decode.read_image(data, what=what)
         return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes)
 
     @property
@@ -96,7 +96,7 @@ def _digest(pixels: np.ndarray) -> str:
 # ---------------------------------------------------------------------------------------------------- made images
 
 
-def beside(image: Image.Image, references: list[Reference]) -> Image.Image:
+def append_references(image: Image.Image, references: list[Reference]) -> Image.Image:
     """Put the references to the right of an image, in their own sizes, as upstream's --concat_refs."""
     parts = [image, *(Image.fromarray(reference.pixels) for reference in references)]
     joined = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)))
@@ -107,7 +107,7 @@ def beside(image: Image.Image, references: list[Reference]) -> Image.Image:
     return joined
 
 
-def write(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> None:
+def write_image(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any]) -> None:
     """Write the image with its record; where the PNG can be seen, both are whole.
 
     Raises:

@@ -135,8 +135,8 @@ class Job:
         for (path, one, identity), image, record in zip(waiting, result.images, result.records, strict=True):
             if self.concat_refs:
                 styles = [style for style in one.styles if isinstance(style, files.Reference)]
-                image = files.beside(image, [*one.references, *styles])
-            files.write(path, image, record | {"identity": identity, "concat_refs": self.concat_refs})
+                image = files.append_references(image, [*one.references, *styles])
+            files.write_image(path, image, record | {"identity": identity, "concat_refs": self.concat_refs})
             yield path, True
 
 

@@ -57,7 +57,7 @@ class USOPipeline:
     """A USO with its weights on the devices of a mesh."""
 
     def __init__(self, bundle: Pretrained, system: USO, params: Params, mesh: Mesh, tile: int | None = None):
-        self.bundle, self.system = bundle, system
+        self.pretrained, self.system = bundle, system
         self.sampler = Sampler(system, params, mesh, tile)
 
     @classmethod
@@ -157,7 +157,7 @@ class USOPipeline:
             if arguments.get("contents"):
                 raise InputError("give content or contents, not both")
             arguments["contents"] = [content]
-        return request.make(self.bundle, self.system, **arguments)
+        return request.make_request(self.pretrained, self.system, **arguments)
 
     def generate(
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
@@ -175,7 +175,7 @@ class USOPipeline:
                 if progress is not None:
                     progress(what, done + step, total)
 
-            padded = [*group, *[group[-1]] * (-len(group) % self.sampler.ways)]
+            padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
             conditions = self._conditions([requests[i] for i in padded], features, latents)
             arrays = self.sampler.run(conditions, report)
             images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, arrays, strict=False)}
@@ -188,7 +188,7 @@ class USOPipeline:
     def context(self) -> dict[str, Any]:
         """Identify what a request is drawn with."""
         tile = {"tile": self.sampler.tile} if self.sampler.tile else {}
-        return {"dtype": self.bundle.dtype, "components": self.bundle.fingerprints, **tile}
+        return {"dtype": self.pretrained.dtype, "components": self.pretrained.fingerprints, **tile}
 
     def record(self, one: Request) -> dict[str, Any]:
         """Give everything that is needed to repeat an image, in JSON terms."""
@@ -198,7 +198,7 @@ class USOPipeline:
             "request": one.record(),
             "content_sizes": [list(pixels.shape[1::-1]) for pixels in one.contents],
             "notes": list(one.notes),
-            "weights": {"name": self.bundle.name, **self.context},
+            "weights": {"name": self.pretrained.name, **self.context},
             "versions": {"uso_jax": uso_jax.__version__, "python": platform.python_version()}
             | {name: metadata.version(name) for name in packages},
             "device": jax.local_devices()[0].device_kind,
@@ -210,7 +210,7 @@ class USOPipeline:
     def tower(self) -> str:
         """Identify what style features are made by."""
         layers = self.system.config.transformer.projector.layers
-        return f"{self.bundle.fingerprints['siglip']} {','.join(map(str, layers))}"
+        return f"{self.pretrained.fingerprints['siglip']} {','.join(map(str, layers))}"
 
     def encode_style(self, images: Sequence[ImageLike | Reference], style_fit: str = "squash") -> StyleEmbedding:
         """Give a style of one or more images, to be used again or written by `style_files.write`."""
@@ -226,7 +226,8 @@ class USOPipeline:
         config = self.system.config
         if config.siglip is None or config.transformer.projector is None:
             raise InputError(
-                f"{self.bundle.directory} lacks siglip or projector, so it cannot read style images; import them first"
+                f"{self.pretrained.directory} lacks siglip or projector, so it cannot read style images;"
+                " import them first"
             )
         return self.sampler.features(_fit_style(reference.pixels, config.siglip.image_size, style_fit))
 
@@ -241,11 +242,11 @@ class USOPipeline:
                         features[key] = self._encode_style(style, one.style_fit)[None]
                     continue
                 has, wants = style.features.shape[1:], (3, projector.siglip_tokens, projector.siglip_dim)
-                known = "siglip" not in self.bundle.fingerprints or style.tower == self.tower
+                known = "siglip" not in self.pretrained.fingerprints or style.tower == self.tower
                 if has != wants or not known:
                     raise InputError(
-                        f"style {style.path or 'given'} was made by another SigLIP than {self.bundle.directory} has;"
-                        " make it again with these weights"
+                        f"style {style.path or 'given'} was made by another SigLIP than"
+                        f" {self.pretrained.directory} has; make it again with these weights"
                     )
                 features[id(style)] = style.features
         return features

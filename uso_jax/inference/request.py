@@ -46,7 +46,7 @@ class Request:
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """Give what repeats the request, in JSON terms: the arguments of `make`."""
+        """Give what repeats the request, in JSON terms: the arguments of `make_request`."""
         return {
             "prompt": self.prompt,
             "contents": [reference.record() for reference in self.references],
@@ -69,7 +69,7 @@ class Request:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def make(
+def make_request(
     bundle: Pretrained,
     system: USO,
     *,
@@ -164,7 +164,7 @@ def make(
 
 
 def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Give the arguments of `make` that repeat a record; its references must be the files that they were.
+    """Give the arguments of `make_request` that repeat a record; its references must be the files that they were.
 
     Paths are tried as they were given, then from `folder`, where the image lies.
     """
@@ -181,7 +181,7 @@ def _found(path: str | None, sha256: str, folder: pathlib.Path) -> Reference | S
     if path is None:
         raise InputError("the image was made with a reference that was not a file: it cannot be repeated")
     if style_files.is_style(path):
-        reference = style_files.read(path if style_files.locate(path).is_file() else folder / path)
+        reference = style_files.read_style(path if style_files.style_path(path).is_file() else folder / path)
     else:
         reference = Reference.of(path if pathlib.Path(path).is_file() else folder / path)
     if reference.sha256 != sha256:
@@ -193,7 +193,7 @@ def _style(source: StyleSource) -> Reference | StyleEmbedding:
     if isinstance(source, StyleEmbedding):
         return source
     if isinstance(source, str | pathlib.Path) and style_files.is_style(source):
-        return style_files.read(source)
+        return style_files.read_style(source)
     return Reference.of(source)
 
 

@@ -80,7 +80,7 @@ class Sampler:
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
 
     @property
-    def ways(self) -> int:
+    def data_shards(self) -> int:
         """What a batch must be a multiple of."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 

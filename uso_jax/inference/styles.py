@@ -43,16 +43,16 @@ class StyleEmbedding:
         return {"path": self.path, "sha256": self.sha256}
 
 
-def library() -> pathlib.Path:
+def style_library() -> pathlib.Path:
     """Give the folder of styles that are known by name."""
     home = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
     return pathlib.Path(home, "uso_jax", "styles")
 
 
-def locate(name: str | pathlib.Path) -> pathlib.Path:
+def style_path(name: str | pathlib.Path) -> pathlib.Path:
     """Give the file of a style: a path that ends in .safetensors, or a name in the library."""
     path = pathlib.Path(name)
-    return path if path.suffix == ".safetensors" else library() / f"{name}.safetensors"
+    return path if path.suffix == ".safetensors" else style_library() / f"{name}.safetensors"
 
 
 def is_style(name: str | pathlib.Path) -> bool:
@@ -61,9 +61,9 @@ def is_style(name: str | pathlib.Path) -> bool:
     return path.suffix == ".safetensors" or (not path.suffix and not path.exists())
 
 
-def write(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path:
+def write_style(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path:
     """Write a style whole or not at all; give its path."""
-    path = locate(name)
+    path = style_path(name)
     images = json.dumps(list(style.images), ensure_ascii=False)
     metadata = {"format": FORMAT, "tower": style.tower, "images": images}
     data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
@@ -73,15 +73,15 @@ def write(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path:
     return path
 
 
-def read(name: str | pathlib.Path) -> StyleEmbedding:
+def read_style(name: str | pathlib.Path) -> StyleEmbedding:
     """Read a style.
 
     Raises:
       InputError: there is none of this name, or the file holds something else.
     """
-    path = locate(name)
+    path = style_path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in library().glob("*.safetensors"))) or "none"
+        known = ", ".join(sorted(file.stem for file in style_library().glob("*.safetensors"))) or "none"
         raise InputError(f"style {str(name)!r} is unknown: there is no {path}; styles in the library: {known}")
     try:
         with safetensors.safe_open(path, "numpy") as file:
@@ -100,7 +100,7 @@ def read(name: str | pathlib.Path) -> StyleEmbedding:
     return StyleEmbedding(features, metadata["tower"], images, str(name), digest)
 
 
-def mix(styles: Sequence[StyleEmbedding], weights: Sequence[float]) -> StyleEmbedding:
+def mix_styles(styles: Sequence[StyleEmbedding], weights: Sequence[float]) -> StyleEmbedding:
     """Give one style between several: the weighted mean of all their images' features, as a single image's.
 
     One image's tokens cost less than several images', and blend instead of standing side by side.

@@ -197,9 +197,9 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     system = _Untokenised(USOConfig(**{name: getattr(config.system, name) for name in own}))
     params = _inference_params(system, mesh, choices.quantization)
     sampler = Sampler(system, params, mesh, choices.tile)
-    b = choices.batch or sampler.ways
-    if b % sampler.ways:
-        raise InputError(f"--batch {b} does not divide over {sampler.ways} (data x fsdp) devices")
+    b = choices.batch or sampler.data_shards
+    if b % sampler.data_shards:
+        raise InputError(f"--batch {b} does not divide over {sampler.data_shards} (data x fsdp) devices")
     whole, split = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
     part = lambda name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
 

@@ -140,7 +140,7 @@ class EmojiSet:
         index = operator.index(index)
         key = f"emoji/{self.config}/{self.split}/{index}"
         example = self._data[index]
-        content, style, target = (decode.decode(example.pop(name), what=f"{name} of {key}") for name in IMAGES)
+        content, style, target = (decode.decode_image(example.pop(name), what=f"{name} of {key}") for name in IMAGES)
         text = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
         return Triplet(
             prompt=text.pop("prompt"),

@@ -69,7 +69,7 @@ class Place:
 
     def decode(self, what: str = "", fit: images.Fit | None = None) -> images.Pixels:
         """Give the image, resized by `fit`; `what` is added to its name in messages."""
-        return images.decode(self.read(what), what=f"{self}{what}", number=self.view, fit=fit)
+        return images.decode_image(self.read(what), what=f"{self}{what}", number=self.view, fit=fit)
 
     def size(self) -> tuple[int, int]:
         """Give the image's (height, width), reading no more than needed; of a view only the shape is right."""
@@ -78,8 +78,8 @@ class Place:
         if self.row < 0 and self.unpacked < 0:
             with contextlib.suppress(OSError, BadExample):
                 length = _HEADER if self.length < 0 else min(_HEADER, self.length)
-                return images.size(urls.read_bytes(self.file, self.start, length, part=True), what=str(self))
-        return images.size(self.read(), what=str(self))
+                return images.image_size(urls.read_bytes(self.file, self.start, length, part=True), what=str(self))
+        return images.image_size(self.read(), what=str(self))
 
 
 def _inflate(place: Place) -> bytes:

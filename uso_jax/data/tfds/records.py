@@ -49,7 +49,7 @@ class TripletSet:
         index = operator.index(index)
         example = self._data[index]
         key = f"{self.path.parent.name}/{_text(example['key'])}"
-        decode = lambda data, what: images.decode(bytes(data), what=f"{what} of {key} ({self.path})")
+        decode = lambda data, what: images.decode_image(bytes(data), what=f"{what} of {key} ({self.path})")
         content = [decode(data, "content") for data in example["content"]]
         styles = tuple(decode(data, "style") for data in example["styles"])
         return Triplet(
