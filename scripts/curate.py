@@ -69,7 +69,9 @@ def _view(config: TrainConfig) -> None:
 
     split = _SPLIT.value[-1]
     title = f"{_CONFIG.value.data.source}, {split}"
-    card.write(pathlib.Path(_TO.value), open_source(getattr(config.data, split)), title=title, sample=_SAMPLE.value)
+    card.write_card(
+        pathlib.Path(_TO.value), open_source(getattr(config.data, split)), title=title, sample=_SAMPLE.value
+    )
     print(f"Wrote {_TO.value}")
 
 
@@ -88,7 +90,9 @@ def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig, **b
 
     path = writer.prepare(sources, data_dir, name, limit=_LIMIT.value, max_errors=config.data.max_errors, **beam)
     for split in sources:
-        made = card.write(path / f"{split}.html", records.TripletSet(path, split), title=name, sample=_SAMPLE.value)
+        made = card.write_card(
+            path / f"{split}.html", records.TripletSet(path, split), title=name, sample=_SAMPLE.value
+        )
         (path / f"{split}.md").write_text(made.markdown(), encoding="utf-8")
     print(f"Wrote {path}. Train on it: --config.data.source=triplets --config.data.triplets.train.path={path}")
 
@@ -128,7 +132,7 @@ def _curate(config: TrainConfig, name: str) -> None:
     curation, spec = _curation(), getattr(config.data, _SPLIT.value[-1])
     judge = ("judge",) if curation.keep.judge is not None else ()
     for step in (*STEPS[:4], *judge) if name == "run" else (name,):
-        steps.run(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
+        steps.run_step(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
     print(f"{name} is done. A report about it: python scripts/curate.py report --to {_TO.value}")
 
 
@@ -138,7 +142,7 @@ def _report(config: TrainConfig) -> None:
 
     folder = Folder(_TO.value)
     keep = _curation().keep
-    decisions = report.write(folder, keep, _SAMPLE.value)
+    decisions = report.write_report(folder, keep, _SAMPLE.value)
     print(report.markdown(folder, keep, decisions))
     print(f"Wrote {folder.path / 'report' / 'index.html'}")
 
@@ -148,7 +152,7 @@ def _export(config: TrainConfig) -> None:
     from uso_jax.curation.store import Folder
 
     folder = Folder(_TO.value)
-    decisions = report.write(folder, _curation().keep, _SAMPLE.value)
+    decisions = report.write_report(folder, _curation().keep, _SAMPLE.value)
     triplets = selection.kept(folder, decisions)
     _write_set({_SPLIT.value[-1]: triplets}, folder.path / "export", _NAME.value or "curated", config)
 

@@ -21,7 +21,7 @@ Rules = Sequence[tuple[str, T]]
 Params = dict[str, jax.Array]
 
 
-def of(model: nnx.Module) -> Params:
+def from_model(model: nnx.Module) -> Params:
     """Give a model's parameters by path."""
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
@@ -43,7 +43,7 @@ class ModelDef:
 
     def init(self, rng: jax.Array) -> Params:
         """Draw initial parameters; call it under jit to place them as the outputs' shardings say."""
-        return of(self._make(nnx.Rngs(rng)))
+        return from_model(self._make(nnx.Rngs(rng)))
 
     def __call__(self, params: Mapping[str, Any]) -> nnx.Module:
         """Put the model together around `params`, which must be complete."""

@@ -63,7 +63,7 @@ def made(tmp_path_factory):
     """Curate four drawings, up to their scores and the truth."""
     path = tmp_path_factory.mktemp("curation")
     for step in ("captions", "stylize", "destylize", "score", "truth"):
-        steps.run(step, config(), DRAWN, path)
+        steps.run_step(step, config(), DRAWN, path)
     return Folder(path)
 
 
@@ -101,30 +101,30 @@ def test_a_stopped_step_goes_on_and_gives_the_same(made, tmp_path):
     kept = (folder.path / "stylize" / "00000.tar").stat().st_mtime_ns
     with pytest.raises(InputError, match=r"lacks shard 00001 of stylize: run curate\.py stylize first"):
         folder.rows("stylize", 1)
-    steps.run("stylize", config(), DRAWN, folder.path)
+    steps.run_step("stylize", config(), DRAWN, folder.path)
     assert [(folder.path / "stylize" / f"{shard:05d}.tar").read_bytes() for shard in range(2)] == before
     assert (folder.path / "stylize" / "00000.tar").stat().st_mtime_ns == kept
     # What was made of the replaced images is made anew.
     assert folder.is_done("score", 0) and not folder.is_done("score", 1)
-    steps.run("score", config(), DRAWN, folder.path)
+    steps.run_step("score", config(), DRAWN, folder.path)
     assert (folder.path / "score" / "00001.jsonl").read_text() == scores
 
 
 def test_processes_share_the_shards(tmp_path):
     for process in ((1, 2), (0, 2)):
-        steps.run("captions", config(), DRAWN, tmp_path, process=process)
+        steps.run_step("captions", config(), DRAWN, tmp_path, process=process)
         assert Folder(tmp_path).is_done("captions", 0) is (process == (0, 2))
     assert len(Folder(tmp_path).all_rows("captions")) == 8
 
 
 def test_other_settings_are_refused(made, tmp_path):
     with pytest.raises(InputError, match=r"a curation of something else \(source differ"):
-        steps.run("captions", config(), DRAWN | {"seed": 4}, made.path)
+        steps.run_step("captions", config(), DRAWN | {"seed": 4}, made.path)
     with pytest.raises(InputError, match=r"stylize was made in another way \(settings differ\): delete"):
-        steps.run("stylize", config(stylize__settings=dict(num_steps=2)), DRAWN, made.path)
+        steps.run_step("stylize", config(stylize__settings=dict(num_steps=2)), DRAWN, made.path)
     with pytest.raises(InputError, match=r"lacks the step stylize: run curate\.py stylize first"):
-        steps.run("captions", config(), DRAWN, tmp_path)
-        steps.run("score", config(), DRAWN, tmp_path)
+        steps.run_step("captions", config(), DRAWN, tmp_path)
+        steps.run_step("score", config(), DRAWN, tmp_path)
     with pytest.raises(InputError, match=r"set --config\.curation\.stylize\.weights"):
         Expert("stylize", config(stylize__weights=""))
     with pytest.raises(InputError, match="holds no curation"):
@@ -143,7 +143,7 @@ def judged(folder, reply, retry=False, style=None, **changes):
     with fake_vlm.serve(reply) as endpoint:
         chosen = config(vlm__base_url=endpoint.url, **changes)
         chosen = dataclasses.replace(chosen, keep=keep(judge=3.0, style=style))
-        steps.run("judge", chosen, DRAWN, folder.path, retry=retry)
+        steps.run_step("judge", chosen, DRAWN, folder.path, retry=retry)
         return folder.all_rows("judge"), len(endpoint.asked)
 
 
@@ -161,7 +161,7 @@ def test_judge(made, tmp_path):
         if not file.name.startswith("answers"):
             file.unlink()
     chosen = dataclasses.replace(config(), keep=keep(judge=3.0))
-    steps.run("judge", chosen, DRAWN, folder.path)
+    steps.run_step("judge", chosen, DRAWN, folder.path)
     assert folder.all_rows("judge") == rows
 
 
@@ -207,7 +207,7 @@ def test_a_judge_that_is_away_stops_the_step(made, tmp_path):
     with pytest.raises(InputError, match="check the key"):
         judged(folder, lambda body: (401, {}, {}))
     with pytest.raises(InputError, match=r"set --config\.curation\.vlm\.model"):
-        steps.run("judge", config(vlm__model=""), DRAWN, folder.path)
+        steps.run_step("judge", config(vlm__model=""), DRAWN, folder.path)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_thresholds_change_without_recomputing(made, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
     scores = folder.all_rows("score")
     for least in (-1.0, float(np.median([row["style"] for row in scores.values()])), 1.1):
-        decisions = report.write(folder, keep(style=least))
+        decisions = report.write_report(folder, keep(style=least))
         kept = [one.number for one in decisions if not one.failed_at]
         assert kept == [n for n, row in scores.items() if row["style"] >= least]
         lines = (folder.path / "report" / "decisions.jsonl").read_text().splitlines()
@@ -286,7 +286,7 @@ def test_unreadable_images_are_listed(tmp_path):
     items = [dict(prompt=f"a {n}", target=f"{n}.png") for n in ("a", "cut", "b", "gone")]
     (tmp_path / "items.json").write_text(json.dumps(items))
     spec = dict(name="json", path=str(tmp_path / "items.json"))
-    folder = steps.run("captions", config(), spec, tmp_path / "out")
+    folder = steps.run_step("captions", config(), spec, tmp_path / "out")
     rows = folder.all_rows("captions")
     assert [row["failed"].split()[0] for n, row in rows.items() if row["index"] % 2] == ["unreadable:"] * 4
     assert "cut.png" in rows[2]["failed"] and "gone.png" in rows[6]["failed"]
@@ -297,12 +297,12 @@ def test_unreadable_images_are_listed(tmp_path):
 def test_captions_by_a_model(tmp_path):
     says = lambda body: '"A red kite\n over  hills."' if len(fake_vlm.images_of(body)) == 1 else "?"
     with fake_vlm.serve(says) as endpoint:
-        rows = steps.run(
+        rows = steps.run_step(
             "captions", config(captions="vlm", vlm__base_url=endpoint.url), DRAWN, tmp_path / "a"
         ).all_rows("captions")
         assert {row["caption"] for row in rows.values()} == {"A red kite over hills"}
     with fake_vlm.serve(lambda body: "{}") as endpoint:
-        rows = steps.run(
+        rows = steps.run_step(
             "captions", config(captions="vlm", vlm__base_url=endpoint.url), DRAWN, tmp_path / "b"
         ).all_rows("captions")
     assert all(row["caption"] == "" and row["failed"].startswith("caption: nonsense") for row in rows.values())
@@ -320,7 +320,7 @@ def test_truth_knows_right_from_wrong():
         pose = triplet.meta["pose"]
         for rows, shown in ((right, triplet), (wrong, other)):
             plain = render(SUBJECTS[shown.meta["subject"]], pose, shown.meta["content_style"], 32)
-            rows.append(truth.judge(index, "preserved", shown.styles[0], plain))
+            rows.append(truth.judge_candidate(index, "preserved", shown.styles[0], plain))
     share = lambda rows, name: np.mean([row[name] for row in rows])
     assert share(right, "style_right") >= 3 / 4 and share(right, "content_right") >= 3 / 4
     assert share(wrong, "style_right") == 0 and share(wrong, "content_right") == 0

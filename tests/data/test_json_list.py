@@ -98,7 +98,7 @@ def test_image_that_does_not_decode_names_file_and_item(folder, damage, monkeypa
         path.write_bytes(b"no image" if damage == "text" else path.read_bytes()[:-40])
     target = {"prompt": "x", "target": "pictures/b.png"}
     source = JsonSource(write(folder, [target, target]))
-    with pytest.raises(InputError, match=r"images/b\.png \(item 1 of .*triplets\.json\)"):
+    with pytest.raises(InputError, match=r"pictures/b\.png \(item 1 of .*triplets\.json\)"):
         source[1]
     with pytest.raises(InputError, match=r"absent\.png .* does not exist"):
         JsonSource(write(folder, [target | {"target": "absent.png"}]))[0]

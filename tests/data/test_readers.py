@@ -209,7 +209,7 @@ def test_a_shifted_layout_without_words_is_found_before_training(tmp_path):
 def test_tar_with_a_damaged_member(tmp_path):
     path = tar(tmp_path / "s.tar", {f"{n}.target.jpg": jpeg("a") for n in "ab"} | {"a.txt": b"a", "b.txt": b"b"})
     whole = path.read_bytes()
-    second = archives.tree(str(path))["b.target.jpg"].start
+    second = archives.list_members(str(path))["b.target.jpg"].start
     path.write_bytes(whole[:second] + b"\0" * 300 + whole[second + 300 :])
     source = read("webdataset", path)
     assert np.array_equal(source[0].target, decoded("a"))
@@ -226,15 +226,15 @@ def test_tar_with_a_damaged_member(tmp_path):
         read("webdataset", path)
     write(tmp_path / "all.tar.gz", b"")
     with pytest.raises(InputError, match="compressed as a whole"):
-        archives.tree(str(tmp_path / "all.tar.gz"))
+        archives.list_members(str(tmp_path / "all.tar.gz"))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "C:/x.jpg", "..\\x.jpg"])
 def test_names_that_lead_out(name, tmp_path):
     with pytest.raises(InputError, match="outside its folder"):
-        archives.tree(str(tar(tmp_path / "s.tar", {name: b"x"})))
+        archives.list_members(str(tar(tmp_path / "s.tar", {name: b"x"})))
     with pytest.raises(InputError, match="outside its folder"):
-        archives.tree(str(zipped(tmp_path / "s.zip", {name: b"x"})))
+        archives.list_members(str(zipped(tmp_path / "s.zip", {name: b"x"})))
     with pytest.raises(InputError, match=r"item 0 names .* outside its folder"):
         read("json", write(tmp_path / "t.json", [{"prompt": "x", "target": name}]))
     with pytest.raises(InputError, match="outside its folder"):
@@ -265,7 +265,7 @@ def test_duplicates(tmp_path):
         with zipfile.ZipFile(tmp_path / "s.zip", "a") as file:
             file.writestr("a.jpg", b"y")
     with pytest.raises(InputError, match=r"'a\.jpg' twice"):
-        archives.tree(str(tmp_path / "s.zip"))
+        archives.list_members(str(tmp_path / "s.zip"))
 
 
 def test_zip_bombs(tmp_path, monkeypatch):
@@ -273,18 +273,18 @@ def test_zip_bombs(tmp_path, monkeypatch):
     whole = path.read_bytes()
     monkeypatch.setattr(urls, "MAX_BYTES", 50_000)
     with pytest.raises(InputError, match="would unpack to 100000 bytes"):
-        archives.tree(str(path))
+        archives.list_members(str(path))
     # The directory lies about what comes out: no more is unpacked than it says.
     at = whole.rindex(b"PK\1\2") + 24
     path.write_bytes(whole[:at] + (1000).to_bytes(4, "little") + whole[at + 4 :])
     with pytest.raises(BadExample, match="does not unpack to the 1000 bytes"):
-        archives.tree(str(path))["a.jpg"].read()
+        archives.list_members(str(path))["a.jpg"].read()
 
 
 def test_other_broken_containers(tmp_path):
     write(tmp_path / "s.zip", b"no zip")
     with pytest.raises(InputError, match="not a readable zip file"):
-        archives.tree(str(tmp_path / "s.zip"))
+        archives.list_members(str(tmp_path / "s.zip"))
     with pytest.raises(InputError, match="not a readable parquet file"):
         read("parquet", write(tmp_path / "t.parquet", b"no parquet"))
     with pytest.raises(InputError, match="no column image"):

@@ -85,7 +85,7 @@ def test_page(tmp_path):
     items[0]["prompt"] = '<script>alert(1)</script> & "quotes"'
     items.append({"prompt": "x", "target": "pictures/none.png", "key": "<b>"})
     path.write_text(json.dumps(items))
-    made = card.write(tmp_path / "out" / "page.html", read("json", path), title="my <set>", sample=100)
+    made = card.write_card(tmp_path / "out" / "page.html", read("json", path), title="my <set>", sample=100)
     page = (tmp_path / "out" / "page.html").read_text()
     assert made.total == 6 and made.sampled == 5 and len(made.unreadable) == 1
     assert made.counts["task"] == {"style": 2, "style_subject": 2, "text": 1}
@@ -104,12 +104,12 @@ def test_page(tmp_path):
 
 def test_page_says_what_was_left_out(tmp_path):
     source = read("uno_1m", schemas.uno_1m(tmp_path))
-    made = card.write(tmp_path / "page.html", source, title="UNO-1M", sample=2)
+    made = card.write_card(tmp_path / "page.html", source, title="UNO-1M", sample=2)
     assert made.sampled == 2 and sum(made.left_out.values()) == 8
     assert "4 rows left out: its score is no number from 0 to 4" in (tmp_path / "page.html").read_text()
     with pytest.raises(InputError, match=r"must end in \.html"):
-        card.write(tmp_path / "page", source, title="x")
+        card.write_card(tmp_path / "page", source, title="x")
     with pytest.raises(InputError, match="one source of images"):
-        card.draw(Mixture((source, source), (1.0, 1.0)), 3)
+        card.sample_triplets(Mixture((source, source), (1.0, 1.0)), 3)
     with pytest.raises(InputError, match="at least one triplet"):
-        card.draw(source, 0)
+        card.sample_triplets(source, 0)

@@ -89,7 +89,7 @@ def write(directory: pathlib.Path) -> pathlib.Path:
     networks = {"autoencoder": autoencoder_pair()[0], "siglip": siglip_pair()[0], "t5": load_t5(), "clip": load_clip()}
     for component, network in networks.items():
         config = weights.describe(component, network.config)
-        weights.save(directory, component, params.of(network), {"config": config})
+        weights.save(directory, component, params.from_model(network), {"config": config})
     tokenizer(T5_LENGTH, 1, 0).save_pretrained(directory / "tokenizer_t5")
     end = CLIP.eos_token_id
     tokenizer(CLIP.max_position_embeddings, end, 0).save_pretrained(directory / "tokenizer_clip")

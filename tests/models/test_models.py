@@ -286,7 +286,7 @@ def test_structure_round_trip():
     assert {k: (v.shape, v.dtype) for k, v in drawn.items()} == {
         k: (s.shape, s.dtype) for k, s in structure.shapes.items()
     }
-    again = params.of(structure(drawn))
+    again = params.from_model(structure(drawn))
     assert again.keys() == drawn.keys() and all(again[path] is drawn[path] for path in drawn)
     assert params.count(drawn) == sum(x.size for x in drawn.values())
     with pytest.raises(ValueError, match=r"missing \['linear2/bias'\], stray \['linear2/bais'\]"):

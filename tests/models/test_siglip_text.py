@@ -117,7 +117,7 @@ def test_text_sees_both_ways_and_padding():
 def test_remat_changes_no_gradient(remat):
     def grads(remat):
         structure = params.ModelDef(lambda rngs: SiglipText(dataclasses.replace(TEXT_CONFIG, remat=remat), rngs=rngs))
-        weights = params.of(load_text())
+        weights = params.from_model(load_text())
         return jax.jit(jax.grad(lambda p: jnp.sum(structure(p)(jnp.asarray(IDS)).pooler_output ** 2)))(weights)
 
     want, got = grads("none"), grads(remat)
@@ -151,7 +151,7 @@ def test_mistakes_are_seen(mutate, monkeypatch):
 
 
 def test_round_trip():
-    flat = {path: np.asarray(value) for path, value in params.of(load_text()).items()}
+    flat = {path: np.asarray(value) for path, value in params.from_model(load_text()).items()}
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in flat.items()}
     back, want = dict(to_torch(TEXT, shapes, flat)), numbers(torch_model().text_model)
     assert back.keys() == want.keys()

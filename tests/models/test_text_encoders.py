@@ -278,7 +278,7 @@ def test_clip_manifest():
 
 @pytest.mark.parametrize("rows, load, reference", [(ENCODER, load_t5, torch_t5), (TEXT, load_clip, torch_clip)])
 def test_round_trip(rows, load, reference):
-    flat = {path: np.asarray(value) for path, value in params.of(load()).items()}
+    flat = {path: np.asarray(value) for path, value in params.from_model(load()).items()}
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in flat.items()}
     back, want = dict(to_torch(rows, shapes, flat)), numbers(reference())
     assert back.keys() == want.keys()

@@ -142,7 +142,9 @@ def oracle_system() -> tuple[USO, dict[str, jax.Array]]:
         "autoencoder/": autoencoder_pair()[0],
         "csd/backbone/": encoders.load_clip().vision_model,
     }
-    numbers = {prefix + path: x for prefix, network in networks.items() for path, x in params.of(network).items()}
+    numbers = {
+        prefix + path: x for prefix, network in networks.items() for path, x in params.from_model(network).items()
+    }
     rest = {path: shape for path, shape in system.shapes.items() if path not in numbers}
     numbers = {path: x for path, x in numbers.items() if path in system.shapes}
     return system, numbers | draw(rest, jnp.float32)

@@ -24,7 +24,7 @@ from uso_jax.vlm.client import Vlm, VlmError
 _COLOURS = 4  # a side of the thumbnail that tells images of one shape and other colours apart
 
 
-def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
+def caption_shard(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
     """Read and caption one shard."""
     read = lambda index: _read(source, config, vlm, index)
     with ThreadPoolExecutor(config.vlm.threads) as pool:
@@ -38,7 +38,7 @@ def make(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm
         for number, layout in numbers.items():
             rows.append(dict(number=number, index=index, layout=layout) | row)
             if pixels is not None:
-                rows[-1]["image"] = first
+                rows[-1]["picture"] = first
     return rows, images
 
 

@@ -38,7 +38,7 @@ class Expert:
         del found["batch_size"]
         return found | {"seed": self.seed}
 
-    def make(self, folder: Folder, shard: int) -> Made:
+    def make_shard(self, folder: Folder, shard: int) -> Made:
         """Make the images of one shard."""
         captions = folder.rows("captions", shard)
         rows, images, waiting = [], {}, []

@@ -77,7 +77,7 @@ class PartsJudge:
 
         return again
 
-    def make(self, folder: Folder, shard: int) -> Made:
+    def make_shard(self, folder: Folder, shard: int) -> Made:
         """Judge one shard; what was answered before comes from the cache of the model."""
         captions, scores = folder.rows("captions", shard), folder.rows("score", shard)
 

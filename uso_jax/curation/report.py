@@ -79,7 +79,7 @@ def _cells(known: Mapping[str, Precision], name: str) -> list[str]:
     return ["" if share != share else f"{share:.0%}" for share in shares]
 
 
-def write(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Decision]:
+def write_report(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Decision]:
     """Write page and decisions, whole or not at all; give the decisions."""
     decisions = selection.decide(folder, keep)
     where = folder.path / "report"

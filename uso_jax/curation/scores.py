@@ -46,7 +46,7 @@ class Scorer:
         found = {name: pretrained.fingerprint(self.directory / name) for name in self.components}
         return {"rewards": self.names, "weights": found, "size": self.config.size}
 
-    def make(self, folder: Folder, shard: int) -> Made:
+    def make_shard(self, folder: Folder, shard: int) -> Made:
         """Score one shard."""
         captions = folder.rows("captions", shard)
         parts = {step: folder.rows(step, shard) for step in ("stylize", "destylize")}

@@ -21,7 +21,7 @@ from uso_jax.curation.truth import Truth
 from uso_jax.data.sources import Mixture, open_source
 
 
-def run(
+def run_step(
     name: str,
     config: CurationConfig,
     spec: Mapping[str, Any],
@@ -53,7 +53,7 @@ def run(
         vlm = config.vlm.open(path / "captions", process[0]) if asks else None
         settings = {"by": config.captions}
         settings |= {"question": config.caption_question, "model": config.vlm.model} if asks else {}
-        make = lambda shard: captions.make(folder, source, config, vlm, shard)
+        make = lambda shard: captions.caption_shard(folder, source, config, vlm, shard)
         folder.run(name, settings, make, process=process, again=again)
         return folder
     folder = Folder(path)
@@ -68,7 +68,7 @@ def run(
         worker = Truth(_open(folder.manifest["source"]))
     else:
         raise InputError(f"there is no step {name!r}; steps are {', '.join(STEPS)}.")
-    folder.run(name, worker.settings, lambda shard: worker.make(folder, shard), process=process, again=again)
+    folder.run(name, worker.settings, lambda shard: worker.make_shard(folder, shard), process=process, again=again)
     return folder
 
 

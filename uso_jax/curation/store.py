@@ -181,7 +181,7 @@ def _write_tar(path: pathlib.Path, images: Mapping[int, decode.Pixels]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _members(path: str) -> dict[str, Place]:
-    return archives.tree(path)
+    return archives.list_members(path)
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Truth:
         """Say how it is judged."""
         return {"judge": "patches and plain looks", "styles": NUM_STYLES, "poses": _POSES, "drawings": _DRAWINGS}
 
-    def make(self, folder: Folder, shard: int) -> Made:
+    def make_shard(self, folder: Folder, shard: int) -> Made:
         """Judge one shard."""
         rows = []
         for number, row in folder.rows("captions", shard).items():
@@ -66,10 +66,10 @@ class Truth:
                 rows.append({"number": number, "failed": failed[0]})
                 continue
             style, content = (self._image(folder, step, number) for step in ("stylize", "destylize"))
-            rows.append({"number": number} | self.judge(row["index"], row["layout"], style, content))
+            rows.append({"number": number} | self.judge_candidate(row["index"], row["layout"], style, content))
         return rows, {}
 
-    def judge(self, index: int, layout: str, style: decode.Pixels, content: decode.Pixels) -> dict[str, bool]:
+    def judge_candidate(self, index: int, layout: str, style: decode.Pixels, content: decode.Pixels) -> dict[str, bool]:
         """Tell whether either reference is right, and whether true ones would be judged so."""
         triplet = self.source[index]
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])

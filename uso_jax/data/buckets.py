@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int32
 
 from uso_jax.common.errors import BadExample, InputError
-from uso_jax.data import buckets
 from uso_jax.data.triplet import TripletSource
 
 Size = tuple[int, int]  # (height, width)
@@ -89,7 +88,7 @@ def _distance(a: Shape, b: Shape) -> float:
     return 2 * _log(a[0], b[0]) + _log(a[1], b[1])
 
 
-def count(shapes: Mapping[Shape, np.ndarray | None], length: int) -> dict[Shape, int]:
+def count_triplets(shapes: Mapping[Shape, np.ndarray | None], length: int) -> dict[Shape, int]:
     """Give the number of triplets of each pair of sizes."""
     return {shape: length if indices is None else len(indices) for shape, indices in shapes.items()}
 
@@ -109,9 +108,7 @@ def share_out(
                 )
         return {shape: np.flatnonzero(kind_of.reshape(-1) == number) for number, shape in enumerate(shapes)}
     one = len(targets) == len(contents) == 1
-    return buckets.assign(
-        np.zeros((len(source), 4), np.int32) if one else sizes_of(source), targets, contents, batch_size
-    )
+    return assign(np.zeros((len(source), 4), np.int32) if one else sizes_of(source), targets, contents, batch_size)
 
 
 def sizes_of(source: TripletSource) -> np.ndarray:

@@ -58,7 +58,7 @@ class Card:
         return "\n".join(lines) + "\n"
 
 
-def draw(source: TripletSource | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
+def sample_triplets(source: TripletSource | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
     """Draw triplets at random, always the same ones; give them by index, and what is wrong with unreadable ones."""
     if isinstance(source, Mixture) or hasattr(source, "example"):
         raise InputError("a page shows one source of images; name it with --config.data.source.")
@@ -111,12 +111,12 @@ def describe(source: TripletSource, title: str, triplets: Sequence[Triplet], unr
     )
 
 
-def write(path: pathlib.Path | str, source: TripletSource | Mixture, *, title: str, sample: int = 48) -> Card:
+def write_card(path: pathlib.Path | str, source: TripletSource | Mixture, *, title: str, sample: int = 48) -> Card:
     """Write the page, whole or not at all; give its card."""
     path = pathlib.Path(path)
     if path.suffix != ".html":
         raise InputError(f"{path} must end in .html.")
-    found, unreadable = draw(source, sample)
+    found, unreadable = sample_triplets(source, sample)
     card = describe(source, title, [triplet for _, triplet in found], unreadable)
     page = _page(card, found)
     with atomic_files.explained(path, "choose another --to."):

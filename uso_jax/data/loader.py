@@ -74,7 +74,7 @@ def batches(
     streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
     for number, (part, weight) in enumerate(parts):
         shared = share_out(part, targets, contents, batch_size)
-        for shape, count in buckets.count(shared, len(part)).items():
+        for shape, count in buckets.count_triplets(shared, len(part)).items():
             examples = Examples(
                 part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
             )

@@ -49,7 +49,7 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     elif name == "triplets":
         from uso_jax.data.tfds.records import TripletSet as source
     elif name in readers.NAMES:
-        source = readers.reader(name)
+        source = readers.get_reader(name)
     else:
         known = ", ".join((*DRAWN, *readers.NAMES, "triplets", "features", "mixture"))
         raise InputError(f"unknown data source {name!r}; use one of {known}.")

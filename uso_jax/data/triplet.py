@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The canonical training record that every source yields and the pipeline reads.
+"""The training record that every source yields, and the protocol of sources.
 
-Prompt convention: "" means "keep the layout, only restyle" and is allowed where the layout is preserved; where the
-layout is shifted, the prompt is a natural sentence.
+The empty prompt means "keep the layout, only change the style". It is allowed where the layout is preserved; where the
+layout is shifted, the prompt is a sentence that describes the target.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,10 @@ from uso_jax.common.errors import InputError
 
 Task = Literal["subject", "style", "style_subject", "text"]
 Layout = Literal["preserved", "shifted"]
+Tokenize = Callable[[str], dict[str, np.ndarray]]
 
-# Which conditions each task carries: (content, styles).
-CONDITIONS: dict[str, tuple[bool, bool]] = {
+# task -> (has a content image, has style images)
+TASK_CONDITIONS: dict[str, tuple[bool, bool]] = {
     "subject": (True, False),
     "style": (False, True),
     "style_subject": (True, True),
@@ -26,24 +27,16 @@ CONDITIONS: dict[str, tuple[bool, bool]] = {
 }
 
 
-def check_words(prompt: Any, layout: Any, where: str) -> None:
-    """Raise an InputError, which says where, unless prompt and layout are what a triplet may have."""
-    if layout not in get_args(Layout):
-        raise InputError(f"{where}: layout is {layout!r}; use one of {', '.join(get_args(Layout))}.")
-    if not isinstance(prompt, str):
-        raise InputError(f"{where}: the prompt must be text, not {type(prompt).__name__}.")
-    if not prompt and layout == "shifted":
-        raise InputError(f"{where}: a shifted layout needs a prompt; say what the target shows.")
-
-
 @dataclass(frozen=True, eq=False)
 class Triplet:
-    """A content image, style images and the target that joins them.
+    """A content image, style images and the target that combines them.
 
-    Images are uint8 [h, w, 3], of any size; only a triplet that is to be generated from has no target. `task` is a Task
-    and `layout` a Layout. `meta` holds ground truth where the
-    source knows it (subject, style, pose); of it, training reads only meta["labels"], for descriptors and judges.
-    `key` is unique within the source. Wrong values are an InputError, also without a type checker.
+    Images are uint8 [h, w, 3] of any size. `target` is None only for triplets that are generated from. `task` is a Task
+    and `layout` a Layout. `meta` holds ground truth that the source knows (subject, style, pose); training reads only
+    meta["labels"]. `key` is unique within the source.
+
+    Raises:
+      InputError: a value is invalid, or the images do not match the task.
     """
 
     prompt: str
@@ -56,19 +49,20 @@ class Triplet:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.task not in CONDITIONS:
-            raise InputError(f"triplet {self.key!r}: task is {self.task!r}; use one of {', '.join(CONDITIONS)}.")
-        check_words(self.prompt, self.layout, f"triplet {self.key!r}")
-        has = (self.content is not None, bool(self.styles))
-        if has != CONDITIONS[self.task]:
+        where = f"triplet {self.key!r}"
+        if self.task not in TASK_CONDITIONS:
+            raise InputError(f"{where}: task is {self.task!r}; use one of {', '.join(TASK_CONDITIONS)}.")
+        check_words(self.prompt, self.layout, where)
+        wanted, found = TASK_CONDITIONS[self.task], (self.content is not None, bool(self.styles))
+        if found != wanted:
             raise InputError(
-                f"triplet {self.key!r}: task {self.task!r} wants content {_yes(CONDITIONS[self.task][0])} and style"
-                f" {_yes(CONDITIONS[self.task][1])}, but content is {_yes(has[0])} and style {_yes(has[1])}."
+                f"{where}: task {self.task!r} requires content {_yes(wanted[0])} and style {_yes(wanted[1])}, but"
+                f" content is {_yes(found[0])} and style {_yes(found[1])}."
             )
         for name, image in self._images():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
                 raise InputError(
-                    f"triplet {self.key!r}: the {name} image is {image.dtype} {list(image.shape)};"
+                    f"{where}: the {name} image is {image.dtype} {list(image.shape)};"
                     " images are uint8 [height, width, 3]."
                 )
 
@@ -81,28 +75,35 @@ class Triplet:
             yield "target", self.target
 
 
-def task_of(*, content: bool, styles: bool) -> Task:
-    """Name the task that has these conditions."""
-    return next(task for task, conditions in CONDITIONS.items() if conditions == (content, styles))
-
-
-def _yes(present: bool) -> str:
-    return "present" if present else "absent"
-
-
-Tokenize = Callable[[str], dict[str, np.ndarray]]
-
-
 @runtime_checkable
 class TripletSource(Protocol):
     """Random access to triplets.
 
-    A source may have `sizes()`, int32 [n, 4]: (height, width) of all targets and content images, 0 where unknown. One
-    that has `fitted(index, target, content, style)` resizes by these functions while it decodes, which is faster. One
-    that has `example(index, content_size, num_styles)` gives that instead of a triplet: arrays of one example, ready to
-    be stacked, whose sizes are what `sizes()` says.
+    Optional methods make a source faster:
+      sizes(): int32 [n, 4], (height, width) of every target and content image, 0 where unknown.
+      fitted(index, target, content, style): the triplet, resized by these functions while it is decoded.
+      example(index, content_size, num_styles): arrays of one example, ready to be stacked, instead of a triplet.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Triplet: ...
+
+
+def task_of(*, content: bool, styles: bool) -> Task:
+    """Return the task that has exactly these conditions."""
+    return next(task for task, conditions in TASK_CONDITIONS.items() if conditions == (content, styles))
+
+
+def check_words(prompt: Any, layout: Any, where: str) -> None:
+    """Raise an InputError, prefixed with `where`, if the prompt or the layout is invalid."""
+    if layout not in get_args(Layout):
+        raise InputError(f"{where}: layout is {layout!r}; use one of {', '.join(get_args(Layout))}.")
+    if not isinstance(prompt, str):
+        raise InputError(f"{where}: the prompt must be text, not {type(prompt).__name__}.")
+    if not prompt and layout == "shifted":
+        raise InputError(f"{where}: a shifted layout needs a prompt that describes the target.")
+
+
+def _yes(present: bool) -> str:
+    return "present" if present else "absent"

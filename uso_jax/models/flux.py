@@ -28,7 +28,7 @@ from uso_jax.models.layers import scan
 from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.layers.mlp import MLP, gelu_tanh
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
-from uso_jax.parallel.constraints import by_heads, by_tokens, sequence_ways
+from uso_jax.parallel.constraints import by_heads, by_tokens, sequence_shards
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,7 @@ class Flux(nnx.Module):
         if ref_img is not None:
             image.append(_Group(self.img_in(ref_img.astype(dtype)), ref_ids, ref_valid, ref_bias))
         for stream in (text, image):  # filled up to what the mesh's sequence axis divides
-            if missing := -sum(group.tokens.shape[1] for group in stream) % sequence_ways():
+            if missing := -sum(group.tokens.shape[1] for group in stream) % sequence_shards():
                 filling = jnp.zeros((b, missing, c.hidden_size), dtype)
                 stream.append(_Group(filling, valid=jnp.zeros((b, missing), bool)))
         pe = rotary_embedding(_join(text + image, "ids"), c.axes_dim, c.theta)

@@ -33,21 +33,21 @@ def batch_axes(size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def sequence_ways() -> int:
+def sequence_shards() -> int:
     """Give over how many devices the mesh splits the tokens of one sample; 1 outside of such a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("sequence", 1)
 
 
 def by_heads(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
     """Where tokens are split, give each device all tokens of some heads instead."""
-    if sequence_ways() == 1:
+    if sequence_shards() == 1:
         return x
     return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, None, head_axes(x.shape[2])))
 
 
 def by_tokens(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
     """Undo `by_heads`; heads stay split over "tensor"."""
-    if sequence_ways() == 1:
+    if sequence_shards() == 1:
         return x
     heads = tuple(axis for axis in head_axes(x.shape[2]) if axis != "sequence")
     return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence", heads or None))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from uso_jax import params
 from uso_jax.common.errors import InputError
-from uso_jax.data.triplet import CONDITIONS
+from uso_jax.data.triplet import TASK_CONDITIONS
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
 from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
@@ -91,7 +91,7 @@ class TableConfig:
     split: str  # of the source
 
     def __post_init__(self):
-        if self.task not in CONDITIONS or self.task == "text":
+        if self.task not in TASK_CONDITIONS or self.task == "text":
             raise ValueError(f"evaluation: task {self.task!r} is unknown; use subject, style or style_subject")
 
 

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
-from uso_jax.data.triplet import CONDITIONS
+from uso_jax.data.triplet import TASK_CONDITIONS
 from uso_jax.evaluation.metrics.counterfactual import WISHES, Counterfactuals, Styles
 from uso_jax.evaluation.metrics.lpips import Perceptual
 from uso_jax.images.decode import cover
@@ -113,7 +113,7 @@ class Table:
         stream = batches(source, **reading, **pipeline_options(config, stage))
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
-        self.has_content, self.has_style = CONDITIONS[table.task]
+        self.has_content, self.has_style = TASK_CONDITIONS[table.task]
         if self.has_style:  # not as SigLIP reads them, which may be at another size
             height, width = self.batches[0]["target"].shape[1:3]
             self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])

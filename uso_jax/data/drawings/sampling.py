@@ -12,7 +12,7 @@ import numpy as np
 from uso_jax.common.errors import InputError
 
 
-def check(where: str, *, size: int, length: int, num_styles: int, shares: Mapping[str, float | int]) -> None:
+def check_arguments(where: str, *, size: int, length: int, num_styles: int, shares: Mapping[str, float | int]) -> None:
     """Refuse sizes and numbers that are too small, and shares that are none."""
     if size < 8 or length < 1 or num_styles < 1:
         raise InputError(

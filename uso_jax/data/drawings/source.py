@@ -34,7 +34,7 @@ from uso_jax.data.drawings.canvas import SCALE, TURN, Pose
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import SUBJECTS, Subject, subject_names
-from uso_jax.data.triplet import CONDITIONS, Triplet
+from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
 __all__ = [
     "FAMILIES",
@@ -98,13 +98,13 @@ class ProceduralSource:
             raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
-        sampling.check("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
+        sampling.check_arguments("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
         self.split, self.seed, self.size, self.length = split, seed, size, length
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
         self.style_words, self.place_words, self.subject_words = style_words, place_words, subject_words
         self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
         tasks = {"style_subject": 1.0} if tasks is None else tasks
-        self._tasks = sampling.edges("procedural data", "tasks", tasks, tuple(CONDITIONS))
+        self._tasks = sampling.edges("procedural data", "tasks", tasks, tuple(TASK_CONDITIONS))
         self.styles = _styles(split, styles, families)
         self.heldout_styles = split in ("heldout_styles", "heldout")
         chosen = _known("subject", subjects, tuple(SUBJECTS))
@@ -126,7 +126,7 @@ class ProceduralSource:
             raise IndexError(f"example {index} of {self.length}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         task = sampling.choose(rng, self._tasks)
-        has_content, has_style = CONDITIONS[task]
+        has_content, has_style = TASK_CONDITIONS[task]
         subject = SUBJECTS[sampling.pick(rng, self.subjects)]
         pose = self._pose(rng)
         preserved = has_content and rng.random() < self.preserved

@@ -35,7 +35,7 @@ from uso_jax.data.drawings.canvas import Pose
 from uso_jax.data.drawings.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.emoji.artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
-from uso_jax.data.triplet import CONDITIONS, Triplet
+from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
 SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "heldout")
 LOOKS = ("artists", "drawn")
@@ -80,7 +80,7 @@ class EmojiSource:
             raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"plain": plain, "same_look": same_look}
-        sampling.check("emoji data", size=size, length=length, num_styles=num_styles, shares=shares)
+        sampling.check_arguments("emoji data", size=size, length=length, num_styles=num_styles, shares=shares)
         self._looks = sampling.edges(
             "emoji data", "looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS
         )
@@ -89,7 +89,7 @@ class EmojiSource:
                 raise InputError("emoji data: heldout_families has drawn styles only; give looks a weight of drawn.")
             self._looks = sampling.edges("emoji data", "looks", {"drawn": 1}, LOOKS)
         tasks = {"style_subject": 1} if tasks is None else tasks
-        self._tasks = sampling.edges("emoji data", "tasks", tasks, tuple(CONDITIONS))
+        self._tasks = sampling.edges("emoji data", "tasks", tasks, tuple(TASK_CONDITIONS))
         self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
         self.preserved, self.empty_prompt, self.style_words = preserved, empty_prompt, style_words
         self.plain, self.same_look = plain, same_look
@@ -108,7 +108,7 @@ class EmojiSource:
             raise IndexError(f"example {index} of {self.length}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         look, task = sampling.choose(rng, self._looks), sampling.choose(rng, self._tasks)
-        has_content, has_style = CONDITIONS[task]
+        has_content, has_style = TASK_CONDITIONS[task]
         name, content_team = sampling.pick(rng, self.subjects), sampling.pick(rng, TRAINED_TEAMS)
         own = self.artwork.subject(name, content_team)
         pose = Pose.draw(rng)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from uso_jax.data.readers.source import FileTriplets, Item, LeftOut
 
-__all__ = ["NAMES", "FileTriplets", "Item", "LeftOut", "reader"]
+__all__ = ["NAMES", "FileTriplets", "Item", "LeftOut", "get_reader"]
 
 NAMES = (
     "json",
@@ -29,7 +29,7 @@ NAMES = (
 _MODULES = {"json": "json_list", "uno": "json_list", "uso_eval": "json_list"}
 
 
-def reader(name: str) -> Callable:
+def get_reader(name: str) -> Callable:
     """Give the reader of a name; its module, and what that needs, is imported only now."""
     module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
     return getattr(module, f"read_{name}")

@@ -22,7 +22,7 @@ from uso_jax.data.storage.places import Place
 def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | LeftOut]:
     """Read the folder."""
     path = str(path)
-    targets, content = archives.by_stem(path, "target"), _part(path, "content")
+    targets, content = archives.images_by_stem(path, "target"), _part(path, "content")
     styles = [_part(path, "style")]
     while more := _part(path, f"style_{len(styles) + 1}"):
         styles.append(more)
@@ -45,7 +45,7 @@ def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | Le
 def _part(path: str, part: str) -> dict[str, Place]:
     whole = urls.join(path, part, path)
     there = any(urls.exists(f"{whole}{ending}") for ending in ("", ".tar", ".zip"))
-    return archives.by_stem(path, part) if there else {}
+    return archives.images_by_stem(path, part) if there else {}
 
 
 def _prompts(path: str) -> dict[str, str]:
@@ -53,7 +53,7 @@ def _prompts(path: str) -> dict[str, str]:
     if not urls.exists(whole):
         return {}
     texts = {}
-    for name, place in archives.tree(whole).items():
+    for name, place in archives.list_members(whole).items():
         stem, ending = posixpath.splitext(posixpath.basename(name))
         if ending != ".txt":
             raise InputError(f"{place} is no .txt file: the folder prompt holds one text file a triplet.")

@@ -31,7 +31,7 @@ EVAL_KEYS = {"prompt", "image_paths", "save_dir"}
 def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
     """Read this project's own list; items in upstream's form are read too."""
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load(path)):
+    for number, item in enumerate(load_list(path)):
         yield own_item(item, number, folder, f"{path}, item {number}")
 
 
@@ -44,7 +44,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
     if several not in ("leave_out", "first"):
         raise InputError(f"several is {several!r}; use leave_out or first.")
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load(path)):
+    for number, item in enumerate(load_list(path)):
         where = f"{path}, item {number}"
         values = _upstream(item, where)
         if values["styles"]:
@@ -58,7 +58,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
 def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
     """Read upstream's list of what to generate; targets are made images in the folder `images`, or none."""
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load(path)):
+    for number, item in enumerate(load_list(path)):
         where = f"{path}, item {number}"
         item = _object(item, where, EVAL_KEYS)
         values = _references(item)
@@ -70,7 +70,7 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
         yield _item(values, str(number), folder, where, made)
 
 
-def load(path: str | Path) -> list:
+def load_list(path: str | Path) -> list:
     """Read a JSON list, or a file with one JSON value a line.
 
     Raises:

@@ -23,7 +23,7 @@ def read_omnistyle(
     path: str | Path, content: str = "content", style: str = "style", stylised: str = "OmniStyle-150K"
 ) -> Iterator[Item | LeftOut]:
     """Read the folder; the names of its three parts may be given."""
-    parts = {name: archives.by_stem(str(path), name) for name in (content, style, stylised)}
+    parts = {name: archives.images_by_stem(str(path), name) for name in (content, style, stylised)}
     for stem, target in parts[stylised].items():
         names = [posixpath.splitext(name)[0] if name.lower().endswith(IMAGES) else name for name in stem.split(MARK)]
         if len(names) != 2 or not all(names):

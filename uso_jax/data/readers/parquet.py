@@ -20,7 +20,7 @@ from uso_jax.data.triplet import check_words
 
 def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
     """Read one parquet file or all of a folder."""
-    for file in archives.files(str(path), ".parquet"):
+    for file in archives.list_files(str(path), ".parquet"):
         import pyarrow as pa
         import pyarrow.compute as pc
 

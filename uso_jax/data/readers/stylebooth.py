@@ -32,7 +32,7 @@ def read_stylebooth(
       styles: take the next stylised image of the same style as style image; the prompt is then empty.
       table: the table's name.
     """
-    files = archives.tree(str(path))
+    files = archives.list_members(str(path))
     found = [name for name in files if posixpath.basename(name) == table]
     if len(found) != 1:
         raise InputError(f"{path} holds {len(found)} files {table}: name the one to read with table.")

@@ -33,7 +33,7 @@ def read_subjects200k(
       collection: only this one, such as "collection_2"; "" takes all.
       both: also the triplet from the right view to the left.
     """
-    for file in archives.files(str(path), ".parquet"):
+    for file in archives.list_files(str(path), ".parquet"):
         name, number = file.rpartition("/")[2].removesuffix(".parquet"), 0
         table = places.open_table(file)
         missing = [column for column in ("image", *_COLUMNS) if column not in table.schema_arrow.names]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.data.readers.json_list import load
+from uso_jax.data.readers.json_list import load_list
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.data.storage import archives, urls
 from uso_jax.data.storage.places import Place
@@ -38,7 +38,7 @@ def read_syncd(
     """
     for file in _files(str(path)):
         name = posixpath.splitext(file.rpartition("/")[2])[0]
-        for number, entry in enumerate(load(file)):
+        for number, entry in enumerate(load_list(file)):
             if isinstance(reason := _checked(entry), str):
                 yield LeftOut(reason)
                 continue
@@ -64,7 +64,7 @@ def read_syncd(
 def _files(path: str) -> list[str]:
     if path.endswith(".json"):
         return [path]
-    found = [place.file for name, place in archives.tree(path).items() if name.endswith(".json")]
+    found = [place.file for name, place in archives.list_members(path).items() if name.endswith(".json")]
     scored = [file for file in found if file.endswith("metadata_with_scores.json")]
     files = scored or [file for file in found if file.endswith("metadata.json")]
     if not files:

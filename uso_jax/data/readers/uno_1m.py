@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.data.readers.json_list import load
+from uso_jax.data.readers.json_list import load_list
 from uso_jax.data.readers.source import Item, LeftOut, both_ways
 from uso_jax.data.storage import archives, urls
 from uso_jax.data.storage.places import Place
@@ -37,10 +37,10 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
     """
     path = str(path)
     folder, files = _files(path)
-    archive = functools.cache(archives.tree)
+    archive = functools.cache(archives.list_members)
     for file in files:
         name = file.rpartition("/")[2].removesuffix(".json")
-        for number, row in enumerate(load(file)):
+        for number, row in enumerate(load_list(file)):
             key, where = f"{name}/{number}", f"{file}, row {number}"
             if isinstance(reason := _checked(row, min_score), str):
                 yield LeftOut(reason)
@@ -59,7 +59,7 @@ def _files(path: str) -> tuple[str, list[str]]:
     labels = urls.join(path, "labels", path)
     if not urls.is_folder(labels):
         raise InputError(f"{path} has no folder labels: give the folder that holds labels/ and images/.")
-    return path, sorted(archives.files(labels, ".json"), key=lambda name: (len(name), name))
+    return path, sorted(archives.list_files(labels, ".json"), key=lambda name: (len(name), name))
 
 
 def _checked(row: Any, min_score: float | int) -> str | None:

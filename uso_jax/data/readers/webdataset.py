@@ -26,7 +26,7 @@ def read_webdataset(
     path: str | Path, target: str = "target", content: str = "content", style: str = "style"
 ) -> Iterator[Item | LeftOut]:
     """Read a tar file, or all of a folder in order of name."""
-    for file in archives.files(str(path), ".tar"):
+    for file in archives.list_files(str(path), ".tar"):
         name = file.rpartition("/")[2].removesuffix(".tar")
         for key, members in _groups(file).items():
             where = f"{file}, {key}"
@@ -56,7 +56,7 @@ def read_webdataset(
 def _groups(file: str) -> dict[str, dict[str, Place]]:
     """Give the members by key and then by what follows it; the key ends at the first dot of the file's name."""
     groups: dict[str, dict[str, Place]] = {}
-    for name, place in archives.tree(file).items():
+    for name, place in archives.list_members(file).items():
         folder, _, base = name.rpartition("/")
         key, _, rest = base.partition(".")
         groups.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower()] = place

@@ -21,17 +21,17 @@ _TAR_BLOCK = 512
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def files(path: str, ending: str) -> list[str]:
+def list_files(path: str, ending: str) -> list[str]:
     """Give a file, or those of a folder that end so, in order of name."""
     if path.endswith(ending):
         return [path]
-    found = [place.file for name, place in tree(path).items() if name.endswith(ending)]
+    found = [place.file for name, place in list_members(path).items() if name.endswith(ending)]
     if not found:
         raise InputError(f"{path} holds no file that ends in {ending}: check the path.")
     return found
 
 
-def tree(path: str) -> dict[str, Place]:
+def list_members(path: str) -> dict[str, Place]:
     """List the files of a folder, or the members of a tar or zip file, by relative name in order of name.
 
     Raises:
@@ -56,7 +56,7 @@ def tree(path: str) -> dict[str, Place]:
     return dict(sorted(found.items()))
 
 
-def by_stem(folder: str, part: str) -> dict[str, Place]:
+def images_by_stem(folder: str, part: str) -> dict[str, Place]:
     """Give the images of a part of a data set, FOLDER/PART or FOLDER/PART.tar or .zip, by name without ending.
 
     Raises:
@@ -69,7 +69,7 @@ def by_stem(folder: str, part: str) -> dict[str, Place]:
             f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
         )
     found: dict[str, Place] = {}
-    for name, place in tree(path).items():
+    for name, place in list_members(path).items():
         if not name.lower().endswith(IMAGES):
             continue
         stem = posixpath.splitext(posixpath.basename(name))[0]

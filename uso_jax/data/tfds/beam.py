@@ -22,7 +22,7 @@ from uso_jax.data.tfds import records
 _AT_ONCE = 64  # triplets that one piece of work reads
 
 
-def reading(split: str, spec: Mapping[str, Any], total: int, folder: Path) -> beam.PTransform:
+def read_split(split: str, spec: Mapping[str, Any], total: int, folder: Path) -> beam.PTransform:
     """Give the transform that makes a split's (index, example) pairs, and writes its sizes and losses to a folder."""
 
     @beam.ptransform_fn
@@ -40,7 +40,7 @@ def reading(split: str, spec: Mapping[str, Any], total: int, folder: Path) -> be
     return read()
 
 
-def lost(folder: Path, split: str) -> list[str]:
+def pop_lost(folder: Path, split: str) -> list[str]:
     """Give, and forget, why triplets of a split could not be read."""
     path = _lost_file(folder, split)
     reasons = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ class _Read(beam.DoFn):
     def process(self, start):
         for index in range(start, min(start + _AT_ONCE, self.total)):
             try:
-                example, size = records.encoded(self.source, index)
+                example, size = records.encode_example(self.source, index)
             except BadExample as error:
                 yield beam.pvalue.TaggedOutput("lost", (index, str(error)))
                 continue

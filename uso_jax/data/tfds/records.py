@@ -77,7 +77,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def encoded(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+def encode_example(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Give an example with images as files, and the (height, width) of target and content."""
     triplet = source[index]  # decoded even where the bytes are kept: a broken image is found now
     if triplet.target is None:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from uso_jax.common.errors import BadExample, InputError
-from uso_jax.data.tfds.records import encoded, sizes_file
+from uso_jax.data.tfds.records import encode_example, sizes_file
 from uso_jax.data.triplet import TripletSource
 
 _THREADS = 8
@@ -55,7 +55,7 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
             return self._in_order(split, source, total)
         from uso_jax.data.tfds import beam
 
-        return beam.reading(split, self.specs[split], total, Path(self.data_path))
+        return beam.read_split(split, self.specs[split], total, Path(self.data_path))
 
     def _in_order(self, split: str, source: TripletSource, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
         lost, sizes = [], []
@@ -108,7 +108,7 @@ def prepare(
         raise InputError('reading by Apache Beam needs it: pip install "uso_jax[beam]".') from error
     download.beam_options = PipelineOptions([*_BEAM, *beam_options])
     builder.download_and_prepare(download_config=download, file_format="array_record")
-    lost = [reason for split in sources for reason in beam.lost(path, split)]
+    lost = [reason for split in sources for reason in beam.pop_lost(path, split)]
     if len(lost) > max_errors:
         shutil.rmtree(path)
         raise _too_many(lost, max_errors)
@@ -124,7 +124,7 @@ def _ahead(source: TripletSource, total: int) -> Iterator[tuple[dict[str, Any], 
 
     def read(index: int):
         try:
-            return encoded(source, index)
+            return encode_example(source, index)
         except BadExample as error:
             return error
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from uso_jax.parallel.constraints import batch_axes, sequence_ways
+from uso_jax.parallel.constraints import batch_axes, sequence_shards
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
@@ -51,7 +51,7 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 
 def constrain_tokens(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """Do so, and keep the tokens split over the mesh's sequence axis."""
-    if sequence_ways() == 1:
+    if sequence_shards() == 1:
         return constrain_batch(x)
     return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence"))
 
