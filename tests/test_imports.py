@@ -20,6 +20,7 @@ LAYERS = (  # lowest first; a room may import those of lower layers only
     {"uso_jax.app", "uso_jax.evaluation"},
     {"uso_jax.training"},
     {"uso_jax.curation", "uso_jax.planning"},
+    {"uso_jax.commands"},
     {"scripts", "configs"},
 )
 MAX_FLAT = 4  # modules beside uso_jax/__init__.py

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from uso_jax.commands import generate
 from uso_jax.images import files as image_files
 from uso_jax.inference import styles
 
@@ -155,7 +155,7 @@ def test_a_image_repeats_on_the_command_line(folder, session, monkeypatch):
 
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
-    runpy.run_path(str(tiny.ROOT / "scripts" / "generate.py"), run_name="generate")["main"](
+    generate.main(
         ["--from_image", str(folder / "made.png"), "--weights", str(folder / "weights"), "--save_path",
          str(folder / "again"), "--mesh", "data=1", "--no_compilation_cache"]
     )  # fmt: skip

@@ -13,9 +13,9 @@ import pytest
 import tiny
 from PIL import Image
 
+from uso_jax.commands.compare import main as compare
 from uso_jax.training.config import from_config_dict
 
-compare = runpy.run_path(str(tiny.ROOT / "scripts" / "compare.py"))["main"]
 ablations = runpy.run_path(str(tiny.ROOT / "configs" / "mini_ablations.py"))["get_config"]
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import pathlib
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,12 +16,12 @@ import pytest
 import tiny
 from PIL import Image
 
+from uso_jax.commands.evaluate import main
 from uso_jax.evaluation import gallery, score_log
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.benchmark import NAMES, by_name
 
 SCRIPT = tiny.ROOT / "scripts" / "evaluate.py"
-main = runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.fixture(scope="module", autouse=True)

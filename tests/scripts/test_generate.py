@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import pytest
 import tiny
 from PIL import Image
 
+from uso_jax.commands import generate as generate_command
+from uso_jax.commands import style as style_command
 from uso_jax.common.errors import InputError
 from uso_jax.images import decode, files
 from uso_jax.images.files import Reference
@@ -41,14 +42,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@functools.cache
-def script(name: str):
-    return runpy.run_path(str(tiny.ROOT / "scripts" / f"{name}.py"), run_name=name)["main"]
-
-
 def generate(folder: pathlib.Path, *arguments: str, out: str = "out", steps: str = "2") -> list[pathlib.Path]:
     """Run the command in this process; give the images in its folder."""
-    script("generate")(
+    generate_command.main(
         ["--weights", str(folder / "weights"), "--save_path", str(folder / out), "--num_steps", steps,
          "--mesh", "data=1", "--no_compilation_cache", *arguments]
     )  # fmt: skip
@@ -168,10 +164,10 @@ def test_instruct_edit(folder):
 def test_styles_by_name(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     weights = ("--weights", str(folder / "weights"))
-    script("style")(["encode", str(folder / "ink.png"), *weights, "--out", "ink"])
-    script("style")(["encode", str(folder / "felt.png"), *weights, "--out", str(folder / "felt.safetensors")])
-    script("style")(["mix", "ink=3", f"{folder / 'felt.safetensors'}=1", "--out", "inky"])
-    script("style")(["list"])
+    style_command.main(["encode", str(folder / "ink.png"), *weights, "--out", "ink"])
+    style_command.main(["encode", str(folder / "felt.png"), *weights, "--out", str(folder / "felt.safetensors")])
+    style_command.main(["mix", "ink=3", f"{folder / 'felt.safetensors'}=1", "--out", "inky"])
+    style_command.main(["list"])
     assert "ink.safetensors  1 image(s)" in capsys.readouterr().out
     ink, felt, inky = map(styles.read_style, ("ink", folder / "felt.safetensors", "inky"))
     np.testing.assert_allclose(inky.features, 0.75 * ink.features + 0.25 * felt.features, atol=1e-6)

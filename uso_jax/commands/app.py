@@ -41,7 +41,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
     page.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -186,7 +186,3 @@ def _cell(values: Sequence[float | None]) -> str:
         return "-"
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{spread}"
-
-
-if __name__ == "__main__":
-    main()

@@ -19,17 +19,13 @@ The configuration says which source, and for precompute also whose encoders and 
 (--process=0/4 to 3/4) each makes its share.
 """
 
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import pathlib
 import re
 import shlex
 
-from absl import app, flags
+from absl import flags
 
+from uso_jax.commands import absl_program
 from uso_jax.common import config_flag
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
@@ -51,8 +47,13 @@ _SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples a f
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute: of style and text; as encoded.")
 
 
+def main() -> None:
+    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
+    absl_program.run(_run, __name__)
+
+
 @exit_cleanly
-def main(argv: list[str]) -> None:
+def _run(argv: list[str]) -> None:
     """Run one of the commands."""
     commands = {"view": _view, "convert": _convert, "precompute": _precompute}
     commands |= dict.fromkeys((*STEPS, "run"), _curate) | {"report": _report, "export": _export}
@@ -155,7 +156,3 @@ def _export(config: TrainConfig) -> None:
     decisions = report.write_report(folder, _curation().keep, _SAMPLE.value)
     triplets = selection.kept(folder, decisions)
     _write_set({_SPLIT.value[-1]: triplets}, folder.path / "export", _NAME.value or "curated", config)
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=config_flag.parse)

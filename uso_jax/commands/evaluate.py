@@ -12,11 +12,6 @@ triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit 
 is missing or could not be judged; what, stands in the summary.
 """
 
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import argparse
 import json
 import pathlib
@@ -72,21 +67,20 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from scripts import evaluate
     from uso_jax.evaluation import gallery, scoring, summary
     from uso_jax.evaluation.score_log import ScoreLog
 
     items = item.read(args.to, args.benchmark.name)
     metrics = scoring.choose(args.benchmark, args.metrics.split(",") if args.metrics else None)
     folder = args.to / args.model
-    given = evaluate.gather(args, folder)
+    given = gather(args, folder)
     images = pathlib.Path(args.images or folder / "images").absolute()
     found = gallery.look(images, items, any_size=args.any_size)
     log = ScoreLog(folder / "scores.jsonl")
     scores = scoring.score(metrics, items, found, log, given, batch_size=args.batch_size)
     told = summary.summary(args.benchmark, args.model, items, found, scores, compat=args.compat)
     told["images"] = str(images)
-    told["judge"] = evaluate.judge_record(given)
+    told["judge"] = judge_record(given)
     summary.write(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
         interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
@@ -196,7 +190,3 @@ def _prompts(file: str, known: Any) -> dict[str, str]:
     if unknown := found.keys() - set(known):
         raise InputError(f"--judge_prompts {file}: unknown name {min(unknown)!r}; known are {', '.join(known)}")
     return found
-
-
-if __name__ == "__main__":
-    main()

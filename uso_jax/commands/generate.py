@@ -10,11 +10,6 @@ The first of --image_paths is the content image, "" for none; the others are sty
 styles (scripts/style.py). Images that exist already are not made again.
 """
 
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import argparse
 import pathlib
 from collections.abc import Sequence
@@ -155,7 +150,3 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() in ("true", "1")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,20 +10,18 @@ It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'
 """
 
 import json
-import os
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from uso_jax.commands import absl_program
 from uso_jax.common import atomic_files, config_flag
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.hardware import chips
 from uso_jax.planning import planner, programs
 from uso_jax.planning import report as plan_words
 from uso_jax.training.config import from_config_dict
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported: a TPU or GPU that is here is not needed
 
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Chip and slice, such as v5e:4x4, v6e:2x4, v5p:2x2x1; cpu:8.")
@@ -39,8 +37,13 @@ _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
 _TABLE = flags.DEFINE_bool("table", False, "Lay out the reports in files that were written with --json, in Markdown.")
 
 
+def main() -> None:
+    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
+    absl_program.run(_run, __name__)
+
+
 @exit_cleanly
-def main(argv: list[str]) -> None:
+def _run(argv: list[str]) -> None:
     """Plan, print, and write what was asked for."""
     if _TABLE.value:
         print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
@@ -79,7 +82,3 @@ def _write(path: pathlib.Path, reports: list[planner.Report]) -> None:
         atomic_files.write(path, json.dumps(reports, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write --json {path}: {error.strerror}") from error
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=config_flag.parse)

@@ -66,7 +66,3 @@ def _list(args: argparse.Namespace) -> None:
 def _say(path) -> None:
     style = style_files.read_style(path)
     print(f"{path}  {len(style.features)} image(s), {path.stat().st_size / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    main()

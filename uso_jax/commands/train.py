@@ -2,17 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
-from uso_jax.hardware.malloc import keep_memory
-
-if __name__ == "__main__":
-    keep_memory()  # before anything slow is imported: it starts the program again
-
 import pathlib
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from uso_jax import mini
+from uso_jax.commands import absl_program
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost
@@ -25,8 +21,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and 
 _JOIN = multihost.define_flags()
 
 
+def main() -> None:
+    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
+    absl_program.run(_run, __name__)
+
+
 @exit_cleanly
-def main(_) -> None:
+def _run(_) -> None:
     """Train, alone or as one of several processes, then print what was learned."""
     config = from_config_dict(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
@@ -74,7 +75,3 @@ def evaluation_table(title: str, evaluation: dict[str, dict[str, float]]) -> str
 
 def _width(name: str) -> int:
     return max(len(name) + 2, 8)
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=config_flag.parse)

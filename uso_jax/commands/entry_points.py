@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""One function per command, called by the installed `uso-*` commands and by scripts/*.py.
+
+This module imports nothing slow. Commands that compute on the CPU first call `keep_memory`, which starts the process
+again, and only then import their own module.
+"""
+
+import os
+
+from uso_jax.hardware.malloc import keep_memory
+
+
+def train() -> None:
+    """Run `uso-train`."""
+    keep_memory()
+    from uso_jax.commands import train
+
+    train.main()
+
+
+def generate() -> None:
+    """Run `uso-generate`."""
+    keep_memory()
+    from uso_jax.commands import generate
+
+    generate.main()
+
+
+def app() -> None:
+    """Run `uso-app`."""
+    from uso_jax.commands import app
+
+    app.main()
+
+
+def style() -> None:
+    """Run `uso-style`."""
+    from uso_jax.commands import style
+
+    style.main()
+
+
+def curate() -> None:
+    """Run `uso-curate`."""
+    keep_memory()
+    from uso_jax.commands import curate
+
+    curate.main()
+
+
+def evaluate() -> None:
+    """Run `uso-evaluate`."""
+    keep_memory()
+    from uso_jax.commands import evaluate
+
+    evaluate.main()
+
+
+def plan() -> None:
+    """Run `uso-plan`."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan needs no accelerator and must not take one from a job
+    from uso_jax.commands import plan
+
+    plan.main()
+
+
+def compare() -> None:
+    """Run `uso-compare`."""
+    from uso_jax.commands import compare
+
+    compare.main()
