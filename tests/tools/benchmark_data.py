@@ -135,7 +135,7 @@ def against_training(steps: int) -> None:
     stage, system = config.stages[-1], USO(config.system)
     mesh = sharding.make_mesh(config.mesh)
     where = sharding.shardings(mesh, config.rules, system.shapes)
-    rates = stage.rates(system.shapes)
+    rates = stage.lr_multipliers(system.shapes)
     with jax.set_mesh(mesh):
         params = initial_params(config, system, where, set(rates))
         state = init_state(stage, rates, {path: params[path] for path in rates}, where)

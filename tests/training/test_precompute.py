@@ -20,7 +20,7 @@ from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
-from uso_jax.training import precompute
+from uso_jax.training import precompute, preflight
 from uso_jax.training.fit import fit
 from uso_jax.training.init import initial_params
 from uso_jax.training.objectives import flow_matching
@@ -80,7 +80,7 @@ def first_batches(run):
 def test_loss_equals_that_of_images(images, encoded):
     raw, ready = config(images), config(encoded)
     mesh = sharding.make_mesh(raw.mesh)
-    systems = {"raw": USO(raw.system), "ready": precompute.check(ready)}
+    systems = {"raw": USO(raw.system), "ready": precompute.build_system(ready)}
     assert set(systems["raw"].structures) - set(systems["ready"].structures) == {"siglip", "text"}
     stage = dataclasses.replace(raw.stages[-1], text_dropout=0.5, content_dropout=0.3, style_dropout=0.3)
     found = {"raw": [], "ready": []}
@@ -172,9 +172,9 @@ def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_pa
 def test_other_settings_are_refused(images, encoded, tmp_path):
     path = encoded["data.features.train.path"]
     with pytest.raises(InputError, match=r"made by another autoencoder and siglip and t5 and clip than"):
-        precompute.check(config(encoded | {"seed": 1}))
+        preflight.check_features(config(encoded | {"seed": 1}))
     with pytest.raises(InputError, match="made by another siglip than"):
-        precompute.check(config(encoded | {"model.siglip.layer_norm_eps": 1e-5}))
+        preflight.check_features(config(encoded | {"model.siglip.layer_norm_eps": 1e-5}))
     with pytest.raises(InputError, match=r"features of other settings \(fingerprint differ\)"):
         make(images | {"seed": 1}, path)
     with pytest.raises(InputError, match=r"was made for targets of \(16, 16\) and content of \(16, 16\) pixels"):
@@ -193,7 +193,7 @@ def test_other_settings_are_refused(images, encoded, tmp_path):
         first_batches(config(mixed | paths))
     trains = tiny.config("joint", changes=encoded, train=((r"text/.*", 1.0), (r".*", None)))
     with pytest.raises(InputError, match="trains text"):
-        precompute.check(trains)
+        preflight.check_features(trains)
 
 
 def test_half_precision_and_damage(images, tmp_path):

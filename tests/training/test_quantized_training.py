@@ -63,9 +63,9 @@ def config(directory, mode, *run, changes=None, **stage) -> TrainConfig:
 
 def started(run: TrainConfig):
     """Give system and parameters as `fit` starts with them."""
-    system = precompute.check(run)
+    system = precompute.build_system(run)
     where = sharding.shardings(sharding.make_mesh(run.mesh), run.rules, system.shapes)
-    return system, initial_params(run, system, where, set(run.stages[-1].rates(system.shapes)))
+    return system, initial_params(run, system, where, set(run.stages[-1].lr_multipliers(system.shapes)))
 
 
 def first_batch(run: TrainConfig):
@@ -79,7 +79,7 @@ def first_batch(run: TrainConfig):
 
 def gradient(run: TrainConfig, system: USO, params, batch):
     stage = run.stages[-1]
-    rates = stage.rates(system.shapes)
+    rates = stage.lr_multipliers(system.shapes)
     draws = flow_matching.draw(jax.random.key(0), system, stage)
     frozen = {path: value for path, value in params.items() if path not in rates}
     loss = lambda trained: flow_matching.loss({**frozen, **trained}, system, stage, batch, draws)
@@ -153,7 +153,7 @@ def test_stopped_and_resumed_equals_straight(directory, tmp_path, mode):
         fit(run, tmp_path / "stopped")
     assert list(straight.saved) == [2, 4] and list(resumed.saved) == [4]
     assert_same(resumed.saved[4], straight.saved[4])
-    trained = set(run.stages[0].rates(USO(run.system).shapes))
+    trained = set(run.stages[0].lr_multipliers(USO(run.system).shapes))
     assert set(straight.saved[4]["params"]) == trained
     assert all(x.dtype == np.float32 for x in straight.saved[4]["params"].values())
     (stage,) = summary["stages"]

@@ -47,7 +47,7 @@ def batch() -> dict[str, jax.Array]:
 def stepper(chosen, mesh=None):
     """Give a stage's start, its compiled step, and the list that grows whenever the step is traced."""
     mesh = mesh or steps.one_device()
-    rates, traces = chosen.rates(system().shapes), []
+    rates, traces = chosen.lr_multipliers(system().shapes), []
     function = train.make_train_step(system(), chosen, rates, seed=0)
 
     def traced(*args):
@@ -217,7 +217,7 @@ def value_and_grad(chosen, given, mesh=None):
     mesh = mesh or steps.one_device()
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     draws = plain, reward.draw(jax.random.key(1), system(), chosen)
-    rates = chosen.rates(system().shapes)
+    rates = chosen.lr_multipliers(system().shapes)
     placed = jax.device_put(steps.numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
 
     @jax.jit
@@ -301,11 +301,11 @@ def test_micro_batches_equal_one_batch():
 
 def test_only_the_transformer_may_learn_from_a_reward():
     chosen = stage()
-    assert all(path.startswith("transformer/") for path in chosen.rates(system().shapes))
+    assert all(path.startswith("transformer/") for path in chosen.lr_multipliers(system().shapes))
     for component in ("autoencoder", "csd", "text", "siglip"):
         rules = ((rf"({component}|transformer/feature_embedder)/.*", 1.0), (r".*", None))
         with pytest.raises(InputError, match=rf"has a reward, so it may train the transformer only, not {component}/"):
-            stage(changes=dict(train=rules)).rates(system().shapes)
+            stage(changes=dict(train=rules)).lr_multipliers(system().shapes)
 
 
 # ---------------------------------------------------------------------------------------------------- NaN

@@ -14,7 +14,7 @@ import uso_jax.training.fit
 import uso_jax.training.loop
 from uso_jax import weights
 from uso_jax.common.errors import InputError
-from uso_jax.training import rewards
+from uso_jax.training import preflight, rewards
 from uso_jax.training.fit import fit
 from uso_jax.training.rewards import REWARDS, Reward
 from uso_jax.training.stage import RewardConfig
@@ -169,7 +169,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
         parts.setdefault(name, {})[inner] = np.asarray(value)
     for name in ("transformer", "lora", "projector", "autoencoder", "siglip", "t5", "clip", "csd"):
         weights.save(tmp_path, name, parts[name], {"config": {}})
-    trained = set(settings.stages[0].rates(system.shapes))
+    trained = set(settings.stages[0].lr_multipliers(system.shapes))
     found = init.initial_params(settings, system, where, trained)
     for path, value in everything.items():
         if path.startswith("csd/"):
@@ -198,14 +198,14 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
 )
 def test_reward_settings_that_make_no_sense(values, message):
     with pytest.raises(InputError, match=message):
-        config(**values)
+        preflight.check_stages(config(**values))
 
 
 def test_rewards_that_do_not_fit_the_stage():
     with pytest.raises(InputError, match="only the loss 'flow_matching' makes images to reward, not 'descriptors'"):
         config(stage=dict(loss="descriptors"))
     with pytest.raises(InputError, match="csd_style needs the style condition, which the stage lacks"):
-        config(stage=dict(conditions=("content",)))
+        preflight.check_stages(config(stage=dict(conditions=("content",))))
 
 
 def test_checkpoint_of_another_reward(straight):

@@ -78,7 +78,7 @@ def test_finite_differences(gradient_steps, anchor_weight, monkeypatch):
         (stage,) = config(FLOAT64, reward=REWARD | dict(gradient_steps=gradient_steps, anchor=anchor_weight)).stages
         system = USO(config(FLOAT64, reward=REWARD).system)
         numbers = draw(system.shapes, jnp.float64)
-        rates = stage.rates(system.shapes)
+        rates = stage.lr_multipliers(system.shapes)
         trainable = {path: numbers[path] for path in rates}
         anchor = {path: 0.9 * value for path, value in trainable.items() if anchor_weight}
         frozen = {path: value for path, value in numbers.items() if path not in rates}

@@ -78,7 +78,7 @@ def eight_devices():
 
 def start(stage, mesh):
     """Give a stage's first state, and the frozen rest."""
-    rates = stage.rates(system().shapes)
+    rates = stage.lr_multipliers(system().shapes)
     where = sharding.shardings(mesh, sharding.RULES, system().shapes)
     placed = jax.device_put(numbers(), where)
     state = train.init_state(stage, rates, {path: placed[path] for path in rates}, where)
@@ -90,7 +90,7 @@ def step(name: str = "joint", **changes):
     """Take one step from `numbers` on one device; give the state after it and its metrics."""
     (stage,) = tiny.config(name, **changes).stages
     state, frozen = start(stage, one_device())
-    function = train.make_train_step(system(), stage, stage.rates(system().shapes), seed=0)
+    function = train.make_train_step(system(), stage, stage.lr_multipliers(system().shapes), seed=0)
     return jax.jit(function)(state, frozen, batch(name))
 
 
@@ -259,7 +259,7 @@ def test_muon_on_eight_devices_equals_one():
     state, frozen = start(stage, eight_devices())
     where = sharding.shardings(eight_devices(), sharding.RULES, system().shapes)
     places = train.state_shardings(state, where)
-    function = train.jit_train_step(system(), stage, stage.rates(system().shapes), 0, places)
+    function = train.jit_train_step(system(), stage, stage.lr_multipliers(system().shapes), 0, places)
     state, _ = function(state, frozen, sharding.global_batch(eight_devices(), batch()))
     for path, value in alone.params.items():
         np.testing.assert_allclose(state.params[path], value, atol=0.02 * stage.learning_rate, err_msg=path)

@@ -22,9 +22,9 @@ from uso_jax.common.errors import InputError
 from uso_jax.inference.sampler import Sampler
 from uso_jax.models.uso import Inputs, NullText, USOConfig
 from uso_jax.parallel import sharding
-from uso_jax.training import precompute
+from uso_jax.training import precompute, preflight
 from uso_jax.training.config import TrainConfig, rollout_steps
-from uso_jax.training.init import check_quantization, describe_params
+from uso_jax.training.init import describe_params
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import describe_state, jit_train_step, state_shardings
 from uso_jax.weights import quantization as quantize
@@ -106,7 +106,9 @@ def build(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tupl
     """
     if config.system.style_encoder != "siglip":
         raise InputError("the planner knows style images through SigLIP only; set config.model.style_encoder to siglip")
+    preflight.check_stages(config)
     mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
+    sharding.check_heads(mesh, config.system.transformer.num_heads)
     with jax.set_mesh(mesh):
         if choices.mode in ("train", "reward"):
             return mesh, [_training(config, mesh, stage, choices)]
@@ -121,12 +123,8 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         # Networks that only the rewards read are not loaded for a run without them.
         system = dataclasses.replace(config.system, csd=None, clip_model=None, dino=None, vgg=None)
         config = dataclasses.replace(config, system=system)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if (stage.batch_size // stage.accumulate) % ways or stage.batch_size % stage.accumulate:
-        raise InputError(
-            f"--batch {stage.batch_size} in {stage.accumulate} micro-batches does not divide over {ways} (data x fsdp)"
-            " devices"
-        )
+    micro = stage.batch_size // stage.accumulate
+    preflight.check_batch(f"--batch {stage.batch_size} in {stage.accumulate} micro-batches", micro, mesh)
     if choices.quantization:
         _check_mode(choices.quantization)
         config = dataclasses.replace(config, quantization=choices.quantization)
@@ -134,10 +132,10 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     ready = precompute.is_ready(config.data.train)
     if ready and precompute.is_ready(config.data.heldout):
         system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
-    check_quantization(config, system)
+    preflight.check_quantization(config, system)
     where = sharding.shardings(mesh, config.rules, system.shapes)
-    trained = set().union(*(one.rates(system.shapes) for one in config.stages))
-    params, rates = describe_params(config, system, where, trained), stage.rates(system.shapes)
+    trained = set().union(*(one.lr_multipliers(system.shapes) for one in config.stages))
+    params, rates = describe_params(config, system, where, trained), stage.lr_multipliers(system.shapes)
     state = describe_state(stage, rates, {path: params[path] for path in rates})
     places = state_shardings(state, where)
     state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, places)

@@ -179,8 +179,6 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         )
         for stage in stages:
             stage.check_sizes(system.pixels_per_token)
-            if stage.reward is not None:
-                _check_reward(stage, system, config.heldout.grid_every)
         evaluation = _evaluation(**config.evaluation.to_dict()) if _evaluates(config) else None
         source = _sources(config.data.source, config.data.to_dict())
         guard, profile = GuardConfig(**config.guard), ProfileConfig(**config.profile)
@@ -261,17 +259,9 @@ def _stage(name: str, values: dict) -> StageConfig:
     return StageConfig(name=name, **values | {"reward": reward})
 
 
-def _check_reward(stage: StageConfig, system: USOConfig, grid_every: int) -> None:
-    where = f"stage {stage.name!r}, reward"
-    if lacks := sorted(name for name in stage.reward.components if not system.has(name)):
-        raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
-    if stage.reward.patience and not grid_every:
-        raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
-
-
 def _reward_networks(sections: dict, stages: Sequence[StageConfig]) -> dict[str, Any]:
     """Give the networks of `model.rewards` that a stage of this run rewards or judges with."""
-    needed = set().union(*(stage.reward.components for stage in stages if stage.reward is not None))
+    needed = set().union(*(rewards.components(s.reward.names) for s in stages if s.reward is not None))
     sections = {name: _tuples(values) for name, values in sections.items()}
     parts = lambda name: manifest_configs.PARTS.get(name, (name,))
     return {

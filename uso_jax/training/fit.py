@@ -8,18 +8,17 @@ import pathlib
 import sys
 
 import jax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding
-from uso_jax.training import precompute
+from uso_jax.training import preflight
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.evaluation import Evaluation
 from uso_jax.training.fault_tolerance import NotFinite, StopRequest, Watchdog
-from uso_jax.training.init import check_quantization, initial_params
+from uso_jax.training.init import initial_params
 from uso_jax.training.loop import Run, evaluate_before, run_stage
 from uso_jax.training.metric_writer import Metrics
 from uso_jax.training.profiling import ProfileWindow, Speed
@@ -34,18 +33,11 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
       Stopped: SIGTERM came, and a checkpoint is written.
     """
     workdir = pathlib.Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(config.mesh)
-    system = precompute.check(config)
-    sharding.check_heads(mesh, config.system.transformer.num_heads)
+    system = preflight.check(config, mesh, workdir)
     where = sharding.shardings(mesh, config.rules, system.shapes)
-    rates = [stage.rates(system.shapes) for stage in config.stages]
+    rates = [stage.lr_multipliers(system.shapes) for stage in config.stages]
     trained = set().union(*rates)
-    _check_batches(config, mesh)
-    check_quantization(config, system)
 
     # Resume: 1. the record says which stage and step; 2. parameters start as in a fresh run; 3. the checkpoint replaces
     # the trained ones, the optimizer and the average; 4. the data iterator moves to where it was.
@@ -136,13 +128,3 @@ def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> 
     if jax.process_index() == 0:
         atomic_files.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def _check_batches(config: TrainConfig, mesh: Mesh) -> None:
-    """Refuse batches that do not divide over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {f"stages.{s.name}.batch_size / accumulate": s.batch_size // s.accumulate for s in config.stages}
-    sizes["heldout.batch_size"] = config.heldout.batch_size
-    for name, size in sizes.items():
-        if size % ways:
-            raise InputError(f"config.{name} is {size}, which does not divide over {ways} (data x fsdp) devices")

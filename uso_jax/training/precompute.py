@@ -70,44 +70,17 @@ def is_ready(spec: Mapping[str, Any]) -> bool:
     return spec["name"] == "features" or any(is_ready(part) for part in spec.get("parts", ()))
 
 
-def check(config: TrainConfig) -> USO:
-    """Give the system of a run: without encoders where all its data is encoded already.
+def build_system(config: TrainConfig) -> USO:
+    """Return the system of a run: without encoders where all its data is encoded already.
 
-    Raises:
-      InputError: the features are of other encoders, or a stage needs what they do not hold.
+    `uso_jax.training.preflight.check_features` checks that the encoded data suits the run.
     """
     specs = [spec for spec in (config.data.train, config.data.heldout) if is_ready(spec)]
     if not specs:
         return QuantizedUSO(config.system)
-    if config.system.style_encoder != "siglip":
-        raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
-    found = fingerprint(config)
-    null_text = None
-    for part in (part for spec in specs for part in spec.get("parts", [spec]) if part["name"] == "features"):
-        source = FeatureSource(part["path"])
-        made = source.manifest["fingerprint"]
-        if differs := [name for name in ENCODERS if made[name] != found[name]]:
-            raise InputError(
-                f"{source.path} was made by another {' and '.join(differs)} than this run has: use the same"
-                " --config.model settings, or make the features again."
-            )
-        null_text = source.null_text
-    for stage in config.stages:
-        if stage.loss != "flow_matching" or stage.reward is not None:
-            mend = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
-            raise InputError(
-                f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
-                f" --config.data.source to the images{mend}, or leave the stage out of --config.run."
-            )
-        if stage.clip_cut:
-            raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")
-    without = WITHOUT if len(specs) == 2 else ()
-    everything = USO(config.system).shapes
-    for stage in config.stages:
-        trained = stage.rates(everything)
-        if learns := sorted({path.split("/")[0] for path in trained} & set(STRUCTURES)):
-            raise InputError(f"stage {stage.name!r} trains {', '.join(learns)}, so it cannot read its features.")
-    return QuantizedUSO(config.system, without=without, null_text=null_text)
+    parts = [part for spec in specs for part in spec.get("parts", [spec]) if part["name"] == "features"]
+    null_text = FeatureSource(parts[-1]["path"]).null_text
+    return QuantizedUSO(config.system, without=WITHOUT if len(specs) == 2 else (), null_text=null_text)
 
 
 def precompute(

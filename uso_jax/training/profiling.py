@@ -109,7 +109,7 @@ class ModelFlops:
     def __init__(self, config: TrainConfig, stage: StageConfig, rates: Mapping[str, float]):
         plain = training_config.numerics(config, attention="xla", remat="none")
         (stage,) = (one for one in plain.stages if one.name == stage.name)
-        self._step = make_train_step(precompute.check(plain), stage, rates, 0)
+        self._step = make_train_step(precompute.build_system(plain), stage, rates, 0)
         self._loops = training_config.rollout_steps(stage)
         self._known: dict[tuple, float] = {}
 

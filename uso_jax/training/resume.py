@@ -71,7 +71,7 @@ class Resume:
         if is_finished(self.config, record):
             return None
         stage = self.config.stages[record["stage"]]
-        rates = stage.rates(self.system.shapes)
+        rates = stage.lr_multipliers(self.system.shapes)
         params = describe_params(self.config, self.system, self.where, self.trained)
         state = describe_state(stage, rates, {path: params[path] for path in rates})
         place = lambda struct, sharding: jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=sharding)

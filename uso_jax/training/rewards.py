@@ -65,14 +65,16 @@ def add(name: str, reward: Reward) -> None:
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Refuse names that are not rewards."""
+    """Raise InputError for a name that is no reward; `where` begins the message."""
     for name in names:
         if name not in REWARDS:
             raise InputError(f"{where}: unknown reward {name!r}; known are {', '.join(REWARDS)}")
 
 
 def components(names: Iterable[str]) -> set[str]:
-    """Name the weights components that some rewards read."""
+    """Return the names of the weights components that some rewards read."""
+    names = tuple(names)
+    check_names(names, "rewards")
     return {component for name in names for component in REWARDS[name].components}
 
 

@@ -1,9 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A training stage as data: what is trained, on which conditions, by which optimizer, for how long."""
+"""A training stage as data: what is trained, on which conditions, by which optimizer, for how long.
+
+The dataclasses check their own values. Checks that need the networks, the rewards or the devices are in
+`uso_jax.training.preflight`, so that this module imports nothing of the training stack.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,53 +15,44 @@ from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.data import buckets
 from uso_jax.flow import Shift
-from uso_jax.training import rewards
 
 CONDITIONS = ("content", "style")
-# Each is a module of uso_jax.training.objectives, which cannot be imported here: it needs stages.
-OBJECTIVE_NAMES = ("flow_matching", "guidance", "reconstruction", "image_text", "descriptors", "classification")
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Style reward learning: what is rewarded, from which step on, and how an image to reward is made.
+    """Style reward learning: the rewards, the step from which they count, and how a rewarded image is generated.
 
     Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
     """
 
-    weights: Mapping[
-        str, float
-    ]  # of rewards by name (uso_jax.training.rewards.REWARDS); their weighted sum is the reward r
+    weights: Mapping[str, float]  # by reward name (uso_jax.training.rewards.REWARDS); the weighted sum is the reward r
     start: int  # S: lambda is 0 in the stage's first S steps
-    scale: float = 1.0  # lambda afterwards; a configuration's 0 means no reward
-    num_steps: int = 25  # T, of the roll-out's schedule
-    first: int = 1  # t is drawn from first ... last; it counts from the end: T is pure noise, 1 the last step
+    scale: float = 1.0  # lambda afterwards; 0 in a configuration means no reward
+    num_steps: int = 25  # T: steps of the roll-out's schedule
+    first: int = 1  # t is drawn from first ... last, counted from the end: T is pure noise, 1 the last step
     last: int = 10
     gradient_steps: int = 1  # K: the jump to the image, and K - 1 steps before it (DRaFT-K)
     guidance: float = 4.0  # embedded scale in the roll-out
     shift: Shift = "flux"  # of the roll-out's schedule
-    phi: str = "negative"  # of r, what is minimised: "negative", -r; "clip", max(margin - r, 0), as in ReFL
+    phi: str = "negative"  # minimised function of r: "negative", -r; "clip", max(margin - r, 0), as in ReFL
     margin: float = 2.0
-    anchor: float = 0.0  # weight of the squared velocity difference to the model as it was at step S; 0: none
-    blocks: int = 1  # that the batch is decoded and rewarded in, one after another
+    anchor: float = 0.0  # weight of the squared velocity difference to the model at step S; 0: no anchor
+    blocks: int = 1  # the batch is decoded and rewarded in this many blocks, one after another
     remat_decoder: bool = True
-    tile: int = 0  # pixels a side that images are decoded in, one tile after another; 0: whole
+    tile: int = 0  # side in pixels of the tiles in which images are decoded, one after another; 0: whole images
     judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
-    patience: int = 0  # judgements in a row in which a judge is down while the reward is up, before the end; 0: never
-    tolerance: float = 0.02  # how far a judge may be below its best and not be down
-    max_skipped: int = 10  # steps in a row skipped because the reward is not finite, after which the run stops
+    patience: int = 0  # stop after this many validations in a row with a judge down and the reward up; 0: never
+    tolerance: float = 0.02  # a judge is down when it is more than this below its best value
+    max_skipped: int = 10  # the run stops after this many steps in a row with a reward that is not finite
 
     def check(self, stage: "StageConfig") -> None:
-        """Refuse values that make no sense, alone or in this stage."""
+        """Raise InputError for values that are invalid by themselves or for the stage's other settings."""
         where = f"stage {stage.name!r}, reward"
         if stage.loss != "flow_matching":
             raise InputError(f"{where}: only the loss 'flow_matching' makes images to reward, not {stage.loss!r}")
         if not self.weights:
             raise InputError(f"{where}: weights are empty; name a reward, for example weights=dict(csd_style=1.0)")
-        rewards.check_names((*self.weights, *self.judges), where)
-        for name in (*self.weights, *self.judges):
-            if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
-                raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
         if both := set(self.judges) & set(self.weights):
             raise InputError(f"{where}: {', '.join(sorted(both))} cannot judge what it rewards")
         if self.phi not in ("negative", "clip"):
@@ -80,14 +75,14 @@ class RewardConfig:
             raise InputError(f"{where}: patience needs at least one of judges to watch")
 
     @property
-    def components(self) -> set[str]:
-        """The weights components that rewards and judges read."""
-        return rewards.components((*self.weights, *self.judges))
+    def names(self) -> tuple[str, ...]:
+        """Names of the rewards and the judges."""
+        return (*self.weights, *self.judges)
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage; the paper's two, and its joint variant, are only different values here."""
+    """One stage; the paper's two stages and its joint variant differ only in these values."""
 
     name: str
     loss: str  # one of uso_jax.training.objectives.OBJECTIVES
@@ -97,7 +92,7 @@ class StageConfig:
     batch_size: int  # over all devices
     target_size: tuple[int, int]  # pixels, (height, width)
     content_size: tuple[int, int]
-    data: Mapping[str, Any]  # further arguments of the source, if it knows them, such as the weights of its tasks
+    data: Mapping[str, Any]  # optional arguments of the data source, such as task weights; unknown ones are ignored
     learning_rate: float
     warmup_steps: int
     decay: str  # of the learning rate after warm-up: "constant", or "cosine" down to zero at the last step
@@ -105,7 +100,7 @@ class StageConfig:
     betas: tuple[float, float]
     eps: float
     clip_norm: float
-    accumulate: int  # micro-batches a step; batch_size is their sum
+    accumulate: int  # micro-batches per step; batch_size is their sum
     ema_decay: float  # 0 keeps no average
     text_dropout: float
     content_dropout: float
@@ -114,9 +109,9 @@ class StageConfig:
     shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
     reward: RewardConfig | None = None
     optimizer: str = "adamw"  # or "muon"
-    all_dropout: float = 0.0  # of all conditions at once, for what guidance starts from
-    clip_cut: float = 0.0  # how often CLIP reads a caption's beginning only, so that T5's tokens must tell the rest
-    max_guidance: float = 5.0  # of the scales that the guidance loss draws
+    all_dropout: float = 0.0  # probability of dropping all conditions at once, as classifier-free guidance needs
+    clip_cut: float = 0.0  # probability that CLIP reads only the start of a caption, so that T5 must carry the rest
+    max_guidance: float = 5.0  # largest scale that the guidance loss draws
     target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
     content_aspects: tuple[tuple[int, int], ...] = ()
 
@@ -130,21 +125,18 @@ class StageConfig:
             raise InputError(f"{where}: batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
         if unknown := set(self.conditions) - set(CONDITIONS):
             raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
-        if self.loss not in OBJECTIVE_NAMES:
-            raise InputError(f"{where}: unknown loss {self.loss!r}; known are {', '.join(OBJECTIVE_NAMES)}")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"{where}: optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
         if self.decay not in ("constant", "cosine"):
             raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
-        rates = ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay")
-        for name in rates:
+        for name in ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.reward is not None:
             self.reward.check(self)
 
     def check_sizes(self, pixels_per_token: int) -> None:
-        """Refuse image sizes that do not divide into whole tokens."""
+        """Raise InputError for image sizes that do not divide into whole tokens."""
         sizes = {"target_size": self.target_size}
         if "content" in self.conditions:
             sizes["content_size"] = self.content_size
@@ -161,25 +153,30 @@ class StageConfig:
             )
 
     def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Give the sizes that batches of this stage may have."""
+        """Return the (height, width) that batches of this stage may have, for targets and for content images."""
         return {
             "target_sizes": buckets.sizes(self.target_aspects, self.target_size, pixels_per_token),
             "content_sizes": buckets.sizes(self.content_aspects, self.content_size, pixels_per_token),
         }
 
     def at_size(self, height: int, width: int) -> "StageConfig":
-        """Give the stage as it is for a batch whose targets have this size."""
+        """Return the stage for a batch whose targets have this size."""
         return dataclasses.replace(self, target_size=(height, width))
 
-    def rates(self, paths) -> dict[str, float]:
-        """Give the learning-rate multipliers of the parameters this stage trains."""
+    def lr_multipliers(self, paths: Iterable[str]) -> dict[str, float]:
+        """Return the learning-rate multiplier of every parameter that this stage trains, by path.
+
+        Raises:
+          InputError: the stage trains nothing, or has a reward and trains more than the transformer.
+        """
         matched = params.match(self.train, paths, f"stage {self.name!r}, train")
-        rates = {path: rate for path, rate in matched.items() if rate is not None}
-        if not rates:
-            raise InputError(f"stage {self.name!r} trains nothing; give a rule of `train` a rate")
-        if self.reward is not None and (others := [path for path in rates if not path.startswith("transformer/")]):
+        multipliers = {path: multiplier for path, multiplier in matched.items() if multiplier is not None}
+        if not multipliers:
+            raise InputError(f"stage {self.name!r} trains nothing; set a multiplier in one of the rules of `train`")
+        others = [path for path in multipliers if not path.startswith("transformer/")]
+        if self.reward is not None and others:
             raise InputError(
                 f"stage {self.name!r} has a reward, so it may train the transformer only, not {others[0]}: a codec, an"
                 " encoder or a reward that learns would serve the reward and not the image"
             )
-        return rates
+        return multipliers

@@ -11,9 +11,22 @@ of numbers: gradient accumulation only cuts the draws, and a held-out loss uses 
     sample(params, system, stage, batch, settings) -> uint8  images [b, h, w, 3] for the sample grid; may be absent
 """
 
-import importlib
 from types import ModuleType
 
-from uso_jax.training.stage import OBJECTIVE_NAMES
+from uso_jax.training.objectives import (
+    classification,
+    descriptors,
+    flow_matching,
+    guidance,
+    image_text,
+    reconstruction,
+)
 
-OBJECTIVES: dict[str, ModuleType] = {name: importlib.import_module(f"{__name__}.{name}") for name in OBJECTIVE_NAMES}
+OBJECTIVES: dict[str, ModuleType] = {
+    "flow_matching": flow_matching,
+    "guidance": guidance,
+    "reconstruction": reconstruction,
+    "image_text": image_text,
+    "descriptors": descriptors,
+    "classification": classification,
+}

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from uso_jax import flow
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
+from uso_jax.training import rewards
 from uso_jax.training.stage import StageConfig
 
 _CLIP_START = 3  # tokens of a caption that CLIP reads where it is cut
@@ -40,7 +41,7 @@ class Draws:
 def components(stage: StageConfig) -> set[str]:
     """Name the weights components that the loss reads."""
     style = {"siglip", "projector"} if "style" in stage.conditions else set()
-    rewarded = set() if stage.reward is None else stage.reward.components
+    rewarded = set() if stage.reward is None else rewards.components(stage.reward.names)
     return {"transformer", "lora", "autoencoder", "t5", "clip"} | style | rewarded
 
 

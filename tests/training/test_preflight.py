@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes that are found before a run reads weights or data."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+from test_fit import json_data
+
+from uso_jax.common.errors import InputError
+from uso_jax.parallel import sharding
+from uso_jax.planning import programs
+from uso_jax.training import preflight
+
+
+def check(config, workdir):
+    return preflight.check(config, sharding.make_mesh(config.mesh), workdir)
+
+
+def test_a_sound_run_passes_and_leaves_nothing_behind(tmp_path):
+    system = check(tiny.config("joint"), tmp_path / "a" / "run")
+    assert "transformer" in system.structures and not list((tmp_path / "a" / "run").iterdir())
+
+
+def test_unknown_loss(tmp_path):
+    config = tiny.config("joint", loss="flow")
+    with pytest.raises(InputError, match="'joint': unknown loss 'flow'; known are flow_matching, guidance"):
+        check(config, tmp_path)
+    with pytest.raises(InputError, match="unknown loss 'flow'"):
+        programs.build(config, jax.devices(), programs.Choices("train"))
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match="nowhere is not a weights directory"):
+        check(tiny.config("joint", changes={"model.weights": str(tmp_path / "nowhere")}), tmp_path / "run")
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(InputError, match="weights has no transformer, which no stage trains"):
+        check(tiny.config("joint", changes={"model.weights": str(tmp_path / "weights")}), tmp_path / "run")
+
+
+def test_data_that_is_not_there(tmp_path):
+    changes = json_data(tmp_path, [{}])
+    check(tiny.config("joint", changes=changes), tmp_path / "run")
+    (tmp_path / "heldout.json").unlink()
+    with pytest.raises(InputError, match=r"heldout\.json does not exist: correct --config\.data\.json\.heldout\.path"):
+        check(tiny.config("joint", changes=changes), tmp_path / "run")
+
+
+def test_workdir_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a superuser may write anywhere
+    with pytest.raises(InputError, match=f"cannot use --workdir {tmp_path}: it is not writable"):
+        check(tiny.config("joint"), tmp_path)
+
+
+def test_heads_that_the_mesh_cannot_share(tmp_path):
+    config = tiny.config("joint", changes={"mesh.data": 2, "mesh.sequence": 4})
+    with pytest.raises(InputError, match="2 attention heads do not divide by mesh axes"):
+        check(config, tmp_path)
+    with pytest.raises(InputError, match="2 attention heads do not divide by mesh axes"):
+        programs.build(config, jax.devices(), programs.Choices("train"))
+
+
+def test_a_stage_as_data_loads_no_training_stack():
+    code = "import sys, uso_jax.training.stage; print(*(name for name in sys.modules if name.startswith('uso_jax.')))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "uso_jax.training.stage" in loaded
+    assert not loaded & {"uso_jax.training.rewards", "uso_jax.training.objectives", "uso_jax.models.uso"}

@@ -1,0 +1,166 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""All checks before a run: every mistake that can be found without reading weights or data is found here.
+
+`fit` calls `check` before it allocates anything. The planner, which needs neither weights nor data, calls the checks
+that only concern the configuration. Every check raises an `InputError` that names the setting to change.
+"""
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from uso_jax.common.errors import InputError
+from uso_jax.data.features import FeatureSource
+from uso_jax.data.storage import urls
+from uso_jax.models.uso import USO
+from uso_jax.parallel import sharding
+from uso_jax.training import precompute, rewards
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.init import QUANTIZED, check_weights
+from uso_jax.training.objectives import OBJECTIVES
+from uso_jax.training.stage import CONDITIONS, StageConfig
+from uso_jax.weights import quantization
+from uso_jax.weights.quantized_kernels import describe
+
+
+def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
+    """Return the system of a run that can start: its configuration, files and devices fit together.
+
+    Raises:
+      InputError: something is wrong; nothing but the empty `workdir` has been made.
+    """
+    check_workdir(workdir)
+    check_stages(config)
+    check_data(config)
+    check_features(config)
+    system = precompute.build_system(config)
+    sharding.check_heads(mesh, config.system.transformer.num_heads)
+    for stage in config.stages:
+        check_batch(f"config.stages.{stage.name}.batch_size / accumulate", stage.batch_size // stage.accumulate, mesh)
+    check_batch("config.heldout.batch_size", config.heldout.batch_size, mesh)
+    check_quantization(config, system)
+    trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.stages))
+    check_weights(config, system.shapes, trained)
+    return system
+
+
+def check_workdir(workdir: pathlib.Path) -> None:
+    """Create the directory of a run, and raise InputError where that fails or nothing can be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise InputError(f"cannot use --workdir {workdir}: it is not writable")
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+def check_stages(config: TrainConfig) -> None:
+    """Raise InputError for losses and rewards that do not exist or that the stage or the networks cannot serve."""
+    for stage in config.stages:
+        if stage.loss not in OBJECTIVES:
+            raise InputError(f"stage {stage.name!r}: unknown loss {stage.loss!r}; known are {', '.join(OBJECTIVES)}")
+        if stage.reward is not None:
+            _check_reward(config, stage)
+
+
+def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
+    where = f"stage {stage.name!r}, reward"
+    rewards.check_names(stage.reward.names, where)
+    for name in stage.reward.names:
+        if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
+            raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
+    if lacks := sorted(name for name in rewards.components(stage.reward.names) if not config.system.has(name)):
+        raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
+    if stage.reward.patience and not config.heldout.grid_every:
+        raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
+
+
+def check_batch(name: str, size: int, mesh: Mesh) -> None:
+    """Raise InputError if a batch, named by its setting, does not divide over the devices that split it."""
+    data_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % data_shards:
+        raise InputError(f"{name} is {size}, which does not divide over {data_shards} (data x fsdp) devices")
+
+
+def check_quantization(config: TrainConfig, system: USO) -> None:
+    """Raise InputError if a stage trains kernels that are stored quantised."""
+    shapes = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in system.shapes.items()}
+    stored = describe(shapes, config.quantization, QUANTIZED)
+    for stage in config.stages:
+        trained = stage.lr_multipliers(system.shapes)
+        if quantized := [path for path in trained if quantization.scale_path(path) in stored]:
+            raise InputError(
+                f"stage {stage.name!r} trains {quantized[0]}, which --config.model.quantization={config.quantization}"
+                " stores in too few bits to learn: set it to '', or train lora and projector only"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def check_data(config: TrainConfig) -> None:
+    """Raise InputError if a local path of a data source does not exist; URLs are first read when training starts."""
+    for split, spec in (("train", config.data.train), ("heldout", config.data.heldout)):
+        for part in _sources(spec):
+            path = str(part.get("path", ""))
+            if path and not urls.is_url(path) and not _exists(path):
+                raise InputError(
+                    f"{path} does not exist: correct --config.data.{part['name']}.{split}.path, the path of the"
+                    f" {split} data"
+                )
+
+
+def _exists(path: str) -> bool:
+    return glob.has_magic(path) or any(os.path.exists(path + ending) for ending in ("", ".tar", ".zip"))
+
+
+def check_features(config: TrainConfig) -> None:
+    """Raise InputError if encoded data is of other encoders, or if a stage needs what it does not hold."""
+    specs = [spec for spec in (config.data.train, config.data.heldout) if precompute.is_ready(spec)]
+    if not specs:
+        return
+    if config.system.style_encoder != "siglip":
+        raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
+    wanted = precompute.fingerprint(config)
+    for part in (part for spec in specs for part in _sources(spec) if part["name"] == "features"):
+        source = FeatureSource(part["path"])
+        made = source.manifest["fingerprint"]
+        if differs := [name for name in precompute.ENCODERS if made[name] != wanted[name]]:
+            raise InputError(
+                f"{source.path} was made by another {' and '.join(differs)} than this run has: use the same"
+                " --config.model settings, or make the features again."
+            )
+    parameters = USO(config.system).shapes
+    for stage in config.stages:
+        _check_stage_of_features(stage, parameters)
+
+
+def _check_stage_of_features(stage: StageConfig, parameters: Iterable[str]) -> None:
+    if stage.loss != "flow_matching" or stage.reward is not None:
+        without = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
+        raise InputError(
+            f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
+            f" --config.data.source to the images{without}, or leave the stage out of --config.run."
+        )
+    if stage.clip_cut:
+        raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")
+    trained = {path.split("/")[0] for path in stage.lr_multipliers(parameters)}
+    if encoders := sorted(trained & set(precompute.STRUCTURES)):
+        raise InputError(f"stage {stage.name!r} trains {', '.join(encoders)}, so it cannot read its features.")
+
+
+def _sources(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the sources of a data configuration: itself, or the parts of a mixture."""
+    for part in spec.get("parts", ()):
+        yield from _sources(part)
+    if "parts" not in spec:
+        yield spec
