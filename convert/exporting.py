@@ -23,6 +23,7 @@ from convert.tables import lora
 from convert.tables.table import expand
 from uso_jax import weights
 from uso_jax.common.errors import InputError
+from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
 
 ADAPTED = {  # an adapter's module, and the one it is added to
@@ -132,7 +133,7 @@ def autoencoder(part: Part, diffusers: bool) -> Output:
     """Write the autoencoder."""
     if not diffusers:
         return _plain("ae.safetensors", layouts.by_name("flux-ae"), part)
-    c = {**manifest_configs.FIELDS["autoencoder"], **part.config["autoencoder"]}
+    c = {**section_fields()["autoencoder"], **part.config["autoencoder"]}
     levels = len(c["ch_mult"])
     config = {
         "_class_name": "AutoencoderKL", "in_channels": c["in_channels"], "out_channels": c["out_ch"],
@@ -148,7 +149,7 @@ def autoencoder(part: Part, diffusers: bool) -> Output:
 
 
 def _diffusers_config(flux: Mapping) -> dict:
-    c = {**manifest_configs.FIELDS["flux"], **flux}
+    c = {**section_fields()["flux"], **flux}
     if c["mlp_ratio"] != 4 or not c["qkv_bias"]:
         raise InputError(
             "diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias"

@@ -36,17 +36,9 @@ from convert.tables.metrics import IMAGE_REWARD, INCEPTION
 from convert.tables.siglip import VISION
 from convert.tables.t5 import ALIASES, ENCODER
 from convert.tables.table import Row
-from uso_jax import params, weights
+from uso_jax import params
 from uso_jax.common.errors import InputError
-from uso_jax.models.autoencoder import AutoEncoder
-from uso_jax.models.clip import Clip, ClipText
-from uso_jax.models.csd import Csd
-from uso_jax.models.dino import Dino
-from uso_jax.models.flux import Flux
-from uso_jax.models.image_reward import ImageReward
-from uso_jax.models.inception import Inception
-from uso_jax.models.siglip import SiglipVision
-from uso_jax.models.t5 import T5Encoder
+from uso_jax.models.components import ADAPTERS, row_of, split_transformer
 from uso_jax.weights import manifest_configs
 
 
@@ -58,7 +50,7 @@ class Family:
     title: str
     component: str
     rows: Sequence[Row]
-    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of uso_jax.weights.manifest_configs.FIELDS
+    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of uso_jax.weights.section_fields()
     prefixes: tuple[str, ...] = ("",)  # that all its keys may have; the first is for writing
     ignore: str = ""  # regex of keys that belong to other networks in the same file
     foreign: str = ""  # regex of keys whose presence means that this is another, similar network
@@ -325,26 +317,21 @@ def for_component(component: str, name: str) -> Family:
     return next((family for family in fitting if family.name == name), fitting[0])
 
 
-_MODELS = {
-    "siglip": SiglipVision, "autoencoder": AutoEncoder, "t5": T5Encoder, "clip": ClipText, "csd": Csd, "dino": Dino,
-    "dinov2": Dino, "clip_model": Clip, "image_reward": ImageReward, "inception": Inception,
-}  # fmt: skip
-
-
 def model(component: str, sections: manifest_configs.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """Give the config of these sizes, and the parameters of its model that the component's tensors fill."""
-    if component in _MODELS:
-        # How heads are cut, and which token ends a text, is seen in no shape; unless it is told, the check comes later.
-        loose = {name: 1 for name in ("num_attention_heads", "eos_token_id")}
-        filled = {
-            section: {name: value for name, value in loose.items() if name in manifest_configs.FIELDS[section]}
-            | dict(values)
-            for section, values in sections.items()
-        }
-        config = manifest_configs.build(component, filled)
-        return config, params.shapes(lambda rngs: _MODELS[component](config, rngs=rngs))
+    """Return the config of these sizes, and the parameters of its model that the component's tensors fill."""
+    row = row_of("transformer" if component in ADAPTERS else component, sections)
+    # No shape shows how heads are cut, and which token ends a text; unless they are given, the check comes later.
+    loose = {"num_attention_heads": 1, "eos_token_id": 1} | ({"num_heads": 1} if row.folder == "transformer" else {})
+    known = row.fields()
+    filled = {
+        section: {name: value for name, value in loose.items() if name in known.get(section, ())} | dict(values)
+        for section, values in sections.items()
+    }
+    if row.folder != "transformer":
+        config = manifest_configs.build(row.name, filled)
+        return config, params.shapes(lambda rngs: row.module(config, rngs=rngs))
     # No shape depends on how heads are rotated, nor any adapter's on how many there are.
-    flux = {"num_heads": 1, **sections["flux"]}
-    flux.setdefault("axes_dim", (flux["hidden_size"] // flux["num_heads"],))
-    config = manifest_configs.build("flux", {**sections, "flux": flux})
-    return config, weights.split(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[component]
+    sizes = filled[row.name]
+    sizes.setdefault("axes_dim", (sizes["hidden_size"] // sizes["num_heads"],))
+    config = manifest_configs.build(row.name, filled)
+    return config, split_transformer(params.shapes(lambda rngs: row.module(config, rngs=rngs)))[component]

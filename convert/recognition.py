@@ -21,6 +21,7 @@ from convert.tables import lora
 from convert.tables.infer_sizes import Shapes
 from convert.tables.table import Entry, expand
 from uso_jax.common.errors import InputError
+from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
 
 
@@ -100,7 +101,7 @@ class Checkpoint:
 
 def _example(name: str) -> str:
     section, field = name.split(".")
-    return json.dumps({section: {field: manifest_configs.FIELDS[section][field]}})
+    return json.dumps({section: {field: section_fields()[section][field]}})
 
 
 def _common(dtypes: set[np.dtype]) -> np.dtype:
@@ -257,7 +258,7 @@ def _sizes(
     for section, fields in family.sizes.items():
         # An adapter's file tells what it needs of the transformer; only the fields it can tell are taken over.
         given = config.get(section, {})
-        own = manifest_configs.FIELDS[section] if section != "flux" or family.component == "transformer" else fields
+        own = section_fields()[section] if section != "flux" or family.component == "transformer" else fields
         sections[section] = {name: value for name, value in given.items() if name in own}
         for name, size in fields.items():
             if name in sections[section]:

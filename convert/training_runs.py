@@ -10,8 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from convert.exporting import Part
-from uso_jax import weights
 from uso_jax.common.errors import InputError
+from uso_jax.models.components import ADAPTERS, COMPONENTS, by_component, section_fields
 from uso_jax.weights import manifest_configs
 
 
@@ -56,18 +56,20 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
     params = {**arrays["params"], **arrays.get("ema", {})}
     parts = {
         component: {inner: np.asarray(params[path]) for inner, path in paths.items()}
-        for component, paths in weights.by_component(params).items()
+        for component, paths in by_component(params).items()
     }
     sections = _sections(system)
     return {
         name: Part(
-            found, {key: sections[key] for key in (["flux", name] if name in _FLUX else [name]) if key in sections}
+            found,
+            {
+                key: sections[key]
+                for key in (["flux", name] if name == "transformer" or name in ADAPTERS else [name])
+                if key in sections
+            },
         )
         for name, found in parts.items()
     }
-
-
-_FLUX = ("transformer", "lora", "projector")
 
 
 def _sections(system: dict) -> manifest_configs.Sections:
@@ -76,16 +78,18 @@ def _sections(system: dict) -> manifest_configs.Sections:
             f"this run reads style images by the {encoder}, which no other program does; nothing to convert"
         )
     transformer = system["transformer"]
-    flux = {name: transformer[name] for name in manifest_configs.FIELDS["flux"] if name in transformer}
+    flux = {name: transformer[name] for name in section_fields()["flux"] if name in transformer}
     sections = {"flux": flux}
     if transformer.get("lora_rank"):
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
     if transformer.get("projector"):
         sections["projector"] = transformer["projector"]
-    networks = {name: system.get(name) or system["text"].get(name) for name in manifest_configs.NETWORKS}
+    networks = {
+        name: system.get(name) or system["text"].get(name) for name, row in COMPONENTS.items() if not row.sections
+    }
     for name, values in networks.items():
         if values:
-            sections[name] = {key: value for key, value in values.items() if key in manifest_configs.FIELDS[name]}
+            sections[name] = {key: value for key, value in values.items() if key in section_fields()[name]}
     return manifest_configs.check_sections(sections, "the checkpoint's configuration")
 
 

@@ -27,11 +27,12 @@ from convert.recognition import recognise
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoderConfig
+from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.projector import ProjectorConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.params import ModelDef
-from uso_jax.weights import zarr_store
+from uso_jax.weights import manifest_configs, zarr_store
 
 FILES = {"transformer": "flux", "lora": "dit_lora", "projector": "projector", "siglip": "siglip", "autoencoder": "ae"}
 if not golden.HAS_AUTOENCODER:
@@ -100,13 +101,13 @@ def test_manifest(component, imported):
 
 
 def test_config(imported):
-    assert weights.config(imported, "flux", dtype="float32", remat="none") == golden.flux_config()
+    assert weights.config(imported, "transformer", dtype="float32", remat="none") == golden.flux_config()
     assert weights.config(imported, "siglip") == SiglipConfig(**golden.CONFIG["siglip"])
 
 
 def test_load_fills_the_model(imported):
-    structure = ModelDef(lambda rngs: Flux(weights.config(imported, "flux"), rngs=rngs))
-    parts = weights.split(structure.shapes)
+    structure = ModelDef(lambda rngs: Flux(weights.config(imported, "transformer"), rngs=rngs))
+    parts = split_transformer(structure.shapes)
     assert parts.keys() == {"transformer", "lora", "projector"}
     params = {k: v for name, shapes in parts.items() for k, v in weights.load(imported, name, shapes).items()}
     structure(params)
@@ -201,7 +202,7 @@ def test_released_sizes_are_told_by_the_tensors(name, component, want, tmp_path)
     (found,) = recognise([[released(tmp_path / "x", name)]], {})
     found.check()
     assert found.family.component == component
-    assert weights.describe(component, found.config) == weights.describe(component, want)
+    assert manifest_configs.describe(component, found.config) == manifest_configs.describe(component, want)
 
 
 def test_foreign_networks_are_not_mistaken_for_siglip():

@@ -21,6 +21,7 @@ from convert.__main__ import main
 from convert.tables.flux import LORA, TRANSFORMER
 from convert.tables.table import to_torch
 from uso_jax import params, weights
+from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
 
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -44,7 +45,7 @@ def uso(rank: int = 4, depth: int = 2, singles: int = 2) -> dict[str, np.ndarray
 
 def draw(rows, component, seed, **changes):
     config = FluxConfig.tiny(projector=None, **changes)
-    shapes = weights.split(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[component]
+    shapes = split_transformer(params.shapes(lambda rngs: Flux(config, rngs=rngs)))[component]
     rng = np.random.default_rng(seed)
     values = {}
     for path, struct in shapes.items():

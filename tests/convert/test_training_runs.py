@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from convert.__main__ import main
 from convert.exporting import ADAPTED
 from uso_jax import weights
+from uso_jax.models.components import section_fields
 from uso_jax.models.uso import USO
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.fit import fit
@@ -116,7 +117,7 @@ def test_exports_can_be_imported(workdir, tmp_path):
 
 def test_merged_with_a_base(workdir, tmp_path):
     base = drawn(7, lambda path: not is_adapter(path))
-    flux = {name: getattr(config().system.transformer, name) for name in weights.FIELDS["flux"]}
+    flux = {name: getattr(config().system.transformer, name) for name in section_fields()["flux"]}
     plain = {path.removeprefix("transformer/"): value for path, value in base.items()}
     weights.save(tmp_path / "w", "transformer", plain, {"config": {"flux": flux}, "family": "flux"})
     export(workdir, "--base", tmp_path / "w", "--format", "bfl", "--to", tmp_path / "m.safetensors")

@@ -27,8 +27,10 @@ from convert.tables.table import expand, to_flax
 from uso_jax import params, weights
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models import flux
+from uso_jax.models.components import split_transformer
 from uso_jax.models.projector import LEVELS, ProjectorConfig
 from uso_jax.parallel import sharding
+from uso_jax.weights import manifest_configs
 
 SIDE, STEPS, T5_LENGTH = 32, 3, 6
 SETTINGS = {
@@ -52,7 +54,7 @@ def tensors() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], FluxTransfo
     theirs = torch_flux(c)
     base = drawn_for(theirs, 0)
     shapes = params.shapes(lambda rngs: flux.Flux(c, rngs=rngs))
-    parts = weights.split(shapes)
+    parts = split_transformer(shapes)
     more = {}
     for seed, (rows, part) in enumerate(((LORA, "lora"), (PROJECTOR, "projector")), start=20):
         more |= draw({key: entry.shape for key, entry in expand(rows, parts[part]).items()}, seed)
@@ -84,11 +86,11 @@ def tokenizer(length: int, end: int, pad: int) -> PreTrainedTokenizerFast:
 def write(directory: pathlib.Path) -> pathlib.Path:
     """Write the weights directory."""
     ours, _, _ = tensors()
-    for component, values in weights.split(ours).items():
-        weights.save(directory, component, values, {"config": weights.describe(component, FLUX)})
+    for component, values in split_transformer(ours).items():
+        weights.save(directory, component, values, {"config": manifest_configs.describe(component, FLUX)})
     networks = {"autoencoder": autoencoder_pair()[0], "siglip": siglip_pair()[0], "t5": load_t5(), "clip": load_clip()}
     for component, network in networks.items():
-        config = weights.describe(component, network.config)
+        config = manifest_configs.describe(component, network.config)
         weights.save(directory, component, params.from_model(network), {"config": config})
     tokenizer(T5_LENGTH, 1, 0).save_pretrained(directory / "tokenizer_t5")
     end = CLIP.eos_token_id

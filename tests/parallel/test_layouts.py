@@ -24,6 +24,7 @@ from convert.__main__ import main
 from convert.tables.table import expand
 from uso_jax import weights
 from uso_jax.models.autoencoder import AutoEncoder
+from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux
 from uso_jax.params import ModelDef
 
@@ -61,7 +62,7 @@ def error(got, want) -> float:
 def load(directory, component, make, **changes):
     config = weights.config(directory, component, **changes)
     structure = ModelDef(lambda rngs: make(config, rngs=rngs))
-    parts = weights.split(structure.shapes) if component == "flux" else {component: structure.shapes}
+    parts = split_transformer(structure.shapes) if component == "flux" else {component: structure.shapes}
     return structure({k: v for name, shapes in parts.items() for k, v in weights.load(directory, name, shapes).items()})
 
 

@@ -16,6 +16,7 @@ from test_train import relative
 from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models.attention.tpu import interpreted_splash
+from uso_jax.models.components import placement_rules
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.parallel import sharding
 from uso_jax.parallel.constraints import by_heads, by_tokens
@@ -85,7 +86,7 @@ def run(remat: str, **shape: int):
 
     mesh = mesh_of(shape)
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in drawn.items()}
-    placed = jax.device_put(drawn, sharding.shardings(mesh, sharding.RULES, shapes))
+    placed = jax.device_put(drawn, sharding.shardings(mesh, placement_rules(), shapes))
     with jax.set_mesh(mesh):
         batch = sharding.global_batch(mesh, batch)
         compiled = jax.jit(compute).lower(placed, batch).compile()

@@ -12,6 +12,7 @@ import tiny
 from uso_jax import mini, weights
 from uso_jax.inference import request
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.models.components import component_of
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.training.config import from_config_dict
@@ -41,7 +42,7 @@ def test_sizes_are_those_of_the_configuration(component, name):
     config = from_config_dict(runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](name))
     wanted = {}
     for path, shape in USO(config.system).shapes.items():
-        owner, inner = weights.component_of(path)
+        owner, inner = component_of(path)
         if owner == component:
             wanted[inner] = shape.shape
     assert {path: shape.shape for path, shape in weights.shapes(mini.directory(name), component).items()} == wanted

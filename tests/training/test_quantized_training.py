@@ -16,6 +16,7 @@ from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
+from uso_jax.models.components import by_component
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.lora import LoRA
 from uso_jax.models.uso import USO
@@ -51,7 +52,7 @@ def directory(tmp_path_factory):
     folder, system = tmp_path_factory.mktemp("weights"), USO(tiny.config("joint").system)
     rng, drawn = np.random.default_rng(0), system.init(jax.random.key(0))
     noisy = {path: np.asarray(x) + 0.1 * rng.standard_normal(x.shape, np.float32) for path, x in drawn.items()}
-    for component, paths in weights.by_component(system.shapes).items():
+    for component, paths in by_component(system.shapes).items():
         weights.save(folder, component, {inner: noisy[path] for inner, path in paths.items()}, {"config": {}})
     return folder
 

@@ -14,6 +14,7 @@ import tiny
 from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.models import tiled_decoding
+from uso_jax.models.components import placement_rules
 from uso_jax.parallel import sharding
 from uso_jax.training import rewards
 from uso_jax.training import step as train
@@ -55,7 +56,7 @@ def stepper(chosen, mesh=None):
         return function(*args)
 
     state, frozen = steps.start(chosen, mesh)
-    where = sharding.shardings(mesh, sharding.RULES, system().shapes)
+    where = sharding.shardings(mesh, placement_rules(), system().shapes)
     places = (train.state_shardings(state, where), sharding.replicated(mesh))
     return state, frozen, jax.jit(traced, out_shardings=places), traces
 
@@ -218,7 +219,7 @@ def value_and_grad(chosen, given, mesh=None):
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     draws = plain, reward.draw(jax.random.key(1), system(), chosen)
     rates = chosen.lr_multipliers(system().shapes)
-    placed = jax.device_put(steps.numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(steps.numbers(), sharding.shardings(mesh, placement_rules(), system().shapes))
 
     @jax.jit
     def compute(params, given, draws):

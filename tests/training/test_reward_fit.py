@@ -14,6 +14,7 @@ import uso_jax.training.fit
 import uso_jax.training.loop
 from uso_jax import weights
 from uso_jax.common.errors import InputError
+from uso_jax.models.components import component_of
 from uso_jax.training import preflight, rewards
 from uso_jax.training.fit import fit
 from uso_jax.training.rewards import REWARDS, Reward
@@ -165,7 +166,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
     everything = tiny.drawn(system, seed=1)
     parts: dict[str, dict] = {}
     for path, value in everything.items():
-        name, inner = weights.component_of(path)
+        name, inner = component_of(path)
         parts.setdefault(name, {})[inner] = np.asarray(value)
     for name in ("transformer", "lora", "projector", "autoencoder", "siglip", "t5", "clip", "csd"):
         weights.save(tmp_path, name, parts[name], {"config": {}})
@@ -241,6 +242,6 @@ def test_full_size_networks_of_the_recipe():
     from uso_jax.training.config import from_config_dict
 
     sizes = from_config_dict(tiny._USO["get_config"]("flux_dev")).system
-    assert sizes.csd.hidden_size == 1024 and sizes.clip_model.vision.patch_size == 32
+    assert sizes.networks["csd"].hidden_size == 1024 and sizes.networks["clip_model"].vision.patch_size == 32
     assert sizes.dino is None and sizes.vgg is None  # in the file, but no stage names them
     assert json.dumps(sorted(tiny._USO["flux_rewards"]())) == '["clip_text", "clip_vision", "csd", "dino", "vgg"]'

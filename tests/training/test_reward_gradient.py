@@ -25,7 +25,8 @@ from uso_jax.models.clip import ClipTextConfig
 from uso_jax.models.flux import FluxConfig
 from uso_jax.models.t5 import T5Config
 from uso_jax.models.text import T5ClipConfig
-from uso_jax.models.uso import USO, Inputs, USOConfig
+from uso_jax.models.uso import USO, Inputs
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.training import rewards
 from uso_jax.training.objectives import flow_matching, reward
 from uso_jax.training.stage import RewardConfig
@@ -134,7 +135,7 @@ def oracle_system() -> tuple[USO, dict[str, jax.Array]]:
         autoencoder=AutoEncoderConfig.tiny(ch_mult=(1, 2, 4), num_res_blocks=2),
         siglip=None,
         text=T5ClipConfig(t5=T5Config.tiny(d_model=flux.context_in_dim), clip=ClipTextConfig.tiny()),
-        csd=encoders.CLIP.vision,
+        networks={"csd": encoders.CLIP.vision},
     )
     system = USO(sizes)
     networks = {

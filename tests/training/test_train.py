@@ -16,6 +16,7 @@ import tiny
 
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
+from uso_jax.models.components import placement_rules
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.training import optimizer
@@ -79,7 +80,7 @@ def eight_devices():
 def start(stage, mesh):
     """Give a stage's first state, and the frozen rest."""
     rates = stage.lr_multipliers(system().shapes)
-    where = sharding.shardings(mesh, sharding.RULES, system().shapes)
+    where = sharding.shardings(mesh, placement_rules(), system().shapes)
     placed = jax.device_put(numbers(), where)
     state = train.init_state(stage, rates, {path: placed[path] for path in rates}, where)
     return state, {path: value for path, value in placed.items() if path not in rates}
@@ -139,7 +140,7 @@ def velocity_loss_and_gradients(eight: bool):
     (stage,) = tiny.config("joint").stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     mesh = eight_devices() if eight else one_device()
-    placed = jax.device_put(numbers(), sharding.shardings(mesh, sharding.RULES, system().shapes))
+    placed = jax.device_put(numbers(), sharding.shardings(mesh, placement_rules(), system().shapes))
     assert (placed["transformer/single_blocks/linear2/kernel"].addressable_shards[0].data.size < 160 * 32) == eight
 
     def compute(params, batch, draws):
@@ -257,7 +258,7 @@ def test_muon_on_eight_devices_equals_one():
     alone, _ = step("joint", **changes)
     (stage,) = tiny.config("joint", **changes).stages
     state, frozen = start(stage, eight_devices())
-    where = sharding.shardings(eight_devices(), sharding.RULES, system().shapes)
+    where = sharding.shardings(eight_devices(), placement_rules(), system().shapes)
     places = train.state_shardings(state, where)
     function = train.jit_train_step(system(), stage, stage.lr_multipliers(system().shapes), 0, places)
     state, _ = function(state, frozen, sharding.global_batch(eight_devices(), batch()))

@@ -17,7 +17,10 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation.config import CurationConfig, plain
 from uso_jax.curation.store import Folder, Made, Row
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.models.components import ADAPTERS, folders
 from uso_jax.weights import pretrained
+
+_NETWORKS = {*folders(lambda row: row.quantizable or row.encodes), *ADAPTERS}  # that images are generated with
 
 
 class Expert:
@@ -33,7 +36,7 @@ class Expert:
     def settings(self) -> dict[str, Any]:
         """Identify how images are made."""
         directory = mini.directory(self.config.weights)
-        have = [name for name in weights.components(directory) if name in _COMPONENTS]
+        have = [name for name in weights.components(directory) if name in _NETWORKS]
         found = plain(self.config) | {"weights": {name: pretrained.fingerprint(directory / name) for name in have}}
         del found["batch_size"]
         return found | {"seed": self.seed}
@@ -101,6 +104,3 @@ class Expert:
     @functools.cached_property
     def _pipe(self) -> USOPipeline:
         return USOPipeline.from_weights(self.config.weights, dtype=self.config.dtype or None)
-
-
-_COMPONENTS = ("transformer", "autoencoder", "t5", "clip", "lora", "projector", "siglip")

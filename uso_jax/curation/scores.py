@@ -20,6 +20,7 @@ from uso_jax.common.errors import BadExample
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.store import Folder, Made
 from uso_jax.images import decode
+from uso_jax.models.components import by_component
 from uso_jax.models.text import T5ClipConfig
 from uso_jax.models.uso import USO, to_float
 from uso_jax.params import Params
@@ -100,7 +101,7 @@ class Scorer:
     @functools.cached_property
     def _params(self) -> Params:
         params: Params = {}
-        for name, paths in weights.by_component(self._system.shapes).items():
+        for name, paths in by_component(self._system.shapes).items():
             shape = lambda path: jax.ShapeDtypeStruct(self._system.shapes[path].shape, jnp.float32)
             loaded = weights.load(self.directory, name, {inner: shape(path) for inner, path in paths.items()})
             params |= {paths[inner]: value for inner, value in loaded.items()}

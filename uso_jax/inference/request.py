@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image that is wanted: every value checked, every reference read, and what had to be changed said in `notes`."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -141,8 +140,8 @@ def make_request(
             notes.append(f"{name} {value} is not a multiple of {side}: {size[name]} is used")
     if size["width"] * size["height"] > MAX_PIXELS:
         raise InputError(f"{size['width']} x {size['height']} pixels are too many; the limit is {MAX_PIXELS}")
-    if _too_long(system, prompt):
-        notes.append(f"the prompt is longer than {system.config.text.t5_length} tokens: its end is left out")
+    if system.config.text.is_cut(prompt):
+        notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens: its end is left out")
     notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]
     return Request(
         prompt=prompt,
@@ -210,12 +209,3 @@ def _number(name: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise InputError(f"{name} must be a number that is not negative, not {value!r}")
     return float(value)
-
-
-def _too_long(system: USO, prompt: str) -> bool:
-    """Tell whether T5 loses the prompt's end. CLIP's shorter window is not said: it only gives the pooled vector."""
-    text = system.config.text
-    longer_text = dataclasses.replace(text, t5_length=text.t5_length + 1)
-    ids, longer = (config.tokenize(prompt)["t5_ids"] for config in (text, longer_text))
-    # Cut text still ends in the end token, which then stands where a longer window has the prompt going on.
-    return bool((longer[: len(ids)] != ids).any())

@@ -119,7 +119,7 @@ class Sampler:
             inputs = Inputs(
                 txt,
                 y,
-                jax.device_put(flow.position_ids(rows, columns)[None], self._replicated),
+                jax.device_put(self.system.position_ids(rows, columns), self._replicated),
                 style_valid=place(c.style_valid),
                 style_bias=place(c.style_bias),
                 ref_img=place(c.ref_img),

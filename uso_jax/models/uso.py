@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A complete USO: transformer, image codec, style tower and text encoder, as structures around one flat parameter dict.
+"""A complete USO: transformer, autoencoder, style tower and text encoders around one flat parameter dict.
 
 Parameter paths start with the component: transformer/, autoencoder/, siglip/, text/.
 Shapes: b batch, h w target pixels, hc wc content pixels, hs ws style pixels, n style images, l target tokens, r content
@@ -18,80 +18,29 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from uso_jax import flow
-from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
-from uso_jax.models.clip import Clip, ClipConfig, ClipVisionConfig
-from uso_jax.models.csd import Csd
-from uso_jax.models.dino import Dino, DinoConfig
-from uso_jax.models.drawing_classifier import DrawingClassifier, DrawingClassifierConfig
-from uso_jax.models.flux import Flux, FluxConfig
-from uso_jax.models.perceptual_backbones import Vgg, VggConfig
-from uso_jax.models.siglip import SiglipConfig, SiglipMatch, SiglipTextConfig, SiglipVision
-from uso_jax.models.text import T5ClipConfig, TextEncoder
+from uso_jax.models.families import FAMILIES
+from uso_jax.models.uso_config import USOConfig, modules_of
 from uso_jax.params import ModelDef, Params
 
 Batch = Mapping[str, Array]
-"""Images and token ids, or what the encoders make of them: "target_moments", "content_moments" float [b, lh, lw, 2 z],
+"""Images and token ids, or their precomputed features: "target_moments", "content_moments" float [b, lh, lw, 2 z],
 "style_features" [b, n, 3, s, c], "txt" [b, t, context] and "vec" [b, vec] (uso_jax.training.precompute)."""
 
-NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"]]
-
-
-@dataclass(frozen=True)
-class USOConfig:
-    """The networks of one USO and how content tokens are placed."""
-
-    transformer: FluxConfig
-    autoencoder: AutoEncoderConfig
-    siglip: SiglipConfig | None  # None: style features come ready-made
-    text: T5ClipConfig
-    patch: int = 2  # latents a side of one token
-    reference_offset: flow.OffsetMode = "d"
-    style_encoder: str = "siglip"  # or "autoencoder": style images are references like the content
-    siglip_text: SiglipTextConfig | None = None  # only where SigLIP itself is trained
-    csd: ClipVisionConfig | None = None  # only where style descriptors are trained or reward
-    judge: DrawingClassifierConfig | None = None
-    clip_model: ClipConfig | None = None  # these three: only where they reward or judge
-    dino: DinoConfig | None = None
-    vgg: VggConfig | None = None
-
-    def __post_init__(self):
-        z, c = self.autoencoder.z_channels, self.transformer.in_channels
-        if c != z * self.patch**2:
-            raise ValueError(f"transformer.in_channels {c} must be z_channels {z} times patch {self.patch} squared")
-        if self.style_encoder not in ("siglip", "autoencoder"):
-            raise ValueError(f"style_encoder {self.style_encoder!r} is unknown; known are siglip, autoencoder")
-        if (p := self.transformer.projector) is not None and self.siglip is not None:
-            has, wants = (p.siglip_tokens, p.siglip_dim), (self.siglip.num_tokens, self.siglip.hidden_size)
-            if has != wants:
-                raise ValueError(f"projector expects {has} (tokens, width) of the style tower, which gives {wants}")
-        has, wants = (
-            (self.text.txt_width, self.text.vec_width),
-            (self.transformer.context_in_dim, self.transformer.vec_in_dim),
-        )
-        if has != wants:
-            raise ValueError(f"the transformer expects text of (context_in_dim, vec_in_dim) {wants}, not {has}")
-
-    def has(self, component: str) -> bool:
-        """Tell whether a weights component such as "csd" is one of these networks."""
-        return component in ("transformer", "autoencoder", "t5", "clip") or getattr(self, component, None) is not None
-
-    @property
-    def pixels_per_token(self) -> int:
-        return self.autoencoder.downscale * self.patch
+NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"] | None]
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class Inputs:
-    """What the transformer sees of a batch, apart from time and noise; None where the batch has no such condition."""
+    """The transformer's inputs of a batch, apart from time and noise; None if the batch has no such condition."""
 
     txt: Float[Array, "b t context"]
-    y: Float[Array, "b vec"]
-    img_ids: Float[Array, "1 l 3"]
+    y: Float[Array, "b vec"] | None  # None if the text side has no pooled vector
+    img_ids: Float[Array, "1 l axes"]
     features: Float[Array, "b n 3 s c"] | None = None
     style_valid: Bool[Array, "b n"] | None = None
     ref_img: Float[Array, "b r d"] | None = None
-    ref_ids: Float[Array, "1 r 3"] | None = None
+    ref_ids: Float[Array, "1 r axes"] | None = None
     ref_valid: Bool[Array, "b r"] | None = None
     style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
     ref_bias: Float[Array, "b r"] | None = None
@@ -108,34 +57,20 @@ def to_bytes(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
 
 
 class USO:
-    """The structures of all components; parameters are always passed in, so every method is pure."""
+    """The structures of all networks. Parameters are always passed in, so every method is pure."""
 
     def __init__(self, config: USOConfig, without: Collection[str] = (), null_text: NullText | None = None):
-        """Put structures together.
+        """Build the structures of a config.
 
         Args:
-          config: the sizes of all networks.
-          without: structures that are not needed, since features of images or prompts come ready-made.
-          null_text: what `encode_text` gives for the empty prompt, where prompts come encoded.
+          config: sizes of all networks.
+          without: structures that are not needed, because features of images or prompts are precomputed.
+          null_text: what `encode_text` returns for the empty prompt, if prompts are precomputed.
         """
         self.config, self.null_text = config, null_text
-        self.structures = {
-            "transformer": ModelDef(lambda rngs: Flux(config.transformer, rngs=rngs)),
-            "autoencoder": ModelDef(lambda rngs: AutoEncoder(config.autoencoder, rngs=rngs)),
-            "text": ModelDef(lambda rngs: TextEncoder(config.text, rngs=rngs)),
-        }
-        if config.siglip is not None:
-            self.structures["siglip"] = ModelDef(lambda rngs: SiglipVision(config.siglip, rngs=rngs))
-        if config.siglip_text is not None:
-            self.structures["siglip_text"] = ModelDef(lambda rngs: SiglipMatch(config.siglip_text, rngs=rngs))
-        if config.csd is not None:
-            self.structures["csd"] = ModelDef(lambda rngs: Csd(config.csd, rngs=rngs))
-        if config.judge is not None:
-            self.structures["judge"] = ModelDef(lambda rngs: DrawingClassifier(config.judge, rngs=rngs))
-        for name, network in (("clip_model", Clip), ("dino", Dino), ("vgg", Vgg)):
-            if (sizes := getattr(config, name)) is not None:
-                self.structures[name] = ModelDef(lambda rngs, network=network, sizes=sizes: network(sizes, rngs=rngs))
-        # What is left out still has its number, so that the others start from the same random ones.
+        self.family = FAMILIES[config.family]
+        self.structures = {name: ModelDef(make) for name, make in modules_of(config)}
+        # Omitted structures keep their random key, so the others initialise identically.
         self._numbers = {name: number for number, name in enumerate(self.structures)}
         self.structures = {name: structure for name, structure in self.structures.items() if name not in without}
         self.shapes = {
@@ -155,29 +90,29 @@ class USO:
         return {f"{name}/{path}": value for name, part in drawn.items() for path, value in part.items()}
 
     def keys(self, rng: jax.Array) -> dict[str, jax.Array]:
-        """Give the key that each component's initial parameters are drawn with."""
+        """Return the key that each component's initial parameters are drawn with."""
         keys = jax.random.split(rng, len(self._numbers))
         return {name: keys[self._numbers[name]] for name in self.structures}
 
     def module(self, params: Params, name: str) -> nnx.Module:
-        """Put one component together."""
+        """Build one structure around its parameters."""
         prefix = f"{name}/"
         return self.structures[name]({k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)})
 
     def encode_images(self, params: Params, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b l d"]:
-        """Give the packed latents of images, by the posterior mean."""
+        """Encode images to packed latents, by the posterior mean."""
         return flow.pack(self.module(params, "autoencoder").encode(to_float(images)), self.config.patch)
 
     def decode_tokens(
         self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
     ) -> UInt8[Array, "b h w 3"]:
-        """Give the images of packed latents; `height` and `width` count pixels."""
+        """Decode packed latents; `height` and `width` count pixels."""
         grid = self.token_grid(height, width)
         latent = flow.unpack(tokens, *grid, self.config.patch)
         return to_bytes(self.module(params, "autoencoder").decode(latent))
 
     def target_size(self, batch: Batch) -> tuple[int, int]:
-        """Give the (height, width) of a batch's targets in pixels."""
+        """Return the (height, width) of a batch's targets in pixels."""
         return self._size(batch, "target")
 
     def _size(self, batch: Batch, name: str) -> tuple[int, int]:
@@ -187,7 +122,7 @@ class USO:
         return rows * self.config.autoencoder.downscale, columns * self.config.autoencoder.downscale
 
     def latent_tokens(self, params: Params, batch: Batch, name: str) -> Float[Array, "b l d"]:
-        """Give the packed latents of a batch's "target" or "content", whose moments may be known already."""
+        """Return the packed latents of a batch's "target" or "content", from its images or from precomputed moments."""
         if name in batch:
             return self.encode_images(params, batch[name])
         config = self.config.autoencoder
@@ -195,18 +130,18 @@ class USO:
         return flow.pack(config.scale_factor * (mean - config.shift_factor), self.config.patch)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Give the rows and columns of tokens of an image."""
+        """Return the rows and columns of tokens of an image."""
         side = self.config.pixels_per_token
         return height // side, width // side
 
     def encode_text(
         self, params: Params, tokens: Mapping[str, Int[Array, "b _"]]
-    ) -> tuple[Float[Array, "b t context"], Float[Array, "b vec"]]:
-        """Give text features and pooled vectors of what the text config's `tokenize` makes, stacked."""
+    ) -> tuple[Float[Array, "b t context"], Float[Array, "b vec"] | None]:
+        """Return text features and pooled vectors of stacked results of the text config's `tokenize`."""
         return self.module(params, "text")(**tokens)
 
     def style_features(self, params: Params, images: UInt8[Array, "b n hs ws 3"]) -> Float[Array, "b n 3 s c"]:
-        """Give the SigLIP features that the projector reads, of images at the tower's size."""
+        """Compute the SigLIP features that the projector reads, of images at the tower's size."""
         b, n = images.shape[:2]
         pixels = to_float(images).reshape(b * n, *images.shape[2:])
         states = self.module(params, "siglip")(pixels, hidden_states=self.config.transformer.projector.layers)
@@ -214,18 +149,23 @@ class USO:
 
     def reference_ids(
         self, target: tuple[int, int], references: Sequence[tuple[int, int]], offset: flow.OffsetMode | None = None
-    ) -> Float[Array, "1 r 3"]:
-        """Give the ids of content references that follow each other; sizes are (rows, columns) of tokens."""
-        return jnp.concatenate(flow.reference_ids(target, references, offset or self.config.reference_offset))[None]
+    ) -> Float[Array, "1 r axes"]:
+        """Return the ids of content references that follow each other; sizes are (rows, columns) of tokens."""
+        offset = offset or self.config.reference_offset
+        return jnp.concatenate(self.family.reference_ids(target, references, offset))[None]
+
+    def position_ids(self, rows: int, columns: int) -> Float[Array, "1 l axes"]:
+        """Return the ids of the target's tokens."""
+        return self.family.position_ids(rows, columns)[None]
 
     def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
-        """Encode a batch's text and, if wanted, its content and style images, each image once."""
+        """Encode a batch's text and, if asked for, its content and style images, each image once."""
         if "txt" in batch:
-            txt, y = batch["txt"], batch["vec"]
+            txt, y = batch["txt"], batch.get("vec")
         else:
             txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
         grid = self.token_grid(*self.target_size(batch))
-        inputs = Inputs(txt, y, flow.position_ids(*grid)[None])
+        inputs = Inputs(txt, y, self.position_ids(*grid))
         references = []  # (tokens, rows and columns, which samples have them)
         if content:
             size = self.token_grid(*self._size(batch, "content"))
@@ -247,7 +187,7 @@ class USO:
         return inputs
 
     def style_tokens(self, params: Params, inputs: Inputs) -> Float[Array, "b s width"] | None:
-        """Project the inputs' style features; None where there are none."""
+        """Project the inputs' style features; None if there are none."""
         if inputs.features is None:
             return None
         return self.module(params, "transformer").feature_embedder(inputs.features)
@@ -263,7 +203,7 @@ class USO:
     ) -> Float[Array, "b l d"]:
         """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale.
 
-        `style` are the inputs' style tokens where they are known already; otherwise they are projected here.
+        `style` are the inputs' style tokens if they are known already; otherwise they are projected here.
         """
         model = self.module(params, "transformer")
         conditions = {}
@@ -302,6 +242,5 @@ class USO:
         return self.decode_tokens(params, tokens, height, width)
 
     def schedule(self, num_steps: int, height: int, width: int, shift: flow.Shift):
-        """Give the sampling times; the shift counts tokens as FLUX does, whatever the codec's downscale is."""
-        rows, columns = self.token_grid(height, width)
-        return flow.schedule(num_steps, 16 * rows, 16 * columns, shift)
+        """Return the `num_steps + 1` sampling times for an image of `height` x `width` pixels."""
+        return self.family.schedule(num_steps, *self.token_grid(height, width), shift)

@@ -21,19 +21,6 @@ from uso_jax.common.errors import InputError
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# Stacked blocks carry a leading layer axis: their kernels are [layer, in, out].
-RULES: params.Rules = (
-    (r"transformer/.*_blocks/processor/.*/down/kernel", (None, "fsdp", None)),
-    # Not by the rank, which may be smaller than a large mesh.
-    (r"transformer/.*_blocks/processor/.*/up/kernel", (None, None, ("tensor", "fsdp"))),
-    (r"transformer/.*_blocks/.*(proj|out_layer|linear2)/kernel", (None, "tensor", "fsdp")),
-    (r"transformer/.*_blocks/.*kernel", (None, "fsdp", "tensor")),
-    (r"transformer/(?!feature_embedder).*kernel", ("fsdp", None)),
-    (r"(siglip/layers|text/t5/block|text/clip/layers)/.*kernel", (None, "fsdp", None)),
-    (r"(csd/backbone/layers|clip_model/(text|vision)_model/layers|dino/blocks)/.*kernel", (None, "fsdp", None)),
-    (r".*", ()),
-)
-
 
 def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
     """Lay out the devices; at most one axis may be -1, which takes what the others leave; one not named has size 1."""

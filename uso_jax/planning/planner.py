@@ -130,7 +130,7 @@ def tokens(config: TrainConfig, stage: StageConfig) -> int:
     projector = config.system.transformer.projector
     style = config.data.num_styles * projector.tokens_per_image if projector else 0
     return (
-        config.system.text.t5_length
+        config.system.text.num_tokens
         + area(stage.target_size)
         + (area(stage.content_size) if "content" in stage.conditions else 0)
         + (style if "style" in stage.conditions else 0)

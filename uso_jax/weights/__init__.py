@@ -3,31 +3,29 @@
 """Weights directories: what they hold, how they are read and written."""
 
 from uso_jax.weights.directory import (
-    FIELDS,
-    Sections,
-    StoredArray,
-    Writer,
-    build,
-    by_component,
-    check_sections,
+    add_sections,
     check_writable,
-    component_of,
     components,
     config,
-    describe,
-    flux_component,
     load,
     load_quantized,
     manifest,
     read,
     save,
     shapes,
-    split,
     tokenizer,
 )
 
 __all__ = [
-    "FIELDS", "Sections", "StoredArray", "Writer", "build", "by_component", "check_sections", "check_writable",
-    "component_of", "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest",
-    "read", "save", "shapes", "split", "tokenizer",
-]  # fmt: skip
+    "add_sections",
+    "check_writable",
+    "components",
+    "config",
+    "load",
+    "load_quantized",
+    "manifest",
+    "read",
+    "save",
+    "shapes",
+    "tokenizer",
+]

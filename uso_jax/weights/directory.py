@@ -19,7 +19,7 @@ whole.
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,18 +28,13 @@ import numpy as np
 
 from uso_jax.common import json_files
 from uso_jax.common.errors import InputError
+from uso_jax.models.components import ADAPTERS, row_of
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store, zarr_store
-from uso_jax.weights.manifest_configs import FIELDS, NEEDS, Sections, build, check_sections, describe
+from uso_jax.weights.manifest_configs import Sections, build, check_sections
 from uso_jax.weights.quantization import InMemory, QuantisedArray
 from uso_jax.weights.safetensors_store import PackedArray
 from uso_jax.weights.zarr_store import FORMAT, StoredArray, Writer
-
-__all__ = [
-    "FIELDS", "Sections", "StoredArray", "Writer", "build", "by_component", "check_sections", "check_writable",
-    "component_of", "components", "config", "describe", "flux_component", "load", "load_quantized", "manifest",
-    "read", "save", "shapes", "split",
-]  # fmt: skip
 
 Path = str | pathlib.Path
 _READERS = 4  # threads that read arrays
@@ -110,21 +105,20 @@ def _shapes(record: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: before.get(path, struct) for path, struct in record["tensors"].items() if path not in scales}
 
 
-def config(directory: Path, model: str, **changes) -> Any:
-    """Give the config of a directory's "flux" or of another component, with `changes` such as dtype.
+def config(directory: Path, component: str, **changes) -> Any:
+    """Return the config of a directory's component, with `changes` such as dtype.
 
-    "flux" is the transformer with whichever of lora and projector the directory has.
+    The transformer's includes whichever adapters the directory has.
 
     Raises:
       InputError: a component is missing, or was made for a transformer of other sizes.
     """
-    if model != "flux":
-        return build(model, manifest(directory, model)["config"], **changes)
-    sections = {name: dict(values) for name, values in manifest(directory, "transformer")["config"].items()}
-    for part in NEEDS:
-        if part in components(directory):
-            add_sections(sections, manifest(directory, part)["config"], f"{directory}: {part}")
-    return build("flux", sections, **changes)
+    sections = {name: dict(values) for name, values in manifest(directory, component)["config"].items()}
+    if component == "transformer":
+        for part in ADAPTERS:
+            if part in components(directory):
+                add_sections(sections, manifest(directory, part)["config"], f"{directory}: {part}")
+    return build(row_of(component, sections).name, sections, **changes)
 
 
 def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
@@ -136,39 +130,6 @@ def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
                 raise InputError(
                     f"{what} was made for a transformer with {name} {value}, this one has {has}; take one that fits"
                 )
-
-
-def split(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Divide a Flux's parameters, or anything else by path, into transformer, lora and projector."""
-    parts: dict[str, dict[str, Any]] = {"transformer": {}}
-    for path, value in params.items():
-        parts.setdefault(flux_component(path), {})[path] = value
-    return parts
-
-
-def flux_component(path: str) -> str:
-    """Name the component that a Flux parameter belongs to."""
-    if path.startswith("feature_embedder/"):
-        return "projector"
-    return "lora" if "/processor/" in path else "transformer"
-
-
-def component_of(path: str) -> tuple[str, str]:
-    """Give the component of a System's parameter, and the parameter's path inside it."""
-    prefix, inner = path.split("/", 1)
-    if prefix == "text":
-        component, inner = inner.split("/", 1)
-        return component, inner
-    return (flux_component(inner) if prefix == "transformer" else prefix), inner
-
-
-def by_component(paths: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Sort a System's parameter paths: component -> path inside it -> path in the System."""
-    sorted_: dict[str, dict[str, str]] = {}
-    for path in paths:
-        component, inner = component_of(path)
-        sorted_.setdefault(component, {})[inner] = path
-    return sorted_
 
 
 # ---------------------------------------------------------------------------------------------------- storage

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -29,14 +29,16 @@ from jax.sharding import Mesh
 from uso_jax import flow, mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.common.json_files import object_
-from uso_jax.models.text import T5ClipConfig
-from uso_jax.models.uso import USO, USOConfig
+from uso_jax.models.components import by_component, folders, placement_rules
+from uso_jax.models.families import family_of
+from uso_jax.models.uso import USO
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store
 
 _SAMPLE = 4096  # bytes that are hashed of a place in a file
-FULL_PRECISION = ("autoencoder", "siglip")  # as upstream; what they give is then used at the run's precision
+FULL_PRECISION = folders(lambda row: row.full_precision)  # as upstream; their results are cast to the run's dtype
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Defaults:
                 raise InputError(f"{path}: {name} must be a {fields[name].__name__}, not {value!r}")
         if values.get("shift", cls.shift) not in get_args(flow.Shift):
             raise InputError(f"{path}: shift must be one of {', '.join(get_args(flow.Shift))}")
-        for component in ("t5", "clip"):
+        for component in (name.removesuffix("_tokenizer") for name in fields if name.endswith("_tokenizer")):
             folder = directory / (values.get(f"{component}_tokenizer") or weights.tokenizer(directory, component).name)
             if folder.is_dir():
                 values[f"{component}_tokenizer"] = str(folder)
@@ -99,45 +101,40 @@ class Pretrained:
         """
         directory = mini.directory(name)
         have = weights.components(directory)
-        for component in ("transformer", "autoencoder", "t5", "clip"):
-            if component not in have:
-                raise InputError(
-                    f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
-                    f" python -m convert import FILE --to {directory}"
-                )
+        if "transformer" not in have:
+            raise _missing(directory, "transformer", have)
         stored = weights.manifest(directory, "transformer")
+        family = family_of(stored["config"])
+        for component in family.required:
+            if component not in have:
+                raise _missing(directory, component, have)
         dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
         defaults = Defaults.read(directory)
         size = functools.partial(weights.config, directory)
-        transformer, autoencoder = size("flux", dtype=dtype, remat="none"), size("autoencoder")
+        transformer, autoencoder = size("transformer", dtype=dtype, remat="none"), size("autoencoder")
         patch = math.isqrt(transformer.in_channels // autoencoder.z_channels)
         try:
-            system = USOConfig(
+            uso_config = USOConfig(
                 transformer=transformer,
                 autoencoder=autoencoder,
                 siglip=size("siglip", remat="none") if "siglip" in have else None,
-                text=T5ClipConfig(
-                    t5=size("t5", dtype=dtype, remat="none"),
-                    clip=size("clip", dtype=dtype, remat="none"),
-                    t5_length=defaults.t5_length,
-                    t5_tokenizer=defaults.t5_tokenizer,
-                    clip_tokenizer=defaults.clip_tokenizer,
-                ),
+                text=family.text.from_defaults(functools.partial(size, dtype=dtype, remat="none"), defaults),
                 patch=patch,
+                family=family.name,
             )
         except ValueError as error:
             raise InputError(f"{directory} mixes components of different variants: {error}") from error
-        return cls(str(name), directory, system, defaults, dtype)
+        return cls(str(name), directory, uso_config, defaults, dtype)
 
     def load(self, system: USO, mesh: Mesh, memory: str = "device", only: Collection[str] | None = None) -> Params:
         """Read parameters to their places on the mesh, in a kind of memory; what is quantised stays so.
 
         `only` names components to read; None: all.
         """
-        where = sharding.shardings(mesh, sharding.RULES, system.shapes)
+        where = sharding.shardings(mesh, placement_rules(), system.shapes)
         where = {path: place.with_memory_kind(memory) for path, place in where.items()}
         params: Params = {}
-        for component, paths in weights.by_component(system.shapes).items():
+        for component, paths in by_component(system.shapes).items():
             if only is not None and component not in only:
                 continue
             dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
@@ -160,6 +157,13 @@ class Pretrained:
         numbers of a large component would take minutes. What is one file, being small, is hashed as a whole.
         """
         return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
+
+
+def _missing(directory: pathlib.Path, component: str, have: Sequence[str]) -> InputError:
+    return InputError(
+        f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
+        f" python -m convert import FILE --to {directory}"
+    )
 
 
 def fingerprint(folder: pathlib.Path) -> str:

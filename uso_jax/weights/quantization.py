@@ -21,6 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from uso_jax.models.components import ADAPTERS
 from uso_jax.weights.zarr_store import StoredArray, copy
 
 FORMATS: Mapping[str, tuple[np.dtype, float]] = {  # dtype, largest number
@@ -31,7 +32,6 @@ FORMATS: Mapping[str, tuple[np.dtype, float]] = {  # dtype, largest number
 SMALLEST = 2**18  # numbers of a layer that is not one of a stack; FLUX's first and last linear layers have fewer
 GROUP = 128
 
-_FLOAT = ("lora", "projector")  # components that are trained
 _FLOAT8 = np.arange(256, dtype=np.uint8).view(FORMATS["fp8"][0]).astype(np.float32)  # looked up: faster than casts
 _BLOCK = 2**18  # numbers at a time: what fits a processor's cache
 Structs = Mapping[str, jax.ShapeDtypeStruct]
@@ -49,7 +49,7 @@ def choose(component: str, structs: Structs) -> dict[str, jax.ShapeDtypeStruct]:
         linear = path.endswith("/kernel") and len(shape) in (2, 3) and shape[-1] % 2 == 0
         return linear and (len(shape) == 3 or shape[-2] * shape[-1] >= SMALLEST)
 
-    return {path: s for path, s in structs.items() if component not in _FLOAT and large(path, s.shape)}
+    return {path: s for path, s in structs.items() if component not in ADAPTERS and large(path, s.shape)}
 
 
 def stored(path: str, struct: jax.ShapeDtypeStruct, mode: str) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from uso_jax import weights
+from uso_jax.models.components import ADAPTERS, by_component, component_of
 from uso_jax.models.uso import USO
 from uso_jax.params import Params
 from uso_jax.weights import quantization
@@ -56,7 +56,7 @@ def describe(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe a System's parameters as `weights.load_quantized` places them; `components` None: of all of them."""
     found = dict(structs)
-    for component, paths in weights.by_component(structs).items() if mode else ():
+    for component, paths in by_component(structs).items() if mode else ():
         if components is not None and component not in components:
             continue
         for inner, struct in quantization.choose(component, {inner: structs[p] for inner, p in paths.items()}).items():
@@ -76,5 +76,6 @@ class QuantizedUSO(USO):
         return self.structures[name](join(own, lambda path: self._dtype(name, path)))
 
     def _dtype(self, name: str, path: str) -> Any:
-        networks, network = (self.config.text, path.split("/")[0]) if name == "text" else (self.config, name)
-        return jnp.dtype(getattr(getattr(networks, network), "dtype", "float32"))
+        component, _ = component_of(f"{name}/{path}")
+        network = self.config.network("transformer" if component in ADAPTERS else component)
+        return jnp.dtype(getattr(network, "dtype", "float32"))

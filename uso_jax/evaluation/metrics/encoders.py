@@ -24,12 +24,9 @@ from uso_jax.common.errors import InputError
 from uso_jax.evaluation.gallery import digest, pixels
 from uso_jax.images import preprocess
 from uso_jax.images.preprocess import Preprocess
-from uso_jax.models.clip import Clip, unit
+from uso_jax.models.clip import unit
+from uso_jax.models.components import COMPONENTS
 from uso_jax.models.csd import Csd
-from uso_jax.models.dino import Dino
-from uso_jax.models.image_reward import ImageReward
-from uso_jax.models.inception import Inception
-from uso_jax.models.siglip import SiglipMatch, SiglipVision
 from uso_jax.models.text import token_ids
 from uso_jax.parallel import sharding
 from uso_jax.params import ModelDef
@@ -45,12 +42,10 @@ class Network:
     """How a weights component looks at images.
 
     Attributes:
-      make: its module.
       sees: (its config) -> the preprocessing of an image.
       look: (module, pixels) -> its vectors by name.
     """
 
-    make: Callable[..., Any]
     sees: Callable[[Any], Preprocess]
     look: Callable[[Any, Any], Mapping[str, jax.Array]]
 
@@ -68,25 +63,23 @@ def _csd(module: Csd, x: jax.Array) -> dict[str, jax.Array]:
 _INCEPTION = Preprocess(299, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NETWORKS: Mapping[str, Network] = {
     "clip_model": Network(
-        Clip, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {"clip": m.embed_images(x)}
+        lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {"clip": m.embed_images(x)}
     ),
-    "dino": Network(Dino, _dino_sees, lambda m, x: {"dino": unit(m(x).pooler_output)}),
-    "dinov2": Network(Dino, _dino_sees, lambda m, x: {"dinov2": unit(m(x).pooler_output)}),
-    "csd": Network(Csd, lambda c: preprocess.CSD.resized(c.image_size), _csd),
+    "dino": Network(_dino_sees, lambda m, x: {"dino": unit(m(x).pooler_output)}),
+    "dinov2": Network(_dino_sees, lambda m, x: {"dinov2": unit(m(x).pooler_output)}),
+    "csd": Network(lambda c: preprocess.CSD.resized(c.image_size), _csd),
     "siglip": Network(
-        SiglipVision,
         lambda c: preprocess.SIGLIP.resized(c.image_size),
         lambda m, x: {"siglip": unit(m(x).pooler_output)},
     ),
-    "image_reward": Network(ImageReward, lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {}),
-    "inception": Network(Inception, lambda c: _INCEPTION, lambda m, x: {}),
+    "image_reward": Network(lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {}),
+    "inception": Network(lambda c: _INCEPTION, lambda m, x: {}),
 }
 COMPONENT = {
     "clip": "clip_model", "dino": "dino", "dinov2": "dinov2", "csd_style": "csd", "csd_content": "csd",
     "siglip": "siglip",
 }  # fmt: skip
 TEXT_COMPONENT = {"clip": "clip_model", "siglip": "siglip_text"}
-_DOWNLOADS = {"clip_model": "clip-metric"}  # the names that `python -m convert download` has for some components
 
 
 class Networks:
@@ -183,10 +176,10 @@ class Networks:
 
     def _check(self, names: set[str]) -> None:
         if missing := sorted(names - set(self.components)):
+            release = COMPONENTS[missing[0]].release or missing[0]
             raise InputError(
                 f"{self.directory} has no {', '.join(missing)}, only {', '.join(self.components) or 'nothing'}; import"
-                f" it (python -m convert download {_DOWNLOADS.get(missing[0], missing[0])} says how), or leave out what"
-                " needs it with --metrics"
+                f" it (python -m convert download {release} says how), or leave out its metrics with --metrics"
             )
 
     @functools.cache  # noqa: B019 (one object a command)
@@ -200,8 +193,7 @@ class Networks:
 
     @functools.cache  # noqa: B019
     def _structure(self, component: str) -> ModelDef:
-        make = SiglipMatch if component == "siglip_text" else NETWORKS[component].make
-        return ModelDef(lambda rngs: make(self._config(component), rngs=rngs))
+        return ModelDef(lambda rngs: COMPONENTS[component].module(self._config(component), rngs=rngs))
 
     @functools.cache  # noqa: B019
     def _params(self, component: str) -> dict[str, jax.Array]:

@@ -51,7 +51,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
     keys = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
     rows, columns = system.token_grid(*stage.target_size)
     b, num_tokens = stage.batch_size, rows * columns
-    mu = flow.shift_mu(num_tokens) if stage.shift_mu is None else stage.shift_mu
+    mu = system.family.shift_mu(num_tokens) if stage.shift_mu is None else stage.shift_mu
     chosen = lambda name, rate: jax.random.bernoulli(keys[name], rate, (b,))
     drop_all = chosen("all", stage.all_dropout)
     drop = lambda name, rate: chosen(name, rate) | drop_all
