@@ -499,4 +499,4 @@ def test_adapters_of_another_transformer(imported, tmp_path):
     record["config"]["flux"]["depth"] += 1
     path.write_text(json.dumps(record))
     with pytest.raises(InputError, match="lora was made for a transformer with depth"):
-        weights.config(tmp_path / "w", "flux")
+        weights.config(tmp_path / "w", "transformer")

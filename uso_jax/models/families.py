@@ -14,7 +14,7 @@ import numpy as np
 from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import COMPONENTS
-from uso_jax.models.text import T5ClipConfig, TextConfig
+from uso_jax.models.text import T5ClipConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Family:
     name: str
     transformer: str
     autoencoder: str
-    text: type[TextConfig]
+    text: type  # that follows TextConfig
     position_ids: Callable
     reference_ids: Callable
     schedule: Callable[[int, int, int, flow.Shift], np.ndarray]

@@ -1,14 +1,18 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The device mesh and where every parameter lives on it.
+"""The device mesh and the sharding of every parameter.
 
 Axes: "data" copies the model and splits the batch, "fsdp" splits the batch and the parameters, "sequence" copies the
 model and splits the transformer's tokens, "tensor" splits parameters and activations inside a layer.
+
+Rules are ordered pairs (regex over parameter paths, mesh axes of each dimension); the first match wins and `()`
+replicates. The networks' own rules are in `uso_jax.models.components`. A parameter without a rule is an error, so
+nothing is replicated by accident.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -23,8 +27,8 @@ BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
-    """Lay out the devices; at most one axis may be -1, which takes what the others leave; one not named has size 1."""
-    if devices is None:  # by process, so that each process holds rows of a batch that lie together
+    """Arrange devices in a mesh. One axis may be -1 to take the remaining devices; axes not named have size 1."""
+    if devices is None:  # sorted by process, so that each process holds adjacent rows of a batch
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if unknown := shape.keys() - set(AXES):
         raise InputError(f"mesh {dict(shape)}: {min(unknown)!r} is no axis; axes are {', '.join(AXES)}")
@@ -40,7 +44,7 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
 
 
 def read_shape(text: str) -> dict[str, int]:
-    """Read a mesh as it is given on the command line, such as "data=4,tensor=2"."""
+    """Parse a mesh from the command line, such as "data=4,tensor=2"."""
     shape = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
@@ -51,18 +55,22 @@ def read_shape(text: str) -> dict[str, int]:
 
 
 def check_heads(mesh: Mesh, num_heads: int) -> None:
-    """Refuse a sequence axis that leaves devices without attention heads."""
-    ways = mesh.shape["sequence"] * mesh.shape["tensor"]
-    if mesh.shape["sequence"] > 1 and num_heads % ways:
+    """Raise InputError if the sequence axis leaves devices without attention heads."""
+    head_shards = mesh.shape["sequence"] * mesh.shape["tensor"]
+    if mesh.shape["sequence"] > 1 and num_heads % head_shards:
         raise InputError(
-            f"{num_heads} attention heads do not divide by mesh axes sequence x tensor = {ways}; choose smaller ones"
+            f"{num_heads} attention heads do not divide by mesh axes sequence x tensor = {head_shards}; choose smaller"
+            " axes"
         )
 
 
 def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    """Give every parameter its place by the first rule that matches its path.
+    """Return every parameter's sharding by the first rule that matches its path.
 
-    A rule may match nothing: the same rules serve systems with and without adapters.
+    A rule may match nothing: the same rules serve models with and without adapters.
+
+    Raises:
+      InputError: a parameter has no rule, or a dimension does not divide by its mesh axes.
     """
     placed = {}
     for path, spec in params.match(rules, shapes, "sharding rules", use_all=False).items():
@@ -71,28 +79,41 @@ def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDty
             raise InputError(f"sharding rules: {path} has shape {list(shape)}, too few dimensions for {tuple(spec)}")
         for size, axis in zip(shape, spec, strict=False):
             axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
-            if size % (ways := math.prod(mesh.shape[name] for name in axes)):
+            if size % (shards := math.prod(mesh.shape[name] for name in axes)):
                 raise InputError(
                     f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"
-                    f" {' x '.join(map(repr, axes))} of size {ways}; change the size of {axes[-1]!r}"
+                    f" {' x '.join(map(repr, axes))} of size {shards}; change the size of {axes[-1]!r}"
                 )
         placed[path] = NamedSharding(mesh, P(*spec))
     return placed
 
 
+def describe_placement(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[str]:
+    """Yield a line per parameter: path, shape, mesh axes, share of one device, and the rule that decided."""
+    labelled = tuple((regex, (regex, axes)) for regex, axes in rules)
+    matched = params.match(labelled, shapes, "sharding rules", use_all=False)
+    placed = shardings(mesh, rules, shapes)
+    for path, (regex, axes) in matched.items():
+        shape = shapes[path].shape
+        share = math.prod(placed[path].shard_shape(shape)) / max(math.prod(shape), 1)
+        where = ", ".join("-" if a is None else "+".join(a) if isinstance(a, tuple) else a for a in axes)
+        yield f"{path} {list(shape)}: {where or 'replicated'}, {share:.3g} per device, by {regex}"
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Give the place of a value that every device holds whole."""
+    """Return the sharding of a value that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Give which of how many equal parts of every batch this process reads: the rows that its devices hold.
+    """Return (index, count): which of how many equal parts of every batch this process reads.
 
-    Processes whose devices hold the same rows, such as those of one tensor axis, read the same part.
+    It reads the rows that its devices hold. Processes whose devices hold the same rows, such as those along a tensor
+    axis, read the same part.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    data_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows: dict[int, set[int]] = {}
-    for device, (part,) in NamedSharding(mesh, BATCH).devices_indices_map((ways,)).items():
+    for device, (part,) in NamedSharding(mesh, BATCH).devices_indices_map((data_shards,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)
     parts = {tuple(sorted(found)) for found in rows.values()}
     size = max(map(len, parts))
@@ -101,16 +122,16 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
             f"mesh {dict(mesh.shape)}: {len(rows)} processes hold unequal parts of a batch; choose sizes of which"
             " data x fsdp is a multiple of the processes, or sequence x tensor of the devices of one"
         )
-    return min(rows[jax.process_index()]) // size, ways // size
+    return min(rows[jax.process_index()]) // size, data_shards // size
 
 
 def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Place this process's share of a batch on its devices, as part of the global batch."""
+    """Place this process's part of a batch on its devices, as part of the global batch."""
     sharding = NamedSharding(mesh, BATCH)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
 def whole_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Place a batch that every process has whole on the devices of all of them."""
+    """Place a batch that every process holds whole on the devices of all processes."""
     sharding = NamedSharding(mesh, BATCH)
     return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
