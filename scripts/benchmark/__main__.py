@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(_table(report))
     if args.json:
         with atomic_files.explained(f"--json {args.json}", "choose another file"):
-            atomic_files.write(args.json, json.dumps(report, indent=2) + "\n")
+            atomic_files.write_file(args.json, json.dumps(report, indent=2) + "\n")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

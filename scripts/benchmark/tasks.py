@@ -147,8 +147,8 @@ def describe(task: str, sizes: Sizes, steps: int) -> tuple[int, float]:
         trained, frozen = _parts(structure.shapes)
         moments = jax.eval_shape(_OPTIMIZER.init, trained)
         step = lambda *args: _train_step(structure, network.call, *args)
-        return num, flops.count(step, trained, moments, frozen, inputs, inputs["img"])
-    once = flops.count(lambda params, inputs: network.call(structure(params), inputs), structure.shapes, inputs)
+        return num, flops.count_flops(step, trained, moments, frozen, inputs, inputs["img"])
+    once = flops.count_flops(lambda params, inputs: network.call(structure(params), inputs), structure.shapes, inputs)
     return num, once * (steps if task == "sample" else 1)
 
 

@@ -31,11 +31,11 @@ def make(key="a", **changes):
 def test_items_go_out_and_in(tmp_path):
     refs = image(tmp_path / "r.png"), image(tmp_path / "s.png")
     wanted = make("x/y", prompt="é", content_refs=refs[:1], style_refs=refs[1:], target=refs[0], meta={"n": [1]})
-    item.write(tmp_path, [wanted])
-    assert item.read(tmp_path, "triplets") == [wanted]
+    item.write_items(tmp_path, [wanted])
+    assert item.read_items(tmp_path, "triplets") == [wanted]
     line = {"key": "rel", "benchmark": "triplets", "content_refs": ["r.png"]}
     (tmp_path / item.FILE).write_text(json.dumps(line))
-    assert item.read(tmp_path, "triplets")[0].content_refs == refs[:1]  # relative to the file
+    assert item.read_items(tmp_path, "triplets")[0].content_refs == refs[:1]  # relative to the file
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_items_go_out_and_in(tmp_path):
 def test_wrong_items(tmp_path, lines, message):
     (tmp_path / item.FILE).write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        item.read(tmp_path, "triplets")
+        item.read_items(tmp_path, "triplets")
 
 
 def test_a_missing_reference_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"item 'a': image .*gone.png' does not exist"):
-        item.write(tmp_path, [make(content_refs=(str(tmp_path / "gone.png"),))])
+        item.write_items(tmp_path, [make(content_refs=(str(tmp_path / "gone.png"),))])
     assert not list(tmp_path.iterdir())
 
 
@@ -74,8 +74,8 @@ def test_what_is_wrong_with_images_is_listed_by_item(tmp_path):
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "sub").mkdir()
     image(tmp_path / "sub" / "nobody.png")
-    found = gallery.look(tmp_path, items)
-    judge = lambda: scoring.score(
+    found = gallery.find_images(tmp_path, items)
+    judge = lambda: scoring.score_images(
         [Metric("m", "counted")], items, found, ScoreLog(tmp_path / "s.jsonl"), Tools(), make=lambda *_: Counted()
     )
     assert judge().scored == {"m": 4}  # a header may be whole where the pixels are not
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_images_is_listed_by_item(tmp_path):
     assert "half.png" in found.problems["half", 0] and "cannot be decoded" in found.problems["half", 0]
     assert "several images: double_0.png, double.png" in found.problems["double", 0]
     assert found.extra == ["sub/nobody.png"]
-    assert ("large", 0) not in gallery.look(tmp_path, items, any_size=True).problems
+    assert ("large", 0) not in gallery.find_images(tmp_path, items, any_size=True).problems
 
 
 # ---------------------------------------------------------------------------------------------------- the log
@@ -136,9 +136,9 @@ class Counted:
 
 def run(folder, items, measure, **options):
     log = ScoreLog(folder / "scores.jsonl")
-    found = gallery.look(folder / "images", items)
+    found = gallery.find_images(folder / "images", items)
     metric = Metric("m", "counted")
-    return scoring.score([metric], items, found, log, Tools(), batch_size=2, make=lambda *_: measure, **options)
+    return scoring.score_images([metric], items, found, log, Tools(), batch_size=2, make=lambda *_: measure, **options)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_what_changed_is_judged_again(five, monkeypatch):
     folder, items = five
     run(folder, items, Counted())
     image(folder / "images" / f"{items[1].key}.png", seed=99)
-    gallery.digest.cache_clear(), gallery.pixels.cache_clear()
+    gallery.file_digest.cache_clear(), gallery.pixels.cache_clear()
     changed = [items[0], items[1], make(items[2].key, prompt="another"), *items[3:]]
     measure = Counted()
     run(folder, changed, measure)
@@ -189,7 +189,7 @@ def test_uso_bench_has_the_published_counts(tmp_path):
         for number in range(count):
             image(tmp_path / folder / f"{number:02d}.png", (1, 1))
     items = benchmark.by_name("uso_bench").items(tmp_path, {})
-    item.check(items, "here")
+    item.check_items(items, "here")
     images = {}
     for one in items:
         images[one.subset] = images.get(one.subset, 0) + one.num_images

@@ -141,7 +141,7 @@ def _run(plan: Plan, index: int, address: str) -> int:
     Watchdog.beat = lambda self, where: time.sleep(plan.pause * where.startswith("after step"))
     try:
         if plan.processes > 1:
-            multihost.start(address, plan.processes, index)
+            multihost.join_processes(address, plan.processes, index)
         fit(tiny.config("joint", changes=plan.changes, **plan.stage), plan.workdir)
         code = 0
     except InputError as error:

@@ -158,12 +158,12 @@ def test_a_kernel_is_the_product_of_its_groups():
 
 def test_tiles_cover_and_blend():
     for length in (8, 9, 15, 16, 31, 100):
-        places = tiled_decoding.starts(length, 8, 2)
+        places = tiled_decoding.tile_starts(length, 8, 2)
         assert places[0] == 0 and places[-1] == max(length - 8, 0)
         assert all(0 < b - a <= 6 for a, b in itertools.pairwise(places))
     z = jnp.asarray(np.random.default_rng(0).random((2, 21, 13, 3)), jnp.float32)
     larger = lambda z: jnp.repeat(jnp.repeat(z, 4, axis=1), 4, axis=2)  # sees no neighbours, so tiles equal the whole
-    np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode(larger, z, 8))(z), larger(z), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode_tiled(larger, z, 8))(z), larger(z), atol=1e-6)
 
 
 def test_tiles_of_a_smooth_image_equal_the_whole():
@@ -173,7 +173,7 @@ def test_tiles_of_a_smooth_image_equal_the_whole():
     y, x = 4 * np.pi * np.mgrid[:128, :128] / 128
     image = np.stack([0.6 * np.sin(x + i) * np.cos(y - i) for i in range(3)], axis=-1)
     z = model.encode(jnp.asarray(image[None], jnp.float32))
-    whole, tiled = model.decode(z), tiled_decoding.decode(model.decode, z, 24)
+    whole, tiled = model.decode(z), tiled_decoding.decode_tiled(model.decode, z, 24)
     difference = 127.5 * jnp.abs(tiled - whole)
     assert whole.std() > 0.2
     assert difference.mean() < 2 and difference.max() < 12  # grey levels

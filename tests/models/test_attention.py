@@ -110,12 +110,12 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("length", (1, 77, 512, 640, 1024, 4800, 5120, 5824, 8704))
 def test_blocks_hold_all_tokens_and_little_else(length):
     for most in (512, 1024, 2048):
-        size = tpu.block(length, most)
+        size = tpu.block_size(length, most)
         padded = -(-length // size) * size
         assert size % 128 == 0 and size <= most and padded // size == -(-length // most)
         assert padded - length < 128 * (padded // size)
-        assert size % tpu.part(size) == 0 and tpu.part(size) % 128 == 0
-    assert [tpu.part(size) for size in (128, 512, 1024, 1408, 2048)] == [128, 512, 512, 1408, 512]
+        assert size % tpu.part_size(size) == 0 and tpu.part_size(size) % 128 == 0
+    assert [tpu.part_size(size) for size in (128, 512, 1024, 1408, 2048)] == [128, 512, 512, 1408, 512]
 
 
 # Two blocks of queries, in parts forward or not; two of keys in two or three parts, and three in four.

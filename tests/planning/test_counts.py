@@ -27,22 +27,22 @@ def test_products_equal_what_xla_counts():
     arguments = struct(64, 128), struct(128, 32), struct(256, 64)
     for function in (loss, jax.value_and_grad(loss, (0, 1))):
         compiled = jax.jit(function).lower(*arguments).compile()
-        assert flops.count(function, *arguments) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.01)
+        assert flops.count_flops(function, *arguments) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.01)
 
 
 def test_loops_conditionals_and_recomputation():
     step = lambda x, w: (x @ w, None)
     x, ws, product = struct(8, 16), struct(5, 16, 16), 2 * 8 * 16 * 16
-    assert flops.count(lambda x, ws: jax.lax.scan(step, x, ws)[0], x, ws) == 5 * product
+    assert flops.count_flops(lambda x, ws: jax.lax.scan(step, x, ws)[0], x, ws) == 5 * product
     loop = lambda x, w, n: jax.lax.fori_loop(0, n, lambda i, x: x @ w, x)
-    assert flops.count(loop, x, struct(16, 16), jax.ShapeDtypeStruct((), jnp.int32), loops=7.5) == 7.5 * product
+    assert flops.count_flops(loop, x, struct(16, 16), jax.ShapeDtypeStruct((), jnp.int32), loops=7.5) == 7.5 * product
     either = lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
-    assert flops.count(either, x, struct(16, 16)) == 2 * product
+    assert flops.count_flops(either, x, struct(16, 16)) == 2 * product
     layer = lambda x, w: jnp.sin(x @ w) @ w
     gradient = lambda layer: jax.grad(lambda x, w: jnp.sum(layer(x, w)))
     again = jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
-    plain = flops.count(gradient(layer), x, struct(16, 16))
-    assert flops.count(gradient(again), x, struct(16, 16)) == plain + product
+    plain = flops.count_flops(gradient(layer), x, struct(16, 16))
+    assert flops.count_flops(gradient(again), x, struct(16, 16)) == plain + product
 
 
 def test_convolutions_by_hand():
@@ -50,14 +50,14 @@ def test_convolutions_by_hand():
         return jax.lax.conv_general_dilated(x, w, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
 
     x, w = struct(2, 8, 8, 3), struct(3, 3, 3, 5)
-    assert flops.count(lambda x, w: convolve(x, w, window_strides=(1, 1)), x, w) == 2 * 2 * 64 * 27 * 5
-    assert flops.count(lambda x, w: convolve(x, w, window_strides=(2, 2)), x, w) == 2 * 2 * 16 * 27 * 5
+    assert flops.count_flops(lambda x, w: convolve(x, w, window_strides=(1, 1)), x, w) == 2 * 2 * 64 * 27 * 5
+    assert flops.count_flops(lambda x, w: convolve(x, w, window_strides=(2, 2)), x, w) == 2 * 2 * 16 * 27 * 5
     # Either gradient of a convolution takes as many operations as the convolution.
     both = jax.grad(lambda x, w: jnp.sum(convolve(x, w, window_strides=(2, 2))), (0, 1))
     forward = 2 * 2 * 16 * 27 * 5
-    assert flops.count(both, x, w) == pytest.approx(3 * forward, rel=0.35)  # borders count as if they were inside
+    assert flops.count_flops(both, x, w) == pytest.approx(3 * forward, rel=0.35)  # borders count as if they were inside
     grouped = lambda x, w: convolve(x, w, window_strides=(1, 1), feature_group_count=3)
-    assert flops.count(grouped, x, struct(3, 3, 1, 6)) == 2 * 2 * 64 * 9 * 6
+    assert flops.count_flops(grouped, x, struct(3, 3, 1, 6)) == 2 * 2 * 64 * 9 * 6
 
 
 def test_the_full_transformer_by_hand():
@@ -65,7 +65,7 @@ def test_the_full_transformer_by_hand():
     model, b, text, image = ModelDef(lambda rngs: Flux(config, rngs=rngs)), 2, 512, 4096
     call = lambda params, *arguments: model(params)(*arguments)
     arguments = struct(b, image, 64), struct(1, image, 3), struct(b, text, 4096), struct(b), struct(b, 768), struct(b)
-    counted = flops.count(call, model.shapes, *arguments)
+    counted = flops.count_flops(call, model.shapes, *arguments)
     d, length = 3072, text + image
     linear = 57 * 12 * d * d * length  # each block has 12 d^2 weights a token, whichever stream it is in
     attention = 57 * 2 * d * length**2
@@ -133,7 +133,7 @@ def traffic(*numbers):
 
 
 def test_traffic_is_counted_with_loops_and_branches():
-    found = collectives.find(MODULE, loops=2.5)
+    found = collectives.find_collectives(MODULE, loops=2.5)
     # 19 times a gathered 16 x 8 in two bytes, three quarters of which come through each device of a ring of four.
     assert found.pop("all-gather") == traffic(19, 19 * 256, 19 * 192)
     assert found.pop("reduce-scatter") == traffic(1, 128, 96)
@@ -141,7 +141,7 @@ def test_traffic_is_counted_with_loops_and_branches():
     assert found.pop("collective-permute") == traffic(2.5 + 3 + 1, 6.5 * 256, 6.5 * 256)
     assert not found
     with pytest.raises(ValueError, match="no entry computation"):
-        collectives.find("nothing")
+        collectives.find_collectives("nothing")
 
 
 def test_traffic_of_a_compiled_program():
@@ -154,7 +154,7 @@ def test_traffic_of_a_compiled_program():
 
     function = jax.jit(lambda x, ws: jnp.sum(jax.lax.scan(layer, x, ws)[0]))
     compiled = function.lower(placed((8, 64), "fsdp"), placed((6, 64, 64), None, "fsdp")).compile()
-    found = collectives.find(compiled.as_text())
+    found = collectives.find_collectives(compiled.as_text())
     size = 64 * 64 * 4
     assert found["all-gather"] == traffic(6, 6 * size, 6 * size * 3 / 4)
     assert found["all-reduce"].bytes == 4  # the sum

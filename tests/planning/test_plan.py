@@ -45,7 +45,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def eight():
-    return chips.find("cpu:8")
+    return chips.find_slice("cpu:8")
 
 
 # ---------------------------------------------------------------------------------------------------- what runs
@@ -60,12 +60,12 @@ def test_batches_are_what_the_data_pipeline_makes(config, eight):
     stream = batches(
         open_source(config.data.train, stage.data), batch_size=8, seed=0, **pipeline_options(config, stage)
     )
-    _, (program,) = programs.build(config, eight.devices, programs.Choices("train"))
+    _, (program,) = programs.build_programs(config, eight.devices, programs.Choices("train"))
     assert described(program.arguments[2]) == described(next(iter(stream)))
 
 
 def test_a_train_step_runs_on_what_was_described(config, eight):
-    _, (program,) = programs.build(config, eight.devices, programs.Choices("train"))
+    _, (program,) = programs.build_programs(config, eight.devices, programs.Choices("train"))
     arrays = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), program.arguments)
     mesh = jax.tree.leaves(arrays)[0].sharding.mesh
     with jax.set_mesh(mesh):
@@ -97,7 +97,7 @@ def test_sampling_describes_the_samplers_arguments(tmp_path, monkeypatch):
     for conditions, want in zip((("content", "style"), ()), seen, strict=True):
         stage = dataclasses.replace(config.stages[0], conditions=conditions, **sizes)
         same = dataclasses.replace(config, system=pipe.system.config, stages=(stage,))
-        _, (program,) = programs.build(same, jax.devices()[:1], programs.Choices("sample"))
+        _, (program,) = programs.build_programs(same, jax.devices()[:1], programs.Choices("sample"))
         assert described(program.arguments) == want
 
 
@@ -121,8 +121,8 @@ def test_quantised_weights_are_described_as_they_lie_on_a_device():
 
 
 def test_a_training_report(config, eight):
-    (report,) = planner.plan(config, eight, programs.Choices("train"))
-    _, (program,) = programs.build(config, eight.devices, programs.Choices("train"))
+    (report,) = planner.plan_programs(config, eight, programs.Choices("train"))
+    _, (program,) = programs.build_programs(config, eight.devices, programs.Choices("train"))
     held = programs.device_bytes(program.arguments)
     assert report["argument_bytes"] + report["idle_bytes"] == pytest.approx(held, rel=0.02)
     assert report["idle_bytes"] > 0  # the decoder, which training does not read
@@ -151,7 +151,7 @@ def test_rematerialised_steps_do_more_than_they_need(config, eight):
 def test_a_roll_out_counts_by_its_mean_length(eight):
     config = tiny.config("disentanglement", reward=REWARD)
     choices = programs.Choices("reward", batch=8)
-    _, (program,) = programs.build(config, eight.devices, choices)
+    _, (program,) = programs.build_programs(config, eight.devices, choices)
     assert program.loops == 4 - 1.5
     longer = tiny.config("disentanglement", reward=REWARD | {"num_steps": 14})
     count = lambda config: planner._count(config, eight, choices)["reward step"]
@@ -171,7 +171,7 @@ class TestSearch:
             total = int(self.fixed + self.slope * each + self.bend * each**2)
             return [{"total_bytes": total, "fits": total <= where.chip.usable_bytes}]
 
-        monkeypatch.setattr(planner, "plan", compile_)
+        monkeypatch.setattr(planner, "plan_programs", compile_)
         return tried
 
     @pytest.mark.parametrize("largest", [0, 1, 2, 3, 7, 40, 129])
@@ -180,8 +180,8 @@ class TestSearch:
         self.fixed, self.slope, self.bend = 10_000, 1000, bend
         total = lambda each: self.fixed + self.slope * each + bend * each**2
         chip = dataclasses.replace(chips.CHIPS["v5e"], usable_bytes=total(largest) + 100)
-        where = dataclasses.replace(chips.find("cpu:8"), chip=chip)
-        report, batch = planner.search(config, where, programs.Choices("train"))
+        where = dataclasses.replace(chips.find_slice("cpu:8"), chip=chip)
+        report, batch = planner.find_largest_batch(config, where, programs.Choices("train"))
         assert batch == 4 * largest
         assert report["fits"] == bool(largest)
         assert len(tried) == len(set(tried)) <= 12
@@ -190,14 +190,14 @@ class TestSearch:
 def test_what_might_fit(config, eight):
     report = {"temporary_bytes": 8_000_000}
     choices = programs.Choices("train", batch=64)
-    _, (program,) = programs.build(config, eight.devices, choices)
+    _, (program,) = programs.build_programs(config, eight.devices, choices)
     found = {one["change"]: one["estimated_bytes"] for one in planner.suggest(config, eight, choices, program, report)}
     held = programs.device_bytes(program.arguments)
     assert found["--config.stages.disentanglement.accumulate=16"] == held + 500_000
     assert found["--batch 4"] < held + 500_000  # fewer images are held, too
     assert "--config.mesh.data=1 --config.mesh.fsdp=8 --config.mesh.sequence=1 --config.mesh.tensor=1" in found
     choices = programs.Choices("sample")
-    _, (program,) = programs.build(config, eight.devices, choices)
+    _, (program,) = programs.build_programs(config, eight.devices, choices)
     found = {one["change"] for one in planner.suggest(config, eight, choices, program, report)}
     assert {"--offload", "--quantization int8", "--offload --quantization int4"} < found
 
@@ -222,10 +222,10 @@ def test_what_the_compiler_says_does_not_fit(message, gib):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler, of the extra tpu")
 def test_compiles_for_a_tpu():
-    one = chips.find("v5e:1x1")
+    one = chips.find_slice("v5e:1x1")
     assert [device.platform for device in one.devices] == ["tpu"]
     config = tiny.config("disentanglement")
-    (report,) = planner.plan(config, one, programs.Choices("sample"))
+    (report,) = planner.plan_programs(config, one, programs.Choices("sample"))
     assert report["fits"] and report["argument_bytes"] > 0 and not report["collectives"]
     assert report["roofline"]["seconds"] == report["roofline"][f"{report['roofline']['bound']}_seconds"] > 0
 
@@ -246,17 +246,19 @@ def test_compiles_for_a_tpu():
 def test_topologies_that_make_no_sense(monkeypatch, name, message):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(InputError, match=message):
-        chips.find(name)
+        chips.find_slice(name)
 
 
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs its compiler, libtpu; install it: pip install 'uso_jax\[tpu\]'"):
-        chips.find("v5e:4x4")
+        chips.find_slice("v5e:4x4")
 
 
 def test_plans_that_make_no_sense(config, eight):
-    build = lambda *arguments, config=config: programs.build(config, eight.devices, programs.Choices(*arguments))
+    build = lambda *arguments, config=config: programs.build_programs(
+        config, eight.devices, programs.Choices(*arguments)
+    )
     with pytest.raises(InputError, match="does not divide 8 devices"):
         build("train", config=dataclasses.replace(config, mesh={"data": 3, "fsdp": -1, "tensor": 1}))
     with pytest.raises(InputError, match="--batch 6 in 1 micro-batches does not divide over 4"):
@@ -268,7 +270,7 @@ def test_plans_that_make_no_sense(config, eight):
     with pytest.raises(InputError, match="has no reward"):
         build("reward")
     with pytest.raises(InputError, match="needs one program"):
-        planner.search(config, eight, programs.Choices("encode-parts"))
+        planner.find_largest_batch(config, eight, programs.Choices("encode-parts"))
 
 
 def test_the_command_ends_in_a_sentence(tmp_path):

@@ -52,8 +52,8 @@ def prepare(name: str, folder: pathlib.Path) -> list[item.EvalItem]:
     # AlexNet sees nothing in less than 35 pixels.
     size = {"viton_hd": 64, "fashion130k": 64, "triplets": 48}.get(name, fixtures.SIDE)
     assert run("prepare", name, "--data", data, "--to", folder, "--size", size, *options, "--limit", 5) == 0
-    items = item.read(folder, name)[:8]
-    item.write(folder, items)
+    items = item.read_items(folder, name)[:8]
+    item.write_items(folder, items)
     for one in items:
         for number in range(one.num_images):
             size = (one.width, one.height) if one.width else (fixtures.SIDE, fixtures.SIDE)
@@ -140,7 +140,7 @@ def test_what_is_wrong_stands_in_the_report_and_the_exit_code(tmp_path, weights,
     half = folder / f"{items[2].key}_0.png"
     half.write_bytes(half.read_bytes()[:150])
     fixtures.image(folder / "stranger.png")
-    gallery.pixels.cache_clear(), gallery.digest.cache_clear()
+    gallery.pixels.cache_clear(), gallery.file_digest.cache_clear()
     arguments = score_arguments("triplets", tmp_path, weights, items)
     assert run(*arguments) == 3
     assert "incomplete: 3 missing or bad, 1 extra, 0 not judged" in capsys.readouterr().err
@@ -176,9 +176,9 @@ class Babbling:
 
 
 def judged(monkeypatch, vlm):
-    from uso_jax.evaluation.metrics import vlm_answers
+    from uso_jax.vlm import judges
 
-    monkeypatch.setattr(vlm_answers, "FakeVlm", lambda: vlm)
+    monkeypatch.setattr(judges, "FakeVlm", lambda: vlm)
 
 
 def test_judge_errors_are_listed_by_item_and_asked_again(tmp_path, weights, monkeypatch):
@@ -228,8 +228,8 @@ def test_generate_makes_what_is_missing(tmp_path, capsys):
     assert run("prepare", "uso_bench", "--data", data, "--to", tmp_path, "--size", 16, "--limit", 1) == 0
     arguments = ["generate", "uso_bench", "--to", tmp_path, "--model", "mini", "--num_steps", 1, "--batch_size", 4]
     assert run(*arguments) == 0
-    items = item.read(tmp_path, "uso_bench")
-    found = gallery.look(tmp_path / "mini" / "images", items)
+    items = item.read_items(tmp_path, "uso_bench")
+    found = gallery.find_images(tmp_path / "mini" / "images", items)
     assert len(found.samples) == sum(one.num_images for one in items) == 10 and not found.problems and not found.extra
     found.samples[3].path.unlink()
     capsys.readouterr()

@@ -136,10 +136,10 @@ def main() -> None:
         seconds, found = {}, {}
 
         start = _clocks()
-        gallery_ = gallery.look(folder / "images", items)
+        gallery_ = gallery.find_images(folder / "images", items)
         tools = Tools(networks=Networks(folder / "weights", batch_size=args.batch_size))
         log = ScoreLog(folder / "scores.jsonl")
-        scores = scoring.score(METRICS, items, gallery_, log, tools, batch_size=args.batch_size)
+        scores = scoring.score_images(METRICS, items, gallery_, log, tools, batch_size=args.batch_size)
         seconds["here"] = _clocks() - start
         for metric in METRICS:
             found[metric.name] = np.array([scores.figures[one.key, 0][metric.name] for one in items])

@@ -174,4 +174,4 @@ def test_an_address_that_makes_no_sense(arguments, environment, message, monkeyp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        multihost.start(*arguments)
+        multihost.join_processes(*arguments)

@@ -194,8 +194,8 @@ def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
     run = config(directory, "int4", changes=changes)
     params = started(run)[1]
     assert not [path for path in params if path.startswith(("text/", "siglip/"))]
-    _, (program,) = programs.build(run, jax.devices()[:1], programs.Choices("train"))
-    _, (chosen,) = programs.build(
+    _, (program,) = programs.build_programs(run, jax.devices()[:1], programs.Choices("train"))
+    _, (chosen,) = programs.build_programs(
         dataclasses.replace(run, quantization=""), jax.devices()[:1], programs.Choices("train", quantization="int4")
     )
     described = lambda tree: jax.tree.map(lambda x: (tuple(x.shape), str(jnp.dtype(x.dtype))), tree)
@@ -220,5 +220,5 @@ def test_refused(directory, tmp_path):
         with pytest.raises(InputError, match=r"stage 'joint' trains .*kernel, which --config.model.quantization=int4"):
             fit(run, tmp_path / "run")
         with pytest.raises(InputError, match=r"stage 'joint' trains .*kernel"):
-            programs.build(run, jax.devices()[:1], programs.Choices("train"))
+            programs.build_programs(run, jax.devices()[:1], programs.Choices("train"))
     assert not list((tmp_path / "run").iterdir())

@@ -194,7 +194,7 @@ def test_tiles_decode_one_after_another():
     with_gradient = lambda score: jax.jit(jax.value_and_grad(total(score)))(tokens)
     score = lambda tokens: reward.score(params, system(), chosen, tokens, described)["csd_style"]
     value, gradient = with_gradient(score)
-    want, want_gradient = with_gradient(scored(lambda z: tiled_decoding.decode(autoencoder.decode, z, 8)))
+    want, want_gradient = with_gradient(scored(lambda z: tiled_decoding.decode_tiled(autoencoder.decode, z, 8)))
     assert float(value) == pytest.approx(float(want), rel=1e-5)
     np.testing.assert_allclose(gradient, want_gradient, atol=1e-5 * np.abs(want_gradient).max())
     whole = jax.jit(total(scored(autoencoder.decode)))(tokens)

@@ -142,17 +142,17 @@ def test_it_judges_for_the_evaluation(tmp_path):
     Image.fromarray(IMAGE).save(buffer, "PNG")
     image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
     with fake_vlm.serve(lambda body: f"seed {body['seed']}, {body['max_tokens']} tokens") as endpoint:
-        judge = judges.of(f"qwen@2@{endpoint.url}", path)
+        judge = judges.open_judge(f"qwen@2@{endpoint.url}", path)
         assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
         assert judge.ask([image], "how like?", round_=1, temperature=0.7) == "seed 1, 1400 tokens"
         assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
         assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.7]
         assert endpoint.asked[0]["model"] == "qwen@2"
         assert fake_vlm.images_of(endpoint.asked[0]) == [f"data:image/png;base64,{base64.b64encode(image).decode()}"]
-    assert judges.of("replay", path).ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+    assert judges.open_judge("replay", path).ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
     refuse = fake_vlm.serve(lambda body: (400, {"error": "no"}, {}))
     with refuse as endpoint, pytest.raises(judges.NoAnswer, match="refused"):
-        judges.of(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
+        judges.open_judge(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
     for spec in ("qwen", "@http://x"):
         with pytest.raises(InputError, match="MODEL@URL"):
-            judges.of(spec, path)
+            judges.open_judge(spec, path)

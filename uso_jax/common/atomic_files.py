@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from uso_jax.common.errors import InputError
 
 
-def write(path: pathlib.Path, data: bytes | str) -> None:
+def write_file(path: pathlib.Path, data: bytes | str) -> None:
     """Write a file beside its place, then move it there; after an error what was there is untouched.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from uso_jax.common.errors import InputError
 
 
-def lines(path: pathlib.Path, remedy: str) -> Iterator[tuple[int, dict]]:
+def read_json_lines(path: pathlib.Path, remedy: str) -> Iterator[tuple[int, dict]]:
     """Give the objects of a file with one JSON object a line, by the number of their line."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -24,10 +24,10 @@ def lines(path: pathlib.Path, remedy: str) -> Iterator[tuple[int, dict]]:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path} line {number} is not JSON ({error}); correct it") from error
-            yield number, object_(values, f"{path} line {number}")
+            yield number, require_object(values, f"{path} line {number}")
 
 
-def object_(value: Any, where: str) -> dict:
+def require_object(value: Any, where: str) -> dict:
     """Refuse JSON that is not an object."""
     if not isinstance(value, dict):
         raise InputError(f"{where} must be a JSON object, not {type(value).__name__}")

@@ -86,8 +86,8 @@ def write_report(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Dec
     lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in decisions)
     try:
         where.mkdir(exist_ok=True)
-        atomic_files.write(where / "decisions.jsonl", lines)
-        atomic_files.write(where / "index.html", _page(folder, keep, decisions, sample))
+        atomic_files.write_file(where / "decisions.jsonl", lines)
+        atomic_files.write_file(where / "index.html", _page(folder, keep, decisions, sample))
     except OSError as error:
         raise InputError(f"cannot write {where}: {error.strerror}.") from error
     return decisions

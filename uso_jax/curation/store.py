@@ -57,7 +57,7 @@ class Folder:
         if not (path / MANIFEST).exists():
             with atomic_files.explained(path, "choose another --to."):
                 path.mkdir(parents=True, exist_ok=True)
-                atomic_files.write(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+                atomic_files.write_file(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         folder = cls(path)
         if differs := _differs(folder.manifest, manifest):
             raise InputError(f"{path} is a curation of something else ({differs}): choose another --to.")
@@ -148,7 +148,7 @@ class Folder:
         path = self.path / step / SETTINGS
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            atomic_files.write(path, json.dumps(settings, indent=1) + "\n")
+            atomic_files.write_file(path, json.dumps(settings, indent=1) + "\n")
         elif differs := _differs(self.settings(step), settings):
             raise InputError(
                 f"{path.parent} was made in another way ({differs}): delete that folder to make it again, or choose"
@@ -163,7 +163,7 @@ class Folder:
             if images:
                 _write_tar(self._file(step, shard, "tar"), images)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            atomic_files.write(self._file(step, shard, "jsonl"), lines)
+            atomic_files.write_file(self._file(step, shard, "jsonl"), lines)
 
     def _file(self, step: str, shard: int, ending: str) -> pathlib.Path:
         return self.path / step / f"{shard:05d}.{ending}"

@@ -121,7 +121,7 @@ def write_card(path: pathlib.Path | str, source: TripletSource | Mixture, *, tit
     page = _page(card, found)
     with atomic_files.explained(path, "choose another --to."):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(path, page)
+        atomic_files.write_file(path, page)
     return card
 
 

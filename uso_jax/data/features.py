@@ -126,8 +126,8 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
             )
         return
     path.mkdir(parents=True, exist_ok=True)
-    atomic_files.write(path / NULL, save(dict(nulls)))
-    atomic_files.write(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    atomic_files.write_file(path / NULL, save(dict(nulls)))
+    atomic_files.write_file(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def write_shard(
@@ -145,7 +145,7 @@ def write_shard(
             shapes.append(list(shape))
         writer.close()
     lost = {str(index): reason for index, reason in left_out.items()}
-    atomic_files.write(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
+    atomic_files.write_file(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
 
 
 def is_done(path: pathlib.Path, number: int) -> bool:

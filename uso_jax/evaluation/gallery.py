@@ -57,13 +57,13 @@ def pixels(path: str) -> Pixels:
 
 
 @functools.lru_cache(maxsize=100_000)
-def digest(path: str) -> str:
+def file_digest(path: str) -> str:
     """Give the SHA-256 of a file, once a process."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
+def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
     """Find the images of items and check what their headers say; `unreadable` decodes one.
 
     Args:
@@ -92,7 +92,7 @@ def look(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: boo
                 found.problems[one.key, number] = reason
             else:
                 path = files[names[0]]
-                found.samples.append(Sample(one, number, path, digest(str(path))))
+                found.samples.append(Sample(one, number, path, file_digest(str(path))))
     found.extra = sorted(files.keys() - used)
     return found
 

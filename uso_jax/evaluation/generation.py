@@ -13,7 +13,7 @@ from uso_jax.inference import batch_jobs as jobs
 from uso_jax.inference.pipeline import USOPipeline
 
 
-def make(
+def generate_images(
     items: Sequence[EvalItem], folder: pathlib.Path, weights: str, settings: Mapping[str, Any], *, batch_size: int = 1
 ) -> tuple[int, int]:
     """Make FOLDER/KEY_j.png of every item; give how many were made now, and how many were there.

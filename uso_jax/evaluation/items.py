@@ -16,7 +16,7 @@ from typing import Any
 
 from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import lines
+from uso_jax.common.json_files import read_json_lines
 
 FILE = "items.jsonl"
 
@@ -72,7 +72,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-def item(values: Mapping[str, Any], where: str) -> EvalItem:
+def parse_item(values: Mapping[str, Any], where: str) -> EvalItem:
     """Check one item from JSON; `where` names it.
 
     Raises:
@@ -91,7 +91,7 @@ def item(values: Mapping[str, Any], where: str) -> EvalItem:
     return EvalItem(**{**values, **lists})
 
 
-def read(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
+def read_items(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
     """Read the items that `prepare` wrote, with absolute paths.
 
     Raises:
@@ -99,18 +99,20 @@ def read(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
     """
     path = pathlib.Path(folder, FILE)
     found = []
-    for number, values in lines(path, f"prepare them first: python scripts/evaluate.py prepare {benchmark} --to ..."):
-        one = item(values, f"{path} line {number}")
+    for number, values in read_json_lines(
+        path, f"prepare them first: python scripts/evaluate.py prepare {benchmark} --to ..."
+    ):
+        one = parse_item(values, f"{path} line {number}")
         if one.benchmark != benchmark:
             raise InputError(
                 f"{path} line {number}: item {one.key!r} is of benchmark {one.benchmark!r}, not {benchmark!r}"
             )
         found.append(_absolute(one, path.parent))
-    check(found, str(path))
+    check_items(found, str(path))
     return found
 
 
-def check(items: Sequence[EvalItem], where: str) -> None:
+def check_items(items: Sequence[EvalItem], where: str) -> None:
     """Refuse a list without items, or with two whose images would have one name."""
     if not items:
         raise InputError(f"{where} holds no items; check what it was prepared from")
@@ -121,14 +123,14 @@ def check(items: Sequence[EvalItem], where: str) -> None:
         seen[key] = one.key
 
 
-def write(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathlib.Path:
+def write_items(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathlib.Path:
     """Write items.jsonl, whole or not at all; every image that an item names must be there.
 
     Raises:
       InputError: two items share a key, an image is missing, or the file cannot be written.
     """
     items, path = list(items), pathlib.Path(folder, FILE)
-    check(items, str(path))
+    check_items(items, str(path))
     for one in items:
         for file in one.references:
             if not os.path.isfile(file):
@@ -136,7 +138,7 @@ def write(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathlib.Path
     text = "".join(json.dumps(asdict(_absolute(one, pathlib.Path())), ensure_ascii=False) + "\n" for one in items)
     with atomic_files.explained(path, "choose another --to"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(path, text)
+        atomic_files.write_file(path, text)
     return path
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import lines, object_
+from uso_jax.common.json_files import read_json_lines, require_object
 
 _EXTRACTED = "images_of_parquet"
 
 
-def read(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give (where it stands, record) of a .jsonl, .json or .parquet file, or of all such files of a folder.
 
     Raises:
@@ -30,13 +30,13 @@ def read(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]
             files = sorted(path.glob(suffix)) or sorted(path.glob(f"data/{suffix}"))
             if files:
                 for file in files:
-                    yield from read(file, remedy)
+                    yield from read_records(file, remedy)
                 return
         raise InputError(f"{path} holds no .jsonl, .parquet or .json file; {remedy}")
     if path.suffix == ".parquet":
         yield from _parquet(path)
     elif path.suffix == ".jsonl":
-        yield from ((f"{path} line {number}", values) for number, values in lines(path, remedy))
+        yield from ((f"{path} line {number}", values) for number, values in read_json_lines(path, remedy))
     else:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def read(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]
             raise InputError(f"{path} is not readable JSON ({error}); {remedy}") from error
         if not isinstance(found, list):
             raise InputError(f"{path} must be a JSON list; {remedy}")
-        yield from ((f"{path} item {i}", object_(one, f"{path} item {i}")) for i, one in enumerate(found))
+        yield from ((f"{path} item {i}", require_object(one, f"{path} item {i}")) for i, one in enumerate(found))
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,11 +73,11 @@ def _extracted(value: Any, folder: pathlib.Path) -> Any:
     path = folder / _EXTRACTED / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        atomic_files.write(path, data)
+        atomic_files.write_file(path, data)
     return str(path)
 
 
-def paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
+def image_paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
     """Give paths that are relative to a folder; every file must be there.
 
     Raises:
@@ -92,7 +92,7 @@ def paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
     return found
 
 
-def text(record: Mapping[str, Any], names: Sequence[str], where: str, *, empty: bool = False) -> str:
+def text_field(record: Mapping[str, Any], names: Sequence[str], where: str, *, empty: bool = False) -> str:
     """Give the first of several fields that a record has, as text.
 
     Raises:

@@ -14,7 +14,7 @@ from uso_jax.evaluation.benchmark import Benchmark
 from uso_jax.evaluation.gallery import Gallery, Sample, unreadable
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics import base
-from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure, of
+from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure, value_digest
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
 
 Name = tuple[str, int]
@@ -43,7 +43,7 @@ class Scores:
     identities: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def choose(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
+def choose_metrics(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
     """Give the benchmark's metrics, or those of them that are named."""
     known = {metric.name: metric for metric in benchmark.metrics}
     for name in names or ():
@@ -52,7 +52,7 @@ def choose(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
     return [known[name] for name in (names or known)]
 
 
-def score(
+def score_images(
     metrics: Sequence[Metric],
     items: Sequence[EvalItem],
     gallery: Gallery,
@@ -60,7 +60,7 @@ def score(
     tools: Tools,
     *,
     batch_size: int = 32,
-    make: Callable[[Metric, Tools], Measure | WholeMeasure] = base.measure,
+    make: Callable[[Metric, Tools], Measure | WholeMeasure] = base.make_measure,
 ) -> Scores:
     """Judge what is not judged yet, and give all that is known.
 
@@ -83,7 +83,7 @@ def score(
             waiting: dict[str, list[Sample]] = {}
             for name, (metric, _) in single.items():
                 asked = [sample for sample in batch if metric.applies(sample.item)]
-                digests |= {(name, s.name): of(s, metric, found.identities[name]) for s in asked}
+                digests |= {(name, s.name): value_digest(s, metric, found.identities[name]) for s in asked}
                 known = [log.get(s.name, name, digests[name, s.name]) for s in asked]
                 again = [result is None or isinstance(result, Failed) for result in known]
                 waiting[name] = list(itertools.compress(asked, again))
@@ -122,7 +122,7 @@ def _judge_whole(
     asked = [sample for sample in samples if metric.applies(sample.item)]
     if not asked:
         return
-    digest = ",".join(of(sample, metric, found.identities[metric.name]) for sample in asked)
+    digest = ",".join(value_digest(sample, metric, found.identities[metric.name]) for sample in asked)
     digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
     result = log.get(_WHOLE, metric.name, digest)
     if result is None or isinstance(result, Failed):

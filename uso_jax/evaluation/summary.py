@@ -131,7 +131,7 @@ def _mean(values: Float[np.ndarray, "r n f"], iqr: bool) -> Float[np.ndarray, " 
     return np.where(few, np.nanmedian(flat, axis=1), np.nanmean(kept, axis=1))
 
 
-def summary(
+def summarise(
     benchmark: Benchmark, model: str, items: Sequence[EvalItem], gallery: Gallery, scores: Scores, *, compat: bool
 ) -> dict[str, Any]:
     """Give everything that a report says of a model, in JSON terms."""
@@ -182,7 +182,7 @@ def _plain(benchmark: Benchmark, known: Sequence[Row], subset: str) -> list[Colu
     return [Column(name, (name,), (subset,)) for name in names]
 
 
-def write(
+def write_summary(
     folder: pathlib.Path, found: Mapping[str, Any], benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores
 ):
     """Write summary.json, summary.csv (the table) and items.csv (figures by image), each whole or not at all."""
@@ -195,9 +195,9 @@ def write(
     images += [[key, n, subset[key], *(v.get(name, "") for name in names)] for (key, n), v in figures.items()]
     with atomic_files.explained(folder, "choose another --to"):
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(folder / "items.csv", csv_text(images))
-        atomic_files.write(folder / "summary.csv", csv_text(lines))
-        atomic_files.write(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        atomic_files.write_file(folder / "items.csv", csv_text(images))
+        atomic_files.write_file(folder / "summary.csv", csv_text(lines))
+        atomic_files.write_file(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def csv_text(lines: Sequence[Sequence[Any]]) -> str:

@@ -90,7 +90,7 @@ class Slice:
     devices: Sequence[Any]
 
 
-def find(name: str) -> Slice:
+def find_slice(name: str) -> Slice:
     """Give a slice by a name such as "v5e:4x4" or "v5p:2x2x1"; "cpu:8" is 8 devices of this machine.
 
     Raises:

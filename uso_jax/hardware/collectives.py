@@ -40,7 +40,7 @@ class Traffic:
         return Traffic(self.count * times, self.bytes * times, self.sent * times)
 
 
-def find(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
+def find_collectives(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
     """Give the traffic of a program by kind; `loops` is how often loops run whose length only the data knows."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []

@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
-def count(function: Callable, *args: Any, loops: float = 1.0) -> float:
+def count_flops(function: Callable, *args: Any, loops: float = 1.0) -> float:
     """Count the operations of one call over all devices; arguments may be descriptions.
 
     Args:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Starting one program on many hosts: which environment says who the others are, and joining them.
+"""Multi-host start-up: detect the cluster environment and join the other processes.
 
-Every process calls `start` before it asks JAX for devices. An explicit address wins over a cluster's environment, and a
-machine with neither is alone. Recipes: docs/clusters.md.
+Every process calls `join_processes` before it asks JAX for devices. An explicit address takes precedence over the
+cluster environment. Without either, the process runs alone. Recipes: docs/clusters.md.
 """
 
 import importlib.util
@@ -27,10 +27,12 @@ def define_flags() -> Callable[[], None]:
     address = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of a run on several hosts.")
     count = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
     index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
-    return lambda: start(address.value, count.value, index.value)
+    return lambda: join_processes(address.value, count.value, index.value)
 
 
-def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Join the other processes of a run, if there are others; what is not given is read from the environment.
 
     Raises:

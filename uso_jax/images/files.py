@@ -121,7 +121,7 @@ def write_image(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any
     with atomic_files.explained(path, "choose another --save_path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         for target, data in ((path.with_suffix(".json"), (text + "\n").encode()), (path, buffer.getvalue())):
-            atomic_files.write(target, data)
+            atomic_files.write_file(target, data)
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import object_
+from uso_jax.common.json_files import require_object
 from uso_jax.images import files
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.pipeline import USOPipeline
@@ -84,7 +84,7 @@ def read(path: str | pathlib.Path) -> list[Item]:
     if not isinstance(values, list) or not values:
         raise InputError(f"{path} must be a JSON list of items, each with prompt and image_paths")
     folder = os.path.dirname(path)
-    found = [item(object_(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
+    found = [item(require_object(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
     owner: dict[str, int] = {}
     for one in found:
         if one.save_dir and (first := owner.setdefault(os.path.normpath(one.save_dir), one.number)) != one.number:

@@ -147,7 +147,7 @@ class Sampler:
             return self.system.decode_tokens(params, tokens, height, width)
         latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
         decode, side = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder.downscale
-        return to_bytes(tiled_decoding.decode(decode, latent, self.tile // side))
+        return to_bytes(tiled_decoding.decode_tiled(decode, latent, self.tile // side))
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each image's noise from its own seed, so that neither the batch nor the mesh can change it."""

@@ -69,7 +69,7 @@ def write_style(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path
     data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
     with atomic_files.explained(f"style {path}", "choose another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(path, data)
+        atomic_files.write_file(path, data)
     return path
 
 

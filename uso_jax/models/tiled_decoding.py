@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """Give where tiles of one size start, spread evenly, neighbours sharing at least `overlap`."""
     if length <= tile:
         return [0]
@@ -24,7 +24,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def decode(
+def decode_tiled(
     decode: Callable[[Float[Array, "b h w z"]], Float[Array, "b H W c"]], z: Float[Array, "b h w z"], tile: int
 ) -> Float[Array, "b H W c"]:
     """Decode latents in tiles of `tile` latents a side, a quarter of which neighbours share."""
@@ -32,7 +32,9 @@ def decode(
     if max(height, width) <= tile:
         return decode(z)
     size = min(height, tile), min(width, tile)
-    corners = np.asarray([(y, x) for y in starts(height, tile, tile // 4) for x in starts(width, tile, tile // 4)])
+    corners = np.asarray(
+        [(y, x) for y in tile_starts(height, tile, tile // 4) for x in tile_starts(width, tile, tile // 4)]
+    )
     cut = lambda corner: jax.lax.dynamic_slice(z, (0, *corner, 0), (z.shape[0], *size, z.shape[3]))
     tiles = jax.lax.map(lambda corner: decode(cut(corner)), jnp.asarray(corners))
     scale = tiles.shape[2] // size[0]

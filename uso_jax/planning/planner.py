@@ -41,13 +41,15 @@ _TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+[KMGT]?)\)")
 _PROGRAM = re.compile(r"\bprogram +([\d.]+[KMGT]?)")
 
 
-def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None) -> list[Report]:
+def plan_programs(
+    config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
+) -> list[Report]:
     """Compile the programs of a mode for a slice and report on each; where one does not fit, say what might.
 
     Raises:
       InputError: the mesh does not fit the slice, or the batch the mesh.
     """
-    mesh, wanted = programs.build(config, where.devices, choices)
+    mesh, wanted = programs.build_programs(config, where.devices, choices)
     executed = _count(training_config.numerics(config, attention="xla"), where, choices)
     needed = _count(training_config.numerics(config, attention="xla", remat="none"), where, choices)
     reports = []
@@ -62,7 +64,7 @@ def plan(config: TrainConfig, where: Slice, choices: Choices, progress: Progress
     return reports
 
 
-def search(
+def find_largest_batch(
     config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
 ) -> tuple[Report, int]:
     """Find the largest batch that fits; give its report and the batch, (a report that does not fit, 0) if none does.
@@ -80,7 +82,7 @@ def search(
     def total(each: int) -> int:
         progress(f"Trying a batch of {each * ways}")
         sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * ways, accumulate=1))
-        (known[each],) = plan(sized, where, dataclasses.replace(choices, batch=each * ways))
+        (known[each],) = plan_programs(sized, where, dataclasses.replace(choices, batch=each * ways))
         return known[each]["total_bytes"]
 
     low, high, guess = 0, math.inf, 1  # the largest that fits, the smallest that does not
@@ -94,9 +96,9 @@ def search(
 
 
 def _count(config: TrainConfig, where: Slice, choices: Choices) -> dict[str, float]:
-    mesh, traced = programs.build(config, where.devices, choices)
+    mesh, traced = programs.build_programs(config, where.devices, choices)
     with jax.set_mesh(mesh):
-        return {one.name: flops.count(one, *one.arguments, loops=one.loops) for one in traced}
+        return {one.name: flops.count_flops(one, *one.arguments, loops=one.loops) for one in traced}
 
 
 def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, program: Program) -> Report:
@@ -181,7 +183,7 @@ def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
         "total_bytes": total,
         "usable_bytes": chip.usable_bytes,
         "fits": total <= chip.usable_bytes,
-        "collectives": collectives.summarise(collectives.find(compiled.as_text(), program.loops)),
+        "collectives": collectives.summarise(collectives.find_collectives(compiled.as_text(), program.loops)),
     } | seconds
 
 
@@ -244,7 +246,7 @@ def suggest(
     found = []
     for what, changed, chosen, share in _changes(config, where, choices):
         try:
-            _, programs_ = programs.build(changed, where.devices, chosen)
+            _, programs_ = programs.build_programs(changed, where.devices, chosen)
         except InputError:
             continue
         other = next(one for one in programs_ if one.name == program.name)

@@ -98,7 +98,7 @@ def with_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
     return dataclasses.replace(config, stages=stages)
 
 
-def build(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tuple[Mesh, list[Program]]:
+def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tuple[Mesh, list[Program]]:
     """Give the mesh and the programs of a mode.
 
     Raises:

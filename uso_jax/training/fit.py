@@ -126,5 +126,5 @@ def _write_summary(config: TrainConfig, record: dict, workdir: pathlib.Path) -> 
         summary["evaluation"] = record["evaluation"]["main"]
         summary["tables"] = {name: table for name, table in record["evaluation"].items() if name != "main"}
     if jax.process_index() == 0:
-        atomic_files.write(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        atomic_files.write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

@@ -117,7 +117,7 @@ class ModelFlops:
         """Count for (state, frozen, batch)."""
         sizes = tuple(np.shape(value) for value in arguments[-1].values())
         if sizes not in self._known:
-            self._known[sizes] = flops.count(self._step, *arguments, loops=self._loops)
+            self._known[sizes] = flops.count_flops(self._step, *arguments, loops=self._loops)
         return self._known[sizes]
 
 

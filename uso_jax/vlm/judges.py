@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import lines
+from uso_jax.common.json_files import read_json_lines
 from uso_jax.vlm.client import Vlm as Client
 from uso_jax.vlm.client import VlmError
 
@@ -49,7 +49,7 @@ class Replay:
             data = path.read_bytes()
             if not data.endswith(b"\n"):  # cut short by a kill
                 path.write_bytes(data[: data.rfind(b"\n") + 1])
-            for number, line in lines(path, ""):
+            for number, line in read_json_lines(path, ""):
                 if not all(isinstance(line.get(name), str) for name in ("of", "reply", "judge", "date")):
                     raise InputError(f"{path} line {number} is no answer of a judge; remove that line")
                 self._kept[line["of"]] = line["reply"]
@@ -125,7 +125,7 @@ class Endpoint:
             raise NoAnswer(f"{error.kind}: {error}") from error
 
 
-def of(spec: str, path: pathlib.Path) -> Replay:
+def open_judge(spec: str, path: pathlib.Path) -> Replay:
     """Give the judge of a command line: "MODEL@URL", "fake", or "replay" for kept answers alone."""
     if spec == "replay":
         return Replay(path, None)

@@ -70,7 +70,7 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
         raise InputError(f"{directory} has no {component}, only {', '.join(found) or 'nothing'}; import it first")
     path = pathlib.Path(directory, component, "manifest.json")
     try:
-        record = json_files.object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+        record = json_files.require_object(json.loads(path.read_text(encoding="utf-8")), str(path))
         if not isinstance(record["format"], int) or record["format"] > FORMAT:
             raise InputError(f"{path}: format {record['format']} is newer than this program knows; update uso_jax")
         if record["format"] < FORMAT:

@@ -61,7 +61,7 @@ class Defaults:
         path, values = directory / "pipeline.json", {}
         try:
             if path.is_file():
-                values = object_(json.loads(path.read_text(encoding="utf-8")), str(path))
+                values = require_object(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is not readable JSON ({error}); correct or remove it") from error
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}

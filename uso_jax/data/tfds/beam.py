@@ -74,7 +74,7 @@ def _save_sizes(sizes: Sequence[tuple[int, ...]], folder: str, split: str) -> No
 
 
 def _save_lost(reasons: Sequence[tuple[int, str]], folder: str, split: str) -> None:
-    atomic_files.write(_lost_file(Path(folder), split), json.dumps([reason for _, reason in sorted(reasons)]))
+    atomic_files.write_file(_lost_file(Path(folder), split), json.dumps([reason for _, reason in sorted(reasons)]))
 
 
 def _lost_file(folder: Path, split: str) -> Path:

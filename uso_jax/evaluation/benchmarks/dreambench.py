@@ -75,9 +75,9 @@ def _single(data: pathlib.Path) -> list[tuple[str, str, list[str]]]:
 
 def _listed(path: pathlib.Path) -> list[tuple[str, str, list[str]]]:
     found = []
-    for number, (where, record) in enumerate(records.read(path, "list=FILE names UNO's JSON list")):
-        shown = records.paths(record.get("image_paths"), path.parent, where)
-        found.append((f"{number:04d}", records.text(record, ["prompt"], where), list(shown)))
+    for number, (where, record) in enumerate(records.read_records(path, "list=FILE names UNO's JSON list")):
+        shown = records.image_paths(record.get("image_paths"), path.parent, where)
+        found.append((f"{number:04d}", records.text_field(record, ["prompt"], where), list(shown)))
     return found
 
 

@@ -17,10 +17,10 @@ from uso_jax.evaluation.items import EvalItem
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Read the pairs."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read(data, "a pair is a line of .jsonl, see docs/evaluate.md"):
-        named = [records.text(record, [name], where) for name in ("garment", "target")]
-        garment, target = records.paths(named, folder, where)
-        key, prompt = records.text(record, ["key"], where), records.text(record, ["prompt"], where)
+    for where, record in records.read_records(data, "a pair is a line of .jsonl, see docs/evaluate.md"):
+        named = [records.text_field(record, [name], where) for name in ("garment", "target")]
+        garment, target = records.image_paths(named, folder, where)
+        key, prompt = records.text_field(record, ["key"], where), records.text_field(record, ["prompt"], where)
         items.append(EvalItem(key, "fashion130k", "test", prompt, (garment,), target=target, width=768, height=1024))
     return items
 

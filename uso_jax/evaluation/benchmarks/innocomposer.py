@@ -20,14 +20,17 @@ from uso_jax.evaluation.metrics.base import Metric
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Read the posters."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read(data, "a poster is a line of .jsonl, see docs/evaluate.md"):
+    for where, record in records.read_records(data, "a poster is a line of .jsonl, see docs/evaluate.md"):
         lines = record.get("text_lines") or []
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise InputError(f"{where}: text_lines must be a list of lines")
-        files = {n: records.paths([record[n]], folder, where) for n in ("subject", "style", "target") if record.get(n)}
+        files = {
+            n: records.image_paths([record[n]], folder, where) for n in ("subject", "style", "target") if record.get(n)
+        }
+        key, prompt = (records.text_field(record, [name], where) for name in ("key", "prompt"))
         items.append(
             EvalItem(
-                records.text(record, ["key"], where), "innocomposer", "poster", records.text(record, ["prompt"], where),
+                key, "innocomposer", "poster", prompt,
                 files.get("subject", ()), files.get("style", ()), next(iter(files.get("target", ())), None),
                 meta={"text_lines": lines},
             )

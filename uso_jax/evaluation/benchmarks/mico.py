@@ -22,7 +22,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     items = []
     for task in TASKS:
         path = data / f"mico_bench_{task}.jsonl"
-        for where, record in records.read(path, "MICo-Bench is four .jsonl files with images"):
+        for where, record in records.read_records(path, "MICo-Bench is four .jsonl files with images"):
             humans = record.get("human_indices") or []
             if not isinstance(humans, list) or not all(isinstance(number, int) for number in humans):
                 raise InputError(f"{where}: human_indices must be a list of numbers")
@@ -30,10 +30,10 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
             reference = reference[0] if isinstance(reference, list) and reference else reference
             items.append(
                 EvalItem(
-                    f"{task}/{records.text(record, ['idx', 'ed_idx'], where)}", "mico", task,
-                    records.text(record, ["refined_prompt", "prompt"], where),
-                    records.paths(record.get("input"), data, where),
-                    target=records.paths([reference], data, where)[0], meta={"human_indices": humans},
+                    f"{task}/{records.text_field(record, ['idx', 'ed_idx'], where)}", "mico", task,
+                    records.text_field(record, ["refined_prompt", "prompt"], where),
+                    records.image_paths(record.get("input"), data, where),
+                    target=records.image_paths([reference], data, where)[0], meta={"human_indices": humans},
                 )
             )  # fmt: skip
     return items

@@ -42,7 +42,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
                 if image is not None:
                     files[name] = data / subset / f"{index:04d}_{name}.png"
                     files[name].parent.mkdir(parents=True, exist_ok=True)
-                    atomic_files.write(files[name], encode_png(image))
+                    atomic_files.write_file(files[name], encode_png(image))
             only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
             for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
                 _link(data / "baselines" / model / f"{key}.png", files.get(name, only))

@@ -24,20 +24,20 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     if unknown := set(wanted) - set(SUBSETS):
         raise InputError(f"option subsets: {min(unknown)!r} is unknown; known are {', '.join(SUBSETS)}")
     folder, items, counts = data if data.is_dir() else data.parent, [], dict.fromkeys(SUBSETS, 0)
-    for where, record in records.read(data, "MultiID-Bench is parquet, or p1.json to p3.json"):
+    for where, record in records.read_records(data, "MultiID-Bench is parquet, or p1.json to p3.json"):
         # The lists by subset have other names for the fields, and say the subset by the name of their file.
         subset = record.get("subset") or pathlib.Path(where.split(" item ")[0]).stem
         if subset not in wanted:
             continue
         counts[subset] += 1
         number = counts[subset] - 1
-        target = records.text(record, ["GT", "ori_img_path"], where)
+        target = records.text_field(record, ["GT", "ori_img_path"], where)
         shown = record.get("input_images", record.get("image_paths"))
         items.append(
             EvalItem(
                 f"{subset}/{record.get('ID') or record.get('name') or f'{number:04d}'}", "multiid", subset,
-                records.text(record, ["prompt"], where), records.paths(shown, folder, where),
-                target=records.paths([target], folder, where)[0], width=0, height=0,
+                records.text_field(record, ["prompt"], where), records.image_paths(shown, folder, where),
+                target=records.image_paths([target], folder, where)[0], width=0, height=0,
             )
         )  # fmt: skip
     if not items:

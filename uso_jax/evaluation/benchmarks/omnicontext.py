@@ -23,14 +23,14 @@ TASKS = {
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Take the English items."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read(data, "OmniContext is data.jsonl with images, or parquet"):
+    for where, record in records.read_records(data, "OmniContext is data.jsonl with images, or parquet"):
         if record.get("instruction_language", "en") in ("en", "english", "English"):
-            task = records.text(record, ["task_type"], where)
+            task = records.text_field(record, ["task_type"], where)
             items.append(
                 EvalItem(
-                    f"{task}/{records.text(record, ['key'], where)}", "omnicontext", task,
-                    records.text(record, ["instruction"], where),
-                    records.paths(record.get("input_images"), folder, where),
+                    f"{task}/{records.text_field(record, ['key'], where)}", "omnicontext", task,
+                    records.text_field(record, ["instruction"], where),
+                    records.image_paths(record.get("input_images"), folder, where),
                     num_images=int(options["num_images"]), seed=0,
                 )
             )  # fmt: skip

@@ -26,20 +26,21 @@ _DIS = {task: f"DIS {_SHORT[task]}" for task in DISTINCTION}
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Read all items."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read(data, "SconeEval is data.jsonl with images"):
-        images = records.paths(record.get("input_images"), folder, where)
+    for where, record in records.read_records(data, "SconeEval is data.jsonl with images"):
+        images = records.image_paths(record.get("input_images"), folder, where)
         subjects, labels = record.get("subject_list"), record.get("subject_label")
         if not _nested(subjects, labels, len(images)):
             raise InputError(
                 f"{where}: subject_list and subject_label must be lists of lists alike, one for each image"
             )
-        task = records.text(record, ["task_type"], where)
+        task = records.text_field(record, ["task_type"], where)
         if task not in _COM:
             raise InputError(f"{where}: task_type {task!r} is unknown; known are {', '.join(_COM)}")
         items.append(
             EvalItem(
-                f"{task}/{records.text(record, ['key'], where)}", "sconeeval", task,
-                records.text(record, ["instruction"], where), images, num_images=int(options["num_images"]), seed=1234,
+                f"{task}/{records.text_field(record, ['key'], where)}", "sconeeval", task,
+                records.text_field(record, ["instruction"], where), images,
+                num_images=int(options["num_images"]), seed=1234,
                 meta={"case_type": record.get("case_type", ""), "subject_list": subjects, "subject_label": labels},
             )
         )  # fmt: skip

@@ -21,7 +21,7 @@ from uso_jax.evaluation.metrics.base import Metric
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Read the triplets."""
     if data.is_file() or list(data.glob("*.jsonl")):
-        return [_record(where, record, data) for where, record in records.read(data, "see docs/evaluate.md")]
+        return [_record(where, record, data) for where, record in records.read_records(data, "see docs/evaluate.md")]
     items = []
     for folder in sorted(path for path in data.glob("*/*") if path.is_dir()):
         files = {p.stem: str(p) for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
@@ -38,9 +38,9 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
 
 def _record(where: str, record: Mapping, data: pathlib.Path) -> EvalItem:
     folder = data if data.is_dir() else data.parent
-    named = [records.text(record, [name], where) for name in ("content", "style", "target")]
-    style, key = records.text(record, ["style_name"], where), records.text(record, ["key"], where)
-    return _item(key, style, record.get("prompt") or "", *records.paths(named, folder, where))
+    named = [records.text_field(record, [name], where) for name in ("content", "style", "target")]
+    style, key = records.text_field(record, ["style_name"], where), records.text_field(record, ["key"], where)
+    return _item(key, style, record.get("prompt") or "", *records.image_paths(named, folder, where))
 
 
 def _item(key: str, style_name: str, prompt: str, content: str, style: str, target: str) -> EvalItem:

@@ -37,8 +37,8 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
     """Pair every garment with the photograph of the same name."""
     prompts, file = {}, data / "prompts.jsonl"
     if file.exists():
-        for where, record in records.read(file, ""):
-            prompts[records.text(record, ["id"], where)] = records.text(record, ["prompt"], where)
+        for where, record in records.read_records(file, ""):
+            prompts[records.text_field(record, ["id"], where)] = records.text_field(record, ["prompt"], where)
     photographs, items = {pathlib.Path(p).stem: p for p in images(data / "image", "photographs")}, []
     for cloth in images(data / "cloth", "garments"):
         name = pathlib.Path(cloth).stem

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.gallery import Sample, digest
+from uso_jax.evaluation.gallery import Sample, file_digest
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.score_log import Result
 
@@ -115,13 +115,13 @@ _TOOLS = {  # what the user calls them
 }
 
 
-def of(sample: Sample, metric: Metric, identity: Mapping[str, Any]) -> str:
+def value_digest(sample: Sample, metric: Metric, identity: Mapping[str, Any]) -> str:
     """Give the digest of everything that a metric's value of a sample depends on."""
     item = sample.item
     facts = {
         "picture": sample.sha256,
         "prompt": item.prompt,
-        "references": [digest(path) for path in item.references],
+        "references": [file_digest(path) for path in item.references],
         "subset": item.subset,
         "meta": {name: value for name, value in item.meta.items() if name not in ("subject_images", "image_files")},
         "metric": [metric.kind, metric.vector, metric.against, dict(metric.options)],
@@ -148,7 +148,7 @@ KINDS: Mapping[str, tuple[str, str]] = {  # kind -> module and class in uso_jax.
 }
 
 
-def measure(metric: Metric, tools: Tools) -> Measure | WholeMeasure:
+def make_measure(metric: Metric, tools: Tools) -> Measure | WholeMeasure:
     """Make what judges samples; modules are imported as they are needed.
 
     Raises:

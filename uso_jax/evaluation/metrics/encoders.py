@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.gallery import digest, pixels
+from uso_jax.evaluation.gallery import file_digest, pixels
 from uso_jax.images import preprocess
 from uso_jax.images.preprocess import Preprocess
 from uso_jax.models.clip import unit
@@ -123,7 +123,7 @@ class Networks:
         """
         component = COMPONENT[vector]
         self._check({component})
-        name = lambda path: (component, digest(path))
+        name = lambda path: (component, file_digest(path))
         new = {name(path): path for path in paths if name(path) not in self._kept}
         prepare = lambda path: self.sees(component).host(pixels(path))
         while self._kept and len(self._kept) + len(new) > _KEPT:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.gallery import Sample, digest
+from uso_jax.evaluation.gallery import Sample, file_digest
 from uso_jax.evaluation.metrics.base import Metric, Tools
 from uso_jax.evaluation.score_log import Failed, Result, Skipped
 
@@ -63,7 +63,7 @@ class Embeddings:
 
     def of(self, path: str, network: str | None = None) -> Vectors | None:
         """Give the embeddings of an image's faces by a network, or the first; None where nobody looked for faces."""
-        return self._found[network or self.networks[0]].get(digest(path))
+        return self._found[network or self.networks[0]].get(file_digest(path))
 
 
 def match(made: Vectors, wanted: Vectors) -> list[tuple[int, int, float]]:

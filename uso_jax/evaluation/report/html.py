@@ -31,7 +31,7 @@ _FILES = "report_files"
 _SMALL = 112  # images up to this are shown enlarged, without smoothing
 
 
-def gather(folder: pathlib.Path, names: Sequence[str] | None) -> list[dict[str, Any]]:
+def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[dict[str, Any]]:
     """Read the summaries of models, all in a folder or those that are named, with their figures by item.
 
     Raises:
@@ -61,7 +61,7 @@ def gather(folder: pathlib.Path, names: Sequence[str] | None) -> list[dict[str, 
     return found
 
 
-def write(
+def write_report(
     folder: pathlib.Path, benchmark: Benchmark, items: Sequence[EvalItem], models: Sequence[dict]
 ) -> pathlib.Path:
     """Write the report; give the page's path.
@@ -92,11 +92,11 @@ def write(
             published=benchmark.published, comparisons=compared, correlations=related, charts=drawn, items=shown,
             sheets=sheets, subsets=dict.fromkeys(subset_of.values()), total=len(items),
         )  # fmt: skip
-        atomic_files.write(folder / "report.csv", _csv(columns, models, benchmark))
+        atomic_files.write_file(folder / "report.csv", _csv(columns, models, benchmark))
         plain = [{name: value for name, value in told.items() if name != "figures"} for told in models]
         text = {"models": plain, "comparisons": compared, "correlations": related, "published": benchmark.published}
-        atomic_files.write(folder / "report.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
-        atomic_files.write(folder / "report.html", page)
+        atomic_files.write_file(folder / "report.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+        atomic_files.write_file(folder / "report.html", page)
     return folder / "report.html"
 
 

@@ -72,13 +72,13 @@ interpreted_splash = functools.partial(splash_attention, interpret=True)
 """The TPU kernel run step by step on any backend: how its numerics are tested without a TPU."""
 
 
-def block(length: int, most: int) -> int:
+def block_size(length: int, most: int) -> int:
     """Give the tokens of a block, whole lanes, so that the fewest blocks of at most `most` pad the least."""
     blocks = math.ceil(length / most)
     return math.ceil(length / blocks / _LANES) * _LANES
 
 
-def part(tokens: int) -> int:
+def part_size(tokens: int) -> int:
     """Give the tokens of a part of a block: of those that divide it into whole lanes, the nearest to 512 by ratio."""
     parts = (size for size in range(_LANES, tokens + 1, _LANES) if tokens % size == 0)
     return min(parts, key=lambda size: abs(math.log(size / _PART)))
@@ -90,7 +90,7 @@ def _local(q, k, v, key_valid, *, interpret: bool):
 
     b, num_queries, heads, _ = q.shape
     num_keys, width = k.shape[1], v.shape[-1]
-    queries, keys = block(num_queries, _QUERIES), block(num_keys, _KEYS)
+    queries, keys = block_size(num_queries, _QUERIES), block_size(num_keys, _KEYS)
     pad_q, pad_k = -num_queries % queries, -num_keys % keys
 
     def heads_first(x, pad):
@@ -108,12 +108,12 @@ def _local(q, k, v, key_valid, *, interpret: bool):
         head_shards=1,
         q_seq_shards=1,
         block_sizes=kernels.BlockSizes(
-            block_q=part(queries) if device_kind() in _FEW_QUERIES else queries,
+            block_q=part_size(queries) if device_kind() in _FEW_QUERIES else queries,
             block_kv=keys,
-            block_kv_compute=part(keys),
+            block_kv_compute=part_size(keys),
             block_q_dkv=queries,
             block_kv_dkv=keys,
-            block_kv_dkv_compute=part(keys),
+            block_kv_dkv_compute=part_size(keys),
             use_fused_bwd_kernel=True,
         ),
         interpret=interpret,

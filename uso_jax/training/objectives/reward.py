@@ -130,7 +130,7 @@ def score(
         decode = lambda z: autoencoder.decode(z, remat=config.remat_decoder)
         # A gradient keeps the latents of a tile, and decodes it again when its turn comes.
         side = config.tile // autoencoder.config.downscale
-        images = tiled_decoding.decode(jax.checkpoint(decode), latent, side) if config.tile else decode(latent)
+        images = tiled_decoding.decode_tiled(jax.checkpoint(decode), latent, side) if config.tile else decode(latent)
         return rewards.score(system, params, images, described)
 
     if config.blocks == 1:
