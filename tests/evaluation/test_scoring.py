@@ -42,12 +42,12 @@ def test_items_go_out_and_in(tmp_path):
     ("lines", "message"),
     [
         ([{"key": "a"}], "line 1 has no 'benchmark'"),
-        ([{"key": "a", "benchmark": "mico"}], "is of benchmark 'mico', not 'triplets'"),
+        ([{"key": "a", "benchmark": "mico"}], "benchmark 'mico', not 'triplets'"),
         ([{"key": "a", "benchmark": "triplets", "size": 3}], "unknown field 'size'"),
-        ([{"key": "a", "benchmark": "triplets", "prompt": 3}], "prompt is 3, which is of a wrong type"),
-        ([{"key": "../a", "benchmark": "triplets"}], "the key names a file below a folder"),
+        ([{"key": "a", "benchmark": "triplets", "prompt": 3}], "prompt is 3"),
+        ([{"key": "../a", "benchmark": "triplets"}], "'../a': the key"),
         ([{"key": "a", "benchmark": "triplets"}, {"key": "A", "benchmark": "triplets"}], "two items have the key 'a'"),
-        ([], "holds no items"),
+        ([], "no items"),
     ],
 )
 def test_wrong_items(tmp_path, lines, message):

@@ -236,11 +236,11 @@ def test_compiles_for_a_tpu():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e", "must be a chip and a size, such as v5e:4x4"),
-        ("v5e:0x4", "must be a chip and a size"),
+        ("v5e", "'v5e' must be .*, such as v5e:4x4"),
+        ("v5e:0x4", "'v5e:0x4' must be"),
         ("v9:2x2", "unknown chip 'v9'; known are v4, v5e, v5p, v6e, tpu7x and cpu"),
         ("v5e:4", "sizes of v5e have 2 numbers, such as v5e:2x2"),
-        ("cpu:99", "JAX sees 8 CPU devices; for more set XLA_FLAGS"),
+        ("cpu:99", "8 CPU devices; .* XLA_FLAGS"),
     ],
 )
 def test_topologies_that_make_no_sense(monkeypatch, name, message):
@@ -251,7 +251,7 @@ def test_topologies_that_make_no_sense(monkeypatch, name, message):
 
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs its compiler, libtpu; install it: pip install 'uso_jax\[tpu\]'"):
+    with pytest.raises(InputError, match=r"libtpu.*pip install 'uso_jax\[tpu\]'"):
         chips.find_slice("v5e:4x4")
 
 

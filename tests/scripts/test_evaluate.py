@@ -178,7 +178,7 @@ class Babbling:
 def judged(monkeypatch, vlm):
     from uso_jax.vlm import judges
 
-    monkeypatch.setattr(judges, "FakeVlm", lambda: vlm)
+    monkeypatch.setattr(judges, "FakeJudge", lambda: vlm)
 
 
 def test_judge_errors_are_listed_by_item_and_asked_again(tmp_path, weights, monkeypatch):
@@ -243,8 +243,8 @@ def test_generate_makes_what_is_missing(tmp_path, capsys):
         (["prepare", "nothing", "--data", ".", "--to", "x"], "unknown benchmark 'nothing'; known are uso_bench"),
         (["prepare", "mico", "--data", "gone", "--to", "x"], "--data gone does not exist; MICo-Bench needs the four"),
         (["prepare", "mico", "--data", ".", "--to", "x"], "mico_bench_object_centric.jsonl does not exist"),
-        (["prepare", "mini", "--data", "x", "--to", "x", "--option", "c=1"], "mini has no option 'c'; its options are"),
-        (["score", "mico", "--to", "gone"], "items.jsonl does not exist; prepare them first"),
+        (["prepare", "mini", "--data", "x", "--to", "x", "--option", "c=1"], "mini has no option 'c'"),
+        (["score", "mico", "--to", "gone"], "items.jsonl does not exist"),
         (["score", "mico", "--to", "x", "--model", "../m"], "--model '../m' names a folder in --to"),
     ],
 )
@@ -267,9 +267,9 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
         (["--metrics", "lpips", "--texts", "gone.json"], "gone.json is not readable JSON"),
         (
             ["--metrics", "lpips", "--judge", "gpt"],
-            "--judge 'gpt' is unknown; give MODEL@URL of an endpoint, fake or replay",
+            "--judge 'gpt' is unknown",
         ),
-        (["--metrics", "lpips", "--judge", "replay"], "holds the answers of 0 judges"),
+        (["--metrics", "lpips", "--judge", "replay"], "answers of one judge, not of 0"),
     ],
 )
 def test_mistakes_of_scoring(more, message, tmp_path, capsys):

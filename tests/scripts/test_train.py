@@ -83,7 +83,7 @@ def check_mistake(run, message, tmp_path):
         (["--config.seed=abc"], "flag --config.seed=abc: invalid literal for int() with base 10: 'abc'"),
         (
             ["--coordinator=localhost:1", "--process_id=0"],
-            "a run on several hosts needs --coordinator, --num_processes and --process_id together (or"
+            "needs --coordinator, --num_processes and --process_id together (or"
             " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)",
         ),
         (["--config=absent.py"], "[Errno 2] No such file or directory: 'absent.py'"),

@@ -31,7 +31,7 @@ def test_unknown_loss(tmp_path):
     with pytest.raises(InputError, match="'joint': unknown loss 'flow'; known are flow_matching, guidance"):
         check(config, tmp_path)
     with pytest.raises(InputError, match="unknown loss 'flow'"):
-        programs.build(config, jax.devices(), programs.Choices("train"))
+        programs.build_programs(config, jax.devices(), programs.Choices("train"))
 
 
 def test_weights_that_are_not_there(tmp_path):
@@ -61,7 +61,7 @@ def test_heads_that_the_mesh_cannot_share(tmp_path):
     with pytest.raises(InputError, match="2 attention heads do not divide by mesh axes"):
         check(config, tmp_path)
     with pytest.raises(InputError, match="2 attention heads do not divide by mesh axes"):
-        programs.build(config, jax.devices(), programs.Choices("train"))
+        programs.build_programs(config, jax.devices(), programs.Choices("train"))
 
 
 def test_a_stage_as_data_loads_no_training_stack():

@@ -52,16 +52,16 @@ def _prepare(args: argparse.Namespace) -> int:
     if not data.exists() and not args.benchmark.draws:
         raise InputError(f"--data {args.data} does not exist; {args.benchmark.title} needs {args.benchmark.data}")
     found = benchmarks.resized(args.benchmark.items(data, options), args.size, args.limit)
-    path = item.write(args.to, found)
+    path = item.write_items(args.to, found)
     print(f"Wrote {path}: {len(found)} items, {sum(one.num_images for one in found)} images.")
     return 0
 
 
 def _generate(args: argparse.Namespace) -> int:
-    items = item.read(args.to, args.benchmark.name)
+    items = item.read_items(args.to, args.benchmark.name)
     settings = {name: value for name in ("num_steps", "guidance") if (value := getattr(args, name)) is not None}
     folder = args.to / args.model / "images"
-    made, had = generation.make(items, folder, args.weights, settings, batch_size=args.batch_size)
+    made, had = generation.generate_images(items, folder, args.weights, settings, batch_size=args.batch_size)
     print(f"{folder}: {made} images made, {had} were finished.")
     return 0
 
@@ -70,18 +70,18 @@ def _score(args: argparse.Namespace) -> int:
     from uso_jax.evaluation import gallery, scoring, summary
     from uso_jax.evaluation.score_log import ScoreLog
 
-    items = item.read(args.to, args.benchmark.name)
-    metrics = scoring.choose(args.benchmark, args.metrics.split(",") if args.metrics else None)
+    items = item.read_items(args.to, args.benchmark.name)
+    metrics = scoring.choose_metrics(args.benchmark, args.metrics.split(",") if args.metrics else None)
     folder = args.to / args.model
     given = gather(args, folder)
     images = pathlib.Path(args.images or folder / "images").absolute()
-    found = gallery.look(images, items, any_size=args.any_size)
+    found = gallery.find_images(images, items, any_size=args.any_size)
     log = ScoreLog(folder / "scores.jsonl")
-    scores = scoring.score(metrics, items, found, log, given, batch_size=args.batch_size)
-    told = summary.summary(args.benchmark, args.model, items, found, scores, compat=args.compat)
+    scores = scoring.score_images(metrics, items, found, log, given, batch_size=args.batch_size)
+    told = summary.summarise(args.benchmark, args.model, items, found, scores, compat=args.compat)
     told["images"] = str(images)
     told["judge"] = judge_record(given)
-    summary.write(folder, told, args.benchmark, items, scores)
+    summary.write_summary(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
         interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
         print(f"{name:24} {cell['value']:8.3f}{interval}")
@@ -105,8 +105,8 @@ def _complete(told: dict, folder: pathlib.Path) -> int:
 def _report(args: argparse.Namespace) -> int:
     from uso_jax.evaluation.report import html
 
-    told = html.gather(args.to, args.models)
-    path = html.write(args.to, args.benchmark, item.read(args.to, args.benchmark.name), told)
+    told = html.read_summaries(args.to, args.models)
+    path = html.write_report(args.to, args.benchmark, item.read_items(args.to, args.benchmark.name), told)
     print(f"Wrote {path}")
     if incomplete := [one["model"] for one in told if not one["complete"]]:
         print(f"incomplete: {', '.join(incomplete)}", file=sys.stderr)
@@ -167,7 +167,7 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
     return Tools(
         networks=networks,
-        vlm=judges.of(args.judge, folder / "judge.jsonl") if args.judge else None,
+        vlm=judges.open_judge(args.judge, folder / "judge.jsonl") if args.judge else None,
         faces=faces.Embeddings.read(args.faces) if args.faces else None,
         reader=ocr.Reader.read(args.texts) if args.texts else None,
         prompts=_prompts(args.judge_prompts, vlm_prompts.TEXTS) if args.judge_prompts else {},

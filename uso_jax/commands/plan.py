@@ -48,16 +48,16 @@ def _run(argv: list[str]) -> None:
     if _TABLE.value:
         print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
         return
-    config, where = from_config_dict(_CONFIG.value), chips.find(_TOPOLOGY.value)
+    config, where = from_config_dict(_CONFIG.value), chips.find_slice(_TOPOLOGY.value)
     choices = programs.Choices(
         _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
     )
     with tqdm(bar_format="{desc} [{elapsed}]") as bar:
         if _SEARCH.value:
-            report, largest = planner.search(config, where, choices, bar.set_description_str)
+            report, largest = planner.find_largest_batch(config, where, choices, bar.set_description_str)
             reports = [report]
         else:
-            reports = planner.plan(config, where, choices, bar.set_description_str)
+            reports = planner.plan_programs(config, where, choices, bar.set_description_str)
     print("\n".join(map(plan_words.describe, reports)))
     if _SEARCH.value:
         print(f"  largest batch    {largest}" if largest else "  not even the smallest batch fits")
@@ -79,6 +79,6 @@ def _read(name: str) -> list[planner.Report]:
 def _write(path: pathlib.Path, reports: list[planner.Report]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(path, json.dumps(reports, indent=2) + "\n")
+        atomic_files.write_file(path, json.dumps(reports, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write --json {path}: {error.strerror}") from error

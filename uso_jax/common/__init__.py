@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every package may use: errors, whole files, JSON files, progress bars, the --config flag."""
+"""Shared basics: errors, atomic file writes, JSON files, progress bars and the --config flag."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there as a whole or not at all."""
+"""Atomic file writes: a file is replaced completely or not at all."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from uso_jax.common.errors import InputError
 
 
 def write_file(path: pathlib.Path, data: bytes | str) -> None:
-    """Write a file beside its place, then move it there; after an error what was there is untouched.
+    """Write a file atomically; if this fails, an existing file is unchanged.
 
     Raises:
-      OSError: it could not be written.
+      OSError: the file cannot be written.
     """
     with beside(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -22,7 +22,7 @@ def write_file(path: pathlib.Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give a path beside a file's place to write to, which is moved there unless an error comes."""
+    """Yield a temporary path in the same directory; on success, it is renamed to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -33,7 +33,7 @@ def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def explained(what: pathlib.Path | str, remedy: str) -> Iterator[None]:
-    """Make of an OSError the user's sentence: what cannot be written, why, and what to do."""
+    """Convert an OSError inside the block to an InputError that names `what`, the reason and the `remedy`."""
     try:
         yield
     except OSError as error:

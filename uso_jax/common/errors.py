@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions a user is meant to read."""
+"""Exceptions whose messages are written for users."""
 
 import os
 import sys
@@ -9,17 +9,17 @@ from functools import wraps
 
 
 class InputError(ValueError):
-    """A mistake the user can mend: one clear sentence that names the thing and the remedy."""
+    """An error caused by user input; the message names the offending value and how to fix it."""
 
 
 class BadExample(InputError):
-    """One example of a data set cannot be read; a run may be told to leave out a few (config.data.max_errors)."""
+    """An example of a data set that cannot be read. Training skips up to config.data.max_errors of them."""
 
 
 def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's `main`: an `InputError` becomes one line on stderr and exit code 2, without a traceback.
 
-    A reader that has seen enough, such as `head`, ends it quietly.
+    A closed stdout, as from `| head`, exits with code 1 and no message.
     """
 
     @wraps(main)
@@ -34,7 +34,9 @@ def exit_cleanly(main: Callable) -> Callable:
         except BrokenPipeError:
             if not _reader_left():
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # avoids an error when Python flushes at exit
             sys.exit(1)
 
     return wrapped

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars with rate and remaining time: alive on a terminal, now and then in a log."""
+"""Progress bars with rate and remaining time; they refresh rarely when stderr is not a terminal."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-_LOG_SECONDS = 10.0  # between two states of a bar that nobody watches; TQDM_MININTERVAL sets another
+_LOG_SECONDS = 10.0  # minimum interval between updates in a log; TQDM_MININTERVAL overrides it
 
 
 def bar(iterable: Iterable | None = None, desc: str | None = None, **settings: Any) -> tqdm:
-    """Make a bar on stderr; arguments are tqdm's."""
+    """Create a progress bar on stderr. Takes tqdm's arguments."""
     settings.setdefault("dynamic_ncols", True)
     if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
         settings.setdefault("mininterval", _LOG_SECONDS)

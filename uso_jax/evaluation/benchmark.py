@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A benchmark as data: how its items are prepared, which metrics judge them, which columns its table has.
+"""A benchmark as data: how its items are prepared, which metrics score them, and the columns of its table.
 
-Each is one file in `benchmarks`, with a `BENCHMARK` in it.
+Each benchmark is one file in `benchmarks` that defines `BENCHMARK`.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ class Column:
 
     Attributes:
       name: as published.
-      figures: of items; the values of several are pooled.
-      subsets: of the items that count; () all.
-      by: "" is the mean over items; "subset" or the name of an entry of meta is the mean over groups of their means.
-      combine: names of columns before this one, whose mean it is; it then has no figures.
-      higher_is_better: None where a figure is neither good nor bad.
-      scale: a factor of what is shown.
-      digits: behind the point.
-      iqr: in compat, values beyond 1.5 interquartile ranges are left out first; the median, if that is over half.
+      figures: names of item figures to average; the values of several figures are pooled.
+      subsets: subsets to include; () includes all.
+      by: "" averages over items; "subset" or a key of `meta` averages the means of groups.
+      combine: names of earlier columns to average; the column then has no figures.
+      higher_is_better: None if the figure is neither good nor bad.
+      scale: factor applied to the values.
+      digits: decimals shown.
+      iqr: with --compat, drop values beyond 1.5 interquartile ranges first; use the median if fewer than half remain.
     """
 
     name: str
@@ -53,21 +53,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that one benchmark is.
+    """The definition of a benchmark.
 
     Attributes:
-      name, title, source: the last says where its protocol is published.
-      prepare: (folder of the data, options) -> items.
-      metrics: that judge an image.
-      columns: of its table.
-      derive: (item, figures of one image, compat) -> figures that follow from them, such as a product.
-      published: figures of models by column, in the protocol's own scale.
-      published_source: where they stand.
-      ours: what the public protocol leaves open, and what is done here; it stands in every report.
-      options: names and meanings of what `prepare` takes besides the folder, with defaults.
-      data: what the folder must hold, in a sentence.
-      draws: the folder is filled by `prepare`, and need not exist.
-      scatter: the two columns that the report plots models by; () those that most models have.
+      name: on the command line and in result files.
+      title: in reports.
+      source: where the protocol is published.
+      prepare: (data folder, options) -> items.
+      metrics: applied to every image.
+      columns: of the table.
+      derive: (item, figures of one image, compat) -> derived figures, such as a product.
+      published: published results, model -> column -> value, in the protocol's scale.
+      published_source: where they are published.
+      ours: choices made here where the public protocol is undefined; printed in every report.
+      options: further arguments of `prepare`.
+      data: what the data folder must contain, as a phrase.
+      draws: `prepare` fills the data folder, so it need not exist.
+      scatter: the two columns of the report's scatter plot; () picks the pair that most models have.
     """
 
     name: str
@@ -86,21 +88,25 @@ class Benchmark:
     scatter: tuple[str, ...] = ()
 
     def items(self, data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-        """Prepare items, with options checked and filled in.
+        """Prepare the items; missing options take their defaults.
 
         Raises:
-          InputError: an option is unknown, or the data are not as they must be.
+          InputError: an option is unknown, or the data folder is invalid.
         """
         if unknown := options.keys() - self.options.keys():
             known = ", ".join(self.options) or "none"
-            raise InputError(f"{self.name} has no option {min(unknown)!r}; its options are {known}")
+            raise InputError(f"{self.name} has no option {min(unknown)!r}; known options: {known}")
         return self.prepare(data, {name: default for name, (default, _) in self.options.items()} | dict(options))
 
 
 def by_name(name: str) -> Benchmark:
-    """Give a benchmark."""
+    """Return a benchmark.
+
+    Raises:
+      InputError: the name is unknown.
+    """
     if name not in NAMES:
-        raise InputError(f"unknown benchmark {name!r}; known are {', '.join(NAMES)}")
+        raise InputError(f"unknown benchmark {name!r}; known benchmarks: {', '.join(NAMES)}")
     return importlib.import_module(f"uso_jax.evaluation.benchmarks.{name}").BENCHMARK
 
 
@@ -108,35 +114,48 @@ def by_name(name: str) -> Benchmark:
 
 
 def images(folder: pathlib.Path, what: str) -> list[str]:
-    """List the images of a folder in the order of their names.
+    """Return the paths of the images in a folder, sorted by name.
 
     Raises:
-      InputError: it has none; `what` says what they would be.
+      InputError: there are none; `what` describes the expected images.
     """
     found = sorted(str(path) for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise InputError(f"{folder} has no images, but must hold {what}")
+        raise InputError(f"{folder} has no images; it must contain {what}")
     return found
 
 
 def text_lines(path: pathlib.Path, what: str) -> list[str]:
-    """Read the lines of a text file that are not empty."""
+    """Return the non-empty lines of a text file, stripped.
+
+    Raises:
+      InputError: the file is unreadable or empty; `what` describes the expected lines.
+    """
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}), but must hold {what}") from error
+        raise InputError(f"cannot read {path} ({error}); it must contain {what}") from error
     if not found:
-        raise InputError(f"{path} is empty, but must hold {what}")
+        raise InputError(f"{path} is empty; it must contain {what}")
     return found
 
 
 def slug(text: str) -> str:
-    """Give a name that is fit for a file."""
+    """Return `text` as a valid file name."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "x"
 
 
 def resized(items: Sequence[EvalItem], size: int | None, limit: int | None) -> list[EvalItem]:
-    """Give items with another long side (0: the model's own size), and the first `limit` of each subset."""
+    """Return items rescaled and limited.
+
+    Args:
+      items: the items.
+      size: long side in pixels; 0 uses the model's default size, None keeps the items' sizes.
+      limit: keep the first `limit` items of each subset; None keeps all.
+
+    Raises:
+      InputError: `size` is negative.
+    """
     if size is not None and size < 0:
         raise InputError(f"--size must not be negative, not {size}")
     found, counts = [], {}
@@ -150,6 +169,6 @@ def resized(items: Sequence[EvalItem], size: int | None, limit: int | None) -> l
 
 
 def published(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> dict[str, Values]:
-    """Give figures of models by column; None where a model has none."""
+    """Return model -> column -> value from rows of values; None marks a missing value."""
     pairs = {model: zip(columns, values, strict=True) for model, values in rows.items()}
     return {model: {name: value for name, value in found if value is not None} for model, found in pairs.items()}

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The images that some model made of a benchmark's items, and what is wrong with them.
+"""A model's images of a benchmark's items, and the problems found with them.
 
-Image j of item KEY is FOLDER/KEY_j.png; where an item has one image, FOLDER/KEY.png will do. jpg, jpeg and webp are
-read too.
+Image j of item KEY is FOLDER/KEY_j.png, or FOLDER/KEY.png if the item has one image. Extensions jpg, jpeg and webp work
+too.
 """
 
 import functools
@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of an item that can be judged; `sha256` is of its file."""
+    """A valid image of an item; `sha256` is the digest of its file."""
 
     item: EvalItem
     number: int
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass
 class Gallery:
-    """What a folder holds: samples, what is wrong by (key, number), and files that nobody asked for."""
+    """The contents of an image folder: valid samples, problems by (key, number), and files no item asks for."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -50,7 +50,11 @@ class Gallery:
 
 @functools.lru_cache(maxsize=128)
 def pixels(path: str) -> Pixels:
-    """Read an image; a few are kept, since several networks look at each."""
+    """Return the pixels of an image file, read-only. The most recent ones are cached, because several metrics use them.
+
+    Raises:
+      BadExample: the file cannot be decoded.
+    """
     image = decode.decode_image(pathlib.Path(path), what=f"image {path!r}")
     image.flags.writeable = False
     return image
@@ -58,25 +62,25 @@ def pixels(path: str) -> Pixels:
 
 @functools.lru_cache(maxsize=100_000)
 def file_digest(path: str) -> str:
-    """Give the SHA-256 of a file, once a process."""
+    """Return the SHA-256 of a file in hex; cached per process."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
-    """Find the images of items and check what their headers say; `unreadable` decodes one.
+    """Find the images of items and check their headers; `unreadable` also decodes one.
 
     Args:
-      folder: where the images are.
-      items: what was asked for.
-      any_size: take images of another size than the item's; by default such an image is a problem.
+      folder: contains the images.
+      items: the expected items.
+      any_size: accept images whose size differs from the item's; by default this is a problem.
 
     Raises:
       InputError: the folder does not exist.
     """
     folder, found = pathlib.Path(folder), Gallery()
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder of images; make them with generate, or name one with --images")
+        raise InputError(f"{folder} is not a folder of images; run the stage generate, or pass a folder with --images")
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
     files = {
         name: p for name, p in files.items() if not any(part.startswith(".") for part in p.relative_to(folder).parts)
@@ -98,25 +102,25 @@ def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_si
 
 
 def unreadable(sample: Sample) -> str:
-    """Say why an image cannot be decoded, such as one that was written by half; "" where it can."""
+    """Return why an image cannot be decoded, for example because it is truncated, or "" if it can."""
     try:
-        sample.pixels  # noqa: B018 (it is kept for the metrics)
+        sample.pixels  # noqa: B018 (fills the cache for the metrics)
     except BadExample as error:
         return str(error)
     return ""
 
 
 def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any_size: bool) -> str:
-    """Say why an item's image cannot be judged; "" where it can."""
+    """Return the problem of an item's image, or "" if it is valid."""
     if not names:
         return "the image is missing"
     if len(names) > 1:
-        return f"there are several images: {', '.join(names)}"
+        return f"there are several files for the image: {', '.join(names)}"
     try:
         height, width = decode.image_size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)
     if not any_size and 0 not in wanted and (width, height) != wanted:
-        return f"the image is {width} x {height}, not {one.width} x {one.height}"
+        return f"the image is {width} x {height}; expected {one.width} x {one.height}"
     return ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Making a benchmark's images with a USO: those that are finished are not made again."""
+"""Generating a benchmark's images with USO. Images that exist are not generated again."""
 
 import itertools
 import pathlib
@@ -16,19 +16,22 @@ from uso_jax.inference.pipeline import USOPipeline
 def generate_images(
     items: Sequence[EvalItem], folder: pathlib.Path, weights: str, settings: Mapping[str, Any], *, batch_size: int = 1
 ) -> tuple[int, int]:
-    """Make FOLDER/KEY_j.png of every item; give how many were made now, and how many were there.
+    """Generate FOLDER/KEY_j.png for every item; return the number of new images and of existing ones.
 
     Args:
-      items: what to make; a size of 0 is the weights' own.
-      folder: of the images.
+      items: a width or height of 0 uses the default of the weights.
+      folder: receives the images.
       weights: a weights directory, or "mini".
-      settings: arguments of USOPipeline.request for all images, such as num_steps.
-      batch_size: images at once.
+      settings: arguments of USOPipeline.request shared by all images, such as num_steps.
+      batch_size: images per batch.
+
+    Raises:
+      InputError: the weights or a reference image cannot be read.
     """
     pipe = USOPipeline.from_weights(weights)
     made = had = 0
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)
-    with progress.bar(total=sum(one.num_images for one in items), desc="drawing", unit="image") as bar:
+    with progress.bar(total=sum(one.num_images for one in items), desc="generating", unit="image") as bar:
         for (without, seed, count), group in itertools.groupby(sorted(items, key=alike), alike):
             job = jobs.Job(
                 save_path=folder,

@@ -1,9 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One item of a benchmark: what is asked for, and what an image of it is compared with.
+"""Benchmark items: what to generate, and what to compare it with.
 
-A benchmark's items are lines of JSON in items.jsonl, the form that all stages share. Paths there may be relative to
-that file.
+All stages share one file of items, items.jsonl, with one JSON object per line. Paths may be relative to that file.
 """
 
 import json
@@ -23,18 +22,21 @@ FILE = "items.jsonl"
 
 @dataclass(frozen=True)
 class EvalItem:
-    """What one or several images are made of and judged by.
+    """One item of a benchmark.
 
     Attributes:
-      key: names the item and its images' files; it may have folders, and is unique in a benchmark.
-      benchmark, subset: where it belongs, such as "omnicontext", "single_character".
-      prompt: "" restyles the content image and keeps its layout.
-      content_refs, style_refs: paths of reference images, in order.
-      target: path of the true image, where the protocol has one.
-      num_images: images to make, with seeds one apart.
-      seed: of the first image; None leaves it to the generator.
-      width, height: of an image; 0 leaves it to the model.
-      meta: what a benchmark's own metrics read.
+      key: unique name of the item and stem of its image files; may contain folders.
+      benchmark: name of the benchmark, such as "omnicontext".
+      subset: part of the benchmark, such as "single_character".
+      prompt: "" restyles the content image and preserves its layout.
+      content_refs: paths of content images, in order.
+      style_refs: paths of style images, in order.
+      target: path of the ground-truth image, if the protocol has one.
+      num_images: number of images to generate; seeds are consecutive.
+      seed: seed of the first image; None leaves the choice to the generator.
+      width: in pixels; 0 uses the model's default.
+      height: in pixels; 0 uses the model's default.
+      meta: further values for the benchmark's metrics.
     """
 
     key: str
@@ -54,13 +56,13 @@ class EvalItem:
         where = f"item {self.key!r}"
         inside = self.key and not os.path.isabs(self.key) and not re.search(r"(^|/)\.|[\\\0]|//|/$", self.key)
         if not inside:
-            raise InputError(f"{where}: the key names a file below a folder, so it has neither '..' nor a leading '/'")
+            raise InputError(f"{where}: the key must be a relative path without '..' or hidden names")
         if self.num_images < 1 or self.width < 0 or self.height < 0:
-            raise InputError(f"{where}: num_images must be positive, width and height not negative")
+            raise InputError(f"{where}: num_images must be positive, and width and height must not be negative")
 
     @property
     def references(self) -> list[str]:
-        """All images that the item names: references, the target, and those in meta that metrics compare with."""
+        """Paths of all images of the item: references, target, and those in `meta` that metrics compare with."""
         named = [*self.content_refs, *self.style_refs, *([self.target] if self.target else [])]
         return list(dict.fromkeys([*named, *self.meta.get("subject_images", ()), *self.meta.get("image_files", ())]))
 
@@ -73,39 +75,39 @@ _TYPES = {
 
 
 def parse_item(values: Mapping[str, Any], where: str) -> EvalItem:
-    """Check one item from JSON; `where` names it.
+    """Return the item that a JSON object describes; `where` names it in errors.
 
     Raises:
-      InputError: a field is unknown, missing or of a wrong type.
+      InputError: a field is unknown, missing or has the wrong type.
     """
     if unknown := values.keys() - {f.name for f in fields(EvalItem)}:
-        raise InputError(f"{where}: unknown field {min(unknown)!r}; known are {', '.join(_TYPES)}")
+        raise InputError(f"{where}: unknown field {min(unknown)!r}; known fields: {', '.join(_TYPES)}")
     for name in ("key", "benchmark"):
         if name not in values:
             raise InputError(f"{where} has no {name!r}; add it")
     for name, value in values.items():
         lists = isinstance(value, list) and not all(isinstance(path, str) for path in value)
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool) or lists:
-            raise InputError(f"{where}: {name} is {value!r}, which is of a wrong type")
+            raise InputError(f"{where}: {name} is {value!r}, which has the wrong type; see docs/evaluate.md")
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return EvalItem(**{**values, **lists})
 
 
 def read_items(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
-    """Read the items that `prepare` wrote, with absolute paths.
+    """Return the items in `folder`/items.jsonl with absolute paths.
 
     Raises:
-      InputError: there are none, a line is wrong, two share a key, or they are of another benchmark.
+      InputError: the file is missing or empty, a line is invalid or belongs to another benchmark, or a key repeats.
     """
     path = pathlib.Path(folder, FILE)
     found = []
     for number, values in read_json_lines(
-        path, f"prepare them first: python scripts/evaluate.py prepare {benchmark} --to ..."
+        path, f"run the stage prepare first: python scripts/evaluate.py prepare {benchmark} --to ..."
     ):
         one = parse_item(values, f"{path} line {number}")
         if one.benchmark != benchmark:
             raise InputError(
-                f"{path} line {number}: item {one.key!r} is of benchmark {one.benchmark!r}, not {benchmark!r}"
+                f"{path} line {number}: item {one.key!r} belongs to benchmark {one.benchmark!r}, not {benchmark!r}"
             )
         found.append(_absolute(one, path.parent))
     check_items(found, str(path))
@@ -113,21 +115,25 @@ def read_items(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
 
 
 def check_items(items: Sequence[EvalItem], where: str) -> None:
-    """Refuse a list without items, or with two whose images would have one name."""
+    """Check that there are items and that their image files cannot collide.
+
+    Raises:
+      InputError: the list is empty, or two keys are equal, ignoring case.
+    """
     if not items:
-        raise InputError(f"{where} holds no items; check what it was prepared from")
+        raise InputError(f"{where} has no items; check the data folder that it was prepared from")
     seen: dict[str, str] = {}
     for one in items:
         if (first := seen.setdefault(one.key.casefold(), one.key)) != one.key or seen.get(key := f"\0{one.key}"):
-            raise InputError(f"{where}: two items have the key {first!r}; keys must differ, whatever their case")
+            raise InputError(f"{where}: two items have the key {first!r}; keys must be unique, ignoring case")
         seen[key] = one.key
 
 
 def write_items(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathlib.Path:
-    """Write items.jsonl, whole or not at all; every image that an item names must be there.
+    """Write `folder`/items.jsonl atomically and return its path.
 
     Raises:
-      InputError: two items share a key, an image is missing, or the file cannot be written.
+      InputError: there are no items, a key repeats, a referenced image is missing, or the file cannot be written.
     """
     items, path = list(items), pathlib.Path(folder, FILE)
     check_items(items, str(path))

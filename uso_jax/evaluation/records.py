@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A data set's records: lines of JSON or a JSON list beside images, or parquet with the images inside.
+"""Records of a benchmark's data: JSON lines or a JSON list with image files, or parquet with embedded images.
 
-Images inside parquet are written to files beside it, in `images_of_parquet`, once.
+Images embedded in parquet are extracted once, to the folder `images_of_parquet` beside the file.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ _EXTRACTED = "images_of_parquet"
 
 
 def read_records(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give (where it stands, record) of a .jsonl, .json or .parquet file, or of all such files of a folder.
+    """Yield (location, record) from a .jsonl, .json or .parquet file, or from all files of one type in a folder.
 
     Raises:
-      InputError: there is none; `remedy` says what there should be.
+      InputError: there is no such file, or it is damaged; `remedy` describes the expected data.
     """
     if path.is_dir():
         for suffix in ("*.jsonl", "*.parquet", "*.json"):
@@ -32,7 +32,7 @@ def read_records(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[st
                 for file in files:
                     yield from read_records(file, remedy)
                 return
-        raise InputError(f"{path} holds no .jsonl, .parquet or .json file; {remedy}")
+        raise InputError(f"{path} has no .jsonl, .parquet or .json file; {remedy}")
     if path.suffix == ".parquet":
         yield from _parquet(path)
     elif path.suffix == ".jsonl":
@@ -63,7 +63,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _extracted(value: Any, folder: pathlib.Path) -> Any:
-    """Write images of a cell to files and give their paths in place of them."""
+    """Replace the images in a cell by the paths of extracted files."""
     if isinstance(value, list):
         return [_extracted(one, folder) for one in value]
     if not (isinstance(value, dict) and isinstance(value.get("bytes"), bytes)):
@@ -78,13 +78,13 @@ def _extracted(value: Any, folder: pathlib.Path) -> Any:
 
 
 def image_paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
-    """Give paths that are relative to a folder; every file must be there.
+    """Return image paths from a record, resolved relative to a folder.
 
     Raises:
-      InputError: it is no list of paths, or a file is missing.
+      InputError: `values` is not a list of paths, or a file is missing; `where` names the record.
     """
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-        raise InputError(f"{where}: {values!r} is no list of image paths")
+        raise InputError(f"{where}: {values!r} is not a list of image paths")
     found = tuple(os.path.join(folder, value) for value in values)
     for file in found:
         if not os.path.isfile(file):
@@ -93,10 +93,16 @@ def image_paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...
 
 
 def text_field(record: Mapping[str, Any], names: Sequence[str], where: str, *, empty: bool = False) -> str:
-    """Give the first of several fields that a record has, as text.
+    """Return the first of several fields that a record has, as text.
+
+    Args:
+      record: the record.
+      names: names of the field, in order of preference.
+      where: names the record in errors.
+      empty: accept an empty text.
 
     Raises:
-      InputError: it has none of them.
+      InputError: the record has none of the fields.
     """
     for name in names:
         value = record.get(name)
@@ -104,4 +110,4 @@ def text_field(record: Mapping[str, Any], names: Sequence[str], where: str, *, e
             value = str(value)
         if isinstance(value, str) and (value or empty):
             return value
-    raise InputError(f"{where} has no {' or '.join(map(repr, names))}; correct it")
+    raise InputError(f"{where} has no {' or '.join(map(repr, names))}; add it")

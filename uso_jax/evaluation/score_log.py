@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of every image already: a file that only grows, so that nothing is judged twice after a kill.
+"""scores.jsonl, an append-only log of results, so that an interrupted run never scores an image twice.
 
-A line is what one metric says of one image:
+A line is the result of one metric for one image:
 
     {"key": ..., "number": 0, "metric": "clip_i", "of": "<digest>", "values": {"clip_i": 0.71}}
 
-or, in place of `values`, "skipped" with a reason that no repetition would change (no face is seen), or "failed" with
-one that it may (the judge did not answer), which the next run tries again. `of` is a digest of everything that the
-value depends on: the image, the item with its references, the metric with its networks. A line whose digest no
-longer fits does not count. The last line of a file that a kill cut short is dropped.
+Instead of `values` it may have "skipped" with a permanent reason (no face detected) or "failed" with a transient one
+(the judge did not answer), which the next run retries. `of` is a digest of everything the result depends on: the image,
+the item with its references, and the metric with its networks. Lines with an outdated digest are ignored. An incomplete
+last line is dropped.
 """
 
 import json
@@ -25,14 +25,14 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that a metric has no value for, whenever it is asked."""
+    """The metric has no value for this image, permanently."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """An image that a metric should have a value for, and has not this time."""
+    """The metric should have a value for this image but failed; the next run retries."""
 
     reason: str
 
@@ -41,7 +41,11 @@ Result = Values | Skipped | Failed
 
 
 class ScoreLog:
-    """The lines of scores.jsonl, by (key, number, metric)."""
+    """Results by (key, number, metric), backed by scores.jsonl.
+
+    Raises:
+      InputError: the file cannot be read or a line is damaged.
+    """
 
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
@@ -52,7 +56,7 @@ class ScoreLog:
             if len(whole) < len(data):
                 os.truncate(self.path, len(whole))
         except OSError as error:
-            raise InputError(f"{self.path} cannot be read ({error.strerror}); check its permissions") from error
+            raise InputError(f"cannot read {self.path} ({error.strerror}); check its permissions") from error
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._add(json.loads(line))
@@ -60,12 +64,16 @@ class ScoreLog:
                 raise InputError(f"{self.path} line {number} is damaged ({error!r}); remove that line") from error
 
     def get(self, name: tuple[str, int], metric: str, of: str) -> Result | None:
-        """Give what a metric said of an image, if it was asked with the same `of`."""
+        """Return a metric's result for an image (key, number), or None if there is none with the digest `of`."""
         found = self._lines.get((*name, metric))
         return found[1] if found is not None and found[0] == of else None
 
     def append(self, metric: str, entries: Sequence[tuple[tuple[str, int], str, Result]]) -> None:
-        """Add what a metric says of images, (name, of, result); it is on disk when this returns."""
+        """Append results (name, of, result) of a metric; they are on disk when this returns.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
         lines = []
         for (key, number), of, result in entries:
             line = {"key": key, "number": number, "metric": metric, "of": of}
@@ -84,7 +92,7 @@ class ScoreLog:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}; free some space and run it again") from error
+            raise InputError(f"cannot write {self.path}: {error.strerror}; free disk space and run again") from error
         for line in lines:
             self._add(line)
 

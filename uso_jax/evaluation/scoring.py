@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judging a model's images: every metric on every image that is not judged yet."""
+"""Scoring a model's images: every metric on every image that has no current result."""
 
 import hashlib
 import itertools
@@ -18,20 +18,21 @@ from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure
 from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
 
 Name = tuple[str, int]
-_WHOLE: Name = ("", 0)  # in the log: what is said of all images together
+_WHOLE: Name = ("", 0)  # name in the log of results for the set of all images
 
 
 @dataclass
 class Scores:
-    """What is known of a model's images.
+    """All results for a model's images.
 
     Attributes:
-      figures: by image, (key, number).
-      whole: figures of all images together.
-      skipped, failed: (metric, key, number, reason).
-      requested: images that each metric was to judge, those that are missing included.
-      scored: images that each metric has values of.
-      identities: what each metric's values depend on.
+      figures: values by image, (key, number).
+      whole: values for the set of all images.
+      skipped: (metric, key, number, reason).
+      failed: (metric, key, number, reason).
+      requested: metric -> number of images to score, including missing ones.
+      scored: metric -> number of images with values.
+      identities: metric -> what its values depend on, such as network fingerprints.
     """
 
     figures: dict[Name, dict[str, float]] = field(default_factory=dict)
@@ -44,11 +45,15 @@ class Scores:
 
 
 def choose_metrics(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
-    """Give the benchmark's metrics, or those of them that are named."""
+    """Return the named metrics of a benchmark, or all if `names` is empty.
+
+    Raises:
+      InputError: the benchmark has no metric of that name.
+    """
     known = {metric.name: metric for metric in benchmark.metrics}
     for name in names or ():
         if name not in known:
-            raise InputError(f"--metrics: {benchmark.name} has no metric {name!r}; it has {', '.join(known)}")
+            raise InputError(f"--metrics: {benchmark.name} has no metric {name!r}; known metrics: {', '.join(known)}")
     return [known[name] for name in (names or known)]
 
 
@@ -62,13 +67,22 @@ def score_images(
     batch_size: int = 32,
     make: Callable[[Metric, Tools], Measure | WholeMeasure] = base.make_measure,
 ) -> Scores:
-    """Judge what is not judged yet, and give all that is known.
+    """Score images without a current result and return all results.
 
-    What has been judged is on disk after every batch, so a run that is killed goes on where it was. An image that
-    cannot be decoded moves from the gallery's samples to its problems.
+    Results are on disk after every batch, so an interrupted run continues where it stopped. Images that cannot be
+    decoded move from the gallery's samples to its problems.
+
+    Args:
+      metrics: the metrics to apply.
+      items: all items of the benchmark.
+      gallery: the model's images.
+      log: earlier results; new ones are appended.
+      tools: networks, judge and files that metrics need.
+      batch_size: images per batch.
+      make: builds the measure of a metric.
 
     Raises:
-      InputError: a metric cannot be made, before anything is judged.
+      InputError: a metric cannot be built; this is checked before scoring starts.
     """
     measures = {metric.name: (metric, make(metric, tools)) for metric in metrics}
     found = Scores(identities={name: dict(measure.identity) for name, (_, measure) in measures.items()})
@@ -87,7 +101,7 @@ def score_images(
                 known = [log.get(s.name, name, digests[name, s.name]) for s in asked]
                 again = [result is None or isinstance(result, Failed) for result in known]
                 waiting[name] = list(itertools.compress(asked, again))
-            # What has been judged was read, and is not decoded again.
+            # Images with results were decoded before and are not decoded again.
             new = {s.name: s for asked in waiting.values() for s in asked}
             bad = {name: reason for name, s in new.items() if (reason := unreadable(s))}
             gallery.problems |= bad
@@ -107,7 +121,7 @@ def score_images(
 
 
 def _judge(pair: tuple[Metric, Measure], asked: Sequence[Sample], log: ScoreLog, digests: Mapping) -> None:
-    """Ask a metric about samples, and keep what it says."""
+    """Apply a metric to samples and log the results."""
     metric, measure = pair
     if asked:
         results = measure(asked)
@@ -142,7 +156,7 @@ def _add(found: Scores, metric: str, name: Name, result: Result | None) -> None:
         case Failed(reason):
             found.failed.append((metric, *name, reason))
         case None:
-            raise AssertionError(f"{metric} said nothing of {name}")
+            raise AssertionError(f"{metric} has no result for {name}")
         case _:
             found.figures.setdefault(name, {}).update(result)
             found.scored[metric] = found.scored.get(metric, 0) + 1

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Is one model better than another? Paired tests over items that both have, and metrics against the known truth.
+"""Significance of differences between models, and correlation of learned metrics with exact ones.
 
-Differences are taken item by item, so what makes an item hard for both does not count. p is Wilcoxon's signed-rank
-test, two-sided, with Holm's correction over the columns of a pair of models.
+Models are compared on the items that both have, by paired differences. p values are from the two-sided Wilcoxon
+signed-rank test with Holm's correction over the columns of a pair of models.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from scipy import stats
 
 from uso_jax.evaluation.benchmark import Benchmark
 
-TRUTH = "truth_"  # figures that start so are not learned
+TRUTH = "truth_"  # prefix of exact figures, which no network computes
 _RESAMPLES = 1000
 ItemFigures = Mapping[str, Mapping[str, float]]  # item key -> figure -> value
 
@@ -23,12 +23,16 @@ ItemFigures = Mapping[str, Mapping[str, float]]  # item key -> figure -> value
 def compare(
     benchmark: Benchmark, models: Mapping[str, ItemFigures], subset_of: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Compare all pairs of models on every column that has figures of its own.
+    """Compare all pairs of models on every column with figures.
 
     Args:
-      benchmark: whose columns.
-      models: by name, the figures of items.
-      subset_of: the subset of every item.
+      benchmark: defines the columns.
+      models: model -> item key -> figure -> value.
+      subset_of: item key -> subset.
+
+    Returns:
+      For each pair, {"first", "second", "rows"} as JSON; a row is the result of `difference`, with the corrected p,
+      the column and the name of the better model, or None.
     """
     found = []
     for first, second in itertools.combinations(models, 2):
@@ -55,7 +59,7 @@ def compare(
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Give the mean difference of paired values, its bootstrap interval, p, and how often either is higher."""
+    """Return the mean of first - second over pairs, its 95 % bootstrap interval, p, and how often each is higher."""
     found = first - second
     drawn = np.random.default_rng(20_25).integers(len(found), size=(_RESAMPLES, len(found)))
     low, high = np.quantile(found[drawn].mean(axis=1), (0.025, 0.975))
@@ -72,7 +76,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Correct p values of several tests, so that one wrong alarm among all is as rare as one test's."""
+    """Return p values adjusted by Holm's method, which bounds the family-wise error rate."""
     corrected, worst = [0.0] * len(ps), 0.0
     for rank, number in enumerate(np.argsort(ps)):
         worst = max(worst, min(1.0, (len(ps) - rank) * ps[number]))
@@ -81,10 +85,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def correlations(models: Mapping[str, ItemFigures], subset_of: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Give Spearman's rank correlation of every learned figure with every true one, by subset.
+    """Return Spearman's rank correlation of every learned figure with every exact one, by subset.
 
-    `within` is the mean over models of the correlation among one model's images, `all` that among all models'
-    together, which also says whether a metric tells good models from bad ones.
+    `within` is the mean over models of the correlation among one model's items. `all` is the correlation among the
+    items of all models, which also measures whether a metric separates good models from bad ones.
     """
     pairs: dict[tuple[str, str, str], dict[str, list]] = {}
     for model, items in models.items():

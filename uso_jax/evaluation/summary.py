@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From figures of images to a benchmark's table: means as its protocol takes them, with bootstrap intervals.
+"""A benchmark's table from the figures of images: means by its protocol, with bootstrap intervals.
 
-An interval is the middle 95 % of the column over 1,000 resamples of items, drawn within each of the column's groups;
-several images of an item count as one value. What is missing is counted and never imputed.
+Intervals are the central 95 % over 1,000 bootstrap resamples of items, drawn within each group of the column. The
+images of an item are averaged first. Missing values are counted and never imputed.
+
+Shapes: n items of a group, f figures, r resamples.
 """
 
 import csv
@@ -26,27 +28,27 @@ from uso_jax.evaluation.scoring import Name, Scores
 
 RESAMPLES = 1000
 _SEED = 20_25
-_BLOCK = 4_000_000  # numbers that are resampled at a time
+_BLOCK = 4_000_000  # values resampled at a time
 
 Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one item: figures, each the mean over its images that have it."""
+    """The figures of one item, each averaged over the images that have it."""
 
     item: EvalItem
     figures: Figures
 
 
 def rows(benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool) -> list[Row]:
-    """Give the items that have any figure."""
+    """Return a row for every item with at least one figure."""
     means = item_means(_by_image(benchmark, items, scores, compat))
     return [Row(one, means[one.key]) for one in items if one.key in means]
 
 
 def item_means(figures: Mapping[Name, Figures]) -> dict[str, dict[str, float]]:
-    """Give the figures of items by key, each the mean over those of its images that have it."""
+    """Return item key -> figure -> mean over the images that have it."""
     images: dict[str, list[Figures]] = {}
     for (key, _), values in figures.items():
         images.setdefault(key, []).append(values)
@@ -58,7 +60,7 @@ def item_means(figures: Mapping[Name, Figures]) -> dict[str, dict[str, float]]:
 def _by_image(
     benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores, compat: bool
 ) -> dict[Name, dict[str, float]]:
-    """Give the figures of images that have any, and what follows from them."""
+    """Return (key, number) -> figures, with derived ones, for images with at least one figure."""
     return {
         (one.key, number): values | benchmark.derive(one, values, compat)
         for one in items
@@ -70,7 +72,14 @@ def _by_image(
 def table(
     columns: Sequence[Column], rows: Sequence[Row], whole: Figures | None = None, *, compat: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Give columns by name: value, low and high of the interval, n items; columns without values are left out."""
+    """Return column name -> {value, low, high, n}; columns without values are omitted.
+
+    Args:
+      columns: in order; `combine` refers to earlier ones.
+      rows: figures of items.
+      whole: figures of the set of all images, which have no interval.
+      compat: apply the outlier rules of published scripts.
+    """
     drawn: dict[str, Float[np.ndarray, " r"]] = {}
     found: dict[str, dict[str, Any]] = {}
     for column in columns:
@@ -99,7 +108,7 @@ def table(
 
 
 def _groups(column: Column, rows: Sequence[Row]) -> list[Float[np.ndarray, "n f"]]:
-    """Give the values that count, by group; an item's several figures stay together."""
+    """Return the column's values by group; the figures of an item stay in one row."""
     groups: dict[Any, list] = {}
     for row in rows:
         if column.subsets and row.item.subset not in column.subsets:
@@ -120,7 +129,7 @@ def _resampled(group: Float[np.ndarray, "n f"], rng: np.random.Generator, iqr: b
 
 
 def _mean(values: Float[np.ndarray, "r n f"], iqr: bool) -> Float[np.ndarray, " r"]:
-    """Give means over all that is known; with `iqr` after leaving out what lies beyond 1.5 interquartile ranges."""
+    """Return means that ignore NaN; with `iqr`, without values beyond 1.5 interquartile ranges."""
     flat = values.reshape(len(values), -1)
     if not iqr:
         return np.nanmean(flat, axis=1)
@@ -134,7 +143,7 @@ def _mean(values: Float[np.ndarray, "r n f"], iqr: bool) -> Float[np.ndarray, " 
 def summarise(
     benchmark: Benchmark, model: str, items: Sequence[EvalItem], gallery: Gallery, scores: Scores, *, compat: bool
 ) -> dict[str, Any]:
-    """Give everything that a report says of a model, in JSON terms."""
+    """Return the summary of a model as JSON: table, counts, problems and metric identities."""
     known = rows(benchmark, items, scores, compat)
     subsets = dict.fromkeys(one.subset for one in items)
     count = lambda entries, name: sum(entry[0] == name for entry in entries)
@@ -177,7 +186,7 @@ def summarise(
 
 
 def _plain(benchmark: Benchmark, known: Sequence[Row], subset: str) -> list[Column]:
-    """Make a plain column of every figure of a subset."""
+    """Return one column per figure of a subset."""
     names = dict.fromkeys(name for row in known if row.item.subset == subset for name in row.figures)
     return [Column(name, (name,), (subset,)) for name in names]
 
@@ -185,7 +194,11 @@ def _plain(benchmark: Benchmark, known: Sequence[Row], subset: str) -> list[Colu
 def write_summary(
     folder: pathlib.Path, found: Mapping[str, Any], benchmark: Benchmark, items: Sequence[EvalItem], scores: Scores
 ):
-    """Write summary.json, summary.csv (the table) and items.csv (figures by image), each whole or not at all."""
+    """Write summary.json, summary.csv (the table) and items.csv (figures by image), each atomically.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
     lines = [["column", "value", "low", "high", "n"]]
     lines += [[name, *(cell.get(part, "") for part in lines[0][1:])] for name, cell in found["table"].items()]
     figures = _by_image(benchmark, items, scores, found["mode"] == "compat")
@@ -201,7 +214,7 @@ def write_summary(
 
 
 def csv_text(lines: Sequence[Sequence[Any]]) -> str:
-    """Give lines as comma-separated values."""
+    """Return lines as comma-separated values."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Chips, operations, collectives, memory allocation and processes."""
+"""Accelerator data, FLOP counting, collective traffic, malloc settings and multi-host start-up."""

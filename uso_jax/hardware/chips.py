@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Chips in numbers, and slices of TPUs by name, for planning without having one.
+"""Accelerator specifications, and TPU slices by name, for planning without the hardware.
 
-Peaks and bandwidths: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "key specifications". Usable memory: what
-libtpu 0.0.42's compiler says it has when a program asks for too much; the rest of the chip's memory is its own.
+Sources: peaks and bandwidths from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "key specifications"; usable
+memory from the out-of-memory errors of libtpu 0.0.42's compiler, which reserves the rest of HBM.
 """
 
 import importlib.util
@@ -24,16 +24,16 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as XLA sees it: a chip, or half of a TPU7x, whose two cores are devices of their own."""
+    """One XLA device: a chip, or one of the two cores of a TPU7x chip."""
 
     name: str
     usable_bytes: int
-    bf16_flops: float | None = None  # a second, dense; None: unknown
-    int8_ops: float | None = None  # a second; of TPU7x in float8, which it has in place of int8
-    memory_bandwidth: float | None = None  # bytes a second
-    network_bandwidth: float | None = None  # bytes a second out of the chip over all of its links
-    libtpu: str = ""  # what libtpu calls it
-    axes: int = 2  # of its torus
+    bf16_flops: float | None = None  # dense FLOP/s; None: unknown
+    int8_ops: float | None = None  # operations/s; for TPU7x, float8 instead of int8
+    memory_bandwidth: float | None = None  # bytes/s
+    network_bandwidth: float | None = None  # outgoing bytes/s over all links
+    libtpu: str = ""  # libtpu's name for the chip
+    axes: int = 2  # dimensions of the torus
     options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -49,7 +49,7 @@ CHIPS = {
 }
 
 
-_KINDS = {  # of a device, as JAX names it; GPUs: nvidia.com's data sheets, dense, without sparsity
+_KINDS = {  # bf16 FLOP/s by jax.Device.device_kind; GPUs: nvidia.com data sheets, without sparsity
     "TPU v4": CHIPS["v4"].bf16_flops,
     "TPU v5 lite": CHIPS["v5e"].bf16_flops,
     "TPU v5": CHIPS["v5p"].bf16_flops,
@@ -66,14 +66,14 @@ _KINDS = {  # of a device, as JAX names it; GPUs: nvidia.com's data sheets, dens
 
 
 def peak_flops(kind: str) -> float | None:
-    """Give the bfloat16 operations a second of a device by JAX's name for it, such as "TPU v5 lite"; None: unknown."""
-    # Names of GPUs go on with their memory and socket: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB".
+    """Return the dense bfloat16 FLOP/s of a `device_kind`, such as "TPU v5 lite", or None if unknown."""
+    # GPU names carry memory and socket suffixes: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB".
     goes_on = lambda name: kind.startswith("NVIDIA") and re.match(rf"{re.escape(name)}[ -]", kind)
     known = [name for name in _KINDS if kind == name or goes_on(name)]
     return _KINDS[max(known, key=len)] if known else None
 
 
-_ALONE = {  # or libtpu looks for a TPU around it, complains at length, and lets one process at a time compile
+_ALONE = {  # stops libtpu from probing for a local TPU, logging errors and locking out other processes
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -83,7 +83,7 @@ _ALONE = {  # or libtpu looks for a TPU around it, complains at length, and lets
 
 @dataclass(frozen=True)
 class Slice:
-    """Devices to compile for; they need not exist."""
+    """Devices to compile for; they need not be attached."""
 
     name: str
     chip: Chip
@@ -91,32 +91,32 @@ class Slice:
 
 
 def find_slice(name: str) -> Slice:
-    """Give a slice by a name such as "v5e:4x4" or "v5p:2x2x1"; "cpu:8" is 8 devices of this machine.
+    """Return the slice with a name such as "v5e:4x4" or "v5p:2x2x1"; "cpu:8" is 8 CPU devices of this machine.
 
     Raises:
-      InputError: there is no such chip or no such slice of it, or libtpu is not installed.
+      InputError: the chip or the slice does not exist, or libtpu is not installed.
     """
     kind, _, size = name.partition(":")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
-        raise InputError(f"topology {name!r} must be a chip and a size, such as v5e:4x4 or v5p:2x2x1")
+        raise InputError(f"topology {name!r} must be CHIP:SIZE, such as v5e:4x4 or v5p:2x2x1")
     sizes = tuple(map(int, size.split("x")))
     if kind == "cpu":
         return _cpu(name, math.prod(sizes))
     if kind not in CHIPS:
-        raise InputError(f"topology {name!r}: unknown chip {kind!r}; known are {', '.join(CHIPS)} and cpu")
+        raise InputError(f"topology {name!r}: unknown chip {kind!r}; known chips: {', '.join(CHIPS)}, cpu")
     chip = CHIPS[kind]
     if len(sizes) != chip.axes:
         example = "x".join("2" * chip.axes)
-        raise InputError(f"topology {name!r}: sizes of {kind} have {chip.axes} numbers, such as {kind}:{example}")
+        raise InputError(f"topology {name!r}: {kind} sizes have {chip.axes} numbers, such as {kind}:{example}")
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("compiling for a TPU needs its compiler, libtpu; install it: pip install 'uso_jax[tpu]'")
+        raise InputError("compiling for a TPU requires libtpu; install it with pip install 'uso_jax[tpu]'")
     for variable, value in _ALONE.items():
         os.environ.setdefault(variable, value)
-    # A host has 2x2 of the chips, and smaller slices are parts of a host.
+    # A host has 2x2 chips; smaller slices are parts of one host.
     options = {"chips_per_host_bounds": (min(sizes[0], 2), min(sizes[1], 2), 1), **dict(chip.options)}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip.libtpu}:{size}", **options)
-    except Exception as error:  # of several types, from version to version
+    except Exception as error:  # the type depends on the JAX version
         raise InputError(f"topology {name!r} does not exist: {str(error).splitlines()[0]}") from error
     return Slice(name, chip, list(found.devices))
 
@@ -125,7 +125,7 @@ def _cpu(name: str, count: int) -> Slice:
     devices = jax.devices("cpu")
     if count > len(devices):
         raise InputError(
-            f"topology {name!r}: JAX sees {len(devices)} CPU devices; for more set"
+            f"topology {name!r}: JAX has {len(devices)} CPU devices; for more, set"
             f" XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled program sends between devices, read from its HLO text.
+"""Communication volume of a compiled program, parsed from its HLO text.
 
-A collective inside a loop counts as often as the loop runs, of a conditional's branches the dearest one counts. Sizes
-are a device's: of what is gathered, reduced or exchanged, and of what leaves the device for it if the devices of a
-group form a ring: (g - 1) / g of the size, for an all-reduce twice that.
+A collective in a loop is multiplied by the trip count; a conditional counts as its most expensive branch. Sizes are
+bytes per device: the array that is gathered, reduced or exchanged, and the bytes sent by a ring algorithm over a group
+of g devices, (g - 1) / g of that size, or twice that for an all-reduce.
 """
 
 import math
@@ -27,11 +27,11 @@ _LIMIT = re.compile(r" constant\((\d+)\)")
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind in one run of a program."""
+    """Total of one kind of collective in one execution of a program."""
 
     count: float = 0.0
-    bytes: float = 0.0  # that are gathered, reduced or exchanged, on each device
-    sent: float = 0.0  # bytes that leave each device
+    bytes: float = 0.0  # gathered, reduced or exchanged, per device
+    sent: float = 0.0  # bytes leaving each device
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(self.count + other.count, self.bytes + other.bytes, self.sent + other.sent)
@@ -41,7 +41,15 @@ class Traffic:
 
 
 def find_collectives(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
-    """Give the traffic of a program by kind; `loops` is how often loops run whose length only the data knows."""
+    """Return the traffic of a compiled program by kind of collective.
+
+    Args:
+      hlo: the text of the compiled module.
+      loops: trip count assumed for loops whose length depends on data.
+
+    Raises:
+      ValueError: `hlo` has no entry computation.
+    """
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
@@ -51,7 +59,7 @@ def find_collectives(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
         elif line.startswith("  "):
             lines.append(line.strip())
     if not entry:
-        raise ValueError("this is not the text of an HLO module: it has no entry computation")
+        raise ValueError("not the text of an HLO module: no entry computation")
     known: dict[str, dict[str, Traffic]] = {}
 
     def total(name: str) -> dict[str, Traffic]:
@@ -82,23 +90,23 @@ def _operation(operation: re.Match, fused: bool) -> dict[str, Traffic]:
     shape, kind, start, rest = operation.groups()
     size = _group_size(rest)
     arrays = [(name, numbers) for name, numbers in _ARRAY.findall(shape)]
-    if start:  # counters of the asynchronous form
+    if start:  # drop the counters of the asynchronous form
         arrays = [(name, numbers) for name, numbers in arrays if numbers or not name.startswith("u")]
     full = sum((_width(n) * math.prod(map(int, filter(None, numbers.split(",")))) for n, numbers in arrays), 0.0)
-    if kind == "all-gather" and start:  # the operands are listed too
+    if kind == "all-gather" and start:  # the result tuple also lists the operands
         full *= size / (size + 1)
     elif kind == "collective-permute" and start:
         full /= 2
     elif kind == "reduce-scatter":
         full *= size
-    if kind == "all-reduce" and fused:  # how the TPU compiler writes a reduce-scatter
+    if kind == "all-reduce" and fused:  # the TPU compiler's form of a reduce-scatter
         kind = "reduce-scatter"
     share = {"collective-permute": 1.0, "all-reduce": 2 * (size - 1) / size}.get(kind, (size - 1) / size)
     return {kind: Traffic(1.0, full, full * share)}
 
 
 def _group_size(text: str) -> int:
-    """Read one of the three forms: {{0,1},{2,3}}, [groups,size]<=[...], mesh['a'=2,'b'=4] {'b'}, parts as 'b':(1)2."""
+    """Parse {{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=2,'b'=4] {'b'}; part of an axis reads 'b':(1)2."""
     if named := _MESH.search(text):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
         axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", named[2])
@@ -114,7 +122,7 @@ def _width(name: str) -> float:
 
 
 def _trips(line: str, condition: list[str], loops: float) -> float:
-    """Give how often a loop runs: what the compiler noted, or the one constant that the condition compares with."""
+    """Return a loop's trip count: the compiler's annotation, else the only constant in its condition, else `loops`."""
     if noted := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', line):
         return float(noted[1])
     limits = {int(limit[1]) for text in condition if (limit := _LIMIT.search(text))}
@@ -122,7 +130,7 @@ def _trips(line: str, condition: list[str], loops: float) -> float:
 
 
 def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:
-    """Give traffic in JSON terms."""
+    """Return traffic as JSON: kind -> {count, bytes, sent_bytes}, rounded."""
     return {
         kind: {"count": round(one.count), "bytes": round(one.bytes), "sent_bytes": round(one.sent)}
         for kind, one in sorted(found.items())

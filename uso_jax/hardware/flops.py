@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of a function, counted in its jaxpr: two a term of a product or convolution.
+"""FLOPs of a function, counted in its jaxpr: two per multiply-add of matrix products and convolutions.
 
-Unlike XLA's `cost_analysis`, scans count as often as they run. Everything elementwise is left out, as is usual. Fused
-attention kernels are opaque: trace the function with attention "xla". What a backward pass recomputes is counted as
-often as it is computed; trace with remat "none" for what the model needs.
+Unlike XLA's `cost_analysis`, the body of a scan counts once per iteration. Elementwise operations are ignored, as is
+usual. Fused attention kernels are opaque, so trace with attention "xla". Rematerialised operations count each time they
+run; trace with remat "none" for the FLOPs that the model needs.
 """
 
 import math
@@ -16,12 +16,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def count_flops(function: Callable, *args: Any, loops: float = 1.0) -> float:
-    """Count the operations of one call over all devices; arguments may be descriptions.
+    """Return the FLOPs of one call, summed over all devices.
 
     Args:
       function: jitted or not.
-      args: its arguments.
-      loops: how often loops run whose length only the data knows, such as the roll-out of a reward.
+      args: arrays or `jax.ShapeDtypeStruct`s.
+      loops: trip count assumed for loops whose length depends on data, such as a reward's roll-out.
     """
     return _jaxpr(jax.make_jaxpr(function)(*args).jaxpr, loops)
 
@@ -60,6 +60,6 @@ def _dot(equation: JaxprEqn) -> float:
 def _convolution(equation: JaxprEqn) -> float:
     params, kernel = equation.params, equation.invars[1].aval.shape
     outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-    # Zeros between the inputs of a transposed convolution need no multiplication.
+    # A transposed convolution does not multiply the zeros between its inputs.
     real = math.prod(params["lhs_dilation"]) * params["batch_group_count"]
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / outputs / real

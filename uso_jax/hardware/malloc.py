@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A C allocator that keeps memory instead of giving every freed buffer back to the kernel.
+"""glibc malloc settings that keep freed memory instead of returning it to the kernel.
 
-On CPU, XLA frees and takes large buffers at every step; with glibc's defaults each time costs page faults (a quarter of
-a step, docs/performance.md). The setting must be there when a process starts, so a command that wants it starts itself
-again, once.
+On CPU, XLA frees and allocates large buffers in every step. With glibc's defaults this causes page faults that take a
+quarter of a step (docs/performance.md). glibc reads the settings when a process starts, so a command restarts itself
+once.
 """
 
 import os
@@ -25,9 +25,10 @@ _DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
 def keep_memory(argv: Sequence[str] | None = None) -> None:
-    """Start this program again with the setting, unless it is set, useless here, or the user has set the variable.
+    """Restart this program with `SETTING` in GLIBC_TUNABLES.
 
-    Call it before anything slow is imported.
+    Does nothing if the variable is already set, the C library is not glibc, or the machine has an accelerator. Call it
+    before slow imports.
     """
     if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or any(Path(path).exists() for path in _DEVICES):
         return

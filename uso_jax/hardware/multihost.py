@@ -17,37 +17,44 @@ from absl import flags
 from uso_jax.common.errors import InputError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Slurm's batch script itself lacks some of these; only what srun starts has all.
+# Only processes started by srun have all of these; the batch script itself does not.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 
 def define_flags() -> Callable[[], None]:
-    """Define a command's flags for an explicit address; give what joins by them, or by the environment."""
-    address = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of a run on several hosts.")
-    count = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
-    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
+    """Define --coordinator, --num_processes and --process_id; return a function that joins the other processes."""
+    address = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 in a multi-host run.")
+    count = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+    index = flags.DEFINE_integer("process_id", None, "Index of this process, from 0, with --coordinator.")
     return lambda: join_processes(address.value, count.value, index.value)
 
 
 def join_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other processes of a run, if there are others; what is not given is read from the environment.
+    """Join the other processes of a multi-host run; on a single host, do nothing.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None reads JAX_COORDINATOR_ADDRESS.
+      num_processes: None reads JAX_NUM_PROCESSES.
+      process_id: from 0; None reads JAX_PROCESS_ID.
 
     Raises:
-      InputError: an address without a number of processes, a number out of range, or the others do not answer.
+      InputError: only some of the three are set, `process_id` is out of range, or the others do not answer.
     """
     asked = any(value is not None for value in (coordinator, num_processes, process_id))
     coordinator = coordinator or os.environ.get(_ADDRESS)
     num_processes, process_id = _number(num_processes, _COUNT), _number(process_id, _INDEX)
     if None not in (coordinator, num_processes, process_id):
         if not 0 <= process_id < num_processes:
-            raise InputError(f"--process_id {process_id} must lie from 0 to --num_processes - 1 = {num_processes - 1}")
+            raise InputError(
+                f"--process_id {process_id} must be between 0 and --num_processes - 1 = {num_processes - 1}"
+            )
         _join(f"the coordinator {coordinator}", coordinator, num_processes, process_id)
     elif asked:
         raise InputError(
-            "a run on several hosts needs --coordinator, --num_processes and --process_id together (or"
+            "a multi-host run needs --coordinator, --num_processes and --process_id together (or"
             f" {_ADDRESS}, {_COUNT} and {_INDEX})"
         )
     elif name := detect(os.environ, _has_tpu()):
@@ -55,9 +62,9 @@ def join_processes(
 
 
 def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
-    """Name the cluster that an environment describes, if JAX can find the other processes in it; "" if there is none.
+    """Return the name of the cluster whose environment JAX can use to find the other processes, or "" if none.
 
-    A TPU machine whose environment says nothing is asked about at the metadata server; it may turn out to be alone.
+    On a TPU machine without such variables, JAX queries the metadata server; the machine may turn out to be alone.
     """
     several = lambda name: environment.get(name, "1") not in ("", "0", "1")
     if all(environment.get(name) for name in _SLURM) and several("SLURM_NTASKS"):
@@ -83,7 +90,7 @@ def _join(name: str, *arguments: str | int) -> None:
     if "cpu" in (os.environ.get("JAX_PLATFORMS") or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        # When a process ends without a word, the others learn it by its heartbeat, and end too.
+        # If a process dies silently, the others notice the missing heartbeat and exit.
         jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:300]

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vision-language models behind an HTTP endpoint."""
+"""Vision-language models: an HTTP client, and judges for evaluation."""

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A vision-language model behind an OpenAI-compatible endpoint: images and words in, an answer or a failure out.
+"""Client for a vision-language model behind an OpenAI-compatible endpoint.
 
     vlm = Vlm("qwen2.5-vl-7b", "http://localhost:8000/v1", cache="answers.jsonl")
     score = vlm.ask(["Rate the likeness from 0 to 4.", image_a, image_b], parse=read_score)
 
-Every answer is kept in the cache, a file of JSON lines, also those that `parse` cannot read; the same question is never
-asked twice, so that a run is repeated from its cache alone, without an endpoint, failures of parsing included. What
-cannot be had is a `VlmError`; nothing is ever made up in its place.
+All answers are cached in a JSON-lines file, including those that `parse` rejects. A question is never sent twice, so a
+run can be repeated from its cache alone, without an endpoint, with the same parsing failures. A missing answer raises
+`VlmError`; no value is substituted.
 """
 
 import base64
@@ -31,16 +31,16 @@ from uso_jax.images.files import ImageLike, Reference
 
 Answer = TypeVar("Answer")
 Kind = Literal["timeout", "busy", "unreachable", "refused", "nonsense", "missing"]
-_LOSSLESS = 256 * 256  # pixels: what is not larger is sent as PNG
-_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # worth another try
-_MISTAKES = {401: "check the key", 403: "check the key", 404: "check the address and the model's name"}
+_LOSSLESS = 256 * 256  # images of at most this many pixels are sent as PNG, larger ones as JPEG
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that are retried
+_MISTAKES = {401: "check the key", 403: "check the key", 404: "check the address and the model name"}
 
 
 class VlmError(Exception):
-    """A question without a usable answer; `kind` says why.
+    """A question has no usable answer; `kind` is the reason.
 
-    timeout, busy (429 and 5xx) and unreachable passed all tries; refused: the endpoint will not take this question;
-    nonsense: it answers, but not what was asked for; missing: the cache does not have it, and there is no endpoint.
+    timeout, busy (429 and 5xx), unreachable: all tries failed. refused: the endpoint rejects the question. nonsense: no
+    answer could be parsed. missing: the answer is not in the cache and there is no endpoint.
     """
 
     def __init__(self, kind: Kind, reason: str):
@@ -49,7 +49,7 @@ class VlmError(Exception):
 
 
 class Vlm:
-    """Ask one model; may be used from several threads."""
+    """A client for one model. Thread-safe."""
 
     def __init__(
         self,
@@ -68,30 +68,33 @@ class Vlm:
         temperature: float = 0.0,
         max_pixels: int = 1024 * 1024,
     ):
-        """Remember how to ask; nothing is sent yet.
+        """Create a client. Nothing is sent yet.
 
         Args:
-          model: its name at the endpoint.
-          base_url: such as "http://localhost:8000/v1"; "" answers from the cache alone.
-          cache: file of answers, read now and added to; None keeps none.
-          replay: further files of answers, read now: those of other processes.
-          api_key: of the endpoint; None or "" sends none.
-          timeout: seconds for one try.
-          tries: of one question, where the endpoint is slow, busy or away.
-          takes: answers to hear before one that cannot be parsed counts as nonsense.
-          backoff: seconds before the second try, doubled for each further one up to `longest_wait`, and jittered; a
-            Retry-After of the endpoint counts where it is longer.
-          longest_wait: seconds.
-          max_tokens: of an answer.
-          temperature: of sampling. Second and later takes ask with at least 0.3, or they would be the same again.
-          max_pixels: larger images are shrunk to this.
+          model: the model's name at the endpoint.
+          base_url: such as "http://localhost:8000/v1"; "" answers from the cache only.
+          cache: JSON-lines file of answers, read now and appended to; None: no file.
+          replay: further caches to read, such as those of other processes.
+          api_key: sent as a bearer token; None or "" sends none.
+          timeout: seconds per try.
+          tries: requests per answer when the endpoint times out, is busy or is unreachable.
+          takes: answers to sample before one that cannot be parsed counts as nonsense.
+          backoff: seconds before the second try, doubled for each further try, with jitter. A longer Retry-After from
+            the endpoint takes precedence.
+          longest_wait: upper bound of a wait, in seconds.
+          max_tokens: maximum length of an answer.
+          temperature: sampling temperature. Later takes use at least 0.3, otherwise they would repeat the first.
+          max_pixels: larger images are downscaled to this many pixels.
+
+        Raises:
+          InputError: an argument is empty or out of range.
         """
         if not model:
-            raise InputError("a vision-language model needs its name at the endpoint")
+            raise InputError("model is empty; set it to the model's name at the endpoint")
         if base_url and not base_url.startswith(("http://", "https://")):
-            raise InputError(f"the endpoint {base_url!r} must begin with http:// or https://")
+            raise InputError(f"endpoint {base_url!r} must begin with http:// or https://")
         if min(tries, takes, max_tokens, max_pixels) < 1 or timeout <= 0:
-            raise InputError("tries, takes, max_tokens, max_pixels and timeout of a vision-language model are positive")
+            raise InputError("tries, takes, max_tokens, max_pixels and timeout must be positive")
         self.model, self.max_pixels, self.takes = model, max_pixels, takes
         self._options = dict(max_tokens=max_tokens, temperature=temperature)
         self._cache = _Cache(None if cache is None else pathlib.Path(cache), list(map(pathlib.Path, replay)))
@@ -115,18 +118,18 @@ class Vlm:
         take: int = 0,
         **options: float | int,
     ) -> Answer:
-        """Give what `parse` makes of the answer; a ValueError of it means nonsense, and another answer is heard.
+        """Return the parsed answer to a question, from the cache or the endpoint.
 
         Args:
-          parts: of the question, in order: text, and images as arrays, PIL images or pathlib paths. Bytes of a PNG
-            or JPEG file are sent as they are.
-          parse: from the answer's text.
-          take: number of an independent repetition, for protocols that average several.
-          options: max_tokens and temperature of this question, where they differ.
+          parts: the question in order: text, and images as arrays, PIL images or pathlib paths. Bytes of a PNG or JPEG
+            file are sent unchanged.
+          parse: converts the answer's text. A ValueError rejects the answer, and another one is sampled.
+          take: index of an independent repetition, for protocols that average several.
+          options: max_tokens and temperature for this question.
 
         Raises:
-          VlmError: there is no answer that `parse` can read.
-          InputError: the endpoint does not know the key, the address or the model, or an image cannot be read.
+          VlmError: no answer could be obtained or parsed.
+          InputError: the endpoint rejects the key, the address or the model, or an image cannot be read.
         """
         pieces = [
             part if isinstance(part, str | bytes) else _shrunk(Reference.of(part).pixels, self.max_pixels)
@@ -141,10 +144,10 @@ class Vlm:
                 return parse(answer)
             except ValueError as error:
                 last = error
-        raise VlmError("nonsense", f"no usable answer in {self.takes} ({last}); the last: {answer[:200]!r}")
+        raise VlmError("nonsense", f"no usable answer in {self.takes} takes ({last}); the last: {answer[:200]!r}")
 
     def close(self) -> None:
-        """Close connections; the cache is complete after every answer."""
+        """Close connections. The cache needs no closing: every answer is written at once."""
         if self._client is not None:
             self._client.close()
 
@@ -155,7 +158,7 @@ class Vlm:
         if (known := self._cache.get(key)) is not None:
             return known
         if self._client is None:
-            raise VlmError("missing", "the cache has no answer to this question, and there is no endpoint to ask")
+            raise VlmError("missing", "the answer is not in the cache, and there is no endpoint to ask")
         content = [_text(piece) if isinstance(piece, str) else _image(piece) for piece in pieces]
         message = dict(model=self.model, messages=[dict(role="user", content=content)], **options)
         try:
@@ -166,7 +169,7 @@ class Vlm:
         return answer
 
     def _send(self, message: dict[str, Any]) -> str:
-        """Try once."""
+        """Send one request; raise `_Again` if it may be retried."""
         try:
             response = self._client.post("chat/completions", json=message)
         except httpx.TimeoutException as error:
@@ -175,22 +178,22 @@ class Vlm:
             raise _Again("unreachable", f"the endpoint cannot be reached ({error})") from error
         status = response.status_code
         if status in _BUSY:
-            raise _Again("busy", f"the endpoint is busy or broken (status {status})", _retry_after(response))
+            raise _Again("busy", f"the endpoint is busy or failing (status {status})", _retry_after(response))
         if status in _MISTAKES:
-            raise InputError(f"{self._client.base_url} answers with status {status}: {_MISTAKES[status]}")
+            raise InputError(f"{self._client.base_url} returns status {status}: {_MISTAKES[status]}")
         if status != 200:
-            raise VlmError("refused", f"the endpoint refuses the question (status {status}: {response.text[:200]!r})")
+            raise VlmError("refused", f"the endpoint rejects the question (status {status}: {response.text[:200]!r})")
         try:
             answer = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise _Again("nonsense", f"the endpoint answers without a message: {response.text[:200]!r}") from error
+            raise _Again("nonsense", f"the endpoint returns no message: {response.text[:200]!r}") from error
         if not isinstance(answer, str) or not answer.strip():
-            raise _Again("nonsense", f"the endpoint answers with an empty message: {response.text[:200]!r}")
+            raise _Again("nonsense", f"the endpoint returns an empty message: {response.text[:200]!r}")
         return answer
 
 
 class _Again(Exception):
-    """A try that failed and may be repeated."""
+    """A failed request that may be retried."""
 
     def __init__(self, kind: Kind, reason: str, retry_after: float = 0.0):
         super().__init__(reason)
@@ -198,7 +201,7 @@ class _Again(Exception):
 
 
 class _Cache:
-    """Answers by the digest of their question; a line a question, added whole, so a kill costs at most the last one."""
+    """Answers by the digest of their question, one JSON line each; an interrupted write loses at most the last line."""
 
     def __init__(self, path: pathlib.Path | None, others: Sequence[pathlib.Path]):
         self._path, self._known, self._lock, self._torn = path, {}, threading.Lock(), False
@@ -213,13 +216,15 @@ class _Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise InputError(f"the cache of answers {path} cannot be read ({error.strerror})") from error
+            raise InputError(
+                f"cannot read the answer cache {path} ({error.strerror}); check its permissions"
+            ) from error
         for line in data.splitlines():
             try:
                 record = json.loads(line)
                 self._known[record["key"]] = str(record["answer"])
             except (ValueError, LookupError, TypeError):
-                continue  # cut off by a kill: that question is asked again
+                continue  # an interrupted write: that question is asked again
         return data
 
     def get(self, key: str) -> str | None:
@@ -231,7 +236,7 @@ class _Cache:
             self._known[key] = record["answer"]
             if self._path is None:
                 return
-            # One write, so that lines of several processes do not mix.
+            # A single write keeps lines of concurrent processes apart.
             data = ("\n" * self._torn + line + "\n").encode()
             self._torn = False
             try:
@@ -241,14 +246,14 @@ class _Cache:
                 finally:
                     os.close(file)
             except OSError as error:
-                raise InputError(f"the cache of answers {self._path} cannot be written ({error.strerror})") from error
+                raise InputError(f"cannot write the answer cache {self._path} ({error.strerror})") from error
 
 
 def _retry_after(response: httpx.Response) -> float:
     try:
         return max(float(response.headers.get("Retry-After", 0)), 0.0)
     except ValueError:
-        return 0.0  # a date, which is rare: the back-off serves
+        return 0.0  # a date, which is rare: use the back-off
 
 
 def _shrunk(pixels: np.ndarray, max_pixels: int) -> np.ndarray:

@@ -1,6 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vision-language models as judges: the protocol, an HTTP endpoint, and replayed answers."""
+"""Vision-language models as judges in evaluation: the protocol, an HTTP endpoint, and a cache of answers.
+
+A judge is called as (images, prompt, ...) and returns text, or raises NoAnswer. Answers are appended to judge.jsonl
+under a digest of the judge's name, prompt, images, round and options, so no question is asked twice and a run can be
+repeated without the model. The records differ from those of `vlm.client`'s cache: they carry the judge's name and the
+date, which reports show, and a damaged line is an error instead of being skipped.
+"""
 
 import datetime
 import hashlib
@@ -13,51 +19,67 @@ from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.common.errors import InputError
 from uso_jax.common.json_files import read_json_lines
-from uso_jax.vlm.client import Vlm as Client
-from uso_jax.vlm.client import VlmError
+from uso_jax.vlm.client import Vlm, VlmError
 
 
 class NoAnswer(Exception):
-    """The judge gave nothing that could be used; the message says why."""
+    """The judge returned nothing usable; the message is the reason."""
 
 
 @runtime_checkable
-class Vlm(Protocol):
-    """A model that answers a prompt about images, which are JPEG or PNG bytes in the order they are shown."""
+class Judge(Protocol):
+    """A model that answers a prompt about images."""
 
     name: str
 
     def __call__(
         self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
     ) -> str:
-        """Answer, or raise NoAnswer; rounds of one question are independent."""
+        """Return the answer.
+
+        Args:
+          images: JPEG or PNG files, in the order they are shown.
+          prompt: the question.
+          round_: index of an independent repetition of the same question.
+          max_tokens: maximum length of the answer.
+          temperature: None uses the judge's default.
+
+        Raises:
+          NoAnswer: there is no usable answer.
+        """
         ...
 
 
-# ---------------------------------------------------------------------------------------------------- judges
+class CachedJudge:
+    """A judge that stores every answer in a file; without a model behind it, it only replays stored answers."""
 
+    def __init__(self, path: pathlib.Path, judge: Judge | None):
+        """Read the stored answers.
 
-class Replay:
-    """A judge whose answers are kept; without a model behind it, only kept ones are given."""
+        Args:
+          path: judge.jsonl; need not exist if there is a judge.
+          judge: answers new questions; None only replays.
 
-    def __init__(self, path: pathlib.Path, vlm: Vlm | None):
-        self.path, self._vlm, self._lock = path, vlm, threading.Lock()
+        Raises:
+          InputError: the file is damaged, or cannot be replayed because it holds answers of no or several judges.
+        """
+        self.path, self._judge, self._lock = path, judge, threading.Lock()
         self._kept: dict[str, str] = {}
         self._dates: list[str] = []
         names = set()
         if path.exists():
             data = path.read_bytes()
-            if not data.endswith(b"\n"):  # cut short by a kill
+            if not data.endswith(b"\n"):  # an interrupted write
                 path.write_bytes(data[: data.rfind(b"\n") + 1])
             for number, line in read_json_lines(path, ""):
                 if not all(isinstance(line.get(name), str) for name in ("of", "reply", "judge", "date")):
-                    raise InputError(f"{path} line {number} is no answer of a judge; remove that line")
+                    raise InputError(f"{path} line {number} is not a judge's answer; remove that line")
                 self._kept[line["of"]] = line["reply"]
                 names.add(line["judge"])
                 self._dates.append(line["date"])
-        if vlm is None and len(names) != 1:
-            raise InputError(f"--judge replay: {path} holds the answers of {len(names)} judges, but must of one")
-        self.name = vlm.name if vlm is not None else names.pop()
+        if judge is None and len(names) != 1:
+            raise InputError(f"--judge replay: {path} must hold the answers of one judge, not of {len(names)}")
+        self.name = judge.name if judge is not None else names.pop()
 
     def ask(
         self,
@@ -68,15 +90,19 @@ class Replay:
         max_tokens: int = 1400,
         temperature: float | None = None,
     ) -> str:
-        """Give the kept answer, or ask. Raises NoAnswer."""
+        """Return the stored answer, or ask the judge and store its answer.
+
+        Raises:
+          NoAnswer: the judge has no usable answer, or there is no judge.
+        """
         shown = [hashlib.sha256(image).hexdigest() for image in images]
         facts = json.dumps([self.name, prompt, shown, round_, max_tokens, temperature])
         of = hashlib.sha256(facts.encode()).hexdigest()[:24]
         if of in self._kept:
             return self._kept[of]
-        if self._vlm is None:
-            raise NoAnswer("this question is not among the kept answers")
-        reply = self._vlm(images, prompt, round_=round_, max_tokens=max_tokens, temperature=temperature)
+        if self._judge is None:
+            raise NoAnswer("this question is not among the stored answers")
+        reply = self._judge(images, prompt, round_=round_, max_tokens=max_tokens, temperature=temperature)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"of": of, "judge": self.name, "date": date, "reply": reply}
         with self._lock:
@@ -88,12 +114,12 @@ class Replay:
         return reply
 
     def record(self) -> dict[str, Any]:
-        """Say who answered, and when first and last."""
+        """Return the judge's name and the dates of its first and last answer, as JSON."""
         return {"model": self.name, "from": min(self._dates, default=None), "to": max(self._dates, default=None)}
 
 
-class FakeVlm:
-    """Answers in the form that is asked for, by a digest of what it is shown: for trying things out."""
+class FakeJudge:
+    """A judge for dry runs: answers in the requested form, derived from a digest of prompt and images."""
 
     name = "fake"
 
@@ -108,12 +134,12 @@ class FakeVlm:
         return "yes" if digest[0] % 2 else "no"
 
 
-class Endpoint:
-    """A model behind an OpenAI-compatible endpoint; its key is in OPENAI_API_KEY."""
+class EndpointJudge:
+    """A judge behind an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY."""
 
     def __init__(self, model: str, base_url: str):
-        # One take: an answer that cannot be read is the judge's, and is kept as such.
-        self.name, self._vlm = model, Client(model, base_url, takes=1, api_key=os.environ.get("OPENAI_API_KEY"))
+        # One take: an answer that cannot be parsed is stored as this judge's answer.
+        self.name, self._vlm = model, Vlm(model, base_url, takes=1, api_key=os.environ.get("OPENAI_API_KEY"))
 
     def __call__(
         self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
@@ -125,13 +151,21 @@ class Endpoint:
             raise NoAnswer(f"{error.kind}: {error}") from error
 
 
-def open_judge(spec: str, path: pathlib.Path) -> Replay:
-    """Give the judge of a command line: "MODEL@URL", "fake", or "replay" for kept answers alone."""
+def open_judge(spec: str, path: pathlib.Path) -> CachedJudge:
+    """Return the judge that --judge names: "MODEL@URL", "fake", or "replay" for stored answers only.
+
+    Args:
+      spec: the value of --judge.
+      path: file of stored answers.
+
+    Raises:
+      InputError: `spec` has another form, or the stored answers are damaged.
+    """
     if spec == "replay":
-        return Replay(path, None)
+        return CachedJudge(path, None)
     if spec == "fake":
-        return Replay(path, FakeVlm())
+        return CachedJudge(path, FakeJudge())
     model, at, url = spec.rpartition("@")
     if not at or not model:
-        raise InputError(f"--judge {spec!r} is unknown; give MODEL@URL of an endpoint, fake or replay")
-    return Replay(path, Endpoint(model, url))
+        raise InputError(f"--judge {spec!r} is unknown; use MODEL@URL of an endpoint, fake or replay")
+    return CachedJudge(path, EndpointJudge(model, url))

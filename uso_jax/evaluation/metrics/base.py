@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A metric as data: which figure, of what kind, compared with what; and the tools that kinds are made with.
+"""A metric as data, the registry of metric kinds, and the tools that kinds need.
 
-A kind is a function (metric, tools) -> measure; a measure is called with samples and gives a result for each, and its
-`identity` says everything that its values depend on besides images and items.
+A kind is a class (metric, tools) -> measure. A measure maps samples to results, one each, and its `identity` describes
+everything its values depend on besides images and items.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ AGAINST: Mapping[str, Callable[[EvalItem], Sequence[str]]] = {
     "content": lambda item: item.content_refs,
     "style": lambda item: item.style_refs,
     "target": lambda item: [item.target] if item.target else [],
-    "subject": lambda item: item.meta.get("subject_images", item.content_refs),  # all photographs of the subject
+    "subject": lambda item: item.meta.get("subject_images", item.content_refs),  # all photos of the subject
     "all": lambda item: [*item.content_refs, *item.style_refs],
 }
-"""The images of an item that an image may be compared with."""
+"""Name -> the images of an item that a generated image is compared with."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Metric:
     """One metric of a benchmark.
 
     Attributes:
-      name: of the metric and, where it has one, of its figure.
-      kind: one of `kinds.KINDS`.
-      vector: what an encoder gives, see `encoders`.
-      against: one of AGAINST; an item that has no such image is not asked.
-      subsets: of the items that are asked; () all.
-      needs: what else an item must have to be asked: "prompt", or the name of an entry of meta.
-      options: what else the kind reads.
+      name: name of the metric and of its figure, if it has only one.
+      kind: a key of KINDS.
+      vector: embedding to compare, see `encoders`.
+      against: a key of AGAINST; items without such images are not scored.
+      subsets: subsets to score; () scores all.
+      needs: further requirements of an item: "prompt", or a key of `meta`.
+      options: further arguments of the kind.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Metric:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def applies(self, item: EvalItem) -> bool:
-        """Tell whether the metric has something to say of an item."""
+        """Return whether the metric is defined for an item."""
         if self.subsets and item.subset not in self.subsets:
             return False
         if self.against and not AGAINST[self.against](item):
@@ -59,64 +59,64 @@ class Metric:
         return all(item.prompt if need == "prompt" else item.meta.get(need) for need in self.needs)
 
     def references(self, item: EvalItem) -> Sequence[str]:
-        """Give the images that an image of the item is compared with."""
+        """Return the paths of the images that the item's images are compared with."""
         return AGAINST[self.against](item)
 
 
 @runtime_checkable
 class Measure(Protocol):
-    """What a kind makes: values of samples."""
+    """Computes values for individual samples."""
 
     identity: Mapping[str, Any]
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
-        """Judge samples that the metric applies to."""
+        """Return one result per sample; the metric must apply to each."""
         ...
 
 
 @runtime_checkable
 class WholeMeasure(Protocol):
-    """What a kind makes whose value is of all images together."""
+    """Computes one value for the set of all images, such as FID."""
 
     identity: Mapping[str, Any]
 
     def whole(self, samples: Sequence[Sample]) -> Result:
-        """Judge all samples that the metric applies to."""
+        """Return the result for all samples that the metric applies to."""
         ...
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What kinds are made with; what is None was not given, and a metric that needs it says so."""
+    """Resources for metrics; None means that the user passed none."""
 
     networks: Any = None  # encoders.Networks
-    vlm: Any = None  # vlm_judge.Vlm
-    faces: Any = None  # faces.Embeddings by path
+    vlm: Any = None  # vlm.judges.CachedJudge
+    faces: Any = None  # faces.Embeddings
     reader: Any = None  # ocr.Reader
-    prompts: Mapping[str, str] = field(default_factory=dict)  # the judge's, by name, in place of this project's
-    compat: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)  # judge prompts by name that replace vlm_prompts.TEXTS
+    compat: bool = False  # repeat quirks of published scripts
 
     def need(self, tool: str, metric: Metric) -> Any:
-        """Give a tool.
+        """Return a tool.
 
         Raises:
-          InputError: it was not given.
+          InputError: the user did not pass it.
         """
         if (found := getattr(self, tool)) is None:
-            raise InputError(f"metric {metric.name!r} needs {_TOOLS[tool]}; or leave it out with --metrics")
+            raise InputError(f"metric {metric.name!r} needs {_TOOLS[tool]}; pass it, or omit the metric with --metrics")
         return found
 
 
-_TOOLS = {  # what the user calls them
+_TOOLS = {  # descriptions for errors
     "networks": "a weights directory of networks (--metric_weights)",
     "vlm": "a judge (--judge)",
     "faces": "face embeddings (--faces)",
-    "reader": "what was read in the images (--texts)",
+    "reader": "text read from the images (--texts)",
 }
 
 
 def value_digest(sample: Sample, metric: Metric, identity: Mapping[str, Any]) -> str:
-    """Give the digest of everything that a metric's value of a sample depends on."""
+    """Return a digest of everything that a metric's value for a sample depends on."""
     item = sample.item
     facts = {
         "picture": sample.sha256,
@@ -149,12 +149,12 @@ KINDS: Mapping[str, tuple[str, str]] = {  # kind -> module and class in uso_jax.
 
 
 def make_measure(metric: Metric, tools: Tools) -> Measure | WholeMeasure:
-    """Make what judges samples; modules are imported as they are needed.
+    """Build the measure of a metric. The kind's module is imported on demand.
 
     Raises:
-      InputError: a tool or a network is missing.
+      InputError: the kind is unknown, or a tool or network is missing.
     """
     if metric.kind not in KINDS:
-        raise InputError(f"metric {metric.name!r}: unknown kind {metric.kind!r}; known are {', '.join(KINDS)}")
+        raise InputError(f"metric {metric.name!r}: unknown kind {metric.kind!r}; known kinds: {', '.join(KINDS)}")
     module, name = KINDS[metric.kind]
     return getattr(importlib.import_module(f"uso_jax.evaluation.metrics.{module}"), name)(metric, tools)

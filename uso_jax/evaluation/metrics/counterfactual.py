@@ -1,20 +1,22 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Exact judgement of images: the nearest of what the target would be, had only one factor been another.
+"""Exact scores of drawn images: compare with counterfactual targets in which one factor is changed.
 
-A source that knows the truth gives, for every triplet, the target with other subjects and the target in other styles. A
-image is right about its content if the nearest of the first is the true target, and right about its style if the
-nearest of the second is. No learned network is involved. Where the layout is shifted nobody can know the pose that the
-target happens to have, so only preserved layouts can be judged like this. Where there is no content image at all, the
-style is still known: it is right if the image's patches are nearest to other drawings in the target's style.
+A procedural source can draw, for every triplet, the target with other subjects and the target in other styles. An image
+has the right content if the true target is the nearest among the former, and the right style if it is the nearest among
+the latter. No learned network is involved. With a shifted layout the target's pose is unknown, so these scores require
+a preserved layout.
 
-As a metric of items that came from the procedural source:
+Without a content image, subject and pose are unknown but the style is not. It is right if the image's patches have
+nearer neighbours in other drawings of the target's style than in drawings of any other style, whatever they show.
 
-    truth_content, truth_style    1 if the nearest counterfactual is the true subject, the true style; otherwise 0
-    truth_content_margin, ...     how much nearer the truth is than the nearest other, relative to it: the same, graded
-    truth_mse                     mean squared error of pixels from 0 to 1
+As a metric, for items from the procedural source:
 
-Shapes: n images, m candidates or patches, k styles, h w pixels, d numbers.
+    truth_content, truth_style    1 if the nearest counterfactual is the true one, otherwise 0
+    truth_content_margin, ...     relative margin between the true counterfactual and the nearest other; positive: right
+    truth_mse                     mean squared error of pixel values in [0, 1]
+
+Shapes: n images, m candidates or patches, j patches of a set, k styles, h w pixels, d values of a patch.
 """
 
 import functools
@@ -33,37 +35,41 @@ from uso_jax.evaluation.score_log import Result
 
 Images = UInt8[np.ndarray, "n h w 3"]
 WISHES = dict(preserved=1.0, style_words=0.0, same_look=0.0, plain=1.0)
-"""Of the source, for triplets to judge: only images tell the style, and a subject alone is shown in its plain look."""
+"""Source options for scored triplets: only images determine the style, and single subjects have their plain look."""
 
-NUM_DRAWINGS = 12  # in each style, for its patches
+NUM_DRAWINGS = 12  # drawings per style that provide patches
 
 
 @runtime_checkable
 class TruthfulSource(Protocol):
-    """A source that knows what its targets would be, had one factor been another."""
+    """A source that can redraw its targets with one factor changed."""
 
     def counterfactuals(self, triplet: Triplet) -> tuple[Images, Images]:
-        """Give the target with other subjects and in other styles; the target itself comes first in both."""
+        """Return the target with other subjects, and in other styles; the true target is first in both."""
         ...
 
     def style_drawings(self, triplet: Triplet, count: int, rng: np.random.Generator) -> list[Images]:
-        """Draw so many other subjects in the target's style, then in other styles."""
+        """Return sets of `count` drawings of other subjects: first in the target's style, then in other styles."""
         ...
 
 
 class Counterfactuals:
-    """The candidates of a list of triplets, drawn once."""
+    """Scores images against the counterfactuals of a list of triplets, which are drawn once.
+
+    Raises:
+      InputError: a triplet has a shifted layout.
+    """
 
     def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
         if shifted := [t.key for t in triplets if t.layout != "preserved"]:
-            raise InputError(f"{shifted[0]} has a shifted layout, whose pose nothing tells; judge preserved ones only")
+            raise InputError(f"{shifted[0]} has a shifted layout, so its pose is unknown; use preserved layouts")
         self.targets = np.stack([t.target for t in triplets])
         self._candidates = [source.counterfactuals(t) for t in triplets]
 
     def score(self, images: Images) -> dict[str, float]:
-        """Give the shares of images that are right about content and about style, and the mean squared error.
+        """Return content and style accuracy, and the mean squared error of pixel values in [0, 1].
 
-        Chance is one in the number of candidates. The error is of pixel values from 0 to 1.
+        Chance is one in the number of candidates.
         """
         pairs = list(zip(images, self._candidates, strict=True))
         return {
@@ -74,24 +80,24 @@ class Counterfactuals:
 
 
 class Styles:
-    """The styles of a list of triplets, for tasks in which nothing tells the pose."""
+    """Scores the style of images by their patches, for tasks in which the pose is unknown."""
 
     def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
         self._drawn = [style_sets(source, triplet) for triplet in triplets]
 
     def score(self, images: Images) -> dict[str, float]:
-        """Give the share of images that are right about style. Chance is one in the number of styles."""
+        """Return the style accuracy. Chance is one in the number of styles."""
         nearest = [np.argmin(distances(*pair)) for pair in zip(images, self._drawn, strict=True)]
         return {"style_accuracy": float(np.mean(np.equal(nearest, 0)))}
 
 
 def style_sets(source: TruthfulSource, triplet: Triplet) -> list[Images]:
-    """Draw what the styles of a triplet are told by, the same at every call; the target's own style comes first."""
+    """Return sets of drawings, one per style, the target's style first; deterministic for a triplet."""
     return source.style_drawings(triplet, NUM_DRAWINGS, np.random.default_rng(list(triplet.key.encode())))
 
 
 def errors(image: UInt8[np.ndarray, "h w 3"], candidates: UInt8[np.ndarray, "m h w 3"]) -> Float64[np.ndarray, " m"]:
-    """Give an image's mean squared distance to every candidate, of pixel values from 0 to 255."""
+    """Return an image's mean squared error to every candidate, for pixel values from 0 to 255."""
     return np.mean((candidates.astype(np.float64) - image) ** 2, axis=(1, 2, 3))
 
 
@@ -105,8 +111,8 @@ _PATCH = 5
 def distances(
     image: UInt8[np.ndarray, "h w 3"], sets: Sequence[UInt8[np.ndarray, "n h w 3"]]
 ) -> Float64[np.ndarray, " k"]:
-    """Give, for each set, the mean squared distance of an image's patches to the nearest patch in the set."""
-    stride = max(2, image.shape[0] // 16)  # or twice the side would cost sixteen times as much
+    """Return, for each set, the mean squared distance of an image's patches to their nearest patch in the set."""
+    stride = max(2, image.shape[0] // 16)  # a fixed stride would cost 16 times as much at twice the side
     own = _patches(image[None], stride)
     return np.array([_distance(own, _patches(images, stride)) for images in sets])
 
@@ -122,7 +128,7 @@ def _distance(own: Float32[np.ndarray, "m d"], other: Float32[np.ndarray, "j d"]
 
 
 class Truth:
-    """Compare images with what their targets would be, had one factor been another."""
+    """The exact scores as a metric."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.identity = metric, {"truth": "nearest counterfactual, nearest patches"}
@@ -136,7 +142,7 @@ class Truth:
         triplet = source[drawn["index"]]
         if sample.pixels.shape != triplet.target.shape:
             raise InputError(
-                f"{sample.path} is not of the size that mini's truth has, {triplet.target.shape[0]} pixels"
+                f"{sample.path} has the wrong size; this benchmark requires {triplet.target.shape[0]} pixels squared"
             )
         if triplet.content is None:
             found = distances(sample.pixels, style_sets(source, triplet))
@@ -152,7 +158,7 @@ class Truth:
 
 @functools.lru_cache(maxsize=8)
 def procedural(split: str, seed: int, size: int, task: str, preserved: float) -> ProceduralSource:
-    """Give the source of one of mini's tasks."""
+    """Return the drawing source of one of mini's tasks."""
     wishes = WISHES | dict(tasks={task: 1.0}, preserved=preserved)
     return ProceduralSource(split=split, seed=seed, size=size, **wishes)
 

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks through which metrics look at images and prompts: read from a weights directory when first needed.
+"""Networks that embed images and prompts for metrics, loaded on demand from a weights directory.
 
-A network gives vectors of an image, by name: "clip", "dino", "dinov2", "csd_style", "csd_content", "siglip". All have
-length 1, so a product is a cosine. Images are preprocessed on the host, as each metric's authors do it, and
-embedded in batches that are split over all devices.
-Shapes: n images or prompts, d channels of a vector.
+Embeddings are named "clip", "dino", "dinov2", "csd_style", "csd_content" and "siglip". All have length 1, so dot
+products are cosines. Images are preprocessed on the host, as in each metric's original code, and embedded in batches
+sharded over all local devices.
+Shapes: n images or prompts, d channels.
 """
 
 import functools
@@ -34,16 +34,16 @@ from uso_jax.weights import manifest_configs
 from uso_jax.weights.pretrained import Defaults, fingerprint
 
 Vectors = Float[np.ndarray, "n d"]
-_KEPT = 50_000  # vectors of images, so that references are embedded once
+_KEPT = 50_000  # cached image embeddings, so that references are embedded once
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a weights component looks at images.
+    """How a component embeds images.
 
     Attributes:
-      sees: (its config) -> the preprocessing of an image.
-      look: (module, pixels) -> its vectors by name.
+      sees: (config) -> preprocessing of an image.
+      look: (module, pixels) -> embeddings by name.
     """
 
     sees: Callable[[Any], Preprocess]
@@ -51,7 +51,7 @@ class Network:
 
 
 def _dino_sees(config: Any) -> Preprocess:
-    # 224 of 256 whatever size the position embedding has: DINOv2's is larger than what the metric shows it.
+    # 224 of 256 pixels, although DINOv2's position embedding is larger: the metric is defined so.
     return preprocess.DINO.resized(min(config.image_size, preprocess.DINO.size))
 
 
@@ -83,7 +83,7 @@ TEXT_COMPONENT = {"clip": "clip_model", "siglip": "siglip_text"}
 
 
 class Networks:
-    """Embed images and prompts by the networks of one weights directory, or of "mini"."""
+    """Embeds images and prompts with the networks of a weights directory, or of "mini"."""
 
     def __init__(self, directory: str, *, batch_size: int = 32, num_threads: int = 4):
         self.directory, self.batch_size = mini.directory(directory), batch_size
@@ -94,32 +94,32 @@ class Networks:
         self._programs: dict[tuple[str, str], Callable] = {}
 
     def identity_of(self, component: str) -> dict[str, Any]:
-        """Say what a component is, where a metric uses it in a way of its own."""
+        """Return a component's fingerprint and preprocessing, for metrics that call `run` themselves."""
         self._check({component})
         prints = {component: self._fingerprint(component)}
         return {"networks": prints, "preprocess": preprocess_id(self.sees(component))}
 
     def tokenizer(self, component: str, otherwise: str) -> str:
-        """Name the tokenizer in the weights directory, or another."""
+        """Return the component's tokenizer in the weights directory, or `otherwise` if there is none."""
         folder = weights.tokenizer(self.directory, component)
         return str(folder) if folder.is_dir() else otherwise
 
     def identity(self, vector: str, *, text: bool = False) -> dict[str, Any]:
-        """Say what makes a vector: networks by fingerprint, and the preprocessing."""
+        """Return the network fingerprints and the preprocessing that determine an embedding."""
         names = {COMPONENT[vector]} | ({TEXT_COMPONENT[vector]} if text else set())
         self._check(names)
         prints = {name: self._fingerprint(name) for name in sorted(names)}
         return {"networks": prints, "preprocess": preprocess_id(self.sees(COMPONENT[vector]))}
 
     def sees(self, component: str) -> Preprocess:
-        """Give how a component's images are prepared."""
+        """Return the preprocessing of a component's images."""
         return NETWORKS[component].sees(self._config(component))
 
     def images(self, vector: str, paths: Sequence[str]) -> Vectors:
-        """Embed image files.
+        """Return the embeddings of image files; results are cached by file content.
 
         Raises:
-          InputError: the directory lacks the network, or a file is no image.
+          InputError: the directory lacks the network, or a file is not an image.
         """
         component = COMPONENT[vector]
         self._check({component})
@@ -137,7 +137,11 @@ class Networks:
         return np.stack([self._kept[name(path)][vector] for path in paths])
 
     def texts(self, vector: str, prompts: Sequence[str]) -> Vectors:
-        """Embed prompts; a prompt that is too long is cut."""
+        """Return the embeddings of prompts; long prompts are truncated.
+
+        Raises:
+          InputError: the directory lacks the network.
+        """
         component = TEXT_COMPONENT[vector]
         self._check({component})
         defaults, config = Defaults.read(self.directory), self._config(component)
@@ -154,9 +158,16 @@ class Networks:
     def run(
         self, component: str, what: str, look: Callable, batch: np.ndarray | Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Apply a component to one batch, filled up to the batch size and split over the devices.
+        """Apply a component to one batch, padded to the batch size and sharded over the devices.
 
-        `look` is (module, batch) -> results by name, and is always the same for the same `what`.
+        Args:
+          component: name of the component.
+          what: key under which the compiled program is cached.
+          look: (module, batch) -> results by name; must be the same function for the same `what`.
+          batch: array or arrays with a leading batch axis.
+
+        Raises:
+          InputError: the directory lacks the network.
         """
         self._check({component})
         devices = self.mesh.size
@@ -170,7 +181,7 @@ class Networks:
         return {name: np.asarray(value)[:count] for name, value in program(self._params(component), placed).items()}
 
     def module(self, component: str) -> tuple[ModelDef, Any]:
-        """Give a component's structure and config."""
+        """Return a component's definition and config."""
         self._check({component})
         return self._structure(component), self._config(component)
 
@@ -179,7 +190,7 @@ class Networks:
             release = COMPONENTS[missing[0]].release or missing[0]
             raise InputError(
                 f"{self.directory} has no {', '.join(missing)}, only {', '.join(self.components) or 'nothing'}; import"
-                f" it (python -m convert download {release} says how), or leave out its metrics with --metrics"
+                f" it (python -m convert download {release} shows how), or omit its metrics with --metrics"
             )
 
     @functools.cache  # noqa: B019 (one object a command)
@@ -213,7 +224,7 @@ class Networks:
 
 
 def preprocess_id(seen: Preprocess) -> str:
-    """Name a preprocessing in words that tell it from any other."""
+    """Return a text that identifies a preprocessing."""
     resize = "squash" if seen.short_side is None else f"short side {seen.short_side}, centre"
     numbers = hashlib.sha256(repr((seen.mean, seen.std)).encode()).hexdigest()[:6]
     return f"PIL bicubic, {resize} {seen.size}, normalised {numbers}"

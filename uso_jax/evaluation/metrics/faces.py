@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faces: how much the people of an image are those of its references, by embeddings that others have made.
+"""Face similarity between an image and its references, from precomputed embeddings.
 
-Face networks are under licences of their own, so embeddings come from a file, made with any of them:
+Face recognition networks have restrictive licences, so embeddings are read from a file that any network can fill:
 
-    numpy.savez("faces.npz", **{f"{network}/{sha256 of the image file}": array of [faces, d], the largest face first})
+    numpy.savez("faces.npz", **{f"{network}/{sha256 of the image file}": array of [faces, d], largest face first})
 
-An image in which no face was found has an array with no rows; one that has no entry is a failure.
-Source: MultiID-Bench (arXiv 2510.14975). Shapes: f faces, d channels of an embedding.
+An image without faces has an array with no rows. An image without an entry is a failure.
+Source: MultiID-Bench (arXiv 2510.14975). Shapes: f faces, d channels.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from uso_jax.evaluation.score_log import Failed, Result, Skipped
 
 Vectors = Float[np.ndarray, "f d"]
 Vector = Float[np.ndarray, " d"]
-_ANGLE = 1e-6  # between target and reference, below which copying cannot be told
+_ANGLE = 1e-6  # angle between target and reference below which copying is undefined
 
 
 class Embeddings:
-    """Embeddings of length 1 by network and image file."""
+    """Face embeddings of length 1, by network and image file."""
 
     def __init__(self, found: dict[str, dict[str, Vectors]], identity: str):
         self._found, self.identity = found, identity
@@ -38,10 +38,10 @@ class Embeddings:
 
     @classmethod
     def read(cls, path: str | pathlib.Path) -> "Embeddings":
-        """Read a file of arrays; nothing but arrays is read.
+        """Load an .npz file of embeddings; pickled objects are rejected.
 
         Raises:
-          InputError: it is no such file.
+          InputError: the file is not readable, is empty, or an array has another name or shape.
         """
         found: dict[str, dict[str, Vectors]] = {}
         try:
@@ -50,7 +50,9 @@ class Embeddings:
                     network, _, image = name.rpartition("/")
                     value = arrays[name]
                     if not network or value.ndim != 2 or value.dtype.kind != "f":
-                        raise InputError(f"{path}: {name!r} must be NETWORK/SHA256, an array of floats [faces, d]")
+                        raise InputError(
+                            f"{path}: {name!r} must be named NETWORK/SHA256 and be a float array [faces, d]"
+                        )
                     length = np.linalg.norm(value, axis=1, keepdims=True)
                     found.setdefault(network, {})[image] = value / np.maximum(length, 1e-12)
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
@@ -58,29 +60,29 @@ class Embeddings:
                 raise
             raise InputError(f"{path} is not a readable .npz file of arrays ({error})") from error
         if not found:
-            raise InputError(f"{path} holds no embeddings; see docs/evaluate.md")
+            raise InputError(f"{path} has no embeddings; see docs/evaluate.md")
         return cls(found, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16])
 
-    def of(self, path: str, network: str | None = None) -> Vectors | None:
-        """Give the embeddings of an image's faces by a network, or the first; None where nobody looked for faces."""
+    def faces_in(self, path: str, network: str | None = None) -> Vectors | None:
+        """Return the embeddings of an image's faces by a network (default: the first), or None without an entry."""
         return self._found[network or self.networks[0]].get(file_digest(path))
 
 
 def match(made: Vectors, wanted: Vectors) -> list[tuple[int, int, float]]:
-    """Assign faces to those they should be, so that the sum of cosines is the highest; (made, wanted, cosine)."""
+    """Return the assignment of faces that maximises the sum of cosines, as (index made, index wanted, cosine)."""
     cosines = made @ wanted.T
     return [(int(i), int(j), float(cosines[i, j])) for i, j in zip(*linear_sum_assignment(-cosines), strict=True)]
 
 
 def copy_paste(made: Vector, target: Vector, reference: Vector) -> float:
-    """Tell on which side a face lies: 1 is the reference itself, -1 the target itself; 0 if those are one."""
+    """Return where a face lies between target (-1) and reference (1), by angles; 0 if the two coincide."""
     angle = lambda x, y: float(np.arccos(np.clip(x @ y, -1, 1)))
     whole = angle(target, reference)
     return 0.0 if whole < _ANGLE else (angle(made, target) - angle(made, reference)) / whole
 
 
 class Faces:
-    """MultiID-Bench's figures of each network: sim_gt, sim_ref, copy_paste and, of several people, blending."""
+    """MultiID-Bench's figures for each network: sim_gt, sim_ref, copy_paste and, with several people, blending."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -94,7 +96,7 @@ class Faces:
         values, missing = {}, []
         for network in self.embeddings.networks:
             files = [str(sample.path), *([sample.item.target] if sample.item.target else []), *sample.item.content_refs]
-            found = [self.embeddings.of(file, network) for file in files]
+            found = [self.embeddings.faces_in(file, network) for file in files]
             if missing := [file for file, vectors in zip(files, found, strict=True) if vectors is None]:
                 return Failed(f"faces: no embeddings of {missing[0]} by {network}")
             made, wanted = found[0], found[1] if sample.item.target else None
@@ -102,11 +104,17 @@ class Faces:
             if not len(made) or (wanted is not None and not len(wanted)) or not all(len(r) for r in references):
                 continue
             values |= {f"{name}_{network}": x for name, x in figures(made, wanted, np.concatenate(references)).items()}
-        return values or Skipped("no face is seen in the image, the target or a reference")
+        return values or Skipped("no face was detected in the image, the target or a reference")
 
 
 def figures(made: Vectors, target: Vectors | None, references: Vectors) -> dict[str, float]:
-    """Give what faces are worth beside the true ones and the references', row i of both being the same person."""
+    """Return the figures of one image for one network.
+
+    Args:
+      made: faces of the generated image.
+      target: faces of the ground-truth image; None omits sim_gt and copy_paste.
+      references: one face per reference image.
+    """
     pairs = match(made, references)
     found = {"sim_ref": float(np.mean([cosine for *_, cosine in pairs]))}
     if len(pairs) > 1:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""FID: how far the images of a model lie, as a set, from the true ones in Inception's features.
+"""FID: the Fréchet distance between the sets of generated and true images in Inception's features.
 
-Sources: arXiv 1706.08500; pytorch-fid for the network and the resize (bilinear to 299 pixels squared, not smoothed).
-Shapes: n images, d features.
+Sources: arXiv 1706.08500; pytorch-fid for the network and the resize (bilinear to 299 x 299, without antialiasing).
+Shapes: b n m images, h w pixels, d features.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _COMPONENT, _SIDE = "inception", 299
 
 
 class Fid:
-    """One figure of all images together, against their references."""
+    """FID of all images against all references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -29,10 +29,10 @@ class Fid:
         self.identity = self.networks.identity_of(_COMPONENT)
 
     def whole(self, samples: Sequence[Sample]) -> Result:
-        """Compare all images with all references."""
+        """Return the FID, or Failed with fewer than two images or two references."""
         wanted = dict.fromkeys(path for sample in samples for path in self.metric.references(sample.item))
         if min(len(samples), len(wanted)) < 2:
-            return Failed("a distance of sets needs at least two images and two references")
+            return Failed("FID needs at least two images and two references")
         made = self._features([str(sample.path) for sample in samples])
         return {self.metric.name: frechet(made, self._features(list(wanted)))}
 
@@ -47,16 +47,16 @@ class Fid:
 
 @jax.jit
 def resized(images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
-    """Bring bytes [b, h, w, 3] to [-1, 1] and Inception's size."""
+    """Resize 8-bit images to Inception's 299 pixels and scale them to [-1, 1]."""
     x = images.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (len(x), _SIDE, _SIDE, 3), "bilinear", antialias=False) - 1
 
 
 def frechet(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
-    """Give the squared distance of two normal distributions that have the sets' means and covariances."""
+    """Return the squared Fréchet distance between Gaussians with the sets' means and covariances."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     (a, b), (c, e) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (first, second))
-    # The trace of the root of a product, from the symmetric matrix that has its eigenvalues.
+    # Trace of the square root of b @ e: root @ e @ root is symmetric and has the same eigenvalues.
     values, vectors = np.linalg.eigh(b)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ e @ root), 0)).sum()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""ImageReward as a metric: the higher, the more people would like the image for its prompt."""
+"""ImageReward (arXiv 2304.05977) as a metric: predicted human preference for an image given its prompt."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _TOKENIZER = "google-bert/bert-base-uncased"
 
 
 class Reward:
-    """The reward of an image for its prompt, of which the first 35 tokens count."""
+    """The reward of an image for the first 35 tokens of its prompt; higher is better."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric

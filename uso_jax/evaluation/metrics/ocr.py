@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text in images: whether a reader sees the words that should be there.
+"""Text rendering: whether OCR reads the requested lines.
 
-What was read comes from a file, made with any reader: {"<sha256 of the image file>": ["a line", ...], ...}. Sentence
-accuracy is the share of wanted lines that were read without a mistake; NED is 1 minus the edit distance, relative to
-the longer line. Each wanted line is compared with the read line that the best assignment of lines gives it; white
-space and case do not count. Sources: PosterMaker (arXiv 2504.06632) for both figures.
+OCR results come from a file that any reader can fill: {"<sha256 of the image file>": ["a line", ...], ...}. Sentence
+accuracy is the fraction of requested lines that were read exactly. NED is 1 minus the edit distance relative to the
+longer line. Requested and read lines are matched by the best assignment; white space and case are ignored.
+Source: PosterMaker (arXiv 2504.06632) for both figures.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from uso_jax.evaluation.score_log import Failed, Result
 
 
 class Reader:
-    """Lines that were read, by the SHA-256 of the image file."""
+    """Lines read by OCR, by the SHA-256 of the image file."""
 
     def __init__(self, found: Mapping[str, Sequence[str]], identity: str):
         self.found, self.identity = found, identity
 
     @classmethod
     def read(cls, path: str | pathlib.Path) -> "Reader":
-        """Read a file of lines.
+        """Load a JSON file of OCR results.
 
         Raises:
-          InputError: it is no such file.
+          InputError: the file is not readable or has another form.
         """
         try:
             data = pathlib.Path(path).read_bytes()
@@ -44,12 +44,12 @@ class Reader:
             raise InputError(f"--texts {path} is not readable JSON ({error})") from error
         lines = lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value)
         if not isinstance(found, dict) or not all(map(lines, found.values())):
-            raise InputError(f"--texts {path} must be an object of lists of lines; see docs/evaluate.md")
+            raise InputError(f"--texts {path} must be a JSON object of lists of lines; see docs/evaluate.md")
         return cls(found, hashlib.sha256(data).hexdigest()[:16])
 
 
 def compare(wanted: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
-    """Give sentence accuracy and NED of the lines that were read."""
+    """Return sentence accuracy ("sen_acc") and NED ("ned") of the lines that were read."""
     plain = lambda line: re.sub(r"\s+", "", line).casefold()
     wanted, seen = [plain(line) for line in wanted], [plain(line) for line in seen]
     near = np.array([[Levenshtein.normalized_similarity(a, b) for b in seen] for a in wanted]).reshape(len(wanted), -1)
@@ -71,5 +71,5 @@ class Reading:
 
     def _one(self, sample: Sample) -> Result:
         if sample.sha256 not in self.reader.found:
-            return Failed(f"texts: nobody has read {sample.path}")
+            return Failed(f"texts: no entry for {sample.path}")
         return compare(sample.item.meta["text_lines"], self.reader.found[sample.sha256])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that compare an image with images or words through a network: cosines, LPIPS, Gram distance.
+"""Metrics that compare an image with images or text through a network: cosines, LPIPS, Gram distance.
 
 Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.03924 (LPIPS), 1508.06576 (Gram matrices).
 """
@@ -19,7 +19,7 @@ from uso_jax.evaluation.score_log import Result
 
 
 class Cosine:
-    """The mean cosine of an image's vector with those of its references."""
+    """The mean cosine between an image's embedding and those of its references."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
@@ -38,7 +38,7 @@ class Cosine:
 
 
 class TextCosine:
-    """The cosine of an image's vector and its prompt's; in compat, negative ones count as 0 as in UNO's script."""
+    """The cosine between the embeddings of an image and its prompt; with --compat clipped at 0, as in UNO's script."""
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.compat = metric, tools.compat
@@ -52,14 +52,14 @@ class TextCosine:
         return [{self.metric.name: float(max(x, 0) if self.compat else x)} for x in cosines]
 
     def _words(self, sample: Sample) -> str:
-        own = self.metric.options.get("words")  # an entry of meta in place of the prompt
+        own = self.metric.options.get("words")  # key of `meta` that replaces the prompt
         return sample.item.meta[own] if own else sample.item.prompt
 
 
 class Distance:
-    """LPIPS to the target ("lpips"), or the Gram distance to the style image ("gram"): the lower, the nearer.
+    """LPIPS ("lpips") or Gram distance ("gram") to the references; lower is closer.
 
-    An image of another size is brought to the reference's (LPIPS), or both are to 224 pixels squared (Gram).
+    LPIPS resizes the image to the reference's size. Gram resizes both to 224 x 224 pixels.
     """
 
     def __init__(self, metric: Metric, tools: Tools):

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that a vision-language model judges: instructions followed, subjects kept, quality.
+"""Metrics judged by a vision-language model: instruction following, subject preservation, quality.
 
 Sources: OmniContext (arXiv 2506.18871), SconeEval (2512.12675), MICo-Bench (2512.07348), DreamBench++ (2406.16855).
-Each class says what it asks and how answers become figures. In strict mode a question whose answer cannot be read is
-asked again, up to three times, and is then a failure; what `compat` does instead is said with each class.
+By default, a question whose answer cannot be parsed is asked up to three times and then fails. Each class documents
+what --compat does instead.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from uso_jax.vlm.judges import NoAnswer
 
 T = TypeVar("T")
 TRIES = 3
-_WORKERS = 8  # questions at once
-_MOST = 1024 * 1024  # pixels of a reference that is shown
+_WORKERS = 8  # concurrent questions
+_MOST = 1024 * 1024  # maximum pixels of a reference
 
 
 class _Judged:
-    """What the classes below share: asking, reading, trying again."""
+    """Shared by the classes below: asking, parsing, retrying."""
 
     texts: tuple[str, ...] = ()
     max_tokens, temperature = 1400, None
@@ -70,21 +70,25 @@ class _Judged:
         round_: int = 0,
         tries: int = TRIES,
     ) -> T:
-        """Ask until an answer can be read; a later try is another round for the cache. Raises NoAnswer."""
+        """Ask until `read` can parse the answer; each try is a separate round in the cache.
+
+        Raises:
+          NoAnswer: no answer could be parsed, or the judge has none.
+        """
         options = dict(max_tokens=self.max_tokens, temperature=self.temperature)
         for number in range(tries):
             reply = self.vlm.ask(images, prompt, round_=100 * round_ + number, **options)
             if (found := read(reply)) is not None:
                 return found
-        raise NoAnswer(f"its answer cannot be read: {reply[:120]!r}")
+        raise NoAnswer(f"the answer cannot be parsed: {reply[:120]!r}")
 
 
 class Instruction(_Judged):
-    """OmniContext's and SconeEval's two scores, "pf" (instruction followed) and "sc" (subjects kept), from 0 to 10.
+    """OmniContext's and SconeEval's scores from 0 to 10: "pf" (prompt following) and "sc" (subject consistency).
 
-    Items whose subset or case type speaks of a scene get the rubric with the scene; with `options["labelled"]` only the
-    subjects labelled 1 count. In compat, as OmniContext's script does it: three rounds of which the last counts, and a
-    number drawn at random where an answer cannot be read (here by a digest, so that it can be repeated).
+    Items whose subset or case type contains "scene" use the rubric with the scene. With `options["labelled"]`, only
+    subjects with label 1 count. --compat repeats OmniContext's script: the last of three rounds counts, and an answer
+    that cannot be parsed becomes a random number (here a digest, so that runs are repeatable).
     """
 
     texts = ("following", "following_scene", "consistency", "consistency_scene", "labelled", "labelled_scene")
@@ -115,7 +119,7 @@ class Instruction(_Judged):
 
 
 class Presence(_Judged):
-    """SconeEval's distinction: for every subject of every reference, whether it appears; against labels, 0 to 10."""
+    """SconeEval's distinction, from 0 to 10: whether each subject of each reference appears, compared with labels."""
 
     texts = ("presence",)
 
@@ -132,7 +136,7 @@ class Presence(_Judged):
 
 
 def distinction(said: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]:
-    """Give accuracy, precision, recall and F1 from 0 to 10, where a division by zero gives 0."""
+    """Return accuracy, precision, recall and F1, scaled to 0..10; 0 where undefined."""
     pairs = list(zip(said, labels, strict=True))
     right = sum(a and b for a, b in pairs)
     share = lambda part, whole: 10 * part / whole if whole else 0.0
@@ -145,10 +149,10 @@ def distinction(said: Sequence[bool], labels: Sequence[bool]) -> dict[str, float
 
 
 class VieScore(_Judged):
-    """MICo-Bench's "sc" and "pq", each the root of a product of two numbers from 0 to 10.
+    """MICo-Bench's "sc" and "pq", each the geometric mean of two numbers from 0 to 10.
 
-    sc sees the composed reference (the target) and the image, pq the image alone. In compat an answer that cannot
-    be read is not tried again, and the image is left out of the mean, which is then no failure.
+    The judge sees the composed reference (the target) and the image for sc, and the image alone for pq. With --compat,
+    an answer that cannot be parsed is not retried.
     """
 
     texts = ("semantics", "quality")
@@ -163,11 +167,12 @@ class VieScore(_Judged):
 
 
 class IdentityWeight(_Judged):
-    """MICo-Bench's "weight": the mean over source images of how much of each arrived, from 0 to 1.
+    """MICo-Bench's "weight": how much of each source image appears, from 0 to 1, averaged over sources.
 
-    A source with a face (meta "human_indices") is weighed by the best cosine of its largest face with the image's
-    faces; any other by a yes or no of the judge, where an unclear answer is a no. Without a source face in a case of
-    several humans all is 0. In compat a case without embeddings has weight 1, as the published script takes it.
+    A source with a person (`meta["human_indices"]`) is weighted by the best cosine between its largest face and the
+    image's faces. Any other source is weighted by the judge's yes or no; an unclear answer counts as no. With several
+    people, a source without a detected face makes the weight 0. With --compat, an image without embeddings has weight
+    1, as in the published script.
     """
 
     texts = ("source",)
@@ -189,8 +194,8 @@ class IdentityWeight(_Judged):
             if self.tools.faces is None:
                 if self.compat:
                     return {"weight": 1.0}
-                return Failed("faces: there are no embeddings; give them with --faces")
-            source, seen = (self.tools.faces.of(file) for file in (path, str(sample.path)))
+                return Failed("faces: no embeddings; pass them with --faces")
+            source, seen = (self.tools.faces.faces_in(file) for file in (path, str(sample.path)))
             if source is None or seen is None:
                 return {"weight": 1.0} if self.compat else Failed(f"faces: no embeddings of {sample.path} or {path}")
             if not len(source) and len(humans) > 1:
@@ -200,14 +205,14 @@ class IdentityWeight(_Judged):
 
 
 def face_weight(cosine: float) -> float:
-    """Give MICo-Bench's weight of a face by its cosine with the source's."""
+    """Return MICo-Bench's weight of a face from its cosine with the source's."""
     return next(
         (weight for least, weight in ((0.45, 1.0), (0.30, 0.7), (0.15, 0.5), (0.05, 0.2)) if cosine >= least), 0.0
     )
 
 
 class Scales(_Judged):
-    """DreamBench++'s "cp" (concept preservation) and "pf" (prompt following), from 0 to 1 of a scale of 0 to 4."""
+    """DreamBench++'s "cp" (concept preservation) and "pf" (prompt following), rated from 0 to 4 and scaled to 0..1."""
 
     texts = ("preservation", "alignment")
 
@@ -220,13 +225,13 @@ class Scales(_Judged):
 
 
 def labelled_subjects(item: EvalItem) -> list[str]:
-    """Give the subjects that an item of SconeEval asks for."""
+    """Return the subjects that an item of SconeEval asks for."""
     pairs = zip(item.meta["subject_list"], item.meta["subject_label"], strict=True)
     return [subject for names, labels in pairs for subject, label in zip(names, labels, strict=True) if label]
 
 
 def reference(path: str) -> bytes:
-    """Encode a reference for the judge: at most a million pixels, sides in multiples of 16."""
+    """Return a reference as JPEG for the judge: at most 1024 x 1024 pixels in total, sides multiples of 16."""
     image = Image.fromarray(pixels(path))
     scale = min(1.0, (_MOST / (image.width * image.height)) ** 0.5)
     size = tuple(max(16, int(side * scale) // 16 * 16) for side in image.size)
@@ -234,7 +239,7 @@ def reference(path: str) -> bytes:
 
 
 def made(sample: Sample) -> bytes:
-    """Encode an image for the judge, in its own size."""
+    """Return a generated image as JPEG for the judge, at its full size."""
     return _jpeg(Image.fromarray(sample.pixels))
 
 

@@ -1,22 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A vision-language model as judge: what it is asked, what it answered, and how an answer is read.
-
-A judge is anything that is called as (images, prompt) and gives text, or raises NoAnswer; `name` is its model's.
-Answers are kept in a file that only grows, by a digest of model, prompt, images and round, so nothing is asked twice,
-and a run can be repeated without the model. The texts are this project's own wording of each benchmark's published
-rubric; --judge_prompts replaces them, by name, with others.
-"""
+"""Parsers of a judge's answers. All return None if the answer cannot be parsed."""
 
 import json
 import re
 from typing import Any
 
-# ---------------------------------------------------------------------------------------------------- reading answers
-
 
 def read_score(reply: str, most: int = 10) -> int | None:
-    """Read a whole number from 0 to `most` from JSON with a score, damaged JSON or a bare number; None without one."""
+    """Parse an integer score from 0 to `most` out of JSON with "score", damaged JSON or a bare number."""
     text = reply.replace("\n", " ")
     start, end = text.find("{"), text.rfind("}")
     value: Any = None
@@ -37,7 +29,7 @@ def read_score(reply: str, most: int = 10) -> int | None:
 
 
 def read_pair(reply: str) -> tuple[float, float] | None:
-    """Read two numbers from 0 to 10 out of a list in brackets."""
+    """Parse two numbers from 0 to 10 out of a list in brackets."""
     number = r"\s*(\d+(?:\.\d+)?)\s*"
     found = re.search(rf"\[{number},{number}\]", reply)
     pair = (float(found[1]), float(found[2])) if found else None
@@ -45,6 +37,6 @@ def read_pair(reply: str) -> tuple[float, float] | None:
 
 
 def read_yes(reply: str) -> bool | None:
-    """Read yes or no; None where both or neither are said."""
+    """Parse yes or no; None if both or neither occur."""
     words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
     return words == {"yes"} if len(words) == 1 else None

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What judges are asked, by name: this project's own wording of each benchmark's published rubric."""
+"""Judge prompts by name: this project's wording of each benchmark's published rubric.
+
+--judge_prompts replaces them by name.
+"""
 
 from collections.abc import Mapping
 
