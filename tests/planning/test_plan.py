@@ -238,8 +238,8 @@ def test_compiles_for_a_tpu():
     [
         ("v5e", "'v5e' must be .*, such as v5e:4x4"),
         ("v5e:0x4", "'v5e:0x4' must be"),
-        ("v9:2x2", "unknown chip 'v9'; known are v4, v5e, v5p, v6e, tpu7x and cpu"),
-        ("v5e:4", "sizes of v5e have 2 numbers, such as v5e:2x2"),
+        ("v9:2x2", "unknown chip 'v9'; .* v4, v5e, v5p, v6e, tpu7x, cpu"),
+        ("v5e:4", "v5e sizes have 2 numbers, such as v5e:2x2"),
         ("cpu:99", "8 CPU devices; .* XLA_FLAGS"),
     ],
 )
@@ -277,9 +277,9 @@ def test_the_command_ends_in_a_sentence(tmp_path):
     command = ["scripts/plan.py", "--config", "configs/uso.py:mini", "--topology", "v9:4x4"]
     wrong = subprocess.run([sys.executable, *command], cwd=tiny.ROOT, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2
-    assert wrong.stderr.strip() == (
-        "error: topology 'v9:4x4': unknown chip 'v9'; known are v4, v5e, v5p, v6e, tpu7x and cpu"
-    )
+    (line,) = wrong.stderr.strip().splitlines()
+    assert line.startswith("error: topology 'v9:4x4': unknown chip 'v9'; ")
+    assert line.endswith(" v4, v5e, v5p, v6e, tpu7x, cpu")
     (tmp_path / "not.json").write_text("{}")
     wrong = forks.command("scripts/plan.py", "--table", str(tmp_path / "not.json"))
     assert wrong.returncode == 2

@@ -166,7 +166,7 @@ def test_environments(environment, has_tpu, name):
     ("arguments", "environment", "message"),
     [
         (("localhost:1", None, None), {}, "needs --coordinator, --num_processes and --process_id together"),
-        (("localhost:1", 2, 2), {}, "--process_id 2 must lie from 0 to --num_processes - 1 = 1"),
+        (("localhost:1", 2, 2), {}, "--process_id 2 must be between 0 and --num_processes - 1 = 1"),
         (("localhost:1", 2, None), {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID must be a number, not 'one'"),
     ],
 )

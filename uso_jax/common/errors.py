@@ -34,9 +34,8 @@ def exit_cleanly(main: Callable) -> Callable:
         except BrokenPipeError:
             if not _reader_left():
                 raise
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # avoids an error when Python flushes at exit
+            # Python flushes stdout at exit, which must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
     return wrapped
