@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""DreamBench: 30 photographed subjects in 25 prompts each, as DreamBooth made it and UNO runs it.
+"""DreamBench: 30 photographed subjects with 25 prompts each, published with DreamBooth and run as in UNO.
 
 DATA is google/dreambooth's `dataset` folder: <subject>/NN.jpg and prompts_and_classes.txt.
 """
@@ -15,20 +15,20 @@ from uso_jax.evaluation.benchmark import Benchmark, Column, images, published
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
-LIVE = ("cat", "dog")  # classes with prompts of their own
+LIVE = ("cat", "dog")  # classes with the live subject prompts
 REFERENCES = (
     "backpack/02 backpack_dog/02 bear_plushie/03 berry_bowl/02 can/01 candle/02 cat/04 cat2/02 clock/03"
     " colorful_sneaker/01 dog/02 dog2/02 dog3/05 dog5/00 dog6/02 dog7/01 dog8/04 duck_toy/01 fancy_boot/02"
     " grey_sloth_plushie/04 monster_toy/04 pink_sunglasses/04 poop_emoji/00 rc_car/03 red_cartoon/00 robot_toy/00"
     " shiny_sneaker/01 teapot/04 vase/02 wolf_plushie/04"
 )
-"""The photograph of each subject that UNO shows the model."""
+"""The photo of each subject that UNO passes to the model."""
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Make every subject's items, or those of a list in UNO's form."""
+    """Return the items of every subject, or those of a list in UNO's format."""
     if options["refs"] not in ("all", "input"):
-        raise InputError(f"option refs={options['refs']} is unknown; use all (DreamBooth) or input (the shown image)")
+        raise InputError(f"option refs={options['refs']} is unknown; use all (as DreamBooth) or input")
     listed = _listed(pathlib.Path(options["list"])) if options["list"] else _single(data)
     items = []
     for key, prompt, shown in listed:
@@ -51,20 +51,22 @@ def _single(data: pathlib.Path) -> list[tuple[str, str, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); --data is google/dreambooth's dataset") from error
+        raise InputError(
+            f"cannot read {path} ({error.strerror}); --data must be google/dreambooth's dataset folder"
+        ) from error
     classes = dict(re.findall(r"^(\w+),([\w ]+)$", text, re.MULTILINE))
     things, _, live = text.partition("Live Subject Prompts")
     prompts = {
         name: re.findall(r"^'(.*)'\.format", part, re.MULTILINE) for name, part in (("live", live), ("", things))
     }
     if not all(prompts.values()):
-        raise InputError(f"{path} does not list prompts of objects and of live subjects; download it again")
+        raise InputError(f"{path} lacks the prompts of objects or of live subjects; download it again")
     for reference in REFERENCES.split():
         subject = reference.split("/")[0]
         image = data / f"{reference}.jpg"
         if subject not in classes or not image.is_file():
             raise InputError(
-                f"subject {subject!r}: {image} or its class is missing; --data is google/dreambooth's dataset"
+                f"subject {subject!r}: {image} or its class is missing; --data must be google/dreambooth's dataset"
             )
         word = classes[subject]
         for number, template in enumerate(prompts["live" if word in LIVE else ""]):
@@ -127,13 +129,11 @@ BENCHMARK = Benchmark(
         },
     ),
     published_source="USO's paper, table 5; UNO's paper",
-    ours=(
-        "UNO's scoring script is not published; refs=all compares with all photographs of a subject, as DreamBooth.",
-    ),
+    ours=("UNO's scoring script is unpublished; refs=all compares with all photos of a subject, as DreamBooth does.",),
     options={
-        "refs": ("all", "compare with all photographs of the subject, or with the input alone"),
-        "list": ("", "a list of items in UNO's JSON, such as its two-subject list, in place of one subject an item"),
-        "num_images": ("6", "images a prompt; DreamBooth made 4, UNO 6"),
+        "refs": ("all", "compare with all photos of the subject (all) or only with the input image (input)"),
+        "list": ("", "a list of items in UNO's JSON, such as its two-subject list, instead of single-subject items"),
+        "num_images": ("6", "images per prompt; DreamBooth used 4, UNO 6"),
     },
     data="google/dreambooth's dataset folder",
 )

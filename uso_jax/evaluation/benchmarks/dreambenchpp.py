@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""DreamBench++: 150 references of animals, people, objects and styles in nine prompts each.
+"""DreamBench++: 150 references of animals, people, objects and styles with nine prompts each.
 
 DATA is the data set's folder: images/<kind>/NN.jpg and captions/<kind>/NN.txt, whose first line is the subject.
 """
@@ -16,7 +16,7 @@ KINDS = ("animal", "human", "object", "style")
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the four kinds; a reference of kind style is a style image."""
+    """Return the items of the four kinds; references of kind style are style images."""
     items = []
     for kind in KINDS:
         for path in images(data / "images" / kind, f"references of kind {kind}"):
@@ -30,7 +30,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
 
 
 def derive(item: EvalItem, values: Values, compat: bool) -> Values:
-    """Give the product of both scales."""
+    """Return the product of both scores."""
     return {"cp_pf": values["cp"] * values["pf"]} if {"cp", "pf"} <= values.keys() else {}
 
 
@@ -56,8 +56,8 @@ BENCHMARK = Benchmark(
     ),
     derive=derive,
     ours=(
-        "The judge's texts are this project's; CP x PF is the mean of products. USO has no published figures.",
-        "The published DINO is ViT-S/8; here it is the network that --metric_weights holds.",
+        "The judge prompts are this project's; CP x PF is the mean of products. USO has no published results.",
+        "The published DINO is ViT-S/8; here it is the network in --metric_weights.",
     ),
-    data="images and captions, each with animal, human, object and style",
+    data="folders images and captions, each with animal, human, object and style",
 )

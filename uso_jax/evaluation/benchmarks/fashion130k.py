@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fashion130K outfit generation: as VITON-HD's, on data that were not published.
+"""Fashion130K outfit generation: the protocol of VITON-HD on unpublished data.
 
 DATA is a .jsonl file, or a folder with one: {"key", "prompt", "garment": path, "target": path}
 """
@@ -15,9 +15,9 @@ from uso_jax.evaluation.items import EvalItem
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the pairs."""
+    """Return one item per pair of garment and photo."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read_records(data, "a pair is a line of .jsonl, see docs/evaluate.md"):
+    for where, record in records.read_records(data, "pairs are lines of a .jsonl file, see docs/evaluate.md"):
         named = [records.text_field(record, [name], where) for name in ("garment", "target")]
         garment, target = records.image_paths(named, folder, where)
         key, prompt = records.text_field(record, ["key"], where), records.text_field(record, ["prompt"], where)
@@ -44,6 +44,6 @@ BENCHMARK = Benchmark(
         },
     ),
     published_source="arXiv 2605.10127; USO's figure has no primary source",
-    ours=("Data and file layout are unpublished: items are the user's.", *OURS),
+    ours=("Data and file format are unpublished; the user supplies the items.", *OURS),
     data="a .jsonl file of pairs",
 )

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """InnoComposer-Bench: advertising posters from a subject, a text and a style.
 
-The benchmark's data and code were not published. DATA is a .jsonl file, or a folder with one:
+The benchmark's data and code are unpublished. DATA is a .jsonl file, or a folder with one:
 
     {"key", "prompt", "subject": path, "style": path or null, "text_lines": ["...", ...], "target": path or null}
 """
@@ -18,12 +18,12 @@ from uso_jax.evaluation.metrics.base import Metric
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the posters."""
+    """Return one item per poster."""
     folder, items = data if data.is_dir() else data.parent, []
-    for where, record in records.read_records(data, "a poster is a line of .jsonl, see docs/evaluate.md"):
+    for where, record in records.read_records(data, "posters are lines of a .jsonl file, see docs/evaluate.md"):
         lines = record.get("text_lines") or []
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise InputError(f"{where}: text_lines must be a list of lines")
+            raise InputError(f"{where}: text_lines must be a list of strings")
         files = {
             n: records.image_paths([record[n]], folder, where) for n in ("subject", "style", "target") if record.get(n)
         }
@@ -72,9 +72,9 @@ BENCHMARK = Benchmark(
     ),
     published_source="arXiv 2603.05898; USO's IR has no primary source",
     ours=(
-        "Data and code are unpublished: items are the user's, every choice of the protocol is this project's.",
-        "IR-Score is nowhere defined; IR is ImageReward here, which is a guess.",
-        "The published IoU of subject masks is left out: no segmentation network is named.",
+        "Data and code are unpublished; the user supplies the items, and the protocol's details are this project's.",
+        "IR-Score is not defined in the paper; IR is assumed to be ImageReward.",
+        "The published IoU of subject masks is omitted because its segmentation network is not named.",
     ),
     data="a .jsonl file of posters",
 )

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MICo-Bench: many references composed in one image, judged by Weighted-Ref-VIEScore.
+"""MICo-Bench: many references composed into one image, scored by Weighted-Ref-VIEScore.
 
-DATA is the folder of mico_bench_{object_centric,human_centric,hoi,dere}.jsonl with the images beside them.
+DATA is a folder with mico_bench_{object_centric,human_centric,hoi,dere}.jsonl and their images.
 """
 
 import pathlib
@@ -18,14 +18,14 @@ TASKS = {"object_centric": "Object", "human_centric": "Human", "hoi": "HOI", "de
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the four tasks."""
+    """Return the items of the four tasks."""
     items = []
     for task in TASKS:
         path = data / f"mico_bench_{task}.jsonl"
         for where, record in records.read_records(path, "MICo-Bench is four .jsonl files with images"):
             humans = record.get("human_indices") or []
             if not isinstance(humans, list) or not all(isinstance(number, int) for number in humans):
-                raise InputError(f"{where}: human_indices must be a list of numbers")
+                raise InputError(f"{where}: human_indices must be a list of integers")
             reference = record.get("reference")
             reference = reference[0] if isinstance(reference, list) and reference else reference
             items.append(
@@ -40,7 +40,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
 
 
 def derive(item: EvalItem, values: Values, compat: bool) -> Values:
-    """Give the product of weight, sc and pq, from 0 to 100; in compat a missing weight is 1."""
+    """Return the product of weight, sc and pq, from 0 to 100; with --compat a missing weight counts as 1."""
     weight = values.get("weight", 1.0 if compat else None)
     if weight is None or not {"sc", "pq"} <= values.keys():
         return {}
@@ -77,11 +77,12 @@ BENCHMARK = Benchmark(
             "USO (an aggregator's figure)": (38.18, None, None, None, None),
         },
     ),
-    published_source="the repository's board, judge GPT-5.4; USO's figure has no primary source",
+    published_source="the repository's leaderboard, judge GPT-5.4; USO's figure has no primary source",
     ours=(
         "One judge answers all questions; the published script uses another model for presence.",
-        "The judge's texts are this project's wording of the rubric unless --judge_prompts gives others.",
-        "Strict: an unread answer or a missing weight is a failure. --compat: the case is left out, the weight is 1.",
+        "The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",
+        "By default an unparsable answer or a missing weight is a failure. With --compat the case is omitted, or the"
+        " weight is 1.",
     ),
     data="the four mico_bench_*.jsonl files with their images",
 )

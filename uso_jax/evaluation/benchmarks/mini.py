@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""mini-USO-Bench: drawn subjects and styles whose truth is known, so that learned metrics can be judged themselves.
+"""mini-USO-Bench: drawn subjects and styles with known ground truth, which makes it possible to evaluate metrics.
 
-DATA is a folder to draw the references into; it is made. Subjects and styles are held out. The report gives each
-learned metric's rank correlation with the truth.
+DATA is a folder for the drawn references; it is created. Subjects and styles are held out. The report shows each
+learned metric's rank correlation with the exact scores.
 """
 
 import os
@@ -18,17 +18,17 @@ from uso_jax.evaluation.metrics.base import Metric
 from uso_jax.evaluation.metrics.counterfactual import procedural
 from uso_jax.images.decode import encode_png
 
-# Task by subset, and whether content and target share a pose: where they do not, nothing tells the target's pose.
+# subset -> (task, share of triplets whose target keeps the content's pose; otherwise the pose is unknown)
 SUBSETS = {"subject": ("subject", 1.0), "style": ("style", 0.0), "combined": ("style_subject", 1.0)}
 BASELINES = ("target", "copy_content", "copy_style")
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Draw references and targets of every task; targets and references are also kept as images of models."""
+    """Draw the references and targets of every task; also link them as the images of three baselines."""
     try:
         count, size, seed = (int(options[name]) for name in ("count", "size", "seed"))
     except ValueError as error:
-        raise InputError(f"options count, size and seed of mini are whole numbers ({error})") from error
+        raise InputError(f"options count, size and seed of mini must be integers ({error})") from error
     items = []
     for subset, (task, preserved) in SUBSETS.items():
         source = procedural(options["split"], seed, size, task, preserved)
@@ -43,7 +43,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
                     files[name] = data / subset / f"{index:04d}_{name}.png"
                     files[name].parent.mkdir(parents=True, exist_ok=True)
                     atomic_files.write_file(files[name], encode_png(image))
-            only = files.get("content") or files["style"]  # a model that hands back what it gets has nothing else
+            only = files.get("content") or files["style"]  # stands in for a missing reference
             for model, name in zip(BASELINES, ("target", "content", "style"), strict=True):
                 _link(data / "baselines" / model / f"{key}.png", files.get(name, only))
             drawn = dict(split=options["split"], seed=seed, size=size, task=task, preserved=preserved, index=index)
@@ -106,17 +106,17 @@ BENCHMARK = Benchmark(
         Column("CLIP-T", ("clip_t",)),
     ),
     ours=(
-        "The whole benchmark is this project's: truth comes from the drawing program, not from a network.",
-        "The networks of --metric_weights mini condition and reward mini; VGG-16 knows nothing of it.",
-        "Truth is the nearest counterfactual; where the pose is open, in the style task, the nearest patches.",
+        "The whole benchmark is this project's: exact scores come from the drawing program, not from a network.",
+        "The networks of --metric_weights mini also condition and reward mini; VGG-16 is independent of it.",
+        "Exact scores compare with counterfactuals, or with patches in the style task, where the pose is unknown.",
     ),
     options={
-        "count": ("128", "items of each of the three tasks"),
-        "size": ("32", "pixels"),
-        "seed": ("2025", "of the drawings"),
-        "split": ("heldout", "of the procedural source"),
+        "count": ("128", "items per task, of three tasks"),
+        "size": ("32", "image size in pixels"),
+        "seed": ("2025", "seed of the drawings"),
+        "split": ("heldout", "split of the procedural source"),
     },
-    data="a folder to draw into",
+    data="a folder for the drawings",
     draws=True,
     scatter=("combined: right subject", "combined: right style"),
 )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MultiID-Bench: people in new images; by default the one-person subset, on which USO is ranked.
+"""MultiID-Bench: people in new images; by default the one-person subset, for which USO has published results.
 
 DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.json, p2.json, p3.json and their images.
 """
@@ -19,13 +19,13 @@ NETWORKS = ("arcface", "facenet", "adaface")
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the chosen subsets."""
+    """Return the items of the chosen subsets."""
     wanted = options["subsets"].split(",")
     if unknown := set(wanted) - set(SUBSETS):
-        raise InputError(f"option subsets: {min(unknown)!r} is unknown; known are {', '.join(SUBSETS)}")
+        raise InputError(f"option subsets: unknown subset {min(unknown)!r}; known subsets: {', '.join(SUBSETS)}")
     folder, items, counts = data if data.is_dir() else data.parent, [], dict.fromkeys(SUBSETS, 0)
     for where, record in records.read_records(data, "MultiID-Bench is parquet, or p1.json to p3.json"):
-        # The lists by subset have other names for the fields, and say the subset by the name of their file.
+        # The JSON lists have other field names, and the file name is the subset.
         subset = record.get("subset") or pathlib.Path(where.split(" item ")[0]).stem
         if subset not in wanted:
             continue
@@ -41,7 +41,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
             )
         )  # fmt: skip
     if not items:
-        raise InputError(f"{data} has no items of {', '.join(wanted)}; see docs/evaluate.md")
+        raise InputError(f"{data} has no items of subset {', '.join(wanted)}; see docs/evaluate.md")
     return items
 
 
@@ -91,10 +91,10 @@ BENCHMARK = Benchmark(
     ),
     published_source="arXiv 2510.14975, one person",
     ours=(
-        "CLIP is ViT-B/16 here: --metric_weights must hold that one.",
-        "Copy-Paste and blending are means over the people of an image; the aesthetic score is left out.",
-        "Strict: all values count. --compat: values beyond 1.5 interquartile ranges are left out, as published.",
+        "CLIP is ViT-B/16; --metric_weights must contain that network.",
+        "Copy-Paste and blending are means over the people in an image; the aesthetic score is omitted.",
+        "By default all values count. With --compat, values beyond 1.5 interquartile ranges are dropped, as published.",
     ),
-    options={"subsets": ("p1", "of p1, p2, p3, joined by commas")},
+    options={"subsets": ("p1", "comma-separated subsets: p1, p2, p3")},
     data="the parquet file, or p1.json to p3.json with images",
 )

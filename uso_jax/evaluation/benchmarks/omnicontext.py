@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""OmniContext: eight tasks of characters, objects and scenes from references, judged by a vision-language model.
+"""OmniContext: eight tasks with reference characters, objects and scenes, judged by a vision-language model.
 
 DATA is a folder with data.jsonl and images (the JSONL mirror), or with the parquet files of OmniGen2/OmniContext.
 """
@@ -21,7 +21,7 @@ TASKS = {
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Take the English items."""
+    """Return the English items."""
     folder, items = data if data.is_dir() else data.parent, []
     for where, record in records.read_records(data, "OmniContext is data.jsonl with images, or parquet"):
         if record.get("instruction_language", "en") in ("en", "english", "English"):
@@ -38,7 +38,7 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
 
 
 def overall(item: EvalItem, values: Values, compat: bool) -> Values:
-    """Give the root of the product of both scores."""
+    """Return the geometric mean of both scores."""
     return {"overall": (values["pf"] * values["sc"]) ** 0.5} if {"pf", "sc"} <= values.keys() else {}
 
 
@@ -74,13 +74,13 @@ BENCHMARK = Benchmark(
             },
         },
     ),
-    published_source="arXiv 2512.12675 (Scone), judge gpt-4.1, three samplings by three scorings",
+    published_source="arXiv 2512.12675 (Scone), judge gpt-4.1, three images per item, each scored three times",
     ours=(
-        "The judge's texts are this project's wording of the rubric unless --judge_prompts gives others.",
-        "With another judge, USO's single-character score is 6.70 instead of 8.03: compare one judge's figures only.",
-        "--compat repeats the published script: three rounds of which the last counts, a drawn number where an answer"
-        " cannot be read.",
+        "The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",
+        "With another judge, USO's single-character score is 6.70 instead of 8.03; compare scores of one judge only.",
+        "--compat repeats the published script: the last of three rounds counts, and an answer that cannot be parsed"
+        " becomes a random number.",
     ),
-    options={"num_images": ("1", "images an item; 3 for the published three samplings")},
+    options={"num_images": ("1", "images per item; the published results use 3")},
     data="data.jsonl with images, or the parquet files",
 )

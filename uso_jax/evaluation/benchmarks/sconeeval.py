@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""SconeEval: composing subjects, and telling the wanted from the unwanted among those that references show.
+"""SconeEval: composing subjects, and distinguishing requested subjects from others in the references.
 
 DATA is a folder with data.jsonl and images.
 """
@@ -24,18 +24,18 @@ _DIS = {task: f"DIS {_SHORT[task]}" for task in DISTINCTION}
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read all items."""
+    """Return all items."""
     folder, items = data if data.is_dir() else data.parent, []
     for where, record in records.read_records(data, "SconeEval is data.jsonl with images"):
         images = records.image_paths(record.get("input_images"), folder, where)
         subjects, labels = record.get("subject_list"), record.get("subject_label")
         if not _nested(subjects, labels, len(images)):
             raise InputError(
-                f"{where}: subject_list and subject_label must be lists of lists alike, one for each image"
+                f"{where}: subject_list and subject_label must be lists of lists of equal lengths, one per image"
             )
         task = records.text_field(record, ["task_type"], where)
         if task not in _COM:
-            raise InputError(f"{where}: task_type {task!r} is unknown; known are {', '.join(_COM)}")
+            raise InputError(f"{where}: unknown task_type {task!r}; known types: {', '.join(_COM)}")
         items.append(
             EvalItem(
                 f"{task}/{records.text_field(record, ['key'], where)}", "sconeeval", task,
@@ -57,7 +57,7 @@ def _nested(subjects, labels, count: int) -> bool:
 
 
 def derive(item: EvalItem, values: Values, compat: bool) -> Values:
-    """Give "overall" of composition, and "dis" of distinction: the mean of accuracy and F1."""
+    """Return "overall" of composition, and "dis" of distinction, the mean of accuracy and F1."""
     dis = {"dis": (values["accuracy"] + values["f1"]) / 2} if "f1" in values else {}
     return {**overall(item, values, compat), **dis}
 
@@ -87,8 +87,8 @@ BENCHMARK = Benchmark(
     published=_published("USO", (8.03, 5.19, 7.96, 7.14, 5.10, 5.07), (8.50, 6.51, 6.25, 5.57), (6.41, 6.71, 6.56))
     | published(("Overall",), {"UNO": (6.62,), "OmniGen2": (7.60,), "Scone": (8.50,)})
     | published((_COM["composition_single"],), {"GPT-4o": (8.92,), "Qwen-Image-Edit-2509": (8.54,), "BAGEL": (7.14,)}),
-    published_source="arXiv 2512.12675, judge gpt-4.1, three samplings by three scorings",
-    ours=("The judge's texts are this project's wording of the rubric unless --judge_prompts gives others.",),
-    options={"num_images": ("3", "samplings an item")},
+    published_source="arXiv 2512.12675, judge gpt-4.1, three images per item, each scored three times",
+    ours=("The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",),
+    options={"num_images": ("3", "images per item")},
     data="data.jsonl with images",
 )

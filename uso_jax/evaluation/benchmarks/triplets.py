@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Custom triplets in named styles (21 in the ranking that USO appears in): content, style, true target.
+"""Custom triplets in named styles (21 in the ranking that lists USO): content, style, ground-truth target.
 
 DATA is a folder <style>/<id>/{content,style,target}.png with an optional prompt.txt, or a .jsonl file:
 
@@ -19,14 +19,14 @@ from uso_jax.evaluation.metrics.base import Metric
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Read the triplets."""
+    """Return one item per triplet."""
     if data.is_file() or list(data.glob("*.jsonl")):
         return [_record(where, record, data) for where, record in records.read_records(data, "see docs/evaluate.md")]
     items = []
     for folder in sorted(path for path in data.glob("*/*") if path.is_dir()):
         files = {p.stem: str(p) for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
         if missing := [name for name in ("content", "style", "target") if name not in files]:
-            raise InputError(f"{folder} has no {missing[0]} image; a triplet has content, style and target")
+            raise InputError(f"{folder} has no {missing[0]} image; a triplet needs content, style and target")
         words = folder / "prompt.txt"
         prompt = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
         style = folder.parent.name
@@ -70,7 +70,7 @@ BENCHMARK = Benchmark(
     published=published(("CLIP score",), {"USO (an aggregator's figure)": (69.39,)}),
     published_source="an aggregator; there is no primary source",
     ours=(
-        "The whole protocol is this project's; CLIP score is 100 times image's and target's cosine in CLIP ViT-B/32.",
+        "The whole protocol is this project's. CLIP score is 100 times the CLIP ViT-B/32 cosine of image and target.",
     ),
     data="folders STYLE/ID with content, style and target",
 )

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """USO-Bench: subjects in new scenes, styles on new subjects, and every content in every style.
 
-The benchmark's images and prompts were never published. The folder holds the user's; without prompts of its own it gets
-an open stand-in: prompts after the published templates, assembled here, 30 + 30 of them.
+The benchmark's images and prompts are unpublished. The user supplies images. Without prompt files, 30 + 30 prompts
+written here after the published templates are used.
 
     DATA/content/human/*.jpg   DATA/content/object/*.jpg   DATA/style/*.jpg     (or DATA/content/*.jpg, all objects)
-    DATA/names.json            optional: {"human/01.jpg": "man", ...}, what a content image is called in prompts
-    DATA/subject_prompts.txt   optional: one a line, {subject} and {style} are filled in
-    DATA/style_prompts.txt     optional: one a line
+    DATA/names.json            optional: {"human/01.jpg": "man", ...}, the names of content images in prompts
+    DATA/subject_prompts.txt   optional: one per line; {subject} is replaced by the name
+    DATA/style_prompts.txt     optional: one per line
 """
 
 import json
@@ -70,12 +70,12 @@ STYLE_PROMPTS = (
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Make the products: subject prompts x contents, style prompts x styles, contents x styles in two layouts."""
+    """Return the products: subject prompts x contents, style prompts x styles, contents x styles in two layouts."""
     contents = [
         (kind, path) for kind, most in (("human", 20), ("object", 30)) for path in _contents(data, kind, most, options)
     ]
     if not contents:
-        raise InputError(f"{data / 'content'} has no images; put content images there, in human and object")
+        raise InputError(f"{data / 'content'} has no images; put content images into its folders human and object")
     styles = _chosen(images(data / "style", "style images"), 50, options)
     names = _names(data)
     subject_prompts = _prompts(data, "subject_prompts.txt", (*SCENES, *INSTRUCTIONS, *STYLED))
@@ -118,7 +118,7 @@ def _contents(data: pathlib.Path, kind: str, most: int, options: Mapping[str, st
 
 
 def _chosen(found: list[str], most: int, options: Mapping[str, str]) -> list[str]:
-    """Take the published number of images, spread evenly over the folder, unless all are wanted."""
+    """Return `most` images, spread evenly over the folder, or all with option all_images=yes."""
     if options["all_images"] == "yes" or len(found) <= most:
         return found
     return [found[number * len(found) // most] for number in range(most)]
@@ -126,7 +126,7 @@ def _chosen(found: list[str], most: int, options: Mapping[str, str]) -> list[str
 
 def _prompts(data: pathlib.Path, name: str, otherwise: Sequence[str]) -> list[str]:
     path = data / name
-    return text_lines(path, "prompts, one a line") if path.exists() else list(otherwise)
+    return text_lines(path, "one prompt per line") if path.exists() else list(otherwise)
 
 
 def _names(data: pathlib.Path) -> dict[str, str]:
@@ -136,9 +136,9 @@ def _names(data: pathlib.Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); correct it") from error
+        raise InputError(f"{path} is not readable JSON ({error}); fix the file") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise InputError(f"{path} must be an object that names images, such as {{'human/01.jpg': 'man'}}")
+        raise InputError(f"{path} must be a JSON object of image names, such as {{'human/01.jpg': 'man'}}")
     return found
 
 
@@ -205,15 +205,15 @@ BENCHMARK = Benchmark(
             "CLIP-T combined": 0.283,
         },
     },
-    published_source="tables 1 and 2 of the paper's first version; its CLIP-I and DINO headers are probably exchanged",
+    published_source="tables 1 and 2 of the paper's first version; its CLIP-I and DINO headers are probably swapped",
     ours=(
-        "Images and prompts are the user's, or the open stand-in's: the published ones were never released.",
+        "The original images and prompts are unpublished; the user supplies images, and prompts or this project's.",
         "The paper's 7,040 style and 29,500 combined samples do not follow from its numbers; here they are products.",
         "Encoders are assumed: CLIP ViT-B/32, DINO ViT-S/16, CSD ViT-L/14. DINOv2, Gram and LPIPS are additions.",
     ),
     options={
-        "shifted_prompts": ("1", "scenes that every content-style pair is also drawn in"),
-        "all_images": ("no", '"yes" takes all images, not the published 20 + 30 and 50'),
+        "shifted_prompts": ("1", "scenes in which every content-style pair is also generated"),
+        "all_images": ("no", '"yes" uses all images instead of the published 20 + 30 and 50'),
     },
     data="content/human, content/object and style, folders of images (50 of each kind in the paper)",
 )

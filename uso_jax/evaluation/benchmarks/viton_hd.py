@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""VITON-HD outfit generation: a model photograph from a garment and words, compared with the real photograph.
+"""VITON-HD outfit generation: a photo of a person from a garment and a prompt, compared with the real photo.
 
-DATA is VITON-HD's folder of one split, such as test: image/ and cloth/; and, if the user has them, prompts.jsonl with
-{"id": "00001_00", "prompt": "..."} a line.
+DATA is VITON-HD's folder of one split, such as test, with image/ and cloth/, and optionally prompts.jsonl with one
+{"id": "00001_00", "prompt": "..."} per line.
 """
 
 import pathlib
@@ -27,26 +27,26 @@ COLUMNS = (
     Column("CLIP-T", ("clip_t",)),
 )
 OURS = (
-    "LPIPS's network is not named; it is AlexNet, version 0.1, on images resized to the real one.",
-    "DINO is DINOv2's cosine.",
-    "FFA needs foreground masks and is not defined in public; it is left out.",
+    "The LPIPS network is not named; here it is AlexNet, version 0.1, on images resized to the real photo's size.",
+    "DINO is the cosine of DINOv2 embeddings.",
+    "FFA needs foreground masks and is undefined in public; it is omitted.",
 )
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
-    """Pair every garment with the photograph of the same name."""
+    """Return one item per garment, paired with the photo of the same name."""
     prompts, file = {}, data / "prompts.jsonl"
     if file.exists():
         for where, record in records.read_records(file, ""):
             prompts[records.text_field(record, ["id"], where)] = records.text_field(record, ["prompt"], where)
-    photographs, items = {pathlib.Path(p).stem: p for p in images(data / "image", "photographs")}, []
+    photos, items = {pathlib.Path(p).stem: p for p in images(data / "image", "photos")}, []
     for cloth in images(data / "cloth", "garments"):
         name = pathlib.Path(cloth).stem
-        if name not in photographs:
-            raise InputError(f"{cloth} has no photograph of its name in {data / 'image'}; outfit generation is paired")
+        if name not in photos:
+            raise InputError(f"{cloth} has no photo of the same name in {data / 'image'}; add it or remove the garment")
         prompt = prompts.get(name, TEMPLATE)
         items.append(
-            EvalItem(name, "viton_hd", "paired", prompt, (cloth,), target=photographs[name], width=768, height=1024)
+            EvalItem(name, "viton_hd", "paired", prompt, (cloth,), target=photos[name], width=768, height=1024)
         )
     return items
 
@@ -63,6 +63,6 @@ BENCHMARK = Benchmark(
         {"UMC zero-shot": (0.515, 0.812), "UMC": (0.476, 0.835), "USO (an aggregator's figure)": (0.585, None)},
     ),
     published_source="arXiv 2605.10127; USO's figure has no primary source",
-    ours=("The paper's prompts are unpublished; without prompts.jsonl every item has one template.", *OURS),
+    ours=("The paper's prompts are unpublished; without prompts.jsonl all items share one prompt.", *OURS),
     data="VITON-HD's test folder, with image and cloth",
 )

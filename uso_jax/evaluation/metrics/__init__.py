@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of evaluation."""
+"""Evaluation metrics, one file per kind; `base` has the registry."""

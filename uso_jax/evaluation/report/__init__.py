@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of evaluation: HTML and charts."""
+"""Evaluation reports: an HTML page with charts and contact sheets."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a report: a radar of columns, a scatter of models, contact sheets."""
+"""Figures of a report: radar chart of columns, scatter plot of models, contact sheets."""
 
 import io
 import textwrap
@@ -20,7 +20,10 @@ _CELL, _GAP, _LINE = 160, 8, 14
 
 
 def radar(columns: Sequence[Column], models: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Draw models by column as SVG, the worst of a column near the middle; None with fewer than three columns."""
+    """Return a radar chart as SVG, or None with fewer than three columns or two models.
+
+    Each axis ranges from the worst model near the centre to the best at the rim.
+    """
     axes = [
         column
         for column in columns
@@ -59,7 +62,7 @@ def radar(columns: Sequence[Column], models: Mapping[str, Mapping[str, float]]) 
 def scatter(
     x: Column, y: Column, models: Mapping[str, Mapping[str, float]], known: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """Draw models by two columns as SVG: what was scored in colour, what was published in grey."""
+    """Return a scatter plot of models by two columns as SVG: `models` in colour, published ones (`known`) in grey."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6, 4.4), layout="constrained")
         plot = figure.add_subplot()
@@ -83,7 +86,7 @@ def _svg(figure: Figure) -> str:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Pixels | None]]], titles: Sequence[str]) -> Image.Image:
-    """Lay images out under titles, one item a row with its words beneath; what is missing is crossed out."""
+    """Return a contact sheet: one row per (text, images) under column titles; a missing image (None) is crossed out."""
     font, small = ImageFont.load_default(13), ImageFont.load_default(11)
     width = _GAP + len(titles) * (_CELL + _GAP)
     height = 24 + len(rows) * (_CELL + 2 * _LINE + _GAP)

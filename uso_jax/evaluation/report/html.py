@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a benchmark: report.html with its images in report_files, report.json and report.csv.
+"""A benchmark's report: report.html with its images in report_files, report.json and report.csv.
 
-The page loads nothing from anywhere else. Prompts, keys and reasons are other people's words, and are escaped.
+The page is self-contained: it loads nothing from the network. Prompts, keys and reasons are untrusted and escaped.
 """
 
 import csv
@@ -25,14 +25,14 @@ from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.report import charts
 from uso_jax.evaluation.summary import csv_text, item_means
 
-SHOWN = 60  # items of a subset in the drill-down; those with problems come besides
+SHOWN = 60  # items per subset in the item list, in addition to those with problems
 _SHEET = 8  # rows of a contact sheet
 _FILES = "report_files"
-_SMALL = 112  # images up to this are shown enlarged, without smoothing
+_SMALL = 112  # images of at most this many pixels a side are stored losslessly
 
 
 def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Read the summaries of models, all in a folder or those that are named, with their figures by item.
+    """Return the summaries of the named models, or of all in a folder, with their figures by image.
 
     Raises:
       InputError: there are none, or one is damaged.
@@ -40,7 +40,7 @@ def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[di
     found = []
     names = names or sorted(path.parent.name for path in folder.glob("*/summary.json"))
     if not names:
-        raise InputError(f"{folder} has no model that was scored; run the stage score first")
+        raise InputError(f"{folder} has no scored model; run the stage score first")
     for name in names:
         path = folder / name / "summary.json"
         try:
@@ -64,14 +64,22 @@ def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[di
 def write_report(
     folder: pathlib.Path, benchmark: Benchmark, items: Sequence[EvalItem], models: Sequence[dict]
 ) -> pathlib.Path:
-    """Write the report; give the page's path.
+    """Write the report and return the path of report.html.
+
+    Args:
+      folder: receives the report.
+      benchmark: the benchmark.
+      items: all of its items.
+      models: summaries from `read_summaries`.
 
     Raises:
-      InputError: a model was scored on another benchmark, or nothing can be written.
+      InputError: a model was scored on another benchmark, or the folder cannot be written.
     """
     for told in models:
         if told["benchmark"] != benchmark.name:
-            raise InputError(f"{told['model']} was scored on {told['benchmark']}, not on {benchmark.name}")
+            raise InputError(
+                f"{told['model']} was scored on {told['benchmark']}, not on {benchmark.name}; score it again"
+            )
     subset_of = {one.key: one.subset for one in items}
     by_item = {
         told["model"]: {key: means for key, means in item_means(told["figures"]).items() if key in subset_of}
@@ -101,7 +109,7 @@ def write_report(
 
 
 def _best(columns: Sequence, models: Sequence[dict]) -> dict[str, float]:
-    """Give the best value of each column, where several models were scored."""
+    """Return the best value of each column for which several models have one."""
     found = {}
     for column in columns:
         have = [told["table"][column.name]["value"] for told in models if column.name in told["table"]]
@@ -111,7 +119,7 @@ def _best(columns: Sequence, models: Sequence[dict]) -> dict[str, float]:
 
 
 def _draw(files: pathlib.Path, benchmark: Benchmark, models: Sequence[dict]) -> list[tuple[str, str]]:
-    """Draw charts; give (file, what it shows)."""
+    """Write charts; return (file, caption) for each."""
     table = {told["model"]: {name: cell["value"] for name, cell in told["table"].items()} for told in models}
     found, drawn = [], charts.radar(benchmark.columns, table)
     if drawn is not None:
@@ -135,7 +143,7 @@ def _draw(files: pathlib.Path, benchmark: Benchmark, models: Sequence[dict]) -> 
 
 
 def _thumbnail(files: pathlib.Path, path: str, made: dict[str, str]) -> str | None:
-    """Write a small copy of an image once; give its name in the page."""
+    """Write a thumbnail unless it exists; return its path relative to the page, or None if the image is unreadable."""
     if path not in made:
         try:
             image = Image.fromarray(pixels(path))
@@ -150,7 +158,7 @@ def _thumbnail(files: pathlib.Path, path: str, made: dict[str, str]) -> str | No
 
 
 def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict]) -> list[dict[str, Any]]:
-    """Give what the drill-down shows: some items of each subset, spread evenly, and all that have problems."""
+    """Return the entries of the item list: items spread evenly over each subset, and those with problems."""
     problems: dict[str, list[str]] = {}
     for told in models:
         for kind in ("problems", "skipped"):
@@ -186,7 +194,7 @@ def _spread(items: Sequence[EvalItem], most: int) -> list[EvalItem]:
 
 
 def _image(told: Mapping[str, Any], one: EvalItem, number: int) -> str | None:
-    """Find a model's image of an item, if it still is where it was scored."""
+    """Return the path of a model's image of an item, or None if it no longer exists."""
     for stem in (f"{one.key}_{number}", one.key):
         for suffix in SUFFIXES:
             if (path := pathlib.Path(told["images"], stem + suffix)).is_file():
@@ -195,7 +203,7 @@ def _image(told: Mapping[str, Any], one: EvalItem, number: int) -> str | None:
 
 
 def _sheets(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict]) -> list[tuple[str, str]]:
-    """Write a contact sheet of each subset; give (subset, file)."""
+    """Write a contact sheet per subset; return (subset, file) for each."""
     found = []
     for number, subset in enumerate(dict.fromkeys(one.subset for one in items)):
         own = _spread([one for one in items if one.subset == subset], _SHEET)
