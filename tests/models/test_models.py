@@ -80,14 +80,14 @@ def test_checkpoint_manifest(file, rows, shapes):
 @pytest.mark.parametrize(
     "make, message",
     (
-        (lambda: FluxConfig(num_heads=7), "does not divide into 7 heads"),
+        (lambda: FluxConfig(num_heads=7), "is not divisible by 7 heads"),
         (lambda: FluxConfig(axes_dim=(16, 56, 58)), "must add up to the head width, 128"),
         (lambda: FluxConfig(axes_dim=(17, 55, 56)), "must be even"),
         (lambda: FluxConfig(remat="some"), "remat must be one of full, offload, attention, dots, none"),
         (lambda: FluxConfig(lora_rank=-1), "lora_rank must be 0"),
-        (lambda: SiglipConfig(num_attention_heads=7), "does not divide into 7 heads"),
+        (lambda: SiglipConfig(num_attention_heads=7), "is not divisible by 7 heads"),
         (lambda: SiglipConfig(image_size=13), "smaller than one patch"),
-        (lambda: AutoEncoderConfig(ch=100), "does not divide into 32 normalisation groups"),
+        (lambda: AutoEncoderConfig(ch=100), "ch 100 is not divisible by norm_groups 32"),
     ),
 )
 def test_config_errors(make, message):

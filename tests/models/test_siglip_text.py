@@ -175,14 +175,14 @@ def test_an_id_outside_the_vocabulary_is_not_silent():
 
 
 def test_long_texts_are_refused():
-    with pytest.raises(ValueError, match="13 tokens are too many: this text transformer has 12 positions"):
+    with pytest.raises(ValueError, match="13 tokens.* 12 positions"):
         load_text()(jnp.zeros((1, 13), jnp.int32))
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": 5}, "hidden_size 1152 does not divide into 5 heads"),
+        ({"num_attention_heads": 5}, "hidden_size 1152 is not divisible by 5 heads"),
         ({"remat": "some"}, "remat must be one of full, offload, attention, dots, none"),
     ],
 )

@@ -235,7 +235,7 @@ def test_clip_in_bfloat16():
 
 
 def test_clip_refuses_long_texts():
-    with pytest.raises(ValueError, match="17 tokens are too many: this text transformer has 16 positions"):
+    with pytest.raises(ValueError, match="17 tokens.* 16 positions"):
         jax_clip()(jnp.zeros((1, 17), jnp.int32))
 
 
@@ -296,9 +296,9 @@ def test_an_id_outside_the_vocabulary_is_not_silent(model, length):
     "make, message",
     [
         (lambda: T5Config(relative_attention_num_buckets=7), "relative_attention_num_buckets must be even"),
-        (lambda: T5Config(relative_attention_max_distance=8), "must exceed 8 here, not 8"),
+        (lambda: T5Config(relative_attention_max_distance=8), "must exceed 8, not 8"),
         (lambda: T5Config(remat="some"), "remat must be one of"),
-        (lambda: ClipTextConfig(num_attention_heads=5), "hidden_size 768 does not divide into 5 heads"),
+        (lambda: ClipTextConfig(num_attention_heads=5), "hidden_size 768 is not divisible by 5 heads"),
         (lambda: ClipTextConfig(eos_token_id=49408), "eos_token_id 49408 is outside the vocabulary"),
         (lambda: ClipTextConfig(remat="some"), "remat must be one of"),
     ],

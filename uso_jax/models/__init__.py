@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One file, one network: a frozen config and its modules."""
+"""Networks, one per file: a frozen config and Flax NNX modules."""

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""FLUX.1's convolutional autoencoder between images and 16-channel latents, 8 times smaller a side.
+"""FLUX.1's convolutional autoencoder: images <-> 16-channel latents, downscaled 8 times per side.
 
-Source: black-forest-labs/flux, modules/autoencoder.py; names are its own, channels are last here.
-Shapes: b batch, H W pixels, h w latent grid, c channels, z latent channels.
+Source: black-forest-labs/flux, modules/autoencoder.py. Parameter names match it; channels are last.
+Shapes: b batch, H W pixels, h w latent grid, c i o channels, z latent channels.
 """
 
 import itertools
@@ -34,16 +34,16 @@ class AutoEncoderConfig:
 
     def __post_init__(self):
         if self.ch % self.norm_groups:
-            raise ValueError(f"ch {self.ch} does not divide into {self.norm_groups} normalisation groups")
+            raise ValueError(f"ch {self.ch} is not divisible by norm_groups {self.norm_groups}")
 
     @property
     def downscale(self) -> int:
-        """Pixels a side of one latent."""
+        """Pixels per latent along each side."""
         return 2 ** (len(self.ch_mult) - 1)
 
     @classmethod
     def tiny(cls, **changes) -> "AutoEncoderConfig":
-        """Give an autoencoder that runs in milliseconds."""
+        """Return the config of an autoencoder for tests, which runs in milliseconds."""
         sizes = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=4)
         return cls(**(sizes | changes))
 
@@ -59,7 +59,7 @@ def _conv(config: AutoEncoderConfig, in_ch: int, out_ch: int, size: int, rngs: n
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised convolutions around a skip connection."""
+    """Two convolutions with pre-normalisation and a skip connection."""
 
     def __init__(self, config: AutoEncoderConfig, in_ch: int, out_ch: int, *, rngs: nnx.Rngs):
         self.norm1 = _norm(config, in_ch, rngs)
@@ -79,8 +79,10 @@ class AttnBlock(nnx.Module):
 
     def __init__(self, config: AutoEncoderConfig, ch: int, *, rngs: nnx.Rngs):
         self.norm = _norm(config, ch, rngs)
-        for name in ("q", "k", "v", "proj_out"):
-            setattr(self, name, _conv(config, ch, ch, 1, rngs))
+        self.q = _conv(config, ch, ch, 1, rngs)
+        self.k = _conv(config, ch, ch, 1, rngs)
+        self.v = _conv(config, ch, ch, 1, rngs)
+        self.proj_out = _conv(config, ch, ch, 1, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = self.norm(x).astype(x.dtype)
@@ -89,7 +91,7 @@ class AttnBlock(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Residual, attention, residual at the lowest resolution."""
+    """Residual block, attention and residual block at the lowest resolution."""
 
     def __init__(self, config: AutoEncoderConfig, ch: int, *, rngs: nnx.Rngs):
         self.block_1 = ResnetBlock(config, ch, ch, rngs=rngs)
@@ -101,7 +103,7 @@ class Middle(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halve the grid; pads below and to the right only, as the original does."""
+    """Halve the grid; like the original, pad only at the bottom and right."""
 
     def __init__(self, config: AutoEncoderConfig, ch: int, *, rngs: nnx.Rngs):
         self.conv = _conv(config, ch, ch, 3, rngs, strides=2, padding=((0, 1), (0, 1)))
@@ -111,7 +113,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double the grid by repetition, then smooth it."""
+    """Double the grid by nearest-neighbour upsampling, then convolve."""
 
     def __init__(self, config: AutoEncoderConfig, ch: int, *, rngs: nnx.Rngs):
         self.conv = _conv(config, ch, ch, 3, rngs)
@@ -121,7 +123,7 @@ class Upsample(nnx.Module):
 
 
 class Level(nnx.Module):
-    """The residual blocks of one resolution and the change to the next."""
+    """The residual blocks of one resolution, then down- or upsampling."""
 
     def __init__(self, config: AutoEncoderConfig, channels: list[int], resample: str | None, *, rngs: nnx.Rngs):
         self.block = nnx.List([ResnetBlock(config, i, o, rngs=rngs) for i, o in itertools.pairwise(channels)])
@@ -137,7 +139,7 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Images to the mean and log-variance of their latents."""
+    """Map images to the mean and log-variance of their latents."""
 
     def __init__(self, config: AutoEncoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -161,7 +163,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to images; `up` is listed from the highest resolution, as in the original, and run in reverse."""
+    """Map latents to images. As in the original, `up` starts at the highest resolution and runs in reverse."""
 
     def __init__(self, config: AutoEncoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -186,7 +188,7 @@ class Decoder(nnx.Module):
 
 
 class AutoEncoder(nnx.Module):
-    """Encode images in [-1, 1] to scaled latents and decode them."""
+    """Encode images in [-1, 1] to scaled latents, and decode them."""
 
     def __init__(self, config: AutoEncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -194,20 +196,28 @@ class AutoEncoder(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, images: Float[Array, "b H W c"], rng: Key[Array, ""] | None = None) -> Float[Array, "b h w z"]:
-        """Give the posterior mean, or a sample of the posterior when `rng` is given (upstream always samples)."""
+        """Return scaled latents: the posterior mean, or a sample if `rng` is passed (upstream always samples).
+
+        Raises:
+          ValueError: a side of the images is not a multiple of `config.downscale`.
+        """
         mean, logvar = self.moments(images)
         z = mean if rng is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)
         return self.config.scale_factor * (z - self.config.shift_factor)
 
     def decode(self, z: Float[Array, "b h w z"], *, remat: bool = False) -> Float[Array, "b H W c"]:
-        """Give the images of scaled latents, nominally in [-1, 1] but not clipped.
+        """Return images for scaled latents, nominally in [-1, 1] but not clipped.
 
-        With `remat`, a gradient keeps the input of every residual block and recomputes what is inside.
+        With `remat`, the backward pass keeps only the input of every residual block and recomputes the rest.
         """
         return self.decode_unscaled(z / self.config.scale_factor + self.config.shift_factor, remat=remat)
 
     def moments(self, images: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w z"], Float[Array, "b h w z"]]:
-        """Give the mean and the log-variance of the posterior, unscaled."""
+        """Return the unscaled mean and log-variance of the posterior.
+
+        Raises:
+          ValueError: a side of the images is not a multiple of `config.downscale`.
+        """
         factor = self.config.downscale
         if images.shape[1] % factor or images.shape[2] % factor:
             raise ValueError(f"image size {images.shape[1]}x{images.shape[2]} must be a multiple of {factor}")
@@ -215,5 +225,5 @@ class AutoEncoder(nnx.Module):
         return mean, logvar
 
     def decode_unscaled(self, z: Float[Array, "b h w z"], *, remat: bool = False) -> Float[Array, "b H W c"]:
-        """Give the images of samples of the posterior."""
+        """Return images for unscaled latents, such as `moments` returns."""
         return self.decoder(z.astype(self.config.dtype), remat).astype(jnp.float32)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP: the text transformer, whose pooled output is FLUX's `vec`, and the vision tower that metrics compare with it.
+"""CLIP: the text transformer, whose pooled output is FLUX's `vec`, and the vision tower, used by metrics.
 
 Source: transformers, models/clip/modeling_clip.py (`CLIPTextModel`, `CLIPVisionModel`, `CLIPModel`); arXiv 2103.00020.
-Names are transformers', but each tower holds its own projection.
+Parameter names match transformers, except that each tower owns its projection.
 Shapes: b batch, l text tokens, h w pixels, s vision tokens (the class token first), c hidden_size, d projection_dim.
 """
 
@@ -20,14 +20,14 @@ from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
 from uso_jax.models.layers.mlp import MLP
 
 LEGACY_EOS = 2
-"""What configs written before transformers 4.31 call the end-of-text token; the highest id marks the end instead."""
+"""`eos_token_id` in configs from before transformers 4.31. It is wrong; the highest id in a text marks its end."""
 
 
 def _check(config: "ClipTextConfig | ClipVisionConfig") -> None:
     c = config
     check_heads(c.hidden_size, c.num_attention_heads)
     if c.projection_dim < 0:
-        raise ValueError(f"projection_dim must be positive, or 0 for none, not {c.projection_dim}")
+        raise ValueError(f"projection_dim must be positive, or 0 for no projection, not {c.projection_dim}")
     scan.check_remat(c.remat)
 
 
@@ -43,9 +43,9 @@ class ClipTextConfig:
     max_position_embeddings: int = 77
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
-    projection_dim: int = 0  # of the embedding that is compared with images; 0: none, which is how FLUX reads CLIP
-    dtype: str = "bfloat16"  # of matrix products and the residual; norms and softmax stay in float32
-    remat: str = "full"  # one of stack.REMAT_POLICIES
+    projection_dim: int = 0  # width of the joint image-text embedding; 0: no projection, as in FLUX
+    dtype: str = "bfloat16"  # of matrix products and the residual; norms and softmax use float32
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         _check(self)
@@ -54,7 +54,7 @@ class ClipTextConfig:
 
     @classmethod
     def tiny(cls, **changes) -> "ClipTextConfig":
-        """Give a float32 transformer that fits `FluxConfig.tiny`'s pooled text vector."""
+        """Return the config of a float32 transformer for tests that matches `FluxConfig.tiny`'s `vec_in_dim`."""
         sizes = dict(
             vocab_size=64,
             hidden_size=12,
@@ -80,7 +80,7 @@ class ClipVisionConfig:
     image_size: int = 224
     patch_size: int = 32
     layer_norm_eps: float = 1e-5
-    projection_dim: int = 512  # of the embedding that is compared with texts; 0: none
+    projection_dim: int = 512  # width of the joint image-text embedding; 0: no projection
     dtype: str = "float32"
     remat: str = "full"
 
@@ -95,7 +95,7 @@ class ClipVisionConfig:
 
     @classmethod
     def tiny(cls, **changes) -> "ClipVisionConfig":
-        """Give a tower that runs in no time."""
+        """Return the config of a tower for tests."""
         sizes = dict(
             hidden_size=24,
             intermediate_size=40,
@@ -111,7 +111,7 @@ class ClipVisionConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Both towers; the defaults are openai/clip-vit-base-patch32 in float32, as a metric wants it."""
+    """Both towers; the defaults are openai/clip-vit-base-patch32 in float32, for metrics."""
 
     vision: ClipVisionConfig = ClipVisionConfig()
     text: ClipTextConfig = ClipTextConfig(
@@ -121,11 +121,11 @@ class ClipConfig:
     def __post_init__(self):
         image, text = self.vision.projection_dim, self.text.projection_dim
         if not image or image != text:
-            raise ValueError(f"the towers need one projection_dim to meet in, not {image} (vision) and {text} (text)")
+            raise ValueError(f"both towers need the same projection_dim, not {image} (vision) and {text} (text)")
 
     @classmethod
     def tiny(cls, **changes) -> "ClipConfig":
-        """Give two tiny towers that meet."""
+        """Return the config of two tiny towers for tests."""
         sizes = dict(vision=ClipVisionConfig.tiny(), text=ClipTextConfig.tiny(projection_dim=10))
         return cls(**(sizes | changes))
 
@@ -151,7 +151,13 @@ CLIP: Mapping[str, ClipConfig] = {
 @jax.tree_util.register_dataclass
 @dataclass
 class ClipTextOutput:
-    """What the text transformer gives: normalised tokens, the one at the end of the text, and its projection."""
+    """Output of the text transformer.
+
+    Attributes:
+      last_hidden_state: tokens after the final norm.
+      pooler_output: the token at the end of the text.
+      text_embeds: its projection, if the config has one; not of unit length.
+    """
 
     last_hidden_state: Float[Array, "b l c"]
     pooler_output: Float[Array, "b c"]
@@ -161,7 +167,13 @@ class ClipTextOutput:
 @jax.tree_util.register_dataclass
 @dataclass
 class ClipVisionOutput:
-    """What the vision tower gives: tokens (not normalised), the normalised class token, and its projection."""
+    """Output of the vision tower.
+
+    Attributes:
+      last_hidden_state: tokens before the final norm, the class token first.
+      pooler_output: the class token after the final norm.
+      image_embeds: its projection, if the config has one; not of unit length.
+    """
 
     last_hidden_state: Float[Array, "b s c"]
     pooler_output: Float[Array, "b c"]
@@ -169,17 +181,17 @@ class ClipVisionOutput:
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """GELU approximated by a sigmoid, which OpenAI's CLIP was trained with."""
+    """Apply the sigmoid approximation of GELU that OpenAI's CLIP uses."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def end_of_text(input_ids: Int[Array, "b l"], eos_token_id: int) -> Int[Array, " b"]:
-    """Give the position of each text's first end-of-text token, or 0 where there is none."""
+    """Return the position of each text's first end-of-text token, or 0 if there is none."""
     return jnp.argmax(input_ids if eos_token_id == LEGACY_EOS else input_ids == eos_token_id, axis=1)
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Scale vectors to length 1, in float32; zero stays zero, and its gradient finite."""
+    """Scale vectors to unit length in float32. Zero vectors stay zero and have a finite gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
@@ -191,7 +203,7 @@ def _norm(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.Laye
 
 
 class ClipLayer(nnx.Module):
-    """One pre-norm transformer layer."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
         c = config
@@ -213,7 +225,7 @@ def _projection(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nn
 
 
 class ClipText(nnx.Module):
-    """Encode token ids; attention is causal, so padding after the end of the text cannot reach the pooled output."""
+    """Encode token ids. Attention is causal, so padding after the text does not affect the pooled output."""
 
     def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -224,13 +236,16 @@ class ClipText(nnx.Module):
         self.text_projection = _projection(c, rngs) if c.projection_dim else None
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> ClipTextOutput:
-        """Give the normalised last hidden state, whole and at the end of the text, and the projection if there is one.
+        """Encode texts of at most `max_position_embeddings` tokens.
 
-        An id outside the vocabulary makes what follows it NaN.
+        An id outside the vocabulary makes the following tokens NaN.
+
+        Raises:
+          ValueError: there are too many tokens.
         """
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"{length} tokens are too many: this text transformer has {limit} positions")
+            raise ValueError(f"the text has {length} tokens; the transformer has {limit} positions")
         x = self.token_embedding(input_ids) + self.position_embedding(jnp.arange(length))[None]
         x = scan.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
         x = self.final_layer_norm(x).astype(x.dtype)
@@ -240,7 +255,7 @@ class ClipText(nnx.Module):
 
 
 class ClipVision(nnx.Module):
-    """Encode images of `image_size` squared, normalised by CLIP's mean and deviation."""
+    """Encode images of `image_size` squared, normalised with CLIP's mean and standard deviation."""
 
     def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -256,10 +271,14 @@ class ClipVision(nnx.Module):
         self.visual_projection = _projection(c, rngs) if c.projection_dim else None
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> ClipVisionOutput:
-        """Give all tokens, the class token, and the projection if there is one; other image sizes are refused."""
+        """Encode images.
+
+        Raises:
+          ValueError: the images have another size than `config.image_size`.
+        """
         size = self.config.image_size
         if pixels.shape[1:3] != (size, size):
-            raise ValueError(f"images must be {size} x {size} here, not {pixels.shape[1]} x {pixels.shape[2]}")
+            raise ValueError(f"images must be {size} x {size}, not {pixels.shape[1]} x {pixels.shape[2]}")
         x = self.patch_embedding(pixels.astype(self.config.dtype))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
@@ -272,7 +291,7 @@ class ClipVision(nnx.Module):
 
 
 class Clip(nnx.Module):
-    """Both towers of a CLIP and the scale that its training put on their products."""
+    """Both towers and the learned logarithm of the logit scale."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -281,9 +300,9 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07, jnp.float32)))
 
     def embed_images(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Give embeddings of length 1: products with those of images or texts are cosines."""
+        """Return unit-length embeddings; dot products with image or text embeddings are cosines."""
         return unit(self.vision_model(pixels).image_embeds)
 
     def embed_texts(self, input_ids: Int[Array, "b l"]) -> Float[Array, "b d"]:
-        """Give embeddings of length 1: products with those of images or texts are cosines."""
+        """Return unit-length embeddings; dot products with image or text embeddings are cosines."""
         return unit(self.text_model(input_ids).text_embeds)

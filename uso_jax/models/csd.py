@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive style descriptors (CSD): the image encoder whose style vectors the style score and reward compare.
+"""Contrastive style descriptors (CSD): the image encoder of the style score and the style reward.
 
-Source: https://github.com/learn2phoenix/CSD, CSD/model.py; arXiv 2404.01292. A CLIP vision tower with two matrices in
-place of its projection; the authors advise to ignore the content vector. Names are the original's.
+Source: https://github.com/learn2phoenix/CSD, CSD/model.py; arXiv 2404.01292. A CLIP vision tower with two matrices
+instead of its projection. The authors recommend ignoring the content vector. Parameter names match the original.
 Shapes: b batch, h w pixels, c hidden_size, d projection_dim.
 """
 
@@ -23,7 +23,7 @@ CSD: ClipVisionConfig = CLIP["L/14"].vision
 @jax.tree_util.register_dataclass
 @dataclass
 class CsdOutput:
-    """What the encoder gives: the tower's class token, and its content and style vectors, of length 1, in float32."""
+    """The tower's class token, and unit-length content and style vectors in float32."""
 
     feature: Float[Array, "b c"]
     content: Float[Array, "b d"]
@@ -31,20 +31,21 @@ class CsdOutput:
 
 
 class Csd(nnx.Module):
-    """Encode images, preprocessed as CLIP's; the product of two style vectors is their CSD score."""
+    """Encode images preprocessed as for CLIP. The dot product of two style vectors is their CSD score."""
 
     def __init__(self, config: ClipVisionConfig = CSD, *, rngs: nnx.Rngs):
         if not config.projection_dim:
-            raise ValueError("projection_dim must be positive: it is the width of the style vector")
+            raise ValueError("projection_dim must be positive; it is the width of the style vector")
         self.config = config
         self.backbone = ClipVision(replace(config, projection_dim=0), rngs=rngs)
         shape = (config.hidden_size, config.projection_dim)
-        for name in ("last_layer_style", "last_layer_content"):
-            setattr(self, name, nnx.Param(config.hidden_size**-0.5 * jax.random.normal(rngs.params(), shape)))
+        matrix = lambda: nnx.Param(config.hidden_size**-0.5 * jax.random.normal(rngs.params(), shape))
+        self.last_layer_style = matrix()
+        self.last_layer_content = matrix()
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> CsdOutput:
         feature = self.backbone(pixels).pooler_output
-        # Scores of a style and of its absence differ by hundredths: no place for bfloat16.
+        # Scores of matching and other styles differ by hundredths, which bfloat16 cannot resolve.
         x = feature.astype(jnp.float32)
         content, style = (m[...].astype(jnp.float32) for m in (self.last_layer_content, self.last_layer_style))
         return CsdOutput(feature, unit(x @ content), unit(x @ style))

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""DINO and DINOv2: self-supervised vision transformers, whose class token the subject metrics compare.
+"""DINO and DINOv2: self-supervised vision transformers whose class token is used by subject metrics.
 
 Sources: https://github.com/facebookresearch/dino and dinov2, vision_transformer.py; transformers, models/vit and
-models/dinov2; arXiv 2104.14294, 2304.07193. Names are the originals', with `attn.qkv` cut into three.
+models/dinov2; arXiv 2104.14294, 2304.07193. Parameter names match the originals, with `attn.qkv` split into three.
 Shapes: b batch, h w pixels, s tokens (the class token first), c hidden_size.
 """
 
@@ -29,10 +29,10 @@ class DinoConfig:
     intermediate_size: int = 1536
     num_hidden_layers: int = 12
     num_attention_heads: int = 6
-    image_size: int = 224  # that the position embedding was trained for; other sizes interpolate it
+    image_size: int = 224  # resolution of the position embedding, which is interpolated for other sizes
     patch_size: int = 16
     layer_norm_eps: float = 1e-6
-    layer_scale: bool = False  # DINOv2: a learned scale on every residual branch, and a mask token
+    layer_scale: bool = False  # DINOv2: learned scales of residual branches, and a mask token
     dtype: str = "float32"
     remat: str = "full"
 
@@ -48,7 +48,7 @@ class DinoConfig:
 
     @classmethod
     def tiny(cls, **changes) -> "DinoConfig":
-        """Give a transformer that runs in no time."""
+        """Return the config of a transformer for tests."""
         sizes = dict(
             hidden_size=24,
             intermediate_size=96,
@@ -79,27 +79,27 @@ DINO: Mapping[str, DinoConfig] = {
     "dinov2_vitb14": _dinov2(768, 12),
     "dinov2_vitl14": _dinov2(1024, 24),
 }
-"""The released models, by the names that torch.hub knows."""
+"""The released models, by their torch.hub names."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class DinoOutput:
-    """What the transformer gives: normalised tokens, and the class token among them."""
+    """Tokens after the final norm, and the class token, which is the first of them."""
 
     last_hidden_state: Float[Array, "b s c"]
     pooler_output: Float[Array, "b c"]
 
 
 def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """GELU, not approximated."""
+    """Apply the exact GELU."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """Give torch's bicubic interpolation along one axis as a matrix, [new, old].
+    """Return torch's bicubic interpolation along one axis as a matrix, [new, old].
 
-    Unlike PIL's and JAX's it takes a = -0.75, repeats the border and does not smooth when it shrinks.
+    Unlike PIL and JAX, torch uses a = -0.75, replicates the border and does not antialias.
     """
     a = -0.75
     centre = (np.arange(new) + 0.5) * old / new - 0.5
@@ -120,7 +120,7 @@ def _norm(config: DinoConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class DinoBlock(nnx.Module):
-    """One pre-norm transformer layer, its branches scaled in DINOv2."""
+    """A pre-norm transformer layer; DINOv2 scales its residual branches."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         c = config
@@ -141,7 +141,7 @@ class DinoBlock(nnx.Module):
 
 
 class Dino(nnx.Module):
-    """Encode images, normalised by ImageNet's mean and deviation, of any size."""
+    """Encode images of any size, normalised with ImageNet's mean and standard deviation."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -149,15 +149,15 @@ class Dino(nnx.Module):
         self.patch_embed = nnx.Conv(3, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs)
         self.cls_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.hidden_size)))
         self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, c.grid**2 + 1, c.hidden_size)))
-        # Stands for hidden patches while DINOv2 is trained; kept so that its files go in and out whole.
+        # Replaces masked patches during DINOv2's training; kept so that checkpoints convert without loss.
         self.mask_token = nnx.Param(jnp.zeros((1, c.hidden_size))) if c.layer_scale else None
         self.blocks = scan.stack(lambda rngs: DinoBlock(c, rngs=rngs), c.num_hidden_layers, rngs)
         self.norm = _norm(c, rngs)
 
     def position_embedding(self, rows: int, columns: int) -> Float[Array, "1 s c"]:
-        """Give the position embedding of a grid of patches in float32, interpolated as transformers does it.
+        """Return the position embedding for a grid of patches in float32, interpolated as in transformers.
 
-        The original DINOv2 code scales by (new + 0.1) / old instead of new / old, a shift of well under a patch.
+        The original DINOv2 code scales by (new + 0.1) / old instead of new / old, a shift of much less than a patch.
         """
         embedding, grid = self.pos_embed[...].astype(jnp.float32), self.config.grid
         if (rows, columns) == (grid, grid):
@@ -168,7 +168,7 @@ class Dino(nnx.Module):
         return jnp.concatenate([embedding[:, :1], patches.reshape(1, rows * columns, -1)], axis=1)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> DinoOutput:
-        """Give the normalised tokens; what does not fill a patch at the right and bottom edge is not seen."""
+        """Encode images. Incomplete patches at the right and bottom edges are ignored."""
         x = self.patch_embed(pixels.astype(self.config.dtype))
         b, rows, columns, c = x.shape
         first = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (b, 1, c))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A small convolutional classifier of drawn subjects and styles, to judge mini's images.
+"""A small convolutional classifier of drawn subjects and styles, to evaluate mini's images.
 
 It shares neither architecture nor objective nor seed with the networks that condition or reward mini.
 Shapes: b batch, h w pixels, s subjects, k styles.
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class DrawingClassifierConfig:
-    """Numbers of classes, channels by level (each level halves the image), and the side of what it sees."""
+    """Numbers of classes, channels per level (each level halves the image), and the input size in pixels."""
 
     num_subjects: int = 106
     num_styles: int = 35
@@ -26,7 +26,7 @@ class DrawingClassifierConfig:
 
 
 class DrawingClassifier(nnx.Module):
-    """Tell the subject and the style of an image in [-1, 1], which is resized to `image_size`."""
+    """Classify subject and style of images in [-1, 1], which are resized to `image_size`."""
 
     def __init__(self, config: DrawingClassifierConfig, *, rngs: nnx.Rngs):
         widths = (3, *config.channels)
@@ -40,13 +40,13 @@ class DrawingClassifier(nnx.Module):
         self.style = nnx.Linear(features, config.num_styles, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b s"], Float[Array, "b k"]]:
-        """Give the logits of subjects and styles."""
+        """Return the logits of subjects and of styles."""
         x, first = images, None
         if x.shape[1:3] != (self.image_size, self.image_size):
             x = jax.image.resize(x, (len(x), self.image_size, self.image_size, 3), "linear")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(x)))
-            first = x.mean(axis=(1, 2)) if first is None else first  # fine texture is gone after pooling
+            first = x.mean(axis=(1, 2)) if first is None else first  # pooling removes fine texture
             x = nnx.max_pool(x, (2, 2), (2, 2))
         features = jnp.concatenate([x.mean(axis=(1, 2)), first], axis=-1)
         return self.subject(features), self.style(features)

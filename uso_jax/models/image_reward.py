@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""ImageReward: what people would prefer, told from a prompt and an image.
+"""ImageReward: predicted human preference for an image given a prompt.
 
 Source: https://github.com/THUDM/ImageReward, ImageReward.py and models/BLIP; arXiv 2304.05977. A vision transformer
-(the layout of DINO's), BERT that looks at its tokens, and five linear layers without activation. Names of the text
-part are transformers' `BlipTextModel`, with attention cut into q, k, v. Shapes: b batch, h w pixels, l text tokens, s
-vision tokens, c hidden_size, v vision width.
+(with DINO's layout), BERT with cross-attention to its tokens, and five linear layers without activation. Parameter
+names of the text part match transformers' `BlipTextModel`, with attention split into q, k, v.
+Shapes: b batch, h w pixels, l text tokens, s vision tokens, c hidden_size, d width of keys.
 """
 
 import itertools
@@ -21,13 +21,13 @@ from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import check_heads
 from uso_jax.models.layers.mlp import MLP
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of rewards on the authors' set
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw rewards on the authors' data
 MAX_TOKENS = 35
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of the text part; the defaults are the released ones."""
+    """Sizes of the text part; the defaults are those of the released model."""
 
     vocab_size: int = 30524
     hidden_size: int = 768
@@ -46,7 +46,7 @@ class BertConfig:
 
 @dataclass(frozen=True)
 class ImageRewardConfig:
-    """Both parts; the defaults are the released sizes."""
+    """Both parts; the defaults are those of the released model."""
 
     vision: DinoConfig = DinoConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
@@ -56,11 +56,11 @@ class ImageRewardConfig:
     def __post_init__(self):
         has, wants = self.vision.hidden_size, self.text.encoder_hidden_size
         if has != wants:
-            raise ValueError(f"the text part looks at tokens of width {wants}, the vision part gives {has}")
+            raise ValueError(f"text.encoder_hidden_size {wants} must equal vision.hidden_size {has}")
 
 
 class _Attention(nnx.Module):
-    """Attention, a linear layer, and the norm of their sum with the input."""
+    """Post-norm attention with a residual connection."""
 
     def __init__(self, config: BertConfig, key_width: int, *, rngs: nnx.Rngs):
         c, self.num_heads = config, config.num_attention_heads
@@ -94,7 +94,7 @@ def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class ImageReward(nnx.Module):
-    """Score images, preprocessed as CLIP's, by prompts of at most 35 tokens."""
+    """Score images, preprocessed as for CLIP, given prompts of at most 35 tokens."""
 
     def __init__(self, config: ImageRewardConfig = ImageRewardConfig(), *, rngs: nnx.Rngs):
         self.config, c = config, config.text
@@ -109,7 +109,7 @@ class ImageReward(nnx.Module):
     def __call__(
         self, pixels: Float[Array, "b h w 3"], input_ids: Int[Array, "b l"], valid: Bool[Array, "b l"]
     ) -> Float[Array, " b"]:
-        """Give rewards of mean 0 and deviation 1 over the authors' set; `valid` marks tokens that are no padding."""
+        """Return rewards with mean 0 and standard deviation 1 over the authors' data; `valid` is False at padding."""
         seen = self.visual_encoder(pixels).last_hidden_state
         positions = self.position_embeddings(jnp.arange(input_ids.shape[1]))[None]
         x = self.norm(self.word_embeddings(input_ids) + positions)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Inception v3 as FID knows it: the features before the classifier, with the averages of the original's port.
+"""Inception v3 for FID: the pooled features before the classifier.
 
-Sources: arXiv 1512.00567; https://github.com/mseitzer/pytorch-fid, inception.py, whose names these are. Averages do not
-count the padding, and the last block takes a maximum where the others average: so were the published numbers made.
+Sources: arXiv 1512.00567; https://github.com/mseitzer/pytorch-fid, inception.py, whose parameter names are used. As in
+the network behind published FIDs, average pooling ignores padding, and the last block uses max pooling instead.
 Shapes: b batch, h w pixels or positions, c channels.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-Conv = tuple[int, tuple[int, int], int, bool]  # channels, kernel, stride, whether it is padded to keep the size
+Conv = tuple[int, tuple[int, int], int, bool]  # channels, kernel, stride, "SAME" padding
 _ONE, _THREE, _ROW, _COLUMN, _SHORT, _TALL = (1, 1), (3, 3), (1, 7), (7, 1), (1, 3), (3, 1)
 
 
@@ -64,7 +64,7 @@ BLOCKS: dict[str, dict[str, Conv]] = {
     },
     "Mixed_7b": _E, "Mixed_7c": _E,
 }  # fmt: skip
-# A step of a branch is a convolution, or several side by side; a pooling is a step of its own.
+# Each step of a branch is a convolution, a tuple of parallel convolutions, or a pooling.
 _BRANCHES = {
     "a": (("branch1x1",), ("branch5x5_1", "branch5x5_2"), tuple(f"branch3x3dbl_{i}" for i in (1, 2, 3)),
           ("average", "branch_pool")),
@@ -80,19 +80,19 @@ _KINDS = dict(zip(BLOCKS, "aaabccccdee", strict=True))
 
 @dataclass(frozen=True)
 class InceptionConfig:
-    """How much narrower than the released network it is, which has 2048 features."""
+    """The released network, which has 2048 features, or a narrower one."""
 
-    divisor: int = 1
-    dtype: str = "float32"  # the only one
+    divisor: int = 1  # of all channel counts
+    dtype: str = "float32"  # the only supported one
     remat: str = "none"
 
     def __post_init__(self):
         if not 1 <= self.divisor <= 16:
-            raise ValueError(f"divisor {self.divisor} must lie from 1 to 16")
+            raise ValueError(f"divisor must be between 1 and 16, not {self.divisor}")
 
 
 class BasicConv(nnx.Module):
-    """A convolution, batch normalisation by what training has seen, and rectification."""
+    """A convolution, batch normalisation with running statistics, and ReLU."""
 
     def __init__(self, width: int, conv: Conv, divisor: int, *, rngs: nnx.Rngs):
         channels, kernel, stride, padded = conv
@@ -116,7 +116,7 @@ class _Norm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Branches side by side."""
+    """Parallel branches, concatenated along channels."""
 
     def __init__(self, width: int, convs: dict[str, Conv], kind: str, last: bool, divisor: int, *, rngs: nnx.Rngs):
         self.kind, self.last, self.channels = kind, last, 0
@@ -150,7 +150,7 @@ class Block(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Give the mean features of images in [-1, 1], 299 pixels squared in FID."""
+    """Map images in [-1, 1] to features averaged over positions; FID uses 299 x 299 pixels."""
 
     def __init__(self, config: InceptionConfig = InceptionConfig(), *, rngs: nnx.Rngs):
         self.config, width = config, 3

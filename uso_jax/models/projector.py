@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Style projectors: SigLIP features of three depths -> style tokens in the text stream.
+"""Style projectors: SigLIP features from three depths -> style tokens in the text stream.
 
-USO's is the hierarchical one. The others are what the paper compares it with (Table 4); they read the deepest level.
-Sources: bytedance/USO, uso/flux/modules/layers.py, `SigLIPMultiFeatProjModel`, and paper Eq. (2); the resampler is
-IP-Adapter's and Flamingo's (arXiv 2308.06721, 2204.14198), the MLP FLUX.1 Redux's, both of depth 1.
-Shapes: b batch, n style images, s vision tokens, c vision width, k style tokens a level, d transformer width.
+USO uses the hierarchical projector. The paper compares it with the two others (Table 4), which read the deepest level.
+Sources: bytedance/USO, uso/flux/modules/layers.py, `SigLIPMultiFeatProjModel`, and paper Eq. (2). The resampler follows
+IP-Adapter and Flamingo (arXiv 2308.06721, 2204.14198), the MLP FLUX.1 Redux, both with depth 1.
+Shapes: b batch, n style images, s vision tokens, c vision width, k style tokens per level, d transformer width.
 """
 
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ LEVELS = ("high", "mid", "low")
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    """Sizes of the projector; the defaults fit google/siglip-so400m-patch14-384."""
+    """Sizes of the projector; the defaults match google/siglip-so400m-patch14-384."""
 
     siglip_tokens: int = 729
-    style_tokens: int = 64  # a level, so 192 an image
+    style_tokens: int = 64  # per level, so 192 per image
     siglip_dim: int = 1152
-    layers: tuple[int, int, int] = (-2, -11, -20)  # hidden states read for high, mid, low
+    layers: tuple[int, int, int] = (-2, -11, -20)  # hidden states for levels high, mid, low
     kind: str = "hierarchical"  # one of PROJECTORS
 
     def __post_init__(self):
         if len(self.layers) != len(LEVELS):
-            raise ValueError(f"projector.layers needs one SigLIP layer for each of {LEVELS}, not {self.layers}")
+            raise ValueError(f"projector.layers must have one SigLIP layer for each of {LEVELS}, not {self.layers}")
         if self.kind not in PROJECTORS:
-            raise ValueError(f"projector.kind {self.kind!r} is unknown; known are {', '.join(PROJECTORS)}")
+            raise ValueError(f"unknown projector.kind {self.kind!r}; known kinds: {', '.join(PROJECTORS)}")
 
     @property
     def tokens_per_image(self) -> int:
@@ -44,7 +44,7 @@ class ProjectorConfig:
 
 
 class HierarchicalProjector(nnx.Module):
-    """Map each level by its own weights: mix tokens, normalise, widen."""
+    """Project each level with separate weights: mix tokens, normalise, widen."""
 
     def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         c = config
@@ -58,7 +58,7 @@ class HierarchicalProjector(nnx.Module):
             setattr(self, f"{level}_projection", nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs))
 
     def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
-        """Project the features of `n` style images; their tokens follow each other, high level first."""
+        """Project the features of `n` style images; tokens are in order of image, then level (high, mid, low)."""
         levels = []
         for i, level in enumerate(LEVELS):
             x = features[:, :, i].swapaxes(-1, -2)
@@ -69,7 +69,7 @@ class HierarchicalProjector(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """Let learned queries attend to the deepest level once; as many tokens as the hierarchical projector gives."""
+    """One cross-attention of learned queries to the deepest level; as many tokens as the hierarchical projector."""
 
     def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         c = config
@@ -84,7 +84,7 @@ class Resampler(nnx.Module):
         self.norm_out = nnx.LayerNorm(hidden_size, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
-        """Project the features of `n` style images; their tokens follow each other."""
+        """Project the features of `n` style images; tokens are in order of image."""
         b, n = features.shape[:2]
         x = self.norm_features(features[:, :, 0].reshape(b * n, *features.shape[3:]))
         latents = jnp.broadcast_to(self.latents[...], (b * n, *self.latents.shape))
@@ -96,13 +96,13 @@ class Resampler(nnx.Module):
 
 
 class TokenMLP(nnx.Module):
-    """Map every token of the deepest level by itself, so an image gives as many tokens as the tower does."""
+    """A per-token MLP on the deepest level; one style token per vision token."""
 
     def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         self.mlp = MLP(config.siglip_dim, 3 * hidden_size, hidden_size, jax.nn.silu, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
-        """Project the features of `n` style images; their tokens follow each other."""
+        """Project the features of `n` style images; tokens are in order of image."""
         return einops.rearrange(self.mlp(features[:, :, 0]), "b n s d -> b (n s) d")
 
 

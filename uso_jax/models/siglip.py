@@ -1,9 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The SigLIP vision tower with its hidden states, from which USO reads style.
+"""SigLIP: the vision tower, whose hidden states USO uses as style features, and the text transformer.
 
-Source: transformers, models/siglip/modeling_siglip.py (`SiglipVisionModel`); arXiv 2303.15343. Names are transformers'.
-Shapes: b batch, h w pixels, s vision tokens, c hidden_size.
+`SiglipVision` and `SiglipText` share one embedding space. `SiglipMatch` adds to the text transformer the learned scale
+and bias of the logits of image-text pairs.
+
+Source: transformers, models/siglip/modeling_siglip.py (`SiglipVisionModel`, `SiglipTextModel`, `SiglipModel`); arXiv
+2303.15343, with its initial values. Parameter names match transformers.
+Shapes: b batch, h w pixels, s vision tokens, l text tokens, m texts, c hidden_size, d projection_size.
 """
 
 import math
@@ -22,7 +26,7 @@ from uso_jax.models.layers.mlp import MLP, gelu_tanh
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Sizes of the tower; the defaults are google/siglip-so400m-patch14-384."""
+    """Sizes and numerics of the tower; the defaults are google/siglip-so400m-patch14-384."""
 
     hidden_size: int = 1152
     intermediate_size: int = 4304
@@ -45,7 +49,7 @@ class SiglipConfig:
 
     @classmethod
     def tiny(cls, **changes) -> "SiglipConfig":
-        """Give a tower that fits `FluxConfig.tiny`'s projector."""
+        """Return the config of a tower for tests that matches `FluxConfig.tiny`'s projector."""
         sizes = dict(
             hidden_size=24,
             intermediate_size=40,
@@ -61,7 +65,7 @@ class SiglipConfig:
 @jax.tree_util.register_dataclass
 @dataclass
 class SiglipOutput:
-    """What the tower gives: normalised tokens, the pooled vector, and the hidden states that were asked for."""
+    """Tokens after the final norm, the pooled vector, and the requested hidden states."""
 
     last_hidden_state: Float[Array, "b s c"]
     pooler_output: Float[Array, "b c"]
@@ -70,7 +74,7 @@ class SiglipOutput:
 
 @runtime_checkable
 class LayerSizes(Protocol):
-    """What a layer needs to know, of this tower or of the text transformer (uso_jax.models.siglip)."""
+    """The fields of `SiglipConfig` and `SiglipTextConfig` that a layer needs."""
 
     hidden_size: int
     intermediate_size: int
@@ -86,7 +90,7 @@ def _norm(config: LayerSizes, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class SiglipLayer(nnx.Module):
-    """One pre-norm transformer layer."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, config: LayerSizes, *, rngs: nnx.Rngs):
         c = config
@@ -102,7 +106,7 @@ class SiglipLayer(nnx.Module):
 
 
 class SiglipPoolingHead(nnx.Module):
-    """Pool the tokens by attention from one learned query."""
+    """Attention pooling with one learned query."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         c = config
@@ -118,7 +122,7 @@ class SiglipPoolingHead(nnx.Module):
 
 
 class SiglipVision(nnx.Module):
-    """Encode images, normalised to [-1, 1] at `image_size` squared."""
+    """Encode images in [-1, 1] of `image_size` squared."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -130,9 +134,15 @@ class SiglipVision(nnx.Module):
         self.head = SiglipPoolingHead(c, rngs=rngs)
 
     def __call__(self, pixels: Float[Array, "b h w 3"], hidden_states: tuple[int, ...] = ()) -> SiglipOutput:
-        """Encode images; `hidden_states` lists the entries to keep of transformers' tuple of num_hidden_layers + 1.
+        """Encode images.
 
-        Entry 0 is the embedding, entry i the output of layer i; negative numbers count from the end.
+        Args:
+          pixels: images in [-1, 1].
+          hidden_states: indices into transformers' tuple of num_hidden_layers + 1 hidden states to return. Entry 0 is
+            the embedding, entry i the output of layer i; negative indices count from the end.
+
+        Raises:
+          ValueError: a hidden state does not exist.
         """
         num_layers = self.config.num_hidden_layers
         for entry in hidden_states:
@@ -146,7 +156,7 @@ class SiglipVision(nnx.Module):
         kept = jnp.broadcast_to(x[:, None], (x.shape[0], len(hidden_states), *x.shape[1:]))
 
         def step(layer, carry):
-            # Only the wanted states are carried, so memory does not grow with depth.
+            # Only the requested states are carried, so memory does not grow with depth.
             index, x, kept = carry
             index, x = index + 1, layer(x)
             return index, x, jnp.where((wanted == index)[None, :, None, None], x[:, None], kept)
@@ -167,7 +177,7 @@ class SiglipTextConfig:
     num_attention_heads: int = 16
     max_position_embeddings: int = 64
     vocab_size: int = 32000
-    projection_size: int = 1152  # of the pooled output: the vision tower's hidden_size, where the two are compared
+    projection_size: int = 1152  # of the pooled output; equals the vision tower's hidden_size
     layer_norm_eps: float = 1e-6
     dtype: str = "float32"
     remat: str = "full"
@@ -178,7 +188,7 @@ class SiglipTextConfig:
 
     @classmethod
     def tiny(cls, **changes) -> "SiglipTextConfig":
-        """Give a transformer that meets `SiglipConfig.tiny`'s tower."""
+        """Return the config of a transformer for tests that matches `SiglipConfig.tiny`."""
         sizes = dict(
             hidden_size=16,
             intermediate_size=32,
@@ -195,14 +205,14 @@ class SiglipTextConfig:
 @jax.tree_util.register_dataclass
 @dataclass
 class SiglipTextOutput:
-    """What the transformer gives: normalised tokens, and the projection of the last one (not of length 1)."""
+    """Tokens after the final norm, and the projection of the last one, not of unit length."""
 
     last_hidden_state: Float[Array, "b l c"]
     pooler_output: Float[Array, "b d"]
 
 
 class SiglipText(nnx.Module):
-    """Encode token ids; attention goes both ways and to padding too, so pad as in training: to the longest length."""
+    """Encode token ids. Attention is bidirectional and includes padding; pad to the maximum length as in training."""
 
     def __init__(self, config: SiglipTextConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -215,13 +225,16 @@ class SiglipText(nnx.Module):
         self.head = nnx.Linear(c.hidden_size, c.projection_size, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> SiglipTextOutput:
-        """Give the normalised last hidden state and the pooled output, which is read at the last token given.
+        """Encode texts. The pooled output is taken at the last position.
 
         An id outside the vocabulary makes its sample NaN.
+
+        Raises:
+          ValueError: there are more tokens than positions.
         """
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"{length} tokens are too many: this text transformer has {limit} positions")
+            raise ValueError(f"the text has {length} tokens; the transformer has {limit} positions")
         x = self.token_embedding(input_ids) + self.position_embedding(jnp.arange(length))[None]
         x = scan.scan(self.layers, lambda layer, x: layer(x), x, remat=self.config.remat)
         x = self.final_layer_norm(x).astype(x.dtype)
@@ -229,13 +242,13 @@ class SiglipText(nnx.Module):
 
 
 class SiglipMatch(nnx.Module):
-    """Give texts' vectors, and what `contrastive.sigmoid_loss` needs besides."""
+    """The text transformer with the scale and bias that `contrastive.sigmoid_loss` needs."""
 
     def __init__(self, config: SiglipTextConfig, *, rngs: nnx.Rngs):
         self.text = SiglipText(config, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((1,), math.log(10.0)))  # as its logarithm
+        self.logit_scale = nnx.Param(jnp.full((1,), math.log(10.0)))  # logarithm of the scale
         self.logit_bias = nnx.Param(jnp.full((1,), -10.0))
 
     def __call__(self, input_ids: Int[Array, "m l"]) -> Float[Array, "m d"]:
-        """Encode texts; their vectors are not of length 1."""
+        """Return the embeddings of texts, not of unit length."""
         return self.text(input_ids).pooler_output

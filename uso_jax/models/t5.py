@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The T5 v1.1 encoder, whose hidden states are FLUX's `txt` tokens.
 
-Source: transformers, models/t5/modeling_t5.py (`T5EncoderModel`); arXiv 1910.10683. Names are transformers',
-except that a block's `layer.0` and `layer.1` dissolve: their norms are `layer_norm_0` and `layer_norm_1` here.
+Source: transformers, models/t5/modeling_t5.py (`T5EncoderModel`); arXiv 1910.10683. Parameter names match transformers,
+except that `layer.0` and `layer.1` of a block are flattened; their norms are `layer_norm_0` and `layer_norm_1`.
 Shapes: b batch, l tokens, d d_model, n heads, k d_kv.
 """
 
@@ -33,20 +33,20 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    dtype: str = "bfloat16"  # of matrix products and the residual; float16 overflows in this network
-    remat: str = "full"  # one of stack.REMAT_POLICIES
+    dtype: str = "bfloat16"  # of matrix products and the residual; this network overflows in float16
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4 or buckets % 2:
             raise ValueError(f"relative_attention_num_buckets must be even and at least 4, not {buckets}")
         if distance <= buckets // 4:
-            raise ValueError(f"relative_attention_max_distance must exceed {buckets // 4} here, not {distance}")
+            raise ValueError(f"relative_attention_max_distance must exceed {buckets // 4}, not {distance}")
         scan.check_remat(self.remat)
 
     @classmethod
     def tiny(cls, **changes) -> "T5Config":
-        """Give a float32 encoder that fits `FluxConfig.tiny`'s text tokens."""
+        """Return the config of a float32 encoder for tests that matches `FluxConfig.tiny`'s `context_in_dim`."""
         sizes = dict(
             vocab_size=64,
             d_model=20,
@@ -63,10 +63,10 @@ class T5Config:
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Give the bucket of every key's distance from every query, [length, length].
+    """Return the bucket of every key's distance from every query, [length, length].
 
-    Half of the buckets are for keys after the query. Of each half, the first half holds one distance a bucket, the rest
-    grows logarithmically up to `max_distance`, and what is further away shares the last one.
+    Half of the buckets are for keys after the query. In each half, the first buckets hold one distance each, and the
+    others grow logarithmically up to `max_distance`; larger distances share the last bucket.
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     distance = np.abs(relative)
@@ -86,12 +86,12 @@ def _linear(config: T5Config, in_dim: int, out_dim: int, rngs: nnx.Rngs, **optio
 
 
 class T5Attention(nnx.Module):
-    """Multi-head self-attention on unscaled products plus a position bias."""
+    """Multi-head self-attention with unscaled logits and a position bias."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         inner = c.num_heads * c.d_kv
-        # The factor d_kv**-0.5 that attention lacks is in the initial queries instead.
+        # The query initialisation includes the factor d_kv**-0.5 that attention lacks.
         small = nnx.initializers.variance_scaling(1 / c.d_kv, "fan_in", "normal")
         self.q = _linear(c, c.d_model, inner, rngs, kernel_init=small)
         self.k = _linear(c, c.d_model, inner, rngs)
@@ -103,13 +103,13 @@ class T5Attention(nnx.Module):
         self, x: Float[Array, "b l d"], bias: Float[Array, "1 n l l"], valid: Bool[Array, "b 1 1 l"] | None
     ) -> Float[Array, "b l d"]:
         q, k, v = (layer(x).reshape(*x.shape[:2], self.num_heads, -1) for layer in (self.q, self.k, self.v))
-        # `attention.dispatch` takes no bias, and 512 tokens need no fused kernel; the softmax is in float32.
+        # `attention.dispatch` supports no full bias, and 512 tokens need no fused kernel. The softmax is in float32.
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=valid, scale=1.0, implementation="xla")
         return self.o(out.reshape(*x.shape[:2], -1))
 
 
 class T5DenseReluDense(nnx.Module):
-    """The feed-forward part, gated by a GELU despite its name."""
+    """The feed-forward layer, gated by a GELU despite its name."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
@@ -122,7 +122,7 @@ class T5DenseReluDense(nnx.Module):
 
 
 class T5Block(nnx.Module):
-    """One pre-norm transformer layer."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.layer_norm_0 = _norm(config, rngs)
@@ -138,11 +138,11 @@ class T5Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Encode token ids; every layer adds the same position bias, from the table that torch keeps in its first block."""
+    """Encode token ids. All layers share one position bias, which PyTorch stores in the first block."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = self.config = config
-        # As in T5: a token's own vector must not drown in what the layers add to it, nor the products in the bias.
+        # As in T5: embeddings must dominate what layers add to them, and logits must dominate the bias.
         normal = nnx.initializers.normal
         self.shared = nnx.Embed(c.vocab_size, c.d_model, dtype=c.dtype, embedding_init=normal(1.0), rngs=rngs)
         self.relative_attention_bias = nnx.Embed(
@@ -156,16 +156,18 @@ class T5Encoder(nnx.Module):
         self.final_layer_norm = _norm(c, rngs)
 
     def position_bias(self, length: int) -> Float[Array, "1 n {length} {length}"]:
-        """Give what every layer adds to its attention scores, in float32."""
+        """Return the bias that every layer adds to its attention logits, in float32."""
         c = self.config
         buckets = relative_position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
         return jnp.moveaxis(self.relative_attention_bias(jnp.asarray(buckets, jnp.int32)), -1, 0)[None]
 
     def __call__(self, input_ids: Int[Array, "b l"], valid: Bool[Array, "b l"] | None = None) -> Float[Array, "b l d"]:
-        """Give the normalised last hidden state; an id outside the vocabulary makes its sample NaN.
+        """Return the last hidden state after the final norm. An id outside the vocabulary makes its sample NaN.
 
-        Without `valid` padding is attended to like any other token, which is how FLUX uses T5. With it, every sample
-        needs at least one valid token, and the outputs at invalid positions mean nothing.
+        Args:
+          input_ids: token ids.
+          valid: False at padding, which is then masked; outputs at these positions are undefined. Every sample needs a
+            valid token. None attends to padding, as FLUX does.
         """
         bias = self.position_bias(input_ids.shape[1])
         mask = None if valid is None else valid[:, None, None, :]

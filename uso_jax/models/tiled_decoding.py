@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Large images decoded in overlapping tiles, one after another, so that memory depends on a tile's size alone.
+"""Decoding in overlapping tiles, one at a time, so that peak memory depends only on the tile size.
 
-The autoencoder normalises over the whole image, so a tile's colours differ a little from the whole image's. Where
-tiles overlap they are blended linearly, which hides that.
+The autoencoder normalises over the whole image, so the colours of a tile differ slightly from those of the whole image.
+Linear blending in the overlaps hides this.
 
-Shapes: b batch, h w latent grid, z latent channels, H W pixels.
+Shapes: b batch, h w latent grid, z latent channels, H W pixels, c channels.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Give where tiles of one size start, spread evenly, neighbours sharing at least `overlap`."""
+    """Return evenly spaced start positions of tiles that cover `length`, with neighbours overlapping by `overlap`."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -27,7 +27,13 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 def decode_tiled(
     decode: Callable[[Float[Array, "b h w z"]], Float[Array, "b H W c"]], z: Float[Array, "b h w z"], tile: int
 ) -> Float[Array, "b H W c"]:
-    """Decode latents in tiles of `tile` latents a side, a quarter of which neighbours share."""
+    """Decode latents in tiles that overlap by a quarter.
+
+    Args:
+      decode: decodes latents of any size.
+      z: latents.
+      tile: side of a tile in latents; smaller latents are decoded at once.
+    """
     height, width = z.shape[1:3]
     if max(height, width) <= tile:
         return decode(z)
@@ -50,6 +56,6 @@ def decode_tiled(
 
 
 def _ramp(length: int, overlap: int) -> np.ndarray:
-    """Give weights that rise over the overlap, stay, and fall; never zero: at a border there is no neighbour."""
+    """Return blending weights: a linear ramp at both ends, never zero because borders have no neighbour."""
     rise = np.minimum((np.arange(length) + 1) / (overlap + 1), 1)
     return np.minimum(rise, rise[::-1]).astype(np.float32)

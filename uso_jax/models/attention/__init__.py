@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention: one function and the kernels behind it."""
+"""Attention: one function that selects a kernel, and the kernels."""

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention for CPUs that never holds all l x s weights, forward or backward.
+"""Blockwise attention for CPUs, which never materialises all l x s weights, forward or backward.
 
-The softmax's sums are kept and the weights computed again in the backward pass (FlashAttention, arXiv 2205.14135). A
-block is some queries with all keys forward, and some keys with all queries backward, so no softmax is put together
-from parts. One head follows another, which keeps a block in the cache. No product has a transposed operand of the size
-of the weights: XLA's products on CPU take a third longer with one.
+As in FlashAttention (arXiv 2205.14135), the log-sum-exp of the logits is saved and the weights are recomputed in the
+backward pass. A block is some queries with all keys in the forward pass, and some keys with all queries in the backward
+pass, so no softmax is split. Heads are processed one after another to keep a block in cache. No product has a
+transposed operand of the size of the weights, which would be a third slower in XLA on CPU.
 
-Shapes: b batch, l queries, s keys, n heads, k head width, h samples times heads.
+Shapes: b batch, l queries, s keys, n heads, k head width, h samples times heads, m tokens of a block.
 """
 
 import jax
@@ -23,7 +23,7 @@ def blockwise_attention(
     v: Float[Array, "b s n k"],
     bias: Float[Array, "b s"] | None = None,
 ) -> Float[Array, "b l n k"]:
-    """Attend in float32; `bias` is added to a key's logits, -inf where it does not count."""
+    """Compute attention in float32; `bias` is added to the logits of a key, -inf masks it."""
     b, _, heads, width = q.shape
     first = lambda x: x.astype(jnp.float32).swapaxes(1, 2).reshape(b * heads, -1, width)
     rows = None if bias is None else jnp.repeat(bias.astype(jnp.float32), heads, axis=0)
@@ -84,7 +84,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _cut(x: Float[Array, "l ..."], filling: float = 0.0) -> Float[Array, "blocks m ..."]:
-    """Cut the tokens into equal blocks, filled up at the end."""
+    """Split tokens into equal blocks, padded at the end with `filling`."""
     num = -(-len(x) // _BLOCK)
     size = -(-len(x) // num)
     pad = [(0, num * size - len(x))] + [(0, 0)] * (x.ndim - 1)
@@ -92,5 +92,5 @@ def _cut(x: Float[Array, "l ..."], filling: float = 0.0) -> Float[Array, "blocks
 
 
 def _uncut(x: Float[Array, "blocks m ..."], length: int) -> Float[Array, "l ..."]:
-    """Undo `_cut`."""
+    """Invert `_cut`."""
     return x.reshape(-1, *x.shape[2:])[:length]

@@ -1,25 +1,25 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One attention function and the kernels behind it.
+"""Attention with a kernel for each platform.
 
 Shapes: b batch, l queries, s keys, n heads, k head width.
 
-Absent conditions are key positions with `key_valid` False. No kernel here ever sees an l x s mask: XLA gets a row
-[b, 1, 1, s], splash gets segment ids, and cuDNN, which only knows a valid length, gets the keys sorted with the valid
-ones first (attention does not care about the order of keys).
+Keys of absent conditions have `key_valid` False. No kernel receives an l x s mask: XLA gets a row [b, 1, 1, s], splash
+gets segment ids, and cuDNN, which only supports a valid length, gets the keys sorted with the valid ones first
+(attention does not depend on the order of keys).
 
-A key's weight in the softmax is multiplied by exp(`key_bias`). XLA gets a row again, and splash, which knows no bias,
-one more channel: 1 in every query, the bias in the key. cuDNN has neither room for a channel beyond 128 nor a bias of
-one row, so XLA stands in for it.
+`key_bias` multiplies a key's weight in the softmax by exp(`key_bias`). XLA gets a row. Splash has no bias, so it gets
+an extra channel: 1 in every query, the bias in the key. cuDNN supports neither more than 128 channels nor a bias with
+one row, so XLA replaces it.
 
-On CPU, attention over many keys goes block by block (uso_jax.models.attention.cpu). Milliseconds of one core with
-AVX-512 in float32, forward / forward and backward, 4 heads of 128 channels:
+On CPU, attention over many keys is blockwise (uso_jax.models.attention.cpu). Milliseconds on one AVX-512 core in
+float32, forward / forward and backward, 4 heads of 128 channels:
 
     tokens      48            256           512           1024
     xla         0.12 / 0.26   1.84 / 5.40   9.36 / 22.5   45.8 / 121
     blockwise   0.11 / 0.36   1.73 / 5.68   6.25 / 21.4   24.4 / 82.4
 
-and, of encoders, 32 images in 8 heads of 64, 16 in 16 of 64, 2 in 16 of 72:
+For encoders: 32 images with 8 heads of 64 channels, 16 with 16 of 64, 2 with 16 of 72:
 
     tokens      64            128           257           729
     xla         8.9 / 22.2    27.4 / 79.3   128 / 350     110 / 343
@@ -37,7 +37,7 @@ from uso_jax.models.attention.tpu import splash_attention
 from uso_jax.parallel.constraints import platform
 
 Implementation = Literal["auto", "xla", "blockwise", "cudnn", "splash"]
-_MANY_KEYS = 128  # from where on blocks are faster on CPU
+_MANY_KEYS = 128  # number of keys from which blockwise attention is faster on CPU
 
 
 def attention(
@@ -49,11 +49,20 @@ def attention(
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b l n k"]:
-    """Attend from every query to the valid keys, softmax in float32; every sample needs at least one valid key."""
+    """Compute scaled dot-product attention over the valid keys, with a float32 softmax.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      key_valid: False masks a key; every sample needs at least one valid key.
+      key_bias: added to the logits of a key.
+      implementation: "auto" chooses by platform: splash on TPU, cuDNN on GPU, blockwise or XLA on CPU.
+    """
     if implementation == "auto":
         implementation = {"tpu": "splash", "gpu": "cudnn", "cpu": on_cpu(q, k)}.get(platform(), "xla")
         if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
-            implementation = "xla"  # cuDNN's fused kernel has no float32
+            implementation = "xla"  # cuDNN's fused kernel does not support float32
     if implementation == "cudnn" and key_bias is not None:
         implementation = "xla"
     if implementation == "splash":
@@ -79,6 +88,6 @@ def attention(
 
 
 def on_cpu(q: Array, k: Array) -> Implementation:
-    """Choose for CPUs; heads that follow one another cannot lie on several devices."""
+    """Return the faster CPU implementation. Blockwise attention loops over heads, so it needs a single device."""
     blocks = q.dtype == jnp.float32 and k.shape[1] >= _MANY_KEYS and jax.sharding.get_abstract_mesh().size <= 1
     return "blockwise" if blocks else "xla"

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on TPU: JAX's splash kernel, by samples and heads over the mesh, in blocks chosen for the chip.
+"""Attention on TPU: JAX's splash kernel, sharded by samples and heads, with block sizes tuned per chip.
 
 Shapes: b batch, l queries, s keys, n heads, k head width.
 
-Padding to blocks happens here, so no linear layer pays for it. Absent keys, padding among them, are of another segment
-than every query. Splash knows no bias, so `key_bias` is one more channel: 1 in every query, the bias in the key.
+Padding to whole blocks happens here, so linear layers do not compute it. Invalid keys and padding are in a different
+segment than all queries. Splash has no bias, so `key_bias` is an extra channel: 1 in every query, the bias in the key.
 
-A block of keys is computed in parts. Millions of instruction bundles that the compiler schedules for one image of 5,824
-tokens in 24 heads of 128, by queries / keys of a block, in parts of 512 keys; of v5p each of its two cores', of tpu7x
-1024 / 2048 with the sums that the backward pass needs (libtpu 0.0.42). Waiting for memory is not in them.
+A block of keys is computed in parts. The table has millions of instruction bundles scheduled by the compiler (libtpu
+0.0.42) for one image of 5,824 tokens with 24 heads of 128 channels, by queries / keys per block, in parts of 512 keys.
+Memory stalls are not included. For v5p the numbers are per core, of two; 1024 / 2048 of tpu7x includes the sums for the
+backward pass.
 
     forward         512 / 512   1024 / 1024   512 / 2048   1024 / 2048   512 / 3072   1024 / 3072
     v5e             4.98        4.31          4.03         4.18
@@ -22,8 +23,8 @@ tokens in 24 heads of 128, by queries / keys of a block, in parts of 512 keys; o
     v6e                         5.63          5.79         5.39          5.64
     tpu7x                                     5.41         5.08
 
-Larger blocks cost memory on the chip and time to compile. The fused backward kernel writes a gradient of all queries
-for every block of keys, so these are few.
+Larger blocks need more on-chip memory and compile time. The fused backward kernel writes a gradient of all queries for
+every block of keys, so blocks of keys are large.
 """
 
 import functools
@@ -37,8 +38,8 @@ from jaxtyping import Array, Bool, Float
 from uso_jax.parallel.constraints import batch_axes, device_kind, head_axes
 
 _LANES = 128
-_QUERIES, _KEYS, _PART = 1024, 2048, 512  # of a block, at most; of a part, about
-_FEW_QUERIES = {"TPU v5 lite"}  # chips on which the forward pass takes the queries in parts, too
+_QUERIES, _KEYS, _PART = 1024, 2048, 512  # maximum of a block, maximum of a block, target of a part
+_FEW_QUERIES = {"TPU v5 lite"}  # chips whose forward pass also splits queries into parts
 
 
 def splash_attention(
@@ -50,7 +51,10 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b l n k"]:
-    """Attend from every query to the valid keys; each device runs the kernel on its own samples and heads."""
+    """Compute attention like `dispatch.attention`; each device runs the kernel on its samples and heads.
+
+    With `interpret`, Pallas interprets the kernel on any platform.
+    """
     q = q * q.shape[-1] ** -0.5  # the kernel does not scale
     if key_bias is not None:
         q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], axis=-1)
@@ -61,7 +65,7 @@ def splash_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, key_valid)
-    # XLA cannot split a kernel by itself.
+    # XLA cannot partition a Pallas kernel automatically.
     batch = batch_axes(q.shape[0]) or None
     spec = P(batch, None, head_axes(q.shape[2]) or None, None)
     sharded = jax.shard_map(local, in_specs=(spec, spec, spec, P(batch, None)), out_specs=spec, check_vma=False)
@@ -69,17 +73,17 @@ def splash_attention(
 
 
 interpreted_splash = functools.partial(splash_attention, interpret=True)
-"""The TPU kernel run step by step on any backend: how its numerics are tested without a TPU."""
+"""The TPU kernel interpreted on any platform, to test its numerics without a TPU."""
 
 
 def block_size(length: int, most: int) -> int:
-    """Give the tokens of a block, whole lanes, so that the fewest blocks of at most `most` pad the least."""
+    """Return the block size in tokens, a multiple of the lanes: fewest blocks of at most `most`, then least padding."""
     blocks = math.ceil(length / most)
     return math.ceil(length / blocks / _LANES) * _LANES
 
 
 def part_size(tokens: int) -> int:
-    """Give the tokens of a part of a block: of those that divide it into whole lanes, the nearest to 512 by ratio."""
+    """Return the part size in tokens: the divisor of the block in whole lanes whose ratio to 512 is closest to 1."""
     parts = (size for size in range(_LANES, tokens + 1, _LANES) if tokens % size == 0)
     return min(parts, key=lambda size: abs(math.log(size / _PART)))
 
@@ -98,7 +102,7 @@ def _local(q, k, v, key_valid, *, interpret: bool):
 
     q = heads_first(q, pad_q)
     k, v = heads_first(k, pad_k), heads_first(v, pad_k)
-    # Every query, padded or not, belongs to segment 1, so each one sees a valid key and no softmax is empty.
+    # All queries, including padding, are in segment 1, so each sees a valid key and no softmax is empty.
     segments = kernels.SegmentIds(
         q=jnp.ones((b, num_queries + pad_q), jnp.int32),
         kv=jnp.pad(key_valid.astype(jnp.int32), ((0, 0), (0, pad_k))),

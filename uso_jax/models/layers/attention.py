@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The attention layer that the image and text encoders share."""
+"""Multi-head attention of the image and text encoders.
+
+Shapes: b batch, q queries, s keys, c width.
+"""
 
 import jax
 from flax import nnx
@@ -11,18 +14,20 @@ from uso_jax.parallel.constraints import platform
 
 
 def check_heads(hidden_size: int, num_heads: int) -> None:
-    """Refuse a width that does not divide into heads."""
+    """Raise a ValueError if the width is not divisible by the number of heads."""
     if hidden_size % num_heads:
-        raise ValueError(f"hidden_size {hidden_size} does not divide into {num_heads} heads")
+        raise ValueError(f"hidden_size {hidden_size} is not divisible by {num_heads} heads")
 
 
 class MultiHeadAttention(nnx.Module):
-    """Attention with separate query, key and value projections, softmax in float32."""
+    """Attention with separate query, key and value projections; the softmax is in float32."""
 
     def __init__(self, width: int, num_heads: int, *, causal: bool = False, dtype, rngs: nnx.Rngs):
         self.num_heads, self.causal = num_heads, causal
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nnx.Linear(width, width, dtype=dtype, rngs=rngs))
+        self.q_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, queries: Float[Array, "b q c"], keys: Float[Array, "b s c"]) -> Float[Array, "b q c"]:
         q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)
@@ -30,6 +35,6 @@ class MultiHeadAttention(nnx.Module):
         if self.causal:
             out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         else:
-            # At most 1,369 tokens, heads as narrow as 64: too little for an accelerator's fused kernels to pay.
+            # With at most 1,369 tokens and heads of 64 channels, fused accelerator kernels do not pay off.
             out = attention(q, k, v, implementation=on_cpu(q, k) if platform() == "cpu" else "xla")
         return self.out_proj(out.reshape(queries.shape))

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters where USO places them (bytedance/USO, uso/flux/modules/layers.py, the LoRA processors).
+"""USO's low-rank adapters.
 
-In a double block, 1 is the image stream and 2 the text stream. In a single block, the adapter covers the qkv part of
-`linear1` and all of `linear2`.
+Source: the LoRA processors in bytedance/USO, uso/flux/modules/layers.py. In a double block, 1 is the image stream and 2
+the text stream. In a single block, the adapters cover the qkv part of `linear1` and all of `linear2`.
 """
 
 import jax
@@ -18,11 +18,11 @@ def _product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Arra
 
 
 def _gradients(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    """Multiply with the narrow side on the left: XLA's CPU products of such shapes are up to ten times faster so."""
+    """Compute the kernel's gradient with the narrow side on the left, which is up to 10 times faster in XLA on CPU."""
     x, kernel = saved
     if x.shape[-1] <= g.shape[-1]:
         return g @ kernel.T, jnp.einsum("...i,...o->io", x, g)
-    # Without the barrier XLA would turn the product around to save the transposition.
+    # The barrier keeps XLA from swapping the operands to save the transposition.
     return g @ kernel.T, jax.lax.optimization_barrier(jnp.einsum("...o,...i->oi", g, x)).T
 
 
@@ -34,7 +34,7 @@ def _dot_general(x, kernel, dimension_numbers, **_):
 
 
 class LoRA(nnx.Module):
-    """Add `up(down(x))` of rank r to a linear layer; starts as zero (`up` = 0, `down` ~ N(0, 1 / r**2))."""
+    """Compute `up(down(x))` of rank r. Initially zero: `up` = 0, `down` ~ N(0, 1 / r**2)."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, dtype, rngs: nnx.Rngs):
         down_init = jax.nn.initializers.normal(1 / rank)

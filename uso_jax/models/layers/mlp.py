@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two-layer perceptron that every network here uses."""
+"""The two-layer perceptron shared by all transformers."""
 
 import functools
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-# Its derivative by jvp would keep five arrays of x's size; this one keeps x, and the rest is cheaper than reading it.
+# Without checkpoint, the backward pass would keep five arrays of x's size. Recomputing them from x is cheaper.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu_tanh(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """GELU in its tanh approximation, which FLUX and SigLIP were trained with."""
+    """Apply the tanh approximation of GELU that FLUX and SigLIP use."""
     return jax.nn.gelu(x, approximate=True)
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an activation between them; a `silent` one starts with outputs of 0."""
+    """Two linear layers with an activation in between. With `silent`, the initial output is 0."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks of identical blocks: parameters on a leading layer axis, one scan, rematerialised by a named policy."""
+"""Stacks of identical blocks: parameters with a leading layer axis, applied by one scan with a named remat policy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ from uso_jax.parallel.constraints import batch_axes, sequence_shards
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
     "full": jax.checkpoint_policies.nothing_saveable,
-    # Keep each block's input in the host's memory.
+    # Keep each block's input in host memory.
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["block_input"],
         offload_src="device",
         offload_dst="pinned_host",
     ),
-    # Also keep the attention output, the dearest thing to recompute on long sequences.
+    # Also keep the attention output, the most expensive part to recompute for long sequences.
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     # Keep the result of every linear layer; recompute norms, activations and attention weights.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -33,7 +33,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def check_remat(remat: str) -> None:
-    """Refuse a policy that has no name here."""
+    """Raise a ValueError if there is no such policy."""
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}")
 
@@ -44,13 +44,13 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keep the leading axis split over the mesh's batch axes; does nothing outside of such a mesh."""
+    """Constrain the leading axis to the mesh's batch axes. No-op without such a mesh."""
     axes = batch_axes(x.shape[0]) if x.ndim else ()
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
 def constrain_tokens(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    """Do so, and keep the tokens split over the mesh's sequence axis."""
+    """Constrain the leading axis to the mesh's batch axes, and tokens to its sequence axis."""
     if sequence_shards() == 1:
         return constrain_batch(x)
     return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence"))
@@ -64,7 +64,15 @@ def scan(
     remat: str = "none",
     constrain: Callable[[jax.Array], jax.Array] = constrain_batch,
 ) -> Any:
-    """Apply `carry = step(block, carry)` for each block of a stack in order; `constrain` places what is carried."""
+    """Apply `carry = step(block, carry)` for each block of a stack.
+
+    Args:
+      blocks: a stack of blocks from `stack`.
+      step: (block, carry) -> carry.
+      carry: initial carry, a pytree of arrays.
+      remat: a key of REMAT_POLICIES.
+      constrain: sharding constraint applied to every array of the carry.
+    """
     graphdef, params = nnx.split(blocks)
 
     def body(carry, layer):
