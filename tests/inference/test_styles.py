@@ -49,7 +49,7 @@ def test_only_the_hierarchical_one_reads_all_levels(kind):
 
 
 def test_unknown_kinds():
-    with pytest.raises(ValueError, match="'conv'; .* hierarchical, resampler, mlp"):
+    with pytest.raises(ValueError, match=r"'conv'; .* hierarchical, resampler, mlp"):
         dataclasses.replace(SIZES, kind="conv")
     with pytest.raises(InputError, match="style_encoder 'clip' is unknown; known are siglip, autoencoder"):
         tiny.config("disentanglement", changes={"model.style_encoder": "clip"})

@@ -175,7 +175,7 @@ def test_an_id_outside_the_vocabulary_is_not_silent():
 
 
 def test_long_texts_are_refused():
-    with pytest.raises(ValueError, match="13 tokens.* 12 positions"):
+    with pytest.raises(ValueError, match=r"13 tokens.* 12 positions"):
         load_text()(jnp.zeros((1, 13), jnp.int32))
 
 

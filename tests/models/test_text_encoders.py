@@ -235,7 +235,7 @@ def test_clip_in_bfloat16():
 
 
 def test_clip_refuses_long_texts():
-    with pytest.raises(ValueError, match="17 tokens.* 16 positions"):
+    with pytest.raises(ValueError, match=r"17 tokens.* 16 positions"):
         jax_clip()(jnp.zeros((1, 17), jnp.int32))
 
 
