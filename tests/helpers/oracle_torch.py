@@ -266,7 +266,7 @@ def norms(name: str) -> list[nnx.Module]:
         ]
     if name == "siglip":
         tower = _module(siglip.SiglipVision, siglip.SiglipConfig.tiny(hidden_size=_NORMED))
-        layer = _module(siglip.SiglipLayer, tower.config)
+        layer = _module(siglip.siglip_layer, tower.config)
         return [layer.layer_norm1, layer.layer_norm2, tower.post_layernorm, tower.head.layernorm]
     encoder = _module(autoencoder.Encoder, autoencoder.AutoEncoderConfig.tiny(ch=_NORMED, ch_mult=(1,)))
     return [encoder.mid.block_1.norm1, encoder.mid.block_1.norm2, encoder.mid.attn_1.norm, encoder.norm_out]

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models.layers import scan
-from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
-from uso_jax.models.layers.mlp import MLP
+from uso_jax.models.layers.attention import check_heads
+from uso_jax.models.layers.encoder_block import EncoderBlock, layer_norm
 
 LEGACY_EOS = 2
 """`eos_token_id` in configs from before transformers 4.31. It is wrong; the highest id in a text marks its end."""
@@ -196,28 +196,19 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-def _norm(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+def clip_layer(config: ClipTextConfig | ClipVisionConfig, causal: bool, rngs: nnx.Rngs) -> EncoderBlock:
+    """Return a layer of either tower."""
+    c = config
+    return EncoderBlock(
+        c.hidden_size,
+        c.intermediate_size,
+        c.num_attention_heads,
+        quick_gelu,
+        epsilon=c.layer_norm_eps,
+        causal=causal,
+        dtype=c.dtype,
+        rngs=rngs,
     )
-
-
-class ClipLayer(nnx.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: ClipTextConfig | ClipVisionConfig, *, causal: bool, rngs: nnx.Rngs):
-        c = config
-        self.layer_norm1 = _norm(c, rngs)
-        self.self_attn = MultiHeadAttention(
-            c.hidden_size, c.num_attention_heads, causal=causal, dtype=c.dtype, rngs=rngs
-        )
-        self.layer_norm2 = _norm(c, rngs)
-        self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, quick_gelu, dtype=c.dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        y = self.layer_norm1(x).astype(x.dtype)
-        x = x + self.self_attn(y, y)
-        return x + self.mlp(self.layer_norm2(x).astype(x.dtype))
 
 
 def _projection(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.Linear:
@@ -231,8 +222,8 @@ class ClipText(nnx.Module):
         c = self.config = config
         self.token_embedding = nnx.Embed(c.vocab_size, c.hidden_size, dtype=c.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
-        self.layers = scan.stack(lambda rngs: ClipLayer(c, causal=True, rngs=rngs), c.num_hidden_layers, rngs)
-        self.final_layer_norm = _norm(c, rngs)
+        self.layers = scan.stack(lambda rngs: clip_layer(c, True, rngs), c.num_hidden_layers, rngs)
+        self.final_layer_norm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.text_projection = _projection(c, rngs) if c.projection_dim else None
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> ClipTextOutput:
@@ -265,9 +256,9 @@ class ClipVision(nnx.Module):
             3, c.hidden_size, patch, patch, padding="VALID", use_bias=False, dtype=c.dtype, rngs=rngs
         )
         self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
-        self.pre_layrnorm = _norm(c, rngs)
-        self.layers = scan.stack(lambda rngs: ClipLayer(c, causal=False, rngs=rngs), c.num_hidden_layers, rngs)
-        self.post_layernorm = _norm(c, rngs)
+        self.pre_layrnorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
+        self.layers = scan.stack(lambda rngs: clip_layer(c, False, rngs), c.num_hidden_layers, rngs)
+        self.post_layernorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.visual_projection = _projection(c, rngs) if c.projection_dim else None
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> ClipVisionOutput:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
+from uso_jax.models.layers.encoder_block import layer_norm
 from uso_jax.models.layers.mlp import MLP
 
 
@@ -113,21 +114,15 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     return weights
 
 
-def _norm(config: DinoConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
-
-
 class DinoBlock(nnx.Module):
     """A pre-norm transformer layer; DINOv2 scales its residual branches."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         c = config
-        self.norm1 = _norm(c, rngs)
+        self.norm1 = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.attn = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.ones((c.hidden_size,))) if c.layer_scale else None
-        self.norm2 = _norm(c, rngs)
+        self.norm2 = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu, dtype=c.dtype, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones((c.hidden_size,))) if c.layer_scale else None
 
@@ -152,7 +147,7 @@ class Dino(nnx.Module):
         # Replaces masked patches during DINOv2's training; kept so that checkpoints convert without loss.
         self.mask_token = nnx.Param(jnp.zeros((1, c.hidden_size))) if c.layer_scale else None
         self.blocks = scan.stack(lambda rngs: DinoBlock(c, rngs=rngs), c.num_hidden_layers, rngs)
-        self.norm = _norm(c, rngs)
+        self.norm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
 
     def position_embedding(self, rows: int, columns: int) -> Float[Array, "1 s c"]:
         """Return the position embedding for a grid of patches in float32, interpolated as in transformers.

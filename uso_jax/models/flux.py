@@ -212,12 +212,14 @@ class DoubleStreamBlock(nnx.Module):
     """Separate image and text weights around one joint attention."""
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, dtype = config.hidden_size, config.dtype
         self.config = config
-        for stream in ("img", "txt"):
-            d, dtype = config.hidden_size, config.dtype
-            setattr(self, f"{stream}_mod", Modulation(config, 2, rngs=rngs))
-            setattr(self, f"{stream}_attn", SelfAttention(config, rngs=rngs))
-            setattr(self, f"{stream}_mlp", MLP(d, config.mlp_size, d, gelu_tanh, dtype=dtype, rngs=rngs))
+        self.img_mod = Modulation(config, 2, rngs=rngs)
+        self.img_attn = SelfAttention(config, rngs=rngs)
+        self.img_mlp = MLP(d, config.mlp_size, d, gelu_tanh, dtype=dtype, rngs=rngs)
+        self.txt_mod = Modulation(config, 2, rngs=rngs)
+        self.txt_attn = SelfAttention(config, rngs=rngs)
+        self.txt_mlp = MLP(d, config.mlp_size, d, gelu_tanh, dtype=dtype, rngs=rngs)
         if config.lora_rank:
             self.processor = DoubleProcessor(d, config.lora_rank, dtype=dtype, rngs=rngs)
 

@@ -19,10 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 from uso_jax.models.dino import Dino, DinoConfig, gelu
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import check_heads
+from uso_jax.models.layers.encoder_block import layer_norm
 from uso_jax.models.layers.mlp import MLP
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw rewards on the authors' data
 MAX_TOKENS = 35
+_EPSILON = 1e-12  # of layer norms
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class _Attention(nnx.Module):
         self.query = nnx.Linear(c.hidden_size, c.hidden_size, rngs=rngs)
         self.key, self.value = (nnx.Linear(key_width, c.hidden_size, rngs=rngs) for _ in range(2))
         self.dense = nnx.Linear(c.hidden_size, c.hidden_size, rngs=rngs)
-        self.norm = _norm(c, rngs)
+        self.norm = layer_norm(c.hidden_size, _EPSILON, rngs)
 
     def __call__(
         self, x: Float[Array, "b l c"], keys: Float[Array, "b s d"], valid: Bool[Array, "b s"] | None = None
@@ -86,11 +88,7 @@ class _Layer(nnx.Module):
         self.attention = _Attention(c, c.hidden_size, rngs=rngs)
         self.crossattention = _Attention(c, c.encoder_hidden_size, rngs=rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu, dtype=c.dtype, rngs=rngs)
-        self.norm = _norm(c, rngs)
-
-
-def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.hidden_size, epsilon=1e-12, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        self.norm = layer_norm(c.hidden_size, _EPSILON, rngs)
 
 
 class ImageReward(nnx.Module):
@@ -101,7 +99,7 @@ class ImageReward(nnx.Module):
         self.visual_encoder = Dino(config.vision, rngs=rngs)
         self.word_embeddings = nnx.Embed(c.vocab_size, c.hidden_size, rngs=rngs)
         self.position_embeddings = nnx.Embed(c.max_position_embeddings, c.hidden_size, rngs=rngs)
-        self.norm = _norm(c, rngs)
+        self.norm = layer_norm(c.hidden_size, _EPSILON, rngs)
         self.layers = scan.stack(lambda rngs: _Layer(c, rngs=rngs), c.num_hidden_layers, rngs)
         widths = (c.hidden_size, 1024, 128, 64, 16, 1)
         self.mlp = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(widths)])

@@ -17,9 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from uso_jax.models.layers.attention import MultiHeadAttention
+from uso_jax.models.layers.encoder_block import layer_norm
 from uso_jax.models.layers.mlp import MLP
 
 LEVELS = ("high", "mid", "low")
+_EPSILON = 1e-5  # of layer norms
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,31 @@ class HierarchicalProjector(nnx.Module):
     def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         c = config
         self.dtype = dtype
-        for level in LEVELS:
-            setattr(
-                self, f"{level}_embedding_linear", nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
-            )
-            norm = nnx.LayerNorm(c.siglip_dim, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
-            setattr(self, f"{level}_layer_norm", norm)
-            setattr(self, f"{level}_projection", nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs))
+        self.high_embedding_linear = nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
+        self.high_layer_norm = layer_norm(c.siglip_dim, _EPSILON, rngs)
+        self.high_projection = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
+        self.mid_embedding_linear = nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
+        self.mid_layer_norm = layer_norm(c.siglip_dim, _EPSILON, rngs)
+        self.mid_projection = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
+        self.low_embedding_linear = nnx.Linear(c.siglip_tokens, c.style_tokens, dtype=dtype, rngs=rngs)
+        self.low_layer_norm = layer_norm(c.siglip_dim, _EPSILON, rngs)
+        self.low_projection = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
         """Project the features of `n` style images; tokens are in order of image, then level (high, mid, low)."""
-        levels = []
-        for i, level in enumerate(LEVELS):
-            x = features[:, :, i].swapaxes(-1, -2)
-            x = jax.nn.silu(getattr(self, f"{level}_embedding_linear")(x)).swapaxes(-1, -2)
-            x = getattr(self, f"{level}_layer_norm")(x).astype(self.dtype)
-            levels.append(getattr(self, f"{level}_projection")(x))
+        high, mid, low = jnp.moveaxis(features, 2, 0)
+        levels = [
+            self._project(high, self.high_embedding_linear, self.high_layer_norm, self.high_projection),
+            self._project(mid, self.mid_embedding_linear, self.mid_layer_norm, self.mid_projection),
+            self._project(low, self.low_embedding_linear, self.low_layer_norm, self.low_projection),
+        ]
         return einops.rearrange(jnp.stack(levels, axis=2), "b n level k d -> b (n level k) d")
+
+    def _project(
+        self, x: Float[Array, "b n s c"], mix: nnx.Linear, norm: nnx.LayerNorm, widen: nnx.Linear
+    ) -> Float[Array, "b n k d"]:
+        x = jax.nn.silu(mix(x.swapaxes(-1, -2))).swapaxes(-1, -2)
+        return widen(norm(x).astype(self.dtype))
 
 
 class Resampler(nnx.Module):
@@ -73,7 +83,7 @@ class Resampler(nnx.Module):
 
     def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         c = config
-        norm = lambda: nnx.LayerNorm(c.siglip_dim, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        norm = lambda: layer_norm(c.siglip_dim, _EPSILON, rngs)
         scale = c.siglip_dim**-0.5
         self.dtype = dtype
         self.latents = nnx.Param(scale * jax.random.normal(rngs.params(), (c.tokens_per_image, c.siglip_dim)))
@@ -81,7 +91,7 @@ class Resampler(nnx.Module):
         self.attn = MultiHeadAttention(c.siglip_dim, max(1, c.siglip_dim // 64), dtype=dtype, rngs=rngs)
         self.mlp = MLP(c.siglip_dim, 4 * c.siglip_dim, c.siglip_dim, jax.nn.gelu, dtype=dtype, rngs=rngs)
         self.proj_out = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
-        self.norm_out = nnx.LayerNorm(hidden_size, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        self.norm_out = layer_norm(hidden_size, _EPSILON, rngs)
 
     def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
         """Project the features of `n` style images; tokens are in order of image."""

@@ -12,7 +12,6 @@ Shapes: b batch, h w pixels, s vision tokens, l text tokens, m texts, c hidden_s
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
+from uso_jax.models.layers.encoder_block import EncoderBlock, layer_norm
 from uso_jax.models.layers.mlp import MLP, gelu_tanh
 
 
@@ -72,37 +72,18 @@ class SiglipOutput:
     hidden_states: Float[Array, "b levels s c"]
 
 
-@runtime_checkable
-class LayerSizes(Protocol):
-    """The fields of `SiglipConfig` and `SiglipTextConfig` that a layer needs."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    layer_norm_eps: float
-    dtype: str
-
-
-def _norm(config: LayerSizes, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+def siglip_layer(config: "SiglipConfig | SiglipTextConfig", rngs: nnx.Rngs) -> EncoderBlock:
+    """Return a layer of the vision tower or the text transformer."""
+    c = config
+    return EncoderBlock(
+        c.hidden_size,
+        c.intermediate_size,
+        c.num_attention_heads,
+        gelu_tanh,
+        epsilon=c.layer_norm_eps,
+        dtype=c.dtype,
+        rngs=rngs,
     )
-
-
-class SiglipLayer(nnx.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: LayerSizes, *, rngs: nnx.Rngs):
-        c = config
-        self.layer_norm1 = _norm(c, rngs)
-        self.self_attn = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
-        self.layer_norm2 = _norm(c, rngs)
-        self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
-        y = self.layer_norm1(x).astype(x.dtype)
-        x = x + self.self_attn(y, y)
-        return x + self.mlp(self.layer_norm2(x).astype(x.dtype))
 
 
 class SiglipPoolingHead(nnx.Module):
@@ -112,7 +93,7 @@ class SiglipPoolingHead(nnx.Module):
         c = config
         self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.hidden_size)))
         self.attention = MultiHeadAttention(c.hidden_size, c.num_attention_heads, dtype=c.dtype, rngs=rngs)
-        self.layernorm = _norm(c, rngs)
+        self.layernorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_size, gelu_tanh, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b c"]:
@@ -129,8 +110,8 @@ class SiglipVision(nnx.Module):
         patch = (c.patch_size, c.patch_size)
         self.patch_embedding = nnx.Conv(3, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
-        self.layers = scan.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
-        self.post_layernorm = _norm(c, rngs)
+        self.layers = scan.stack(lambda rngs: siglip_layer(c, rngs), c.num_hidden_layers, rngs)
+        self.post_layernorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.head = SiglipPoolingHead(c, rngs=rngs)
 
     def __call__(self, pixels: Float[Array, "b h w 3"], hidden_states: tuple[int, ...] = ()) -> SiglipOutput:
@@ -218,10 +199,8 @@ class SiglipText(nnx.Module):
         c = self.config = config
         self.token_embedding = nnx.Embed(c.vocab_size, c.hidden_size, dtype=c.dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
-        self.layers = scan.stack(lambda rngs: SiglipLayer(c, rngs=rngs), c.num_hidden_layers, rngs)
-        self.final_layer_norm = nnx.LayerNorm(
-            c.hidden_size, epsilon=c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-        )
+        self.layers = scan.stack(lambda rngs: siglip_layer(c, rngs), c.num_hidden_layers, rngs)
+        self.final_layer_norm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.head = nnx.Linear(c.hidden_size, c.projection_size, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> SiglipTextOutput:
