@@ -21,7 +21,7 @@ from uso_jax.data.sources import open_source
 from uso_jax.hardware import chips
 from uso_jax.inference.sampler import Sampler
 from uso_jax.models.uso import USO
-from uso_jax.planning import planner, programs
+from uso_jax.planning import memory, planner, programs
 from uso_jax.planning import report as plan_words
 from uso_jax.training import config as training_config
 from uso_jax.training.validation import pipeline_options
@@ -212,7 +212,7 @@ def test_what_might_fit(config, eight):
     ],
 )  # fmt: skip
 def test_what_the_compiler_says_does_not_fit(message, gib):
-    found = planner._overflow(message, chips.GIB, chips.CHIPS["v5e"])
+    found = memory._overflow(message, chips.GIB, chips.CHIPS["v5e"])
     assert not found["fits"]
     assert found["total_bytes"] / chips.GIB == pytest.approx(gib, abs=0.01)
 

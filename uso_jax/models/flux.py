@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLUX.1's rectified-flow transformer with USO's conditioning and adapters.
 
-Sources: black-forest-labs/flux (model.py, modules/layers.py, math.py) and bytedance/USO (uso/flux/). Names are theirs,
-except where two of their tensors share a name: `img_mlp.0` and `.2` are `img_mlp/in_layer` and `/out_layer` here, and a
-single block's `linear1` is split into `linear1_qkv` and `linear1_mlp`, because USO's adapter covers the qkv part only.
+Sources: black-forest-labs/flux (model.py, modules/layers.py, math.py) and bytedance/USO (uso/flux/). Parameter names
+match them, with two exceptions: `img_mlp.0` and `.2` are `img_mlp/in_layer` and `/out_layer`, and a single block's
+`linear1` is split into `linear1_qkv` and `linear1_mlp`, because USO's adapter covers only the qkv part.
 
-Sequence: [style | txt | img | ref_img]; style tokens carry the text's ids (zeros), references follow the target.
-Shapes: b batch, l tokens, d hidden_size, n heads, k head width, a rotary axes.
+Sequence: [style | txt | img | ref_img]. Style tokens have the ids of text (zeros); references follow the target.
+Shapes: b batch, l tokens, i t r s image, text, reference and style tokens, d hidden_size, n heads, k head width,
+a rotary axes, c latent channels of a token.
 """
 
 import dataclasses
@@ -47,16 +48,16 @@ class FluxConfig:
     theta: int = 10_000
     qkv_bias: bool = True
     guidance_embed: bool = True
-    lora_rank: int = 0  # 0: no adapters; the released USO has 128
+    lora_rank: int = 0  # 0: no adapters; the released USO uses 128
     lora_scale: float = 1.0
-    projector: ProjectorConfig | None = None
-    dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids stay in float32
-    remat: str = "full"  # one of stack.REMAT_POLICIES
-    attention: str = "auto"  # one of attention.Implementation
+    projector: ProjectorConfig | None = None  # None: no style images
+    dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids use float32
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
+    attention: str = "auto"  # a value of attention.dispatch.Implementation
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_heads} heads")
         if sum(self.axes_dim) != self.head_dim:
             raise ValueError(f"axes_dim {self.axes_dim} must add up to the head width, {self.head_dim}")
         if any(dim % 2 for dim in self.axes_dim):
@@ -74,12 +75,12 @@ class FluxConfig:
         return int(self.hidden_size * self.mlp_ratio)
 
     def with_uso(self, lora_rank: int = 128, projector: ProjectorConfig | None = None) -> "FluxConfig":
-        """Add USO's adapters and style projector."""
+        """Return the config with USO's adapters and style projector."""
         return dataclasses.replace(self, lora_rank=lora_rank, projector=projector or ProjectorConfig())
 
     @classmethod
     def tiny(cls, **changes) -> "FluxConfig":
-        """Give a float32 model that runs in milliseconds, with every part of the full one."""
+        """Return the config of a float32 model for tests, which runs in milliseconds and has all parts."""
         sizes = dict(
             in_channels=16,
             vec_in_dim=12,
@@ -99,7 +100,7 @@ class FluxConfig:
 
 PRESETS = {
     "flux-dev": FluxConfig(),
-    "flux-krea-dev": FluxConfig(),  # other weights, same shape
+    "flux-krea-dev": FluxConfig(),  # same sizes, other weights
     "flux-schnell": FluxConfig(guidance_embed=False),
 }
 
@@ -108,11 +109,11 @@ PRESETS = {
 
 
 def timestep_embedding(t: Float[Array, " b"], dim: int = 256) -> Float[Array, "b {dim}"]:
-    """Embed times in [0, 1] as cosines, then sines, of 1000 t at `dim // 2` frequencies, in float32."""
+    """Return the cosines, then the sines, of 1000 t at `dim // 2` frequencies, for times in [0, 1], in float32."""
     exponents = -math.log(10_000) * np.arange(dim // 2, dtype=np.float32) / (dim // 2)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     if dim == 256:
-        # exp(exponents[12]) lies 0.02 ulp from a tie and torch rounds it the other way; 1000 t makes that ulp 3e-5.
+        # exp(exponents[12]) is 0.02 ulp from a tie, and torch rounds it the other way; times 1000 t this is 3e-5.
         frequencies[12] = np.nextafter(frequencies[12], np.float32(1))
     angles = (1000.0 * t.astype(jnp.float32))[:, None] * jnp.asarray(frequencies)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -121,7 +122,7 @@ def timestep_embedding(t: Float[Array, " b"], dim: int = 256) -> Float[Array, "b
 def rotary_embedding(
     ids: Float[Array, "b l a"], axes_dim: tuple[int, ...], theta: int
 ) -> Float[Array, "b l 1 pairs 2"]:
-    """Give cosine and sine of every token's rotation angles, one block of pairs for each id axis, in float32."""
+    """Return cosine and sine of every token's rotation angles, one block of pairs per id axis, in float32."""
     angles = [
         ids[..., axis, None] * jnp.asarray(theta ** -(np.arange(0, dim, 2) / dim), jnp.float32)[None, None]
         for axis, dim in enumerate(axes_dim)
@@ -131,22 +132,22 @@ def rotary_embedding(
 
 
 def rotate(x: Float[Array, "b l n k"], pe: Float[Array, "_ l 1 pairs 2"]) -> Float[Array, "b l n k"]:
-    """Rotate neighbouring channel pairs of queries or keys by the token's angles, in float32."""
+    """Rotate adjacent channel pairs of queries or keys by the token's angles, in float32."""
     even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
     cos, sin = pe[..., 0], pe[..., 1]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 def layer_norm(x: Float[Array, "b l d"], epsilon: float = 1e-6) -> Float[Array, "b l d"]:
-    """Normalise channels without learned parameters, in float32."""
+    """Normalise channels in float32, without learned parameters."""
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x only, as gelu_tanh does
+@functools.partial(jax.checkpoint, prevent_cse=False)  # saves only x for the backward pass, like gelu_tanh
 def modulate(x: Float[Array, "b l d"], mod: "ModulationOut") -> Float[Array, "b l d"]:
-    """Normalise, then scale and shift by the conditioning vector; back in the stream's dtype."""
+    """Normalise, then scale and shift; the result has the dtype of `x`."""
     return ((1 + mod.scale) * layer_norm(x) + mod.shift).astype(x.dtype)
 
 
@@ -154,7 +155,7 @@ def modulate(x: Float[Array, "b l d"], mod: "ModulationOut") -> Float[Array, "b 
 
 
 class QKNorm(nnx.Module):
-    """RMS-normalise queries and keys per head, in float32."""
+    """RMS normalisation of queries and keys per head, in float32."""
 
     def __init__(self, head_dim: int, *, rngs: nnx.Rngs):
         self.query_norm = nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
@@ -187,7 +188,7 @@ class ModulationOut:
 
 
 class Modulation(nnx.Module):
-    """Turn the conditioning vector into shift, scale and gate of one or two sublayers."""
+    """Map the conditioning vector to shift, scale and gate of one or two sublayers."""
 
     def __init__(self, config: FluxConfig, num_sublayers: int, *, rngs: nnx.Rngs):
         d = config.hidden_size
@@ -253,8 +254,8 @@ class DoubleStreamBlock(nnx.Module):
         out = attention(q, k, v, key_valid, key_bias, implementation=self.config.attention)
         txt_out, img_out = (_merge_heads(by_tokens(x)) for x in jnp.split(out, [txt.shape[1]], axis=1))
 
-        # Without these constraints XLA (jaxlib 0.10.2) takes gates from the wrong samples on a mesh such as data=2,
-        # fsdp=2, tensor=2 with one sample a device.
+        # Without these constraints XLA (jaxlib 0.10.2) uses gates of the wrong samples on a mesh such as data=2,
+        # fsdp=2, tensor=2 with one sample per device.
         place = scan.constrain_tokens
         img = img + img_mod1.gate * place(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
         img = img + img_mod2.gate * place(self.img_mlp(modulate(img, img_mod2)))
@@ -264,7 +265,7 @@ class DoubleStreamBlock(nnx.Module):
 
 
 class SingleStreamBlock(nnx.Module):
-    """Attention and MLP side by side on the joined sequence."""
+    """Parallel attention and MLP on the concatenated sequence."""
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         d, dtype = config.hidden_size, config.dtype
@@ -314,7 +315,7 @@ class FinalLayer(nnx.Module):
 
 
 class _Group(NamedTuple):
-    """Tokens of one kind, with what attention must know of them; None: ids of zeros, all valid, no bias."""
+    """Tokens of one kind and their attention inputs; None means ids of zeros, all valid, or no bias."""
 
     tokens: Array
     ids: Array | None = None
@@ -323,7 +324,7 @@ class _Group(NamedTuple):
 
 
 def _join(groups: list[_Group], field: str) -> Array | None:
-    """Put one field of groups together in their order; None where no group has it."""
+    """Concatenate one field of all groups; None if no group has it."""
     values = [getattr(group, field) for group in groups]
     if all(value is None for value in values):
         return None
@@ -337,7 +338,7 @@ def _join(groups: list[_Group], field: str) -> Array | None:
 
 
 class Flux(nnx.Module):
-    """Predict the velocity of packed latents from time, text and any number of style and content references."""
+    """Predict the velocity of packed latents from time, text, and any number of style and content images."""
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -346,7 +347,7 @@ class Flux(nnx.Module):
         self.time_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         self.vector_in = MLP(c.vec_in_dim, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         if c.guidance_embed:
-            # Silent at first, so that a model that was trained without guidance is the same with it.
+            # Initially silent, so that adding it to a model trained without guidance changes nothing.
             self.guidance_in = MLP(256, d, d, jax.nn.silu, silent=True, dtype=dtype, rngs=rngs)
         self.txt_in = nnx.Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
         self.double_blocks = scan.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
@@ -372,24 +373,33 @@ class Flux(nnx.Module):
         style_bias: Float[Array, "b s"] | None = None,
         ref_bias: Float[Array, "b r"] | None = None,
     ) -> Float[Array, "b l c"]:
-        """Give the float32 velocity of `img` at `timesteps`.
+        """Return the float32 velocity of `img` at `timesteps`.
 
         Args:
-          img, img_ids: the noisy target's packed tokens and their ids; a leading id axis of 1 serves the whole batch.
-          txt, y: T5 features and CLIP's pooled vector.
-          guidance: the distilled guidance scale; needed exactly when the config has `guidance_embed`.
+          img: packed tokens of the noisy target.
+          img_ids: position ids; a leading axis of 1 is shared by the batch.
+          txt: T5 features.
+          timesteps: times in [0, 1]; 1 is noise.
+          y: CLIP's pooled vector.
+          guidance: distilled guidance scale; required exactly if the config has `guidance_embed`.
           style: style tokens from `feature_embedder`, prepended to the text.
-          ref_img, ref_ids: packed tokens of all content references, one after another.
-          style_valid, ref_valid: False where a sample lacks the token; equal to leaving the token out.
-          style_bias, ref_bias: added to the attention logits of the token as a key, the logarithm of its weight.
+          style_valid: False where a sample lacks the token, which is equivalent to omitting it.
+          ref_img: packed tokens of all content images, concatenated.
+          ref_ids: position ids of `ref_img`.
+          ref_valid: like `style_valid`, for `ref_img`.
+          style_bias: added to the attention logits of a style token as a key: the logarithm of its weight.
+          ref_bias: like `style_bias`, for `ref_img`.
+
+        Raises:
+          ValueError: `guidance` does not match the config, or only one of `ref_img` and `ref_ids` is passed.
         """
         c = self.config
         if (guidance is None) == c.guidance_embed:
             raise ValueError(
-                f"guidance must {'' if c.guidance_embed else 'not '}be given: guidance_embed={c.guidance_embed}"
+                f"guidance must {'' if c.guidance_embed else 'not '}be passed: guidance_embed={c.guidance_embed}"
             )
         if (ref_img is None) != (ref_ids is None):
-            raise ValueError("ref_img and ref_ids belong together")
+            raise ValueError("ref_img and ref_ids must be passed together")
         b = img.shape[0]
 
         dtype = jnp.dtype(c.dtype)
@@ -403,7 +413,7 @@ class Flux(nnx.Module):
             text.insert(0, _Group(style.astype(dtype), None, style_valid, style_bias))
         if ref_img is not None:
             image.append(_Group(self.img_in(ref_img.astype(dtype)), ref_ids, ref_valid, ref_bias))
-        for stream in (text, image):  # filled up to what the mesh's sequence axis divides
+        for stream in (text, image):  # pad to a multiple of the mesh's sequence axis
             if missing := -sum(group.tokens.shape[1] for group in stream) % sequence_shards():
                 filling = jnp.zeros((b, missing, c.hidden_size), dtype)
                 stream.append(_Group(filling, valid=jnp.zeros((b, missing), bool)))

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and time of a program on devices that are not attached."""
+"""Memory, FLOPs, traffic and time of training and sampling on devices that are not attached."""

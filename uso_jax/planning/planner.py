@@ -1,16 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a program of training or sampling takes on devices that are not here: memory, operations, traffic, time.
+"""Planning of training and sampling on devices that are not attached: memory, FLOPs, communication, time.
 
-The program is compiled by the device's own compiler, so memory and traffic are those of the real run. Its operations
-are counted in the jaxpr, and its time is a bound: what the slowest of arithmetic, memory and network needs at its peak.
+Programs are compiled by the device's compiler, so memory and communication are those of the real run. FLOPs are counted
+in the jaxpr. Time is a roofline bound, the maximum of the arithmetic, memory and network times at peak rates. If a
+program does not fit, changes of the command are suggested, with estimates of the memory they need.
 """
 
 import dataclasses
 import itertools
 import math
-import re
-import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
@@ -19,35 +18,33 @@ import jax
 from jax.sharding import Mesh
 
 from uso_jax.common.errors import InputError
-from uso_jax.hardware import collectives, flops
-from uso_jax.hardware.chips import Chip, Slice
+from uso_jax.hardware import flops
+from uso_jax.hardware.chips import Slice
 from uso_jax.parallel import sharding
 from uso_jax.planning import programs
+from uso_jax.planning.memory import compile_program
 from uso_jax.planning.programs import Choices, Program
 from uso_jax.training import config as training_config
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.stage import StageConfig
 
-_QUICK = {"exec_time_optimization_effort": -1.0}
-Report = dict[str, Any]  # JSON terms; docs/plan.md explains every key
-Progress = Callable[[str], Any]  # what is being done
-
-_AMOUNT = re.compile(r"([\d.]+)([KMGT]?)")
-_OVERFLOW = (  # how the TPU compiler says what it would need
-    re.compile(r"Total hbm usage >= ([\d.]+[KMGT]?)"),
-    re.compile(r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm"),
-)
-_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+[KMGT]?)\)")
-_PROGRAM = re.compile(r"\bprogram +([\d.]+[KMGT]?)")
+Report = dict[str, Any]  # JSON; docs/plan.md describes every key
+Progress = Callable[[str], Any]  # receives a description of the current step
 
 
 def plan_programs(
     config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
 ) -> list[Report]:
-    """Compile the programs of a mode for a slice and report on each; where one does not fit, say what might.
+    """Compile the programs of a mode for a slice and return a report for each.
+
+    Args:
+      config: configuration of the run.
+      where: devices to compile for.
+      choices: what to plan.
+      progress: called before each compilation.
 
     Raises:
-      InputError: the mesh does not fit the slice, or the batch the mesh.
+      InputError: the mesh does not match the slice, or the batch does not match the mesh.
     """
     mesh, wanted = programs.build_programs(config, where.devices, choices)
     executed = _count(training_config.numerics(config, attention="xla"), where, choices)
@@ -57,7 +54,7 @@ def plan_programs(
         progress(f"Compiling the {program.name} for {where.name}")
         report = _facts(config, where, mesh, choices, program)
         report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
-        report |= _compile(program, mesh, where.chip, choices.quick)
+        report |= compile_program(program, mesh, where.chip, choices.quick)
         report["roofline"] = _roofline(report, where)
         report["suggestions"] = [] if report["fits"] else suggest(config, where, choices, program, report)
         reports.append(report)
@@ -67,17 +64,20 @@ def plan_programs(
 def find_largest_batch(
     config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
 ) -> tuple[Report, int]:
-    """Find the largest batch that fits; give its report and the batch, (a report that does not fit, 0) if none does.
+    """Return the report of the largest batch that fits, and the batch; (a report that does not fit, 0) if none does.
 
-    A training step runs without micro-batches here. Memory grows almost linearly in the batch, so two small batches
-    predict the largest, and few further ones confirm it.
+    Training steps are planned without gradient accumulation. Memory grows almost linearly with the batch, so two small
+    batches predict the largest, and few further compilations confirm it.
+
+    Raises:
+      InputError: the mode has several programs, or the mesh does not match the slice.
     """
     if choices.mode == "encode-parts":
-        raise InputError("--search needs one program: plan --mode sample, train or reward")
+        raise InputError("--search needs one program; use --mode sample, train or reward")
     stage = programs.choose_stage(config, choices)
     mesh = sharding.make_mesh(config.mesh, list(where.devices))
     ways, limit = mesh.shape["data"] * mesh.shape["fsdp"], where.chip.usable_bytes
-    known: dict[int, Report] = {}  # by images where the batch is split
+    known: dict[int, Report] = {}  # by images per shard of the batch
 
     def total(each: int) -> int:
         progress(f"Trying a batch of {each * ways}")
@@ -126,7 +126,7 @@ def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, prog
 
 
 def tokens(config: TrainConfig, stage: StageConfig) -> int:
-    """Count the tokens of the transformer's sequence."""
+    """Return the length of the transformer's sequence in tokens."""
     side = config.system.pixels_per_token
     area = lambda size: math.prod(n // side for n in size)
     projector = config.system.transformer.projector
@@ -146,84 +146,11 @@ def _version(name: str) -> str:
         return ""
 
 
-# ---------------------------------------------------------------------------------------------------- memory
-
-
-def _compile(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> Report:
-    """Compile; give bytes on one device, whether they fit, and what is sent between devices."""
-    idle = programs.device_bytes(program.besides)
-    started = time.monotonic(), time.process_time()
-    clock = lambda: {
-        "compile_seconds": round(time.monotonic() - started[0], 1),
-        "compile_cpu_seconds": round(time.process_time() - started[1], 1),  # of all threads, whatever else runs
-    }
-    with jax.set_mesh(mesh):
-        lowered = program.lower()
-        kept = [x for x, used in zip(jax.tree.leaves(program.arguments), _used(lowered), strict=True) if not used]
-        idle += programs.device_bytes(kept)
-        try:
-            compiled = lowered.compile(_QUICK if quick and chip.name != "cpu" else None)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            arguments = programs.device_bytes(program.arguments) - programs.device_bytes(kept)
-            found = _overflow(str(error), arguments, chip)
-            return found | {"idle_bytes": idle} | clock()
-    seconds, memory = clock(), compiled.memory_analysis()
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    output, alias = memory.output_size_in_bytes, memory.alias_size_in_bytes
-    total = arguments + temporary + output - alias + idle
-    return {
-        "argument_bytes": arguments,
-        "temporary_bytes": temporary,
-        "host_bytes": memory.host_temp_size_in_bytes,
-        "output_bytes": output,
-        "reused_bytes": alias,
-        "idle_bytes": idle,
-        "total_bytes": total,
-        "usable_bytes": chip.usable_bytes,
-        "fits": total <= chip.usable_bytes,
-        "collectives": collectives.summarise(collectives.find_collectives(compiled.as_text(), program.loops)),
-    } | seconds
-
-
-def _used(lowered: jax.stages.Lowered) -> list[bool]:
-    """Tell which arguments the program reads; the others are on the devices and not its arguments."""
-    kept = lowered._lowering.compile_args["kept_var_idx"]
-    return [number in kept for number in range(len(jax.tree.leaves(lowered.args_info)))]
-
-
-def _overflow(message: str, arguments: int, chip: Chip) -> Report:
-    """Read what the compiler would have needed; it stops before it knows the output or the traffic."""
-    total = next((_bytes(found[1]) for pattern in _OVERFLOW if (found := pattern.search(message))), 0)
-    if found := _TEMPORARIES.search(message):
-        total = max(total, _bytes(found[1]) + arguments)
-    if found := _PROGRAM.search(message):
-        total = max(total, _bytes(found[1]) + arguments)
-    return {
-        "argument_bytes": arguments,
-        "temporary_bytes": max(total - arguments, 0),
-        "host_bytes": 0,
-        "output_bytes": 0,
-        "reused_bytes": 0,
-        "total_bytes": max(total, chip.usable_bytes + 1),
-        "usable_bytes": chip.usable_bytes,
-        "fits": False,
-        "collectives": {},
-        "compiler": message.splitlines()[0][:300],
-    }
-
-
-def _bytes(text: str) -> int:
-    number, unit = _AMOUNT.match(text).groups()
-    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
-
-
 # ---------------------------------------------------------------------------------------------------- time
 
 
 def _roofline(report: Report, where: Slice) -> Report:
-    """Give the seconds that arithmetic, memory and network need at least; they overlap at best."""
+    """Return lower bounds in seconds for arithmetic, memory and network; at best they overlap."""
     chip = where.chip
     if chip.bf16_flops is None:
         return {}
@@ -242,7 +169,10 @@ def _roofline(report: Report, where: Slice) -> Report:
 def suggest(
     config: TrainConfig, where: Slice, choices: Choices, program: Program, report: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Estimate changes: arguments are counted, temporaries scaled from this program's, so a suggestion may fail too."""
+    """Return changes of the command with estimated memory, smallest first.
+
+    Arguments are counted exactly and temporaries are scaled from this program's, so a suggestion may not fit either.
+    """
     found = []
     for what, changed, chosen, share in _changes(config, where, choices):
         try:

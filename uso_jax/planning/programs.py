@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that training and sampling compile, with descriptions of their arguments in place of arrays.
+"""The programs of training and sampling, with `jax.ShapeDtypeStruct`s instead of arrays as arguments.
 
-They are the jitted functions of `Sampler` and `fit` themselves, so what is planned is what runs.
+They are the jitted functions that `Sampler` and `fit` run.
 Shapes: b batch, n style images, l target tokens, r content tokens.
 """
 
@@ -39,38 +39,38 @@ _REWARDS_ONLY = folders(lambda row: row.rewards_only)
 
 @dataclass(frozen=True)
 class Choices:
-    """What to plan of a configuration."""
+    """What to plan."""
 
-    mode: str
-    stage: str = ""  # whose sizes and, in training, whose step; "": the last of the run
-    batch: int = 0  # images over all devices; 0: the stage's, or when sampling one where the batch is split
+    mode: str  # one of PROGRAMS
+    stage: str = ""  # stage that defines image sizes and the train step; "": the last of the run
+    batch: int = 0  # images over all devices; 0: the stage's batch size, or in sampling one per data shard
     quantization: str = ""  # one of quantize.MODES; "": none
-    tile: int | None = None  # pixels a side that images are decoded in; None: whole
-    offload: bool = False  # sampling: networks wait on the host while they do nothing
+    tile: int | None = None  # side of decoder tiles in pixels; None: decode whole images
+    offload: bool = False  # sampling: keep unused networks in host memory
     quick: bool = False  # compile with the least effort
 
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and descriptions of its arguments."""
+    """A jitted function and its described arguments."""
 
     name: str
     function: Callable
     arguments: tuple
-    static: tuple = ()  # further arguments, that are compiled in
-    besides: Any = field(default_factory=dict)  # descriptions of arrays that stay on the devices though unused
-    loops: float = 1.0  # how often a loop runs whose length is an argument, on average
+    static: tuple = ()  # further, static arguments
+    besides: Any = field(default_factory=dict)  # descriptions of unused arrays that stay on the devices
+    loops: float = 1.0  # mean trip count of loops whose length is an argument
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments, *self.static)
 
     def lower(self) -> jax.stages.Lowered:
-        """Lower for the devices that the arguments' shardings name."""
+        """Lower the program for the devices in its arguments' shardings."""
         return self.function.lower(*self.arguments, *self.static)
 
 
 class _Untokenised(QuantizedUSO):
-    """A System that knows how many tokens a prompt has, and needs no tokenizer for that."""
+    """A model whose null prompt has the right number of tokens, without a tokenizer."""
 
     @property
     def null_tokens(self) -> dict[str, np.ndarray]:
@@ -78,14 +78,18 @@ class _Untokenised(QuantizedUSO):
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
-    """Give the stage that is planned."""
+    """Return the planned stage with the batch size of `choices`.
+
+    Raises:
+      InputError: the stage is not in the run, or has no reward in mode "reward".
+    """
     stages = {stage.name: stage for stage in config.stages}
     name = choices.stage or config.stages[-1].name
     if name not in stages:
-        raise InputError(f"--stage {name!r} is not in the run; stages are {', '.join(stages)}")
+        raise InputError(f"--stage {name!r} is not in the run; known stages: {', '.join(stages)}")
     stage = stages[name]
     if choices.mode == "reward" and stage.reward is None:
-        raise InputError(f"stage {name!r} has no reward; set config.stages.{name}.reward, or plan --mode train")
+        raise InputError(f"stage {name!r} has no reward; set config.stages.{name}.reward, or use --mode train")
     changes: dict[str, Any] = {"batch_size": choices.batch or stage.batch_size}
     if choices.mode == "train":
         changes["reward"] = None
@@ -93,19 +97,19 @@ def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
 
 
 def with_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
-    """Put a stage in the place of the one of its name."""
+    """Return the config with the stage of the same name replaced."""
     stages = tuple(stage if one.name == stage.name else one for one in config.stages)
     return dataclasses.replace(config, stages=stages)
 
 
 def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tuple[Mesh, list[Program]]:
-    """Give the mesh and the programs of a mode.
+    """Return the mesh and the programs of a mode.
 
     Raises:
-      InputError: the mesh does not fit the devices, or the batch the mesh.
+      InputError: the mesh does not match the devices, or the batch does not match the mesh.
     """
     if config.system.style_encoder != "siglip":
-        raise InputError("the planner knows style images through SigLIP only; set config.model.style_encoder to siglip")
+        raise InputError("the planner supports only SigLIP style features; set config.model.style_encoder to siglip")
     preflight.check_stages(config)
     mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
@@ -120,7 +124,7 @@ def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices
 
 def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> Program:
     if choices.mode == "train":
-        # Networks that only the rewards read are not loaded for a run without them.
+        # Networks used only by rewards are not loaded without them.
         kept = {name: network for name, network in config.system.networks.items() if name not in _REWARDS_ONLY}
         config = dataclasses.replace(config, system=dataclasses.replace(config.system, networks=kept))
     micro = stage.batch_size // stage.accumulate
@@ -150,7 +154,7 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
 
 
 def batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
-    """Describe what `data.pipeline.batches` makes for a stage."""
+    """Return descriptions of the batches of images that `data.loader` yields for a stage."""
     b, n, side = stage.batch_size, config.data.num_styles, config.system.siglip.image_size
     image, flag, number = jnp.uint8, jnp.bool_, jnp.int32
     shapes = {
@@ -166,7 +170,7 @@ def batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: 
 
 
 def features(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
-    """Describe what `data.pipeline.batches` makes of features: images and prompts as the encoders give them."""
+    """Return descriptions of the batches of precomputed features that `data.loader` yields for a stage."""
     found = batch(config, stage, system, place)
     b, n, z = stage.batch_size, config.data.num_styles, config.system.autoencoder.z_channels
     side, down = config.system.siglip.image_size, config.system.autoencoder.downscale
@@ -224,7 +228,7 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     place = lambda struct, where: _struct(struct.shape, struct.dtype, where)
     txt, y = (place(s, split) for s in jax.eval_shape(sampler.programs["text"], part("text"), tokens))
     ids = lambda make: place(jax.eval_shape(make), whole)
-    # A dict, because `Inputs` is checked to hold arrays.
+    # A dict, because jaxtyping checks that `Inputs` holds arrays.
     inputs: dict[str, Any] = dict.fromkeys(one.name for one in dataclasses.fields(Inputs))
     inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: system.position_ids(rows, columns))}
     style, projector = None, config.system.transformer.projector
@@ -241,7 +245,7 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
 
 
 def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
-    """Describe parameters as `Bundle.load` places them."""
+    """Return descriptions of parameters with the dtypes and shardings of loaded weights."""
     where = sharding.shardings(mesh, placement_rules(), system.shapes)
 
     def dtype(path: str) -> Any:
@@ -252,7 +256,7 @@ def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
 
 
 def _quantised(structs: Structs, mode: str) -> Structs:
-    """Describe parameters of weights that were imported with --quantize; int4 is int8 in the sampler."""
+    """Return descriptions of parameters imported with --quantize; the sampler stores int4 as int8."""
     _check_mode(mode)
     found = describe(structs, mode)
     return {
@@ -270,5 +274,5 @@ def _struct(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruc
 
 
 def device_bytes(tree: Any) -> int:
-    """Count the bytes that described arrays take on one device."""
+    """Return the bytes per device of described arrays."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The planner's reports as people read them: lines for one, a table in Markdown for several."""
+"""Text of planner reports: lines for one report, a Markdown table for several."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ Report = dict[str, Any]
 
 
 def table(reports: list[Report]) -> str:
-    """Lay out reports as a table in Markdown, one row each."""
+    """Return reports as a Markdown table, one row each."""
     head = ("program", "topology", "mesh", "batch", "tokens", "weights", "arguments GiB", "temporaries GiB",
-            "resting GiB", "fits", "TFLOP", "sent GiB", "bound ms", "compiler CPU s")  # fmt: skip
+            "resident GiB", "fits", "TFLOP", "sent GiB", "bound ms", "compiler CPU s")  # fmt: skip
     rows = [head, tuple("---" for _ in head)]
     for one in reports:
         gib = lambda name, one=one: f"{one[name] / GIB:.2f}"
@@ -31,27 +31,27 @@ def table(reports: list[Report]) -> str:
 
 
 def describe(report: Report) -> str:
-    """Say a report in lines."""
+    """Return a report as lines of text."""
     gib = lambda name: f"{report[name] / GIB:.2f} GiB"
     lines = [
-        f"{report['program']} of {report['config']} on {report['topology']}, {report['devices']} devices as"
+        f"{report['program']} of {report['config']} on {report['topology']}, {report['devices']} devices, mesh"
         f" {report['mesh']}, batch {report['batch']}, {report['tokens']} tokens",
-        f"  a device holds   arguments {gib('argument_bytes')}, temporaries {gib('temporary_bytes')}, results"
-        f" {gib('output_bytes')} ({gib('reused_bytes')} of them in place), resting {gib('idle_bytes')}",
-        *([f"  in the host's     {gib('host_bytes')} of temporaries"] if report["host_bytes"] else []),
+        f"  per device       arguments {gib('argument_bytes')}, temporaries {gib('temporary_bytes')}, outputs"
+        f" {gib('output_bytes')} ({gib('reused_bytes')} in place), resident {gib('idle_bytes')}",
+        *([f"  host memory      {gib('host_bytes')} of temporaries"] if report["host_bytes"] else []),
         f"  {'fits' if report['fits'] else 'does not fit'}             {gib('total_bytes')} of {gib('usable_bytes')}",
-        f"  compiled in      {report['compile_seconds']:.1f} s, {report['compile_cpu_seconds']:.1f} s of CPU",
-        "  operations       {:.2f} TFLOP needed, {:.2f} done".format(
+        f"  compilation      {report['compile_seconds']:.1f} s, {report['compile_cpu_seconds']:.1f} s of CPU",
+        "  FLOPs            {:.2f} TFLOP needed, {:.2f} executed".format(
             report["model_flops"] / 1e12, report["executed_flops"] / 1e12
         ),
     ]
     for kind, one in report["collectives"].items():
-        lines.append(f"  {kind:<16} {one['count']} times, {one['sent_bytes'] / GIB:.3f} GiB sent by a device")
+        lines.append(f"  {kind:<16} {one['count']} times, {one['sent_bytes'] / GIB:.3f} GiB sent per device")
     if report["roofline"]:
         one = report["roofline"]
         parts = ", ".join(f"{name} {1000 * one[f'{name}_seconds']:.1f}" for name in ("arithmetic", "memory", "network"))
-        lines.append(f"  takes at least   {1000 * one['seconds']:.1f} ms, bound by {one['bound']} (ms: {parts})")
+        lines.append(f"  lower bound      {1000 * one['seconds']:.1f} ms, limited by {one['bound']} (ms: {parts})")
     for one in report["suggestions"]:
-        verdict = "might fit" if one["estimated_fits"] else "would not fit either"
+        verdict = "may fit" if one["estimated_fits"] else "does not fit either"
         lines.append(f"  {verdict}, about {one['estimated_bytes'] / GIB:.2f} GiB: {one['change']}")
     return "\n".join(lines)
