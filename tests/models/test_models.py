@@ -184,9 +184,9 @@ def test_masked_conditions_get_no_gradient():
 def test_arguments_that_do_not_go_together():
     model = structure()(weights())
     inputs = {name: x for name, x in batch().items() if name != "features"}
-    with pytest.raises(ValueError, match="guidance must be given"):
+    with pytest.raises(ValueError, match="guidance must be passed"):
         forward(model, inputs | dict(guidance=None))
-    with pytest.raises(ValueError, match="ref_img and ref_ids belong together"):
+    with pytest.raises(ValueError, match="ref_img and ref_ids"):
         model(**inputs, img_ids=flow.position_ids(*GRID)[None])
 
 
