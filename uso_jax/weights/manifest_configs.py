@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import object_
+from uso_jax.common.json_files import require_object
 from uso_jax.models.components import ADAPTERS, COMPONENTS, row_of, section_fields
 
 Sections = Mapping[str, Mapping[str, Any]]  # section -> field -> value
@@ -40,11 +40,11 @@ def check_sections(sections: Any, where: str) -> dict[str, dict]:
     """
     known_fields = section_fields()
     checked = {}
-    for section, values in object_(sections, where).items():
+    for section, values in require_object(sections, where).items():
         if section not in known_fields:
             raise InputError(f"{where}: unknown section {section!r}; sections are {', '.join(known_fields)}")
         checked[section] = {}
-        for name, value in object_(values, f"{where}: {section}").items():
+        for name, value in require_object(values, f"{where}: {section}").items():
             if name not in known_fields[section]:
                 known = ", ".join(known_fields[section])
                 raise InputError(f"{where}: unknown key {section}.{name}; {section} may have {known}")

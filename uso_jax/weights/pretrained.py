@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from uso_jax import flow, mini, weights
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import object_
+from uso_jax.common.json_files import require_object
 from uso_jax.models.components import by_component, folders, placement_rules
 from uso_jax.models.families import family_of
 from uso_jax.models.uso import USO
