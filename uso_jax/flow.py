@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rectified flow as FLUX.1 and USO use it: pure functions, no state, no parameters.
+"""Rectified flow as used by FLUX.1 and USO: pure functions without state or parameters.
 
 Time runs from t = 1 (noise) to t = 0 (image); the network predicts the velocity dx/dt.
 
@@ -35,23 +35,27 @@ OffsetMode = Literal["d", "h", "w", "o"]
 
 
 def shift_mu(num_tokens: int, base: float = 0.5, top: float = 1.15) -> float:
-    """Give the shift exponent of Eq. (6) for a target of `num_tokens` image tokens."""
+    """Return the shift exponent of Eq. (6) for a target of `num_tokens` image tokens."""
     return base + (top - base) * (num_tokens - 256) / (4096 - 256)
 
 
 def time_shift(t, mu: float):
-    """Move times towards noise by Eq. (5); t = 0 and t = 1 stay where they are."""
+    """Shift times towards noise by Eq. (5). t = 0 and t = 1 are fixed points."""
     xp = jnp if isinstance(t, jax.Array) else np
     safe = xp.where(t > 0, t, 1.0)
     return xp.where(t > 0, math.exp(mu) / (math.exp(mu) + (1 / safe - 1)), 0.0)
 
 
 def schedule(num_steps: int, height: int, width: int, shift: Shift = "flux") -> np.ndarray:
-    """Give the `num_steps + 1` float64 times from 1 to 0 for an image of `height` x `width` pixels.
+    """Return the `num_steps + 1` float64 sampling times from 1 to 0 for an image of `height` x `width` pixels.
 
-    "flux" shifts by the true token count, pixels / 16**2. "upstream" reproduces USO's released inference code, which
-    divides the latent area by 256 a second time (64 tokens at 1024 x 1024); the released weights are used with it.
-    "none" leaves the times evenly spaced.
+    Args:
+      shift: "flux" shifts by the true token count, pixels / 16**2. "upstream" reproduces USO's released inference code,
+        which divides the latent area by 256 a second time (64 tokens at 1024 x 1024); the released weights are used
+        with it. "none" keeps the times evenly spaced.
+
+    Raises:
+      ValueError: `shift` is unknown.
     """
     times = np.linspace(1.0, 0.0, num_steps + 1)
     if shift == "none":
@@ -63,7 +67,7 @@ def schedule(num_steps: int, height: int, width: int, shift: Shift = "flux") -> 
 
 
 def sample_times(rng: jax.Array, num: int, mu: float, num_bins: int = 1000) -> Float[Array, " num"]:
-    """Draw training times as UNO's trainer does: uniform over `num_bins` shifted times, both ends included."""
+    """Sample training times uniformly from `num_bins` shifted times, both ends included, as UNO's trainer does."""
     table = time_shift(np.linspace(1.0, 0.0, num_bins), mu).astype(np.float32)
     return jnp.asarray(table)[jax.random.randint(rng, (num,), 0, num_bins)]
 
@@ -78,27 +82,27 @@ def _per_sample(t: Float[Array, " b"], like: Float[Array, "b ..."]) -> Float[Arr
 def interpolate(
     x0: Float[Array, "b *rest"], noise: Float[Array, "b *rest"], t: Float[Array, " b"]
 ) -> Float[Array, "b *rest"]:
-    """Put a sample on the straight path from image to noise, Eq. (1)."""
+    """Interpolate between image and noise, Eq. (1)."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 
 
 def velocity_target(x0: Float[Array, "b *rest"], noise: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
-    """Give the velocity the network is trained to predict, Eq. (2)."""
+    """Return the velocity that the network is trained to predict, Eq. (2)."""
     return noise - x0
 
 
 def euler_step(
     x_t: Float[Array, "b *rest"], velocity: Float[Array, "b *rest"], t: Float[Array, " b"], s: Float[Array, " b"]
 ) -> Float[Array, "b *rest"]:
-    """Step from time t to time s, Eq. (3)."""
+    """Take one Euler step from time t to time s, Eq. (3)."""
     return x_t + _per_sample(s - t, x_t) * velocity
 
 
 def predict_x0(
     x_t: Float[Array, "b *rest"], velocity: Float[Array, "b *rest"], t: Float[Array, " b"]
 ) -> Float[Array, "b *rest"]:
-    """Jump to the image in one step, Eq. (4): the "predicted original image" of the paper's Algorithm 1."""
+    """Predict the image in one step, Eq. (4): the "predicted original image" of the paper's Algorithm 1."""
     return x_t - _per_sample(t, x_t) * velocity
 
 
@@ -107,7 +111,7 @@ def integrate(
     x: Float[Array, "b *rest"],
     times: Float[Array, " steps_plus_1"],
 ) -> Float[Array, "b *rest"]:
-    """Follow `velocity(x_t, t)` through `times` by Euler steps under one `lax.scan`."""
+    """Integrate `velocity(x_t, t)` over `times` with Euler steps in one `lax.scan`."""
 
     def body(x, pair):
         t, s = jnp.broadcast_to(pair[:, None], (2, x.shape[0]))
@@ -120,17 +124,17 @@ def integrate(
 
 
 def pack(latent: Float[Array, "b h w c"], patch: int = 2) -> Float[Array, "b l d"]:
-    """Turn a latent grid into tokens, row by row; channels run slowest inside a token, as in FLUX."""
+    """Turn a latent grid into tokens, row by row. Channels vary slowest within a token, as in FLUX."""
     return einops.rearrange(latent, "b (h p) (w q) c -> b (h w) (c p q)", p=patch, q=patch)
 
 
 def unpack(tokens: Float[Array, "b l d"], height: int, width: int, patch: int = 2) -> Float[Array, "b h w c"]:
-    """Undo `pack`; `height` and `width` count tokens."""
+    """Invert `pack`. `height` and `width` are in tokens."""
     return einops.rearrange(tokens, "b (h w) (c p q) -> b (h p) (w q) c", h=height, w=width, p=patch, q=patch)
 
 
 def position_ids(height: int, width: int, offset: tuple[int, int] = (0, 0)) -> Float[Array, "l 3"]:
-    """Give each token of a `height` x `width` grid its id (0, row, column), rows and columns counted from `offset`."""
+    """Return the position ids (0, row, column) of a `height` x `width` token grid that starts at `offset`."""
     rows, columns = np.mgrid[offset[0] : offset[0] + height, offset[1] : offset[1] + width].reshape(2, -1)
     return jnp.asarray(np.stack([np.zeros_like(rows), rows, columns], axis=-1), jnp.float32)
 
@@ -138,10 +142,15 @@ def position_ids(height: int, width: int, offset: tuple[int, int] = (0, 0)) -> F
 def reference_ids(
     target: tuple[int, int], references: Sequence[tuple[int, int]], mode: OffsetMode = "d"
 ) -> list[Float[Array, "l 3"]]:
-    """Give the ids of content references; all sizes are (rows, columns) of tokens.
+    """Return the position ids of content references. All sizes are (rows, columns) in tokens.
 
-    The first reference starts where the target ends, each further one where the last reference ended. `mode` says along
-    which axes: "d" both (diagonal, what USO was trained with), "h" rows, "w" columns, "o" neither.
+    The first reference starts where the target ends, each later one where its predecessor ended.
+
+    Args:
+      mode: the axes to offset along: "d" both (diagonal, used to train USO), "h" rows, "w" columns, "o" neither.
+
+    Raises:
+      ValueError: `mode` is unknown.
     """
     if mode not in ("d", "h", "w", "o"):
         raise ValueError(f"mode must be one of 'd', 'h', 'w', 'o', not {mode!r}")

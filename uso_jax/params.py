@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters by path: a model's numbers as a flat dict of "/"-joined paths, and ordered rules over those paths.
+"""Model parameters as a flat dict {"/"-joined path: array}, and ordered rules over these paths.
 
-The same rules decide sharding, what is trained and at which rate: `((regex, value), ...)`, matched against the whole
-path, first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped in silence.
+Sharding, trainable parameters and learning rates use the same rules: `((regex, value), ...)`, matched against the whole
+path, first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped silently.
 """
 
 import re
@@ -22,18 +22,18 @@ Params = dict[str, jax.Array]
 
 
 def from_model(model: nnx.Module) -> Params:
-    """Give a model's parameters by path."""
+    """Return the parameters of a model by path."""
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 def shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give the shapes of a model's parameters without making it."""
+    """Return the parameter shapes of the model that `make` builds, without allocating it."""
     state = nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 class ModelDef:
-    """A model without its parameters: `structure(params)` is the model again, inside jit or out."""
+    """The static part of a model: `structure(params)` rebuilds the module, inside or outside `jit`."""
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
@@ -42,23 +42,28 @@ class ModelDef:
         self.shapes = {path: leaf.get_value() for path, (_, leaf) in self._variables.items()}
 
     def init(self, rng: jax.Array) -> Params:
-        """Draw initial parameters; call it under jit to place them as the outputs' shardings say."""
+        """Initialise the parameters. Call it under jit with output shardings to place them."""
         return from_model(self._make(nnx.Rngs(rng)))
 
     def __call__(self, params: Mapping[str, Any]) -> nnx.Module:
-        """Put the model together around `params`, which must be complete."""
+        """Rebuild the module with `params`.
+
+        Raises:
+          ValueError: parameters are missing or unexpected.
+        """
         if params.keys() != self.shapes.keys():
             missing, stray = sorted(self.shapes.keys() - params.keys()), sorted(params.keys() - self.shapes.keys())
-            raise ValueError(f"parameters do not fit the model: missing {missing[:5]}, stray {stray[:5]}")
+            raise ValueError(f"parameters do not match the model: missing {missing[:5]}, unexpected {stray[:5]}")
         leaves = [(path, leaf.replace(params[name])) for name, (path, leaf) in self._variables.items()]
         return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
 
 
 def match(rules: Rules, paths: Iterable[str], what: str = "rules", *, use_all: bool = True) -> dict[str, Any]:
-    """Give each path the value of its first matching rule.
+    """Map each path to the value of its first matching rule.
 
     Raises:
-      InputError: a path has no rule, or (with `use_all`) a rule has no path; `what` names the rules in the message.
+      InputError: a path matches no rule, or (with `use_all`) a rule matches no path. `what` names the rules in the
+        message.
     """
     used, values, unmatched = set(), {}, []
     for path in paths:
@@ -71,19 +76,19 @@ def match(rules: Rules, paths: Iterable[str], what: str = "rules", *, use_all: b
             unmatched.append(path)
     if unmatched:
         raise InputError(
-            f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) at the end"
+            f"{what}: no rule matches {', '.join(unmatched[:5])}; add one, for example ('.*', ...) as the last rule"
         )
     unused = [rules[i][0] for i in range(len(rules)) if i not in used]
     if unused and use_all:
-        raise InputError(f"{what}: {', '.join(map(repr, unused))} matches no parameter; correct or remove it")
+        raise InputError(f"{what}: {', '.join(map(repr, unused))} matches no parameter; fix or remove it")
     return values
 
 
 def cast(params: Mapping[str, jax.Array], dtype) -> Params:
-    """Convert floating parameters to `dtype`."""
+    """Cast floating-point parameters to `dtype`; others are unchanged."""
     return {k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in params.items()}
 
 
 def count(params: Mapping[str, Any]) -> int:
-    """Count the numbers in parameters or their shapes."""
+    """Return the number of elements in parameters or their shapes."""
     return sum(x.size for x in params.values())

@@ -11,8 +11,8 @@ from uso_jax.common.errors import InputError
 from uso_jax.data.drawings import glyphs
 from uso_jax.data.drawings.artwork import subject_from_artwork
 from uso_jax.data.drawings.canvas import Canvas, Pose
+from uso_jax.data.drawings.look import PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.shapes import circle, distance_field, mask_shape
-from uso_jax.data.drawings.source import PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import FIELD_REACH, FIELD_SIZE, SUBJECTS
 

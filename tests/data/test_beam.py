@@ -49,7 +49,7 @@ def test_unreadable_ones(tmp_path):
     path = schemas.own_json(tmp_path)
     (tmp_path / "pictures" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
     specs = {"train": dict(name="json", path=str(path))}
-    with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; the last: .*d\.jpg"):
+    with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; last error: .*d\.jpg"):
         by_beam(specs, tmp_path / "a", "x")
     assert not list((tmp_path / "a").rglob("*.array_record*"))
     kept = TripletSet(by_beam(specs, tmp_path / "b", "x", max_errors=1))

@@ -209,7 +209,9 @@ def test_unreadable_examples_are_replaced_counted_and_limited(caplog):
     again = iter(stream(Numbered(12, bad=bad), max_errors=3))
     again.set_state({"next_index": 4, "skipped": [[0, 3], [0, 6], [0, 9]]})
     assert ids(again, 2) == seen[4:] and len(caplog.messages) == 3
-    with pytest.raises(InputError, match=r"3 examples cannot be read, and data.max_errors is 2; the last: example \d"):
+    with pytest.raises(
+        InputError, match=r"3 examples cannot be read, and data.max_errors is 2; last error: example \d"
+    ):
         ids(stream(Numbered(12, bad=bad), max_errors=2), 6)
     with pytest.raises(InputError, match="8 examples in a row cannot be read"):
         ids(stream(Numbered(12, bad=tuple(range(12))), max_errors=20), 1)

@@ -68,7 +68,7 @@ def test_drawn_ones_splits_and_limit(tmp_path):
 def test_unreadable_ones_are_left_out_up_to_a_limit(tmp_path):
     path = schemas.own_json(tmp_path)
     (tmp_path / "pictures" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
-    with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; the last: .*d\.jpg"):
+    with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; last error: .*d\.jpg"):
         prepare({"train": read("json", path)}, tmp_path / "a", "x")
     kept = TripletSet(prepare({"train": read("json", path)}, tmp_path / "b", "x", max_errors=1))
     assert len(kept) == len(kept.sizes()) == 4

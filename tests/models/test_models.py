@@ -289,7 +289,7 @@ def test_structure_round_trip():
     again = params.from_model(structure(drawn))
     assert again.keys() == drawn.keys() and all(again[path] is drawn[path] for path in drawn)
     assert params.count(drawn) == sum(x.size for x in drawn.values())
-    with pytest.raises(ValueError, match=r"missing \['linear2/bias'\], stray \['linear2/bais'\]"):
+    with pytest.raises(ValueError, match=r"missing \['linear2/bias'\], unexpected \['linear2/bais'\]"):
         structure({"linear2/bais" if k == "linear2/bias" else k: v for k, v in drawn.items()})
 
 

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where triplets come from (procedural, emoji, JSON) and how they become batches."""
+"""Sources of training triplets (drawings, emoji, files) and the input pipeline that batches them."""

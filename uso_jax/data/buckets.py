@@ -1,9 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Aspect buckets: a few fixed sizes for images of any shape, so that every batch has one of few static shapes.
+"""Aspect-ratio buckets: a few fixed image sizes, so that every batch has one of a few static shapes.
 
-UNO's trainer has eleven sizes at 512 x 512 and squeezes a whole batch into the one nearest to its mean shape. Here
-each triplet goes to the nearest sizes of its own target and content, and is cropped, not squeezed.
+`sizes` scales aspect ratios to a stage's area, `sizes_of` reads the image sizes of a source, `assign` maps triplets to
+the nearest bucket, and `share_out` combines them. A bucket is a pair of target size and content size.
+
+UNO's trainer has eleven sizes at 512 x 512 and resizes a whole batch to the one nearest to its mean shape, which
+distorts images. Here each triplet goes to the bucket nearest to its own shapes and is cropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +18,21 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.triplet import TripletSource
 
 Size = tuple[int, int]  # (height, width)
-Shape = tuple[Size, Size]  # of target and content
+Shape = tuple[Size, Size]  # (target size, content size)
 
 _TALL = ((768, 256), (768, 320), (704, 320), (640, 384), (576, 448))
 UNO: tuple[Size, ...] = (*((w, h) for h, w in _TALL), (512, 512), *reversed(_TALL))
-BASE = 512  # the size, squared, that aspects are given for
+BASE = 512  # aspects are given at BASE x BASE pixels
 
 
 def sizes(aspects: Sequence[Size], like: Size, multiple: int) -> tuple[Size, ...]:
-    """Scale aspects, given at 512 x 512, to the area of `like`, in multiples of a token's side; () gives `like`."""
+    """Scale aspects, given at 512 x 512, to the area of `like`.
+
+    Args:
+      aspects: (height, width) at 512 x 512. Empty means `like` alone.
+      like: (height, width) in pixels, whose area is kept.
+      multiple: sides are rounded down to multiples of it (pixels per token).
+    """
     if not aspects:
         return (tuple(like),)
     scale = (like[0] * like[1]) ** 0.5 / BASE
@@ -34,11 +43,16 @@ def sizes(aspects: Sequence[Size], like: Size, multiple: int) -> tuple[Size, ...
 def assign(
     found: Int32[np.ndarray, "n 4"], targets: Sequence[Size], contents: Sequence[Size], at_least: int
 ) -> dict[Shape, np.ndarray | None]:
-    """Share out triplets, by the (height, width) of target and content, to the pairs of sizes that are nearest.
+    """Assign each triplet to the nearest bucket.
 
-    A pair with fewer than `at_least` triplets is not worth compiling a program for: its triplets go to the most similar
-    larger pair. Without content image, a triplet goes where its target's shape would be content. Indices are None where
-    one pair has all. Unknown sizes (0) go to the commonest.
+    Args:
+      found: (height, width) of target and content of every triplet, 0 where unknown. A triplet without a content image
+        is placed by its target's shape; one of unknown shape goes to the most common bucket.
+      targets, contents: allowed target and content sizes.
+      at_least: a bucket with fewer triplets is not worth a compilation; they go to the most similar larger bucket.
+
+    Returns:
+      The triplet indices of every bucket; None if one bucket has all.
     """
     whole = {(tuple(targets[0]), tuple(contents[0])): None}
     if len(targets) == len(contents) == 1:
@@ -79,24 +93,28 @@ def _nearest(kind: Sequence[int], targets: Sequence[Size], contents: Sequence[Si
 
 
 def _log(a: Size, b: Size) -> float:
-    """Give the distance of two shapes: the logarithm of how much one must be squeezed to become the other."""
+    """Return the distance of two shapes: the absolute log of the ratio of their aspect ratios."""
     return abs(float(np.log(a[0] * b[1] / (a[1] * b[0]))))
 
 
 def _distance(a: Shape, b: Shape) -> float:
-    # What is cropped of the target is lost to learning, of the content only to looking: it counts twice.
+    # Pixels cropped from the target are lost as supervision, so they count twice.
     return 2 * _log(a[0], b[0]) + _log(a[1], b[1])
 
 
 def count_triplets(shapes: Mapping[Shape, np.ndarray | None], length: int) -> dict[Shape, int]:
-    """Give the number of triplets of each pair of sizes."""
+    """Return the number of triplets in each bucket; `length` is that of the source."""
     return {shape: length if indices is None else len(indices) for shape, indices in shapes.items()}
 
 
 def share_out(
     source: TripletSource, targets: Sequence[Size], contents: Sequence[Size], batch_size: int
 ) -> dict[Shape, np.ndarray | None]:
-    """Share out a source's examples to pairs of sizes; features have theirs already."""
+    """Assign the examples of a source to buckets; see `assign`. Features keep the sizes they were computed at.
+
+    Raises:
+      InputError: features were computed at sizes that the stage does not use.
+    """
     if hasattr(source, "example"):
         kinds, kind_of = np.unique(source.sizes(), axis=0, return_inverse=True)
         shapes = [((int(a), int(b)), (int(c), int(d))) for a, b, c, d in kinds]
@@ -104,7 +122,7 @@ def share_out(
             if target not in targets or content not in contents:
                 raise InputError(
                     f"{source.path} was made for targets of {target} and content of {content} pixels, which this stage"
-                    " does not have: use the same target_size, content_size and aspects, or make it again."
+                    " does not use: set the same target_size, content_size and aspects, or precompute it again."
                 )
         return {shape: np.flatnonzero(kind_of.reshape(-1) == number) for number, shape in enumerate(shapes)}
     one = len(targets) == len(contents) == 1
@@ -112,7 +130,10 @@ def share_out(
 
 
 def sizes_of(source: TripletSource) -> np.ndarray:
-    """Give a source's sizes, if need be by reading all of it."""
+    """Return (height, width) of every target and content image, int32 [n, 4], 0 where absent or unreadable.
+
+    Without a `sizes` method, the whole source is read.
+    """
     if hasattr(source, "sizes"):
         return source.sizes()
     size = lambda image: (0, 0) if image is None else image.shape[:2]
@@ -121,7 +142,7 @@ def sizes_of(source: TripletSource) -> np.ndarray:
         try:
             triplet = source[index]
         except BadExample:
-            return 0, 0, 0, 0  # reported when it is its turn
+            return 0, 0, 0, 0  # reported when the example is read for a batch
         return *size(triplet.target), *size(triplet.content)
 
     return np.asarray([row(index) for index in range(len(source))], np.int32)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A data card and a page to look at: what a source holds, by a sample of its triplets.
+"""Data cards: statistics of a source and an HTML page with a random sample of its triplets.
 
-The page is one HTML file with its images inside; it loads nothing from anywhere. Numbers are of the sample, except
-the number of triplets and of rows that a reader left out.
+The page is one self-contained HTML file with embedded images. Statistics describe the sample, except the number of
+triplets and of skipped rows.
 """
 
 import base64
@@ -25,15 +25,15 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.sources import Mixture
 from uso_jax.data.triplet import Triplet, TripletSource
 
-_SHOWN = 320  # pixels: the longer side of an image on the page
-_SMALL = 96  # images up to this are shown enlarged, without smoothing
-_WORDS = (0, 1, 5, 10, 20, 40, 80)
+_SHOWN = 320  # longer side of an image on the page, in pixels
+_SMALL = 96  # images up to this size are enlarged without smoothing
+_WORDS = (0, 1, 5, 10, 20, 40, 80)  # lower edges of the prompt length bins
 _SEED = 20_25
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is said of a data set: its size, what was left out, and counts in a sample by topic and value."""
+    """Statistics of a data set: its size, skipped rows by reason, and counts in a sample by topic and value."""
 
     title: str
     total: int
@@ -43,11 +43,11 @@ class Card:
     counts: Mapping[str, Mapping[str, int]]
 
     def markdown(self) -> str:
-        """Give the card as text."""
+        """Return the card as Markdown."""
         lines = [
             f"# {self.title}",
             "",
-            f"{self.total:,} triplets; the shares below are of {self.sampled} drawn at random.",
+            f"{self.total:,} triplets; shares are computed on {self.sampled} random ones.",
         ]
         for reason, count in self.left_out.items():
             lines.append(f"{count:,} rows were left out: {reason}.")
@@ -59,11 +59,18 @@ class Card:
 
 
 def sample_triplets(source: TripletSource | Mixture, count: int) -> tuple[list[tuple[int, Triplet]], list[str]]:
-    """Draw triplets at random, always the same ones; give them by index, and what is wrong with unreadable ones."""
+    """Sample triplets at random with a fixed seed.
+
+    Returns:
+      (index, triplet) pairs in order of index, and the error messages of unreadable triplets.
+
+    Raises:
+      InputError: the source is a mixture or holds features, or `count` is below 1.
+    """
     if isinstance(source, Mixture) or hasattr(source, "example"):
-        raise InputError("a page shows one source of images; name it with --config.data.source.")
+        raise InputError("a page shows one source of images; select it with --config.data.source.")
     if count < 1:
-        raise InputError(f"the sample must have at least one triplet, not {count}.")
+        raise InputError(f"the sample must contain at least one triplet, not {count}.")
     chosen = np.random.default_rng(_SEED).choice(len(source), min(count, len(source)), replace=False, shuffle=False)
     found, unreadable = [], []
     for index in progress.bar(np.sort(chosen).tolist(), "reading", unit="triplet"):
@@ -75,7 +82,7 @@ def sample_triplets(source: TripletSource | Mixture, count: int) -> tuple[list[t
 
 
 def describe(source: TripletSource, title: str, triplets: Sequence[Triplet], unreadable: Sequence[str] = ()) -> Card:
-    """Make the card of a source from some of its triplets."""
+    """Compute the card of a source from a sample of its triplets."""
     counts: dict[str, collections.Counter] = {
         name: collections.Counter()
         for name in (
@@ -112,7 +119,11 @@ def describe(source: TripletSource, title: str, triplets: Sequence[Triplet], unr
 
 
 def write_card(path: pathlib.Path | str, source: TripletSource | Mixture, *, title: str, sample: int = 48) -> Card:
-    """Write the page, whole or not at all; give its card."""
+    """Write the HTML page atomically and return its card.
+
+    Raises:
+      InputError: `path` does not end in .html, or the source cannot be sampled.
+    """
     path = pathlib.Path(path)
     if path.suffix != ".html":
         raise InputError(f"{path} must end in .html.")
@@ -132,7 +143,7 @@ def _range(words: int) -> str:
 
 
 def _shape(height: int, width: int) -> str:
-    """Name the nearest of a few plain ratios."""
+    """Return the nearest common width:height ratio."""
     ratios = {
         "1:3": 1 / 3,
         "1:2": 1 / 2,
@@ -191,7 +202,7 @@ def _entry(index: int, triplet: Triplet) -> str:
 
 
 def figure(name: str, shown: np.ndarray) -> str:
-    """Give an image with its name as HTML; small ones are shown enlarged and as they are."""
+    """Return an HTML figure of an image. Small images are embedded losslessly and shown enlarged."""
     height, width = shown.shape[:2]
     image, small = Image.fromarray(shown), max(height, width) <= _SMALL
     image.thumbnail((_SHOWN, _SHOWN))
@@ -232,9 +243,9 @@ article p { margin: 8px 0 4px; } .m { font-family: ui-monospace, monospace; max-
 @media (max-width: 540px) { main { grid-template-columns: 1fr; } }
 </style></head><body>
 <h1>$title</h1>
-<div>$total triplets; the figures and images are of $sampled drawn at random.</div><ul>$notes</ul>
+<div>$total triplets; statistics and images are of $sampled random ones.</div><ul>$notes</ul>
 <section id="facts">$facts</section>
-<div id="bar"><input id="text" type="search" placeholder="find in prompts and keys" aria-label="find">
+<div id="bar"><input id="text" type="search" placeholder="search prompts and keys" aria-label="search">
 <select id="task" aria-label="task">
 <option value="">all tasks<option>style_subject<option>subject<option>style<option>text</select>
 <select id="layout" aria-label="layout"><option value="">all layouts<option>preserved<option>shifted</select>

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One triplet as arrays of fixed shapes, as batches are stacked from."""
+"""Triplets as dicts of fixed-shape arrays, ready to be stacked into batches."""
 
 import numpy as np
 
@@ -9,14 +9,24 @@ from uso_jax.data.buckets import Shape, Size
 from uso_jax.data.triplet import Tokenize, TripletSource
 from uso_jax.images import decode
 
-SKIPPED = "_skipped"  # in batches on their way: (source, index) of the examples that could not be read, or -1
-_TRIES = 8  # examples in a row that may be unreadable
+SKIPPED = "_skipped"  # internal batch entry: (source, index) of examples that could not be read, padded with -1
+_TRIES = 8  # consecutive unreadable examples before giving up
 
 
 class Examples:
-    """The examples of a source that have one shape.
+    """The examples of a source that belong to one bucket.
 
-    Reading and preparing happen in one step of Grain, so an InputError of either reaches the caller as it was raised.
+    Reading and preprocessing are one Grain step, so an InputError reaches the caller unchanged.
+
+    Args:
+      source: where triplets or precomputed features come from.
+      number: index of the source within its mixture, reported for skipped examples.
+      indices: indices of this bucket's examples in the source; None means all.
+      shape: (height, width) of target and content.
+      style_size: (height, width) of style images.
+      num_styles: style slots; unused ones are zero and not valid.
+      tokenize: maps a prompt to arrays.
+      may_skip: replace an unreadable example by the next one and record it under SKIPPED.
     """
 
     def __init__(
@@ -51,7 +61,7 @@ class Examples:
             except BadExample as error:
                 skipped[number] = self.number, index
                 last = error
-        raise InputError(f"{_TRIES} examples in a row cannot be read; the last: {last}") from last
+        raise InputError(f"{_TRIES} examples in a row cannot be read; last error: {last}") from last
 
     def _index(self, position: int) -> int:
         return position if self.indices is None else int(self.indices[position])
@@ -65,11 +75,11 @@ class Examples:
         else:
             triplet = self.source[index]
         if triplet.target is None:
-            raise InputError(f"example {triplet.key!r} has no target: it is for generating from, not for training.")
+            raise InputError(f"example {triplet.key!r} has no target image, so it cannot be used for training.")
         if len(triplet.styles) > self.num_styles:
             raise InputError(
                 f"example {triplet.key!r} has {len(triplet.styles)} style images, but num_styles is {self.num_styles}:"
-                " raise it or remove some."
+                " increase num_styles or remove style images."
             )
         example = {
             "target": decode.cover(triplet.target, self.target_size),
@@ -86,5 +96,5 @@ class Examples:
         example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
         tokens = self.tokenize(triplet.prompt)
         if taken := sorted(set(tokens) & set(example)):
-            raise InputError(f"tokenize returns {', '.join(taken)}, which the batch itself holds: rename it.")
+            raise InputError(f"tokenize returns {', '.join(taken)}, which are names of batch entries: rename them.")
         return example | tokens

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets as what the encoders make of them, in ArrayRecord files: training on them needs no encoder.
+"""Precomputed encoder outputs in ArrayRecord files, so that training needs no encoders in memory.
 
-    DIR/manifest.json               what was encoded, and by which encoders
-    DIR/null.safetensors            the empty prompt, for dropped captions, and zeros for absent style images
+    DIR/manifest.json               the source and the fingerprints of the encoders
+    DIR/null.safetensors            features of the empty prompt (for dropped captions) and of absent style images
     DIR/00000.array_record          records, each a safetensors file of one example
-    DIR/00000.json                  shapes of these records; written last, so a shard that has it is whole
+    DIR/00000.json                  shapes of these records; written last, so its presence marks a complete shard
 
 A record holds "target_moments" and "content_moments" [lh, lw, 2 z] (mean and log-variance of the posterior),
-"style_features" [n, 3, s, c], "txt" [t, context], "vec" [vec], the labels, and "index", the triplet's place in its
-source. What a triplet lacks is left out. Written by uso_jax.training.precompute.
+"style_features" [n, 3, s, c], "txt" [t, context], "vec" [vec], the labels, and "index" of the triplet in its source.
+Entries of absent conditions are omitted. Written by uso_jax.training.precompute.
 """
 
 import json
@@ -35,7 +35,11 @@ Record = Mapping[str, np.ndarray]
 
 
 class FeatureSource:
-    """Random access to the records of a folder; `example` gives them as the pipeline's examples."""
+    """Random access to a directory of precomputed features.
+
+    Raises:
+      InputError: the directory is missing, incomplete, damaged or of another format.
+    """
 
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
@@ -43,13 +47,13 @@ class FeatureSource:
         try:
             self._null = _load((self.path / NULL).read_bytes())
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{self.path / NULL} cannot be read ({error}): make the features again.") from error
+            raise InputError(f"{self.path / NULL} cannot be read ({error}): precompute the features again.") from error
         shards = self.manifest["shards"]
         missing = [number for number in range(shards) if not is_done(self.path, number)]
         if missing:
             raise InputError(
                 f"{self.path} lacks {len(missing)} of {shards} shards, the first is {missing[0]:05d}: run the same"
-                " precompute command again to finish it."
+                " precompute command again to complete it."
             )
         shapes = [_shapes(self.path, number) for number in range(shards)]
         self._shapes = np.concatenate(shapes)
@@ -60,13 +64,17 @@ class FeatureSource:
         except (OSError, ValueError, RuntimeError):
             whole = False
         if not whole:
-            raise InputError(f"{self.path} is damaged: its files do not hold the records they should; make it again.")
+            raise InputError(f"{self.path} is damaged: records are missing; precompute it again.")
 
     def __len__(self) -> int:
         return len(self._shapes)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        """Give a record as it is stored."""
+        """Return a record as stored.
+
+        Raises:
+          BadExample: the record is damaged.
+        """
         index = operator.index(index)
         try:
             return _load(self._records[index])
@@ -74,17 +82,21 @@ class FeatureSource:
             raise BadExample(f"record {index} of {self.path} is damaged ({error}).") from error
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give (height, width) of every target and content image as it was encoded."""
+        """Return (height, width) of every target and content image at which it was encoded."""
         return self._shapes
 
     def example(self, index: int, content_size: tuple[int, int], num_styles: int) -> dict[str, np.ndarray]:
-        """Give a record as an example of fixed shapes, absent conditions being zeros that are not valid."""
+        """Return a record as fixed-shape arrays; absent conditions are zeros marked invalid.
+
+        Raises:
+          InputError: the features were computed for another `num_styles`.
+        """
         record, manifest = dict(self[index]), self.manifest
         del record["index"]
         if num_styles != manifest["num_styles"]:
             raise InputError(
                 f"{self.path} was made for num_styles {manifest['num_styles']}, not {num_styles}: set"
-                " --config.data.num_styles, or make it again."
+                " --config.data.num_styles, or precompute it again."
             )
         record["content_valid"] = np.asarray("content_moments" in record)
         if "content_moments" not in record:
@@ -96,27 +108,35 @@ class FeatureSource:
 
     @property
     def null_text(self) -> tuple[np.ndarray, np.ndarray]:
-        """The empty prompt's features and pooled vector."""
+        """Text features [t, context] and pooled vector [vec] of the empty prompt."""
         return self._null["txt"], self._null["vec"]
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Read the manifest of a folder of features."""
+    """Read the manifest of a directory of features.
+
+    Raises:
+      InputError: it is missing, unreadable or of another format.
+    """
     try:
         found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
-            raise InputError(f"{path} is of format {found['format']}, this program reads {FORMAT}: make it again.")
+            raise InputError(f"{path} has format {found['format']}, expected {FORMAT}: precompute it again.")
         return found
     except FileNotFoundError:
-        raise InputError(f"{path} holds no features: make them with scripts/curate.py precompute.") from None
+        raise InputError(f"{path} holds no features: create them with scripts/curate.py precompute.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path / MANIFEST} is not readable ({error}): make the features again.") from error
+        raise InputError(f"{path / MANIFEST} is not readable ({error}): precompute the features again.") from error
 
 
 def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Record) -> None:
-    """Begin a folder of features, or go on with the same one."""
+    """Create a directory of features, or continue one that has the same manifest.
+
+    Raises:
+      InputError: the directory holds features of other settings.
+    """
     manifest = json.loads(json.dumps({"format": FORMAT, **manifest}))
     if (path / MANIFEST).exists():
         found = read_manifest(path)
@@ -133,9 +153,13 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
 def write_shard(
     path: pathlib.Path, number: int, records: Iterable[tuple[Sequence[int], Record]], left_out: Mapping[int, str]
 ) -> None:
-    """Write a shard of ((height, width) of target and content, record); it is there once it is whole.
+    """Write a shard atomically.
 
-    `left_out` may grow while the records are made.
+    Args:
+      path: directory of features.
+      number: of the shard.
+      records: (height, width, height, width) of target and content, and the arrays of each example.
+      left_out: reasons by index for omitted examples; it may grow while `records` is consumed.
     """
     shapes = []
     with atomic_files.beside(path / f"{number:05d}.array_record") as temporary:
@@ -149,18 +173,18 @@ def write_shard(
 
 
 def is_done(path: pathlib.Path, number: int) -> bool:
-    """Tell whether a shard is whole."""
+    """Return whether a shard is complete."""
     return (path / f"{number:05d}.json").is_file()
 
 
 def _load(data: bytes) -> dict[str, np.ndarray]:
-    """Read arrays as safetensors' own reader does, which for numpy knows no bfloat16."""
+    """Deserialise safetensors bytes to numpy arrays; unlike safetensors.numpy, this supports bfloat16."""
     read = lambda found: np.frombuffer(found["data"], _TYPES[found["dtype"]]).reshape(found["shape"])
     return {name: read(found) for name, found in deserialize(data)}
 
 
 def left_out(path: pathlib.Path, number: int) -> dict[str, str]:
-    """Give the reasons for which examples of a shard were left out, by index."""
+    """Return why examples of a shard were omitted, by index."""
     return json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))["left_out"]
 
 

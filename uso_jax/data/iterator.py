@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a dataset of batches by threads or worker processes, from any position on."""
+"""Iterate over a Grain dataset of batches with threads or worker processes, resumable at any batch."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,15 @@ from uso_jax.data.triplet import TripletSource
 
 
 class Stream:
-    """Batches from a dataset of them; `iter` starts at the first, or where `set_state` says."""
+    """An iterable over the batches of a dataset.
+
+    Args:
+      dataset: yields batches.
+      sources: of the mixture, to report unreadable examples.
+      num_threads: reader threads per process.
+      num_workers: reader processes; 0 reads in this process.
+      max_errors: unreadable examples that are skipped before an InputError is raised.
+    """
 
     def __init__(
         self,
@@ -36,11 +44,11 @@ class Stream:
 
 
 class StreamIterator:
-    """The position is the number of batches that were given, so it means the same however they are read."""
+    """Yields batches. The position counts batches, so a state is valid for any number of threads and workers."""
 
     def __init__(self, stream: Stream):
         self.stream, self.position = stream, 0
-        self.skipped: set[tuple[int, int]] = set()  # (source, index) of examples that could not be read
+        self.skipped: set[tuple[int, int]] = set()  # (source, index) of unreadable examples
         self._batches = None
 
     def __iter__(self) -> "StreamIterator":
@@ -57,18 +65,18 @@ class StreamIterator:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Give the position as JSON."""
+        """Return the position as a JSON-serialisable dict."""
         skipped = {"skipped": sorted(map(list, self.skipped))} if self.skipped else {}
         return {"next_index": self.position} | skipped
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go to a position."""
+        """Continue with the batch after a position from `get_state`."""
         self.close()
         self.position = state["next_index"]
         self.skipped = {tuple(pair) for pair in state.get("skipped", [])}
 
     def close(self) -> None:
-        """End the threads or processes that read."""
+        """Stop the reader threads or processes."""
         if self._batches is not None:
             self._batches.close()
         self._batches = None
@@ -79,7 +87,7 @@ class StreamIterator:
         reading = rest.to_iter_dataset(self.stream.options)
         if self.stream.num_workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain asks for its own, also where the program has none
+                flags.FLAGS.mark_as_parsed()  # Grain reads absl flags even in programs that parse none
             options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
             reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
         return iter(reading)
@@ -93,23 +101,23 @@ class StreamIterator:
             if len(self.skipped) > self.stream.max_errors:
                 raise InputError(
                     f"{len(self.skipped)} examples cannot be read, and data.max_errors is {self.stream.max_errors};"
-                    f" the last: {reason}"
+                    f" last error: {reason}"
                 )
             logging.getLogger("uso_jax.data").warning(
-                "left out, %d of at most %d: %s", len(self.skipped), self.stream.max_errors, reason
+                "skipped unreadable example (%d of at most %d): %s", len(self.skipped), self.stream.max_errors, reason
             )
 
 
 def _reason(source: TripletSource, index: int) -> str:
-    """Say what is wrong with an example; the worker that met it could hand over only its number."""
+    """Return the error of an example by reading it again: workers pass on only its index."""
     try:
         source[index]
     except BadExample as error:
         return str(error)
-    return f"example {index}, which can be read by now."
+    return f"example {index}, which is readable again."
 
 
 def _in_worker(index: int, count: int) -> None:
-    """Keep a worker process away from the accelerator, which belongs to the process that trains."""
+    """Restrict a worker process to the CPU: the training process owns the accelerator."""
     del index, count
     jax.config.update("jax_platforms", "cpu")

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From random-access sources of triplets to batches of stacked arrays, with Grain.
+"""Build batches of stacked arrays from random-access sources of triplets, with Grain.
 
-The iterator's `get_state()` is a JSON-able dict; `set_state()` continues at exactly the next batch, so a checkpoint
-that holds it resumes the data order, with any number of threads, worker processes and hosts. Shapes: b batch of this
-process, n style slots, h w target, hc wc content, hs ws style; sizes are (height, width).
+The iterator's `get_state()` returns a JSON-serialisable dict and `set_state()` continues with exactly the next batch,
+so a checkpoint that stores it resumes the data order with any number of threads, worker processes and hosts.
+
+Shapes: b batch of this process, n style slots, h w target, hc wc content, hs ws style. Sizes are (height, width).
 """
 
 from collections.abc import Sequence
@@ -40,35 +41,46 @@ def batches(
     num_workers: int = 0,
     max_errors: int = 0,
 ) -> "Stream":
-    """Build the endless (or, with repeat=False, one-epoch) stream of this process's batches.
-
-    Each batch has "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3] and "content_valid" bool [b], "style"
-    uint8 [b, n, hs, ws, 3] and "style_valid" bool [b, n], "subject_label" and "style_label" int32 [b], -1 where the
-    source does not know them, and what `tokenize` returns, stacked. Absent conditions are
-    zero images that are not valid; style images past `num_styles` are an InputError. `batch_size` counts all
-    processes. An incomplete last batch is dropped.
+    """Build the stream of this process's batches: infinite, or one epoch with repeat=False.
 
     Args:
-      target_sizes, content_sizes: instead of the one size, several; a batch has one of them, the same on all processes.
-      num_workers: processes that read and decode; 0 leaves it to the threads of this one.
-      max_errors: examples of this process that may be unreadable before this is an error; the next ones take their
-        places.
+      source: triplets, precomputed features, or a mixture of either.
+      batch_size: global batch size, over all processes. An incomplete last batch is dropped.
+      seed: determines the order of examples.
+      target_size, content_size, style_size: (height, width) that images are resized to.
+      num_styles: style slots per example.
+      tokenize: maps a prompt to arrays, which are added to the batch.
+      target_sizes, content_sizes: several sizes (buckets) instead of one. A batch has one of them, the same on all
+        processes.
+      process_index, process_count: this process's share of every batch.
+      num_threads: reader threads per process.
+      num_workers: reader processes; 0 reads with threads of this process.
+      max_errors: unreadable examples of this process that are replaced by the next ones before an error is raised.
+
+    Returns:
+      Batches with "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3], "content_valid" bool [b], "style" uint8
+      [b, n, hs, ws, 3], "style_valid" bool [b, n], "subject_label" and "style_label" int32 [b] (-1 if unknown), and the
+      stacked outputs of `tokenize`. Absent conditions are zero images marked invalid.
+
+    Raises:
+      InputError: arguments or sources are inconsistent. Iterating raises it for examples with more than `num_styles`
+        style images and for too many unreadable examples.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise InputError(
             f"batch_size {batch_size} must be a positive multiple of the number of processes, {process_count}."
         )
     if not 0 <= process_index < process_count:
-        raise InputError(f"process_index {process_index} must lie from 0 to process_count - 1 = {process_count - 1}.")
+        raise InputError(f"process_index {process_index} must be in [0, process_count - 1 = {process_count - 1}].")
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))
     parts = list(zip(mixture.sources, mixture.weights, strict=True))
     if any(len(part) == 0 for part, _ in parts):
-        raise InputError("the data source is empty; check its path, its split and its filters.")
+        raise InputError("the data source is empty; check its path, split and filters.")
     if len({hasattr(part, "example") for part, _ in parts}) > 1:
-        raise InputError("a mixture is of images or of features, not of both: precompute all of its sources.")
+        raise InputError("a mixture is of images or of features, not of both: precompute all sources or none.")
     smallest = min(len(part) for part, _ in parts)
     if not repeat and smallest < batch_size:
-        raise InputError(f"batch_size {batch_size} is larger than the {smallest} examples; lower it or set repeat.")
+        raise InputError(f"batch_size {batch_size} exceeds the {smallest} examples; reduce it or set repeat=True.")
 
     targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
     streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
@@ -81,8 +93,7 @@ def batches(
             dataset = grain.MapDataset.source(examples).seed(seed + number)
             if shuffle:
                 dataset = dataset.shuffle()
-            # Without repeat, every process must see the same number of batches, or a collective step would wait for
-            # ever.
+            # Without repeat, every process must see the same number of batches, or a collective step would hang.
             dataset = dataset.repeat() if repeat else dataset[: count // batch_size * batch_size]
             streams.setdefault(shape, []).append((dataset, weight * count / len(part)))
 
@@ -94,7 +105,7 @@ def batches(
             batched.append(mixed.batch(batch_size // process_count, drop_remainder=True))
             shares.append(share)
     if not batched:
-        raise InputError(f"no bucket holds a batch of {batch_size} examples; lower batch_size, or set repeat.")
+        raise InputError(f"no bucket holds a batch of {batch_size} examples; reduce batch_size or set repeat=True.")
     dataset = _mix(batched, shares) if repeat or len(batched) == 1 else grain.MapDataset.concatenate(batched)
     return Stream(dataset, mixture.sources, num_threads, num_workers, max_errors)
 
@@ -102,8 +113,8 @@ def batches(
 class _Rows(grain.MapDataset):
     """One process's rows of every batch of a dataset.
 
-    After the shuffle, and in blocks: at every step the processes together hold the next batch_size examples of the one
-    global order, in this order, so neither the stream nor the rows of a global batch depend on how many share it.
+    Rows are taken after the shuffle, in contiguous blocks: at every step the processes together hold the next
+    batch_size examples of the global order. The global batches therefore do not depend on the number of processes.
     """
 
     _MUTATES_ELEMENT_SPEC = False

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of triplets by name, and mixtures of them."""
+"""Open sources of triplets by name, as a configuration or manifest describes them, and mixtures of sources.
+
+Names are "procedural", "emoji", the readers of `uso_jax.data.readers`, "triplets" (TFDS), "features" and "mixture".
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -17,17 +20,22 @@ DRAWN = ("procedural", "emoji")
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources, and how often an example comes from each; every source is gone through at its own pace."""
+    """Several sources with sampling weights. Each source is shuffled and repeated independently."""
 
     sources: tuple[TripletSource, ...]
     weights: tuple[float, ...]
 
 
 def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> TripletSource | Mixture:
-    """Open the source that spec["name"] names, with the other entries of the mapping as its arguments.
+    """Open the source named by spec["name"], with the other entries as its arguments.
 
-    `wishes` are further arguments, such as a training stage's tasks, for a source that knows them; others ignore them.
-    One is for all: `swapped=True` exchanges content and target.
+    Args:
+      spec: name and arguments.
+      wishes: further arguments, such as the tasks of a training stage. Sources that do not accept them ignore them,
+        except `swapped=True`, which exchanges content and target of any source.
+
+    Raises:
+      InputError: the name is unknown, or the arguments do not match the source.
     """
     all_wishes, wishes = wishes, dict(wishes or {})
     if wishes.pop("swapped", False) and spec.get("name") not in ("mixture", "features"):  # features are swapped already
@@ -36,10 +44,10 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     if name == "mixture":
         parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
         if not parts or not all(weight > 0 for weight in weights):
-            raise InputError("data source 'mixture': give at least one source a positive weight.")
+            raise InputError("data source 'mixture': all weights must be positive, and there must be at least one.")
         own = [{key: value for key, value in part.items() if key != "weight"} for part in parts]
         return Mixture(tuple(open_source(part, all_wishes) for part in own), weights)
-    # Imported here: each source brings its own dependencies, and only the chosen one should be needed.
+    # Imported here, so that only the dependencies of the chosen source are needed.
     if name == "procedural":
         from uso_jax.data.drawings.source import ProceduralSource as source
     elif name == "emoji":

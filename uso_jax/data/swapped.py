@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets the other way round: from the stylised target back to the content, what a de-stylising expert learns."""
+"""Triplets with content and target exchanged, to train a de-stylising expert."""
 
 from typing import SupportsIndex
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from uso_jax.common.errors import InputError
+from uso_jax.data.buckets import sizes_of
 from uso_jax.data.triplet import Triplet, TripletSource
 from uso_jax.images.decode import Fit
 
@@ -15,7 +16,7 @@ from uso_jax.images.decode import Fit
 class Swapped:
     """The triplets of a source with content and target exchanged and without style images.
 
-    The prompt stays: it says what the image shows, in either look. Of the labels only the subject's stays true.
+    The prompt is kept, since it describes both images. Only the subject label stays valid.
     """
 
     def __init__(self, source: TripletSource):
@@ -30,15 +31,13 @@ class Swapped:
     def fitted(
         self, index: int, target: Fit | None = None, content: Fit | None = None, style: Fit | None = None
     ) -> Triplet:
-        """Give a triplet whose images are resized as they are decoded, where the source can do that."""
+        """Return a triplet whose images are resized while they are decoded, if the source supports it."""
         if not hasattr(self.source, "fitted"):
             return self[index]
         return _swap(self.source.fitted(index, content, target, style))
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give (height, width) of every target and content image."""
-        from uso_jax.data.buckets import sizes_of  # which imports this module
-
+        """Return (height, width) of every target and content image."""
         return sizes_of(self.source)[:, [2, 3, 0, 1]]
 
 
@@ -47,7 +46,7 @@ def _swap(triplet: Triplet) -> Triplet:
         lacks = "content" if triplet.content is None else "target"
         raise InputError(
             f"triplet {triplet.key!r} has no {lacks} image, so it cannot be swapped: set the"
-            " stage's data.tasks to subject or style_subject, or take another source."
+            " stage's data.tasks to subject or style_subject, or use another source."
         )
     labels = {"subject": triplet.meta.get("labels", {}).get("subject", -1)}
     return Triplet(

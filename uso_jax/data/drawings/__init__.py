@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural drawings: subjects, styles and triplets whose truth is known."""
+"""Procedural drawings: subjects, styles and triplets with exact ground truth."""

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects from images with a transparent ground, such as emoji: they can be drawn in any style, or as they are.
+"""Subjects from images with a transparent background, such as emoji.
 
-`render(subject, pose, style, size)` draws the silhouette and the details in the style, and with `Style.plain` the
-image's own colours before a plain ground.
+`render(subject, pose, style, size)` draws their silhouette and details in any style. With `DrawingStyle.plain` it shows
+the original colours on a plain background.
 """
 
 import numpy as np
@@ -16,22 +16,23 @@ from uso_jax.data.drawings import palette
 from uso_jax.data.drawings.shapes import NOTHING, fit, mask_shape
 from uso_jax.data.drawings.subjects import Artwork, Subject
 
-SIDE = 256  # points across the raster that distances are measured in
-ARTWORK_SIDE = 128  # points across the colours that are kept
-DETAIL = 0.12  # difference in brightness, 0..1, from which a part is a detail of the rest
+SIDE = 256  # side of the raster in which distances are measured, in pixels
+ARTWORK_SIDE = 128  # side of the stored colours, in pixels
+DETAIL = 0.12  # brightness difference, 0..1, from which a region counts as a detail
 
 
 def subject_from_artwork(rgba: UInt8[np.ndarray, "h w 4"], name: str, *, phrase: str = "") -> Subject:
-    """Make a subject of what is opaque in an image, moved and scaled to fit the unit circle.
+    """Make a subject from the opaque part of an image, scaled to the unit circle.
 
-    Its details are the rarer of two brightnesses inside; `fill` and `ink` are the colours nearest to the two.
+    Brightness is split into two classes; the smaller one is the detail. `fill` and `ink` are the palette colours
+    nearest to the two classes.
 
     Raises:
-      InputError: there is nothing opaque, or hardly anything.
+      InputError: fewer than 16 pixels are opaque.
     """
     solid = rgba[..., 3] > 127
     if solid.sum() < 16:
-        raise InputError(f"artwork {name!r}: only {solid.sum()} of its {solid.size} points are opaque.")
+        raise InputError(f"artwork {name!r}: only {solid.sum()} of its {solid.size} pixels are opaque.")
     colours = _squared(rgba, SIDE)
     body = colours[..., 3] > 0.5
     detail = _details(colours, body)
@@ -49,7 +50,7 @@ def subject_from_artwork(rgba: UInt8[np.ndarray, "h w 4"], name: str, *, phrase:
 
 
 def _squared(rgba: UInt8[np.ndarray, "h w 4"], side: int) -> Artwork:
-    """Resample the square around the circle that holds all opaque points; premultiplied, so that no ground mixes in."""
+    """Resample the square around the opaque pixels' circle. Alpha is premultiplied, so the background does not leak."""
     x, y, radius = fit(rgba[..., 3] > 127)
     box = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
     margin = int(np.ceil(radius))
@@ -60,7 +61,7 @@ def _squared(rgba: UInt8[np.ndarray, "h w 4"], side: int) -> Artwork:
 
 
 def _details(colours: Artwork, body: np.ndarray) -> np.ndarray:
-    """Split the brightness inside in two; the rarer side is detail, if it differs enough and is more than dust."""
+    """Return the mask of the rarer of two brightness classes inside `body`, if it is distinct and large enough."""
     bright = ndimage.gaussian_filter(_luma(colours), SIDE / 128)
     level = _two_classes(bright[body])
     low, high = bright[body] <= level, bright[body] > level
@@ -78,7 +79,7 @@ def _luma(colours: Artwork) -> Float32[np.ndarray, "side side"]:
 
 
 def _two_classes(values: np.ndarray) -> float:
-    """Give the level that splits values into the two groups with the least spread (Otsu's)."""
+    """Return Otsu's threshold: the level that minimises the variance within the two classes."""
     counts, edges = np.histogram(values, 64, (0.0, 1.0))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -89,6 +90,6 @@ def _two_classes(values: np.ndarray) -> float:
 
 
 def _nearest(colours: np.ndarray) -> str:
-    """Name the palette's colour nearest to the middle of some premultiplied ones."""
+    """Return the name of the palette colour nearest to the median of premultiplied colours."""
     middle = np.median(colours[:, :3] / np.maximum(colours[:, 3:], 1e-3), axis=0)
     return min(palette.NAMES, key=lambda name: float(np.abs(np.array(palette.COLOURS[name]) - middle).sum()))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a subject sits in the image, and the distances a style paints with.
+"""Pose of a subject in the image, and the signed distances that painters use.
 
 Canvas coordinates run from -1 to 1 with y up. Shapes: n points (height · width, row by row from the top).
 """
@@ -14,14 +14,14 @@ from jaxtyping import Float32
 from uso_jax.data.drawings.subjects import FIELD_REACH, FIELD_SIZE, Artwork, Subject
 
 Points = Float32[np.ndarray, " n"]
-# What a caption calls shifted (canvas units) and turned (radians).
+# Captions mention a shift (canvas units) or a rotation (radians) above these values.
 SHIFTED, TURNED = 0.06, 0.12
-SCALE, TURN = (0.62, 0.9), 0.35  # of the poses that sources draw
+SCALE, TURN = (0.62, 0.9), 0.35  # ranges of the poses that sources sample
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Scale (1 = the subject's unit circle touches the canvas edge), turn in radians, and shift, in canvas units."""
+    """Scale (at 1 the subject's unit circle touches the canvas edge), angle in radians, and shift in canvas units."""
 
     scale: float = 0.8
     angle: float = 0.0
@@ -30,7 +30,7 @@ class Pose:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, scale: tuple[float, float] = SCALE, turn: float = TURN) -> "Pose":
-        """Draw a pose that keeps the subject on the canvas."""
+        """Sample a pose that keeps the subject on the canvas."""
         size, angle, x, y = rng.random(4).tolist()
         size = scale[0] + size * (scale[1] - scale[0])
         room = max(0.0, 0.95 - size)
@@ -38,7 +38,7 @@ class Pose:
 
     @property
     def words(self) -> str:
-        """How a caption says where the subject is: "small at the top left, turned right"."""
+        """Caption of the pose, such as "small at the top left, turned right"."""
         size = "small " if self.scale < 0.7 else "large " if self.scale > 0.82 else ""
         row = "top" if self.y > SHIFTED else "bottom" if self.y < -SHIFTED else ""
         column = "right" if self.x > SHIFTED else "left" if self.x < -SHIFTED else ""
@@ -49,7 +49,7 @@ class Pose:
 
 @functools.lru_cache(maxsize=16)
 def grid(size: int) -> tuple[Points, Points]:
-    """Pixel centres of a size x size canvas."""
+    """Return the x and y coordinates of the pixel centres of a size x size canvas."""
     axis = ((np.arange(size) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
     x, y = np.tile(axis, size), np.repeat(-axis, size)
     x.flags.writeable = y.flags.writeable = False  # shared by every render of this size
@@ -57,7 +57,7 @@ def grid(size: int) -> tuple[Points, Points]:
 
 
 class Canvas:
-    """The points of one image and the posed subject under them."""
+    """The pixels of an image together with a posed subject."""
 
     def __init__(self, subject: Subject, pose: Pose, size: int):
         self.subject, self.pose, self.size = subject, pose, size
@@ -70,7 +70,7 @@ class Canvas:
         return self.distances_at(self.x, self.y)
 
     def distances_at(self, x: Points, y: Points) -> tuple[Points, Points]:
-        """Signed distances to body and detail at any points: shifted, quantised or bent ones make the styles."""
+        """Return signed distances to body and detail at any points; styles shift, quantise or bend the points."""
         pose = self.pose
         cells = (FIELD_SIZE - 1) / (2.0 * FIELD_REACH)
         c, s = np.cos(pose.angle) * cells / pose.scale, np.sin(pose.angle) * cells / pose.scale
@@ -96,9 +96,9 @@ class Canvas:
 
     @functools.cached_property
     def artwork(self) -> Float32[np.ndarray, "n 4"]:
-        """Premultiplied colours and alpha of the subject's own image at every pixel."""
+        """Premultiplied RGBA of the subject's artwork at every pixel."""
         pose = self.pose
-        # The coarsest halving that is still at least as fine as the pixels; below 8 pixels there is nothing to halve.
+        # The coarsest mipmap level that is at least as fine as the pixels, and at least 8 pixels wide.
         side = len(self.subject.artwork)
         most = max(0, side.bit_length() - 3)
         image = _level(self.subject, min(max(0, int(np.log2(self.pixel / pose.scale * side / 2.0))), most))
@@ -114,13 +114,13 @@ class Canvas:
         return upper * (1 - fv) + lower * fv
 
     def cover(self, distance: Points, soft: float = 1.0) -> Points:
-        """How much of each pixel lies inside, 0..1; `soft` is the width of the edge in pixels."""
+        """Return the coverage of each pixel, 0..1, from signed distances; `soft` is the edge width in pixels."""
         return (np.float32(0.5) - distance * np.float32(1.0 / (soft * self.pixel))).clip(0.0, 1.0)
 
 
 @functools.lru_cache(maxsize=1024)
 def _level(subject: Subject, number: int) -> Artwork:
-    """Give the subject's image, halved so many times, in a transparent rim for what is outside."""
+    """Return mipmap level `number` of the subject's artwork, with a transparent border of one pixel."""
     level = subject.artwork
     for _ in range(number):
         half = len(level) // 2

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The same drawing with one factor changed: every other subject, or other styles. And other drawings in these styles.
+"""Counterfactual drawings: the same drawing with another subject or style, and other drawings in the same style.
 
 Shapes: m subjects, k styles, n drawings, h w pixels.
 """
@@ -16,24 +16,27 @@ from uso_jax.data.drawings.look import PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import render
 from uso_jax.data.drawings.subjects import Subject
 
-NUM_STYLES = 24  # the true one among them
+NUM_STYLES = 24  # including the true one
 
 
 def other_subjects(
     subject: Subject, others: Iterable[Subject], meta: dict, size: int
 ) -> UInt8[np.ndarray, "m {size} {size} 3"]:
-    """Draw the subject, then the others, in one pose and style."""
+    """Draw the subject and then each other subject in the pose and style of `meta`."""
     drawn = [subject, *(other for other in others if other.name != subject.name)]
     return np.stack([render(one, meta["pose"], meta["style"], size) for one in drawn])
 
 
 def other_styles(subject: Subject, meta: dict, key: str, size: int) -> UInt8[np.ndarray, "k {size} {size} 3"]:
-    """Draw the subject in its style, then in others."""
+    """Draw the subject in its style and then in `alternatives` to it, in the pose of `meta`."""
     return np.stack([render(subject, meta["pose"], style, size) for style in alternatives(meta["style"], key)])
 
 
 def alternatives(true: DrawingStyle, key: str) -> list[DrawingStyle]:
-    """Give a style, then others: of another name, of other colours, or of both, in equal shares."""
+    """Return the style and NUM_STYLES - 1 others: equal shares of another name, other colours, and both.
+
+    `key` seeds the choice.
+    """
     rng = np.random.default_rng(list(key.encode()))
     names = [name for name in STYLE_NAMES if name != true.name]
     styles = [true]
@@ -53,7 +56,7 @@ def alternatives(true: DrawingStyle, key: str) -> list[DrawingStyle]:
 def drawings(
     styles: Sequence[tuple[DrawingStyle, Sequence[Subject]]], count: int, size: int, rng: np.random.Generator
 ) -> list[UInt8[np.ndarray, "n {size} {size} 3"]]:
-    """Draw, for each style, so many of the subjects beside it, in random poses."""
+    """Draw `count` random subjects in random poses for each (style, subjects) pair."""
     draw = lambda style, one: render(one, Pose.draw(rng), style, size)
     return [
         np.stack([draw(style, subjects[i]) for i in rng.choice(len(subjects), count)]) for style, subjects in styles

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes from the symbols of DejaVu Sans, the font that comes with matplotlib.
+"""Shapes from the symbols of DejaVu Sans, the font that ships with matplotlib.
 
-Matplotlib itself is not imported: that takes long and writes a cache.
+Matplotlib itself is not imported, since that is slow and writes a font cache.
 """
 
 import functools
@@ -18,26 +18,26 @@ from uso_jax.common.errors import InputError
 from uso_jax.data.drawings.shapes import Shape, fit, mask_shape
 
 FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
-SIDE = 320  # points across the raster of a glyph, margin included
+SIDE = 320  # side of the raster of a glyph in pixels, including a margin
 
 
 def glyph(symbol: str) -> Shape:
-    """Make the inked part of a symbol, in the unit circle."""
+    """Return the inked part of a symbol, scaled to the unit circle."""
     return _lazy(symbol, filled=False)
 
 
 def outline(symbol: str) -> Shape:
-    """Make a symbol with its holes filled."""
+    """Return a symbol with its holes filled."""
     return _lazy(symbol, filled=True)
 
 
 def holes(symbol: str) -> Shape:
-    """Make what `outline` adds to `glyph`: the details of a filled symbol."""
+    """Return the holes of a symbol: `outline` without `glyph`."""
     return outline(symbol) - glyph(symbol)
 
 
 def _lazy(symbol: str, filled: bool) -> Shape:
-    # The font is opened when the first symbol is drawn, not when the subjects are listed.
+    # Opens the font when the first symbol is drawn, not when the subjects are listed.
     return Shape(lambda x, y: _shape(symbol, filled).distance(x, y))
 
 
@@ -53,7 +53,7 @@ def _mask(symbol: str) -> Bool[np.ndarray, "h w"]:
     font = _font(SIDE * 3 // 4)
     left, top, right, bottom = font.getbbox(symbol)
     if right <= left or bottom <= top:
-        raise InputError(f"DejaVu Sans draws nothing for {symbol!r}.")
+        raise InputError(f"DejaVu Sans has no visible glyph for {symbol!r}.")
     image = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
     ImageDraw.Draw(image).text((4 - left, 4 - top), symbol, fill=255, font=font)
     return np.asarray(image) > 127
@@ -64,5 +64,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     package = importlib.util.find_spec("matplotlib")
     path = Path(package.origin).parent / FONT if package else Path(FONT)
     if not path.exists():
-        raise InputError(f"{path} does not exist: install matplotlib, whose font holds the symbols that are drawn.")
+        raise InputError(f"{path} does not exist: install matplotlib, which provides the font of the symbols.")
     return ImageFont.truetype(str(path), size)

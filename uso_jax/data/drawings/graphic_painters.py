@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Painters of graphic styles: areas, lines, hatchings, screens, grids and patterns.
 
-A painter takes the canvas with the posed subject and a style, and gives colours (values outside 0..1 are cut off).
+A painter maps a canvas with a posed subject and a style to colours; `render` clips them to 0..1.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ from uso_jax.data.drawings.look import WHITE, DrawingStyle
 
 
 def flat(canvas: Canvas, style: DrawingStyle, base=None) -> Colours:
-    """Fill the body with one colour and the details with another, over the ground or a given base."""
+    """Fill the body with one colour and the details with another, over the background or `base`."""
     body, detail = canvas.distances
     painted = over(style.ground if base is None else base, style.fill, canvas.cover(body))
     return over(painted, style.ink, canvas.cover(detail))
 
 
 def split(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Exchange the colours on one side of a line through the image."""
+    """Swap the colours on one side of a line through the image."""
     body, detail = canvas.distances
     side = canvas.cover(across(canvas, style.angle, 1.0, 0.3 * (style.phase - 0.5)))
     mark = np.float32(0.8) * canvas.cover(detail)
@@ -29,7 +29,7 @@ def split(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def cel(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Shade in two hard steps, with a dark contour, before a horizon."""
+    """Shade in two hard steps with a dark contour, in front of a horizon."""
     body, detail = canvas.distances
     reach = np.float32(1.5 * style.weight)
     lit, _ = canvas.distances_at(canvas.x - reach, canvas.y + reach)
@@ -43,14 +43,14 @@ def cel(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def outline(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Draw the edges with an even pen."""
+    """Draw the edges with a pen of constant width."""
     body, detail = canvas.distances
     edge = np.maximum(canvas.cover(np.abs(body) - style.weight / 2), canvas.cover(np.abs(detail) - 0.4 * style.weight))
     return over(style.ground, style.fill, edge)
 
 
 def sketch(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Draw each edge twice with a hand that slips, and scribble over it, on rough paper."""
+    """Draw each edge twice with a shaky hand and scribble over it, on rough paper."""
     wave = np.float32(0.45 * style.weight)
     bend = wave * np.sin(canvas.y * np.float32(6.0) + np.float32(6.28 * style.phase))
     sway = wave * np.sin(canvas.x * np.float32(5.0) + np.float32(9.0 * style.phase))
@@ -77,7 +77,7 @@ def hatching(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def crosshatch(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Fill with strokes in two directions, the second only where it is darker; a thinner weave on the ground."""
+    """Fill with strokes in two directions, fainter on the background."""
     one = _pen(canvas, style, style.angle, 0.55 * style.period, 0.34)
     two = _pen(canvas, style, style.angle + np.pi / 2, 0.55 * style.period, 0.34)
     return _strokes(canvas, style, np.maximum(one, two), ground=0.4)
@@ -95,7 +95,7 @@ def _strokes(canvas, style, strokes, ground=0.0):
 
 
 def engraving(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Cover the whole image with waving lines that swell in the body."""
+    """Cover the image with wavy lines that are wider in the body."""
     body, detail = canvas.distances
     period = 0.55 * style.period
     phase = canvas.y / np.float32(period) + np.float32(style.phase) + np.float32(0.16) * np.sin(canvas.x * 5)
@@ -104,16 +104,16 @@ def engraving(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def halftone(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Print with a screen of dots that grow in the body."""
+    """Print with a screen of dots that are larger in the body."""
     body, detail = canvas.distances
     inside = canvas.cover(body) - np.float32(0.85) * canvas.cover(detail)
     spots = dots(canvas, style, 0.55 * style.period, 0.14 + 0.28 * inside)
-    # A light tint under the screen keeps the silhouette where the dots alone would be too coarse for it.
+    # A light tint under the screen keeps the silhouette where dots alone would be too coarse.
     return over(over(style.ground, style.fill, np.float32(0.4) * inside), style.fill, spots)
 
 
 def polka(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Put large dots on the ground."""
+    """Put large dots on the background."""
     spots = dots(canvas, style, 1.1 * style.period, np.float32(0.24))
     return flat(canvas, style, over(style.ground, palette.blend(style.ground, style.ink, 0.6), spots))
 
@@ -153,7 +153,7 @@ def mosaic(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def cross_stitch(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Sew crosses in the colour of what is under them on darker cloth."""
+    """Stitch crosses in the local colour on darker cloth."""
     cell = 0.7 * style.period
     u, v = (wrap(axis / np.float32(cell) + np.float32(style.phase)) - np.float32(0.5) for axis in (canvas.x, canvas.y))
     threads = canvas.cover((np.minimum(np.abs(u - v), np.abs(u + v)) - np.float32(0.2)) * np.float32(0.7 * cell))
@@ -172,7 +172,7 @@ def stripes(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def checker(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Fill with a chess board."""
+    """Fill with a checkerboard."""
     cell = np.float32(1.5 / style.period)
     column = np.floor(canvas.x * cell + 2 * np.float32(style.phase))
     return _filled(canvas, style, (column + np.floor(canvas.y * cell)) % 2)
@@ -185,7 +185,7 @@ def _filled(canvas, style, texture):
 
 
 def rays(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Let beams run out from the middle of the image behind the body."""
+    """Draw rays from the centre of the image behind the body."""
     turns = np.arctan2(canvas.y, canvas.x) * np.float32(10 / (2 * np.pi)) + np.float32(style.phase)
     beams = (wrap(turns) < 0.5).astype(np.float32)
     return flat(canvas, style, over(style.ground, palette.blend(style.ground, style.ink, 0.4), beams))

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a drawing style is: a name, a palette and continuous texture parameters, and which of these training never sees.
+"""Drawing styles: a name, a palette and continuous texture parameters, and which of these are held out of training.
 
-Held out are whole families (HELDOUT_FAMILIES), about a quarter of the (style, fill, ground) combinations, and a band in
-the middle of the range of the period and of the angle (RANGES, BAND).
+Held out are whole families (HELDOUT_FAMILIES), about a quarter of the (style, fill, background) combinations, and a
+band in the middle of the ranges of period and angle (RANGES, BAND).
 """
 
 import functools
@@ -19,7 +19,7 @@ from uso_jax.data.drawings.subjects import Subject
 PLAIN = "plain"
 WHITE: RGB = (0.98, 0.98, 0.96)
 
-# The plain look comes last: it is no drawing style, but judges need a number for it too.
+# The plain look is not a drawing style. It comes last because classifiers need a label for it too.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "flat": ("flat", "split", "cel"),
     "line": ("outline", "sketch", "ripple"),
@@ -35,22 +35,22 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "glitch": ("glitch", "misprint", "scanlines"),
     PLAIN: (PLAIN,),
 }
-# Their means (strokes, tiles) occur in other families, so that an image of them can be followed.
+# Their elements (strokes, tiles) occur in other families, so a style image of them can be followed.
 HELDOUT_FAMILIES = ("hatching", "facet")
 FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names}
 STYLE_NAMES = tuple(name for name in FAMILY_OF if name != PLAIN)
 
 # Canvas units, radians; the canvas is 2 wide.
 RANGES = {"period": (0.35, 0.53), "angle": (0.2, 1.37), "weight": (0.11, 0.17), "phase": (0.0, 1.0)}
-BAND = (0.4, 0.6)  # of the range of period and angle: held out
+BAND = (0.4, 0.6)  # held-out part of the ranges of period and angle
 
 
 @dataclass(frozen=True)
 class DrawingStyle:
-    """A drawing style with its palette and its texture: all that a painter knows besides the posed subject.
+    """A drawing style with palette and texture: the inputs of a painter besides the posed subject.
 
-    `period` is the size of a texture element, `angle` its direction, `weight` the width of a line or the reach of a
-    shadow, `phase` where in its period the texture starts.
+    `ground` is the background colour. `period` is the size of a texture element, `angle` its direction, `weight` the
+    width of a line or the length of a shadow, and `phase` the offset of the texture in periods.
     """
 
     name: str
@@ -66,24 +66,24 @@ class DrawingStyle:
 
     @property
     def family(self) -> str:
-        """The family that the style belongs to."""
+        """Family of the style."""
         return FAMILY_OF[self.name]
 
     @property
     def words(self) -> str:
-        """How a caption describes the style."""
+        """Caption of the style, such as "halftone style, blue on yellow"."""
         return f"{self.name} style, {self.fill_name} on {self.ground_name}"
 
     @property
     def is_heldout(self) -> bool:
-        """Whether training never sees it."""
+        """Whether the style is held out of training."""
         in_band = any(_in_band(name, getattr(self, name)) for name in ("period", "angle"))
         held_pair = (self.fill_name, self.ground_name) in combinations(self.name, True)
         return self.name != PLAIN and (self.family in HELDOUT_FAMILIES or held_pair or in_band)
 
     @classmethod
     def draw(cls, rng: np.random.Generator, names: Sequence[str], *, heldout: bool) -> "DrawingStyle":
-        """Draw a style with one of the names; colours and texture both from what is held out, or both from the rest."""
+        """Sample a style with one of the names, its colours and texture both held out or both not."""
         name = names[rng.integers(len(names))]
         choices = combinations(name, heldout)
         fill_name, ground_name = choices[rng.integers(len(choices))]
@@ -104,7 +104,7 @@ class DrawingStyle:
 
     @classmethod
     def plain(cls, rng: np.random.Generator, subject: Subject) -> "DrawingStyle":
-        """Draw the subject's own look: its natural colours before a ground that contrasts with them."""
+        """Sample the subject's plain look: its natural colours on a contrasting background."""
         base = palette.COLOURS[subject.fill]
         names = tuple(n for n in palette.NAMES if palette.contrast(base, palette.COLOURS[n]) > palette.LEGIBLE)
         name = names[rng.integers(len(names))]
@@ -115,9 +115,9 @@ class DrawingStyle:
 
 @functools.cache
 def combinations(name: str, heldout: bool) -> tuple[tuple[str, str], ...]:
-    """List the (fill, ground) pairs of a style that are held out of training, about a quarter, or the others.
+    """Return the (fill, background) pairs of a style that are held out of training (about a quarter), or the others.
 
-    Every pair is seen with some style; what is held out is their combination.
+    Every pair is seen with some style; only the combination with this style is held out.
     """
     index = list(FAMILY_OF).index(name)
     return tuple(pair for number, pair in enumerate(palette.pairs()) if ((number + 3 * index) % 4 == 0) is heldout)
@@ -133,10 +133,10 @@ def _in_band(name: str, value: float) -> bool:
 
 
 def _outside_band(share: float, heldout: bool) -> float:
-    """Squeeze a share of the whole range into the held-out band, or into what it leaves."""
+    """Map a fraction of the range into the held-out band, or into the rest of the range."""
     low, high = BAND
     if heldout:
-        # A hair inside, so that rounding cannot move a value over the edge; likewise below.
+        # A margin of 0.001 keeps rounding from moving a value over the edge, here and below.
         return low + (0.001 + 0.998 * share) * (high - low)
     share *= 0.999 * (1.0 - (high - low))
     return share if share < low - 0.001 else share + high - low + 0.001

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Painters of styles with light and material: lamps, paper, water, facets, relief and faulty screens; and plain ones.
+"""Painters of light and material styles (lamps, paper, water, facets, relief, glitches) and of the plain look.
 
-A painter takes the canvas with the posed subject and a style, and gives colours (values outside 0..1 are cut off).
+A painter maps a canvas with a posed subject and a style to colours; `render` clips them to 0..1.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from uso_jax.data.drawings.look import WHITE, DrawingStyle
 
 
 def plain(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Give the natural look: the artwork's own colours, or softly lit ones; before a quiet ground."""
+    """Draw the plain look: the artwork's colours, or softly lit natural ones, on a quiet background."""
     body, detail = canvas.distances
     ground = rgb(style.ground) * (1.0 - 0.12 * (canvas.x**2 + canvas.y**2))[:, None]
     ground *= (1.0 - 0.16 * canvas.cover(body, 6.0))[:, None]
@@ -29,7 +29,7 @@ def plain(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def neon(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Bend glowing tubes along the edges, at night."""
+    """Draw the edges as glowing tubes on a dark background."""
     body, detail = canvas.distances
     edge = np.minimum(np.abs(body), np.abs(detail) + 0.03)
     halo = np.exp(-edge / np.float32(1.3 * style.weight))
@@ -39,13 +39,13 @@ def neon(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def spotlight(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Light a disc behind the body, the rest dark."""
+    """Light a disc behind the body on a dark background."""
     away = np.hypot(canvas.x - canvas.pose.x, canvas.y - canvas.pose.y) - np.float32(1.9 * style.period)
     return flat(canvas, style, over(palette.blend(style.ground, NIGHT, 0.72), style.ground, canvas.cover(away)))
 
 
 def glow(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Stand as a dark body before a light, as in an eclipse."""
+    """Draw a dark body in front of a light, as in an eclipse."""
     body, detail = canvas.distances
     halo = np.exp(-body.clip(0.0, None) / np.float32(0.9 * style.period))
     sky = over(palette.blend(style.ground, NIGHT, 0.35), style.fill, halo)
@@ -58,14 +58,14 @@ def shadow(canvas: Canvas, style: DrawingStyle) -> Colours:
     """Cast a hard shadow to the lower right."""
     reach = np.float32(1.1 * style.weight)
     cast = np.minimum(*(canvas.distances_at(canvas.x - k * reach, canvas.y + k * reach)[0] for k in (0.8, 1.5)))
-    # On a dark ground a shadow would not show: there it is a pale echo.
+    # A shadow would be invisible on a dark background, where a pale echo replaces it.
     dark = palette.luma(style.ground) < 0.35
     shade = palette.blend(style.ground, WHITE if dark else (0.05, 0.04, 0.1), 0.45 if dark else 0.75)
     return flat(canvas, style, over(style.ground, shade, canvas.cover(cast)))
 
 
 def sticker(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Leave a white rim around the body, with a soft shadow under it."""
+    """Draw a white rim around the body with a soft shadow."""
     body, _ = canvas.distances
     rim = np.float32(1.25 * style.weight)
     shade = palette.blend(style.ground, (0.0, 0.0, 0.05), 0.55)
@@ -74,7 +74,7 @@ def sticker(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def paper_cut(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Look down through layers of paper, cut wider from one to the next, to the body."""
+    """Stack layers of paper, each cut wider than the next, over the body."""
     body, detail = canvas.distances
     step = np.float32(1.3 * style.weight)
     image = rgb(style.ground)
@@ -88,7 +88,7 @@ def paper_cut(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def watercolor(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Let a wash run, darker where it dried at the edge."""
+    """Paint a wash that is darker along its edges."""
     bend = np.float32(0.07) * np.sin(canvas.y * 7.0 + np.float32(6.28 * style.phase))
     body, detail = canvas.distances_at(canvas.x + bend, canvas.y + bend[::-1])
     stain = 0.35 * clouds(canvas.size, 5, 11 + int(4 * style.phase))
@@ -98,7 +98,7 @@ def watercolor(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def ink_wash(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Brush wet ink on pale paper: it bleeds out of a ragged body and thins towards the top."""
+    """Brush wet ink on pale paper: ragged and bleeding edges, thinner towards the top."""
     lumps = clouds(canvas.size, 9, 21 + int(4 * style.phase)) - np.float32(0.5)
     body, detail = canvas.distances
     ragged = body + np.float32(0.22) * lumps
@@ -111,7 +111,7 @@ def ink_wash(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def low_poly(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Cut body and ground into triangles of one brightness each."""
+    """Divide body and background into triangles of constant brightness."""
     period = 1.1 * style.period
     u = across(canvas, style.angle, period, style.phase)
     v = across(canvas, style.angle + 2 * np.pi / 3, period, style.phase)
@@ -124,11 +124,11 @@ def low_poly(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def stained_glass(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Lead panes of glass that shine in shades of the two colours."""
+    """Draw leaded panes of glass (Voronoi cells) in shades of the two colours."""
     cell = np.float32(1.2 * style.period)
     u, v = canvas.x / cell + np.float32(style.phase), canvas.y / cell
     column, row = np.floor(u), np.floor(v)
-    near = np.full((3, u.size), 9.0, np.float32)  # distance to the nearest seed and to the second, shade of the nearest
+    near = np.full((3, u.size), 9.0, np.float32)  # distances to the nearest two seeds, shade of the nearest
     for i in (-1, 0, 1):
         for j in (-1, 0, 1):
             a, b = column + i, row + j
@@ -148,7 +148,7 @@ def stained_glass(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def emboss(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Press the body out of a sheet, lit from the upper left."""
+    """Emboss the body on a sheet, lit from the upper left."""
     step = np.float32(0.5 * style.weight)
     body, detail = canvas.distances
     slope, dent = _slopes(canvas, step)
@@ -160,14 +160,14 @@ def emboss(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def _slopes(canvas, step):
-    """How fast the distances to body and detail grow towards the upper left, about -1..1."""
+    """Return the slopes of the distances to body and detail towards the upper left, about -1..1."""
     lit = canvas.distances_at(canvas.x - step, canvas.y + step)
     dim = canvas.distances_at(canvas.x + step, canvas.y - step)
     return tuple((near - far) / step * np.float32(0.5) for near, far in zip(lit, dim, strict=True))
 
 
 def gradient(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Let the colours of body and ground run from top to bottom."""
+    """Draw vertical colour gradients in body and background."""
     body, detail = canvas.distances
     t = (0.5 + 0.5 * canvas.y)[:, None]
     own = over(style.fill, style.ink, (0.5 - 0.55 * (canvas.y - canvas.pose.y) / canvas.pose.scale).clip(0.0, 0.6))
@@ -177,7 +177,7 @@ def gradient(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def clay(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Model the body as a soft pillow with a highlight and a soft shadow below."""
+    """Model the body as a soft pillow with a highlight and a soft shadow."""
     body, detail = canvas.distances
     slope, _ = _slopes(canvas, np.float32(style.weight))
     depth = (-body / np.float32(2.2 * style.weight)).clip(0.0, 1.0)
@@ -191,7 +191,7 @@ def clay(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def glitch(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Tear the image into bands that slip sideways, each with a ghost."""
+    """Shift horizontal bands sideways, each with a ghost image."""
     row = np.floor((canvas.y + 1.0) * np.float32(1.33 / style.period) + np.float32(style.phase))
     slip = np.float32(style.weight) * np.sin(row * np.float32(2.4))
     body, detail = canvas.distances_at(canvas.x + slip, canvas.y)
@@ -201,7 +201,7 @@ def glitch(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def misprint(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Print two transparent inks out of register: the fill and its complement."""
+    """Print two transparent inks, the fill and its complement, out of register."""
     reach = np.float32(0.8 * style.weight)
     c, s = reach * np.float32(np.cos(style.angle)), reach * np.float32(np.sin(style.angle))
     one, detail = canvas.distances_at(canvas.x - c, canvas.y - s)
@@ -215,7 +215,7 @@ def misprint(canvas: Canvas, style: DrawingStyle) -> Colours:
 
 
 def scanlines(canvas: Canvas, style: DrawingStyle) -> Colours:
-    """Show the image on a tube: swaying, blurred sideways, with dark rows and dim corners."""
+    """Show the image on a CRT: swaying, blurred, with dark rows and dim corners."""
     period = 0.5 * style.period
     sway = np.float32(0.5 * style.weight) * np.sin(canvas.y * np.float32(4.0) + np.float32(6.28 * style.phase))
     body, detail = canvas.distances_at(canvas.x + sway, canvas.y)

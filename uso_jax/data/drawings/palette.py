@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Named colours, which pairs of them can be told apart, and small continuous variations of each."""
+"""Named colours, legible pairs of them, and small random variations."""
 
 import functools
 
@@ -23,38 +23,38 @@ COLOURS: dict[str, RGB] = {
     "white": (0.96, 0.96, 0.94),
 }
 NAMES = tuple(COLOURS)
-LEGIBLE = 0.42  # the contrast of two colours that can be told apart at 32 pixels
+LEGIBLE = 0.42  # least contrast of two colours that are distinguishable at 32 pixels
 
 
 def luma(colour: RGB) -> float:
-    """Give the perceived brightness, 0..1."""
+    """Return the perceived brightness, 0..1."""
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
 def contrast(a: RGB, b: RGB) -> float:
-    """Tell how far apart two colours look: brightness weighs most, since in thin textures hue is lost first."""
+    """Return the perceived contrast of two colours. Brightness dominates, since thin textures lose hue first."""
     chroma = sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
     return 1.4 * abs(luma(a) - luma(b)) + 0.45 * chroma
 
 
 @functools.cache
 def pairs() -> tuple[tuple[str, str], ...]:
-    """List the (fill, ground) pairs that stay legible at 32 pixels."""
+    """Return the (fill, background) pairs that are legible at 32 pixels."""
     return tuple((f, g) for f in NAMES for g in NAMES if f != g and contrast(COLOURS[f], COLOURS[g]) > LEGIBLE)
 
 
 def vary(rng: np.random.Generator, colour: RGB, amount: float = 0.06) -> RGB:
-    """Move a colour a little, so that a name stands for a region and not for a point."""
+    """Perturb a colour, so that a name stands for a region and not for a point."""
     r, g, b = (np.array(colour) + rng.uniform(-amount, amount, 3)).clip(0.0, 1.0).tolist()
     return r, g, b
 
 
 def blend(a: RGB, b: RGB, t: float) -> RGB:
-    """Mix two colours: t = 0 gives a, t = 1 gives b."""
+    """Interpolate linearly from a (t = 0) to b (t = 1)."""
     return tuple(p + (q - p) * t for p, q in zip(a, b, strict=True))
 
 
 def ink_for(fill: RGB, ground: RGB) -> RGB:
-    """Choose the dark or the light line colour: whichever stands out better from the fill and the ground."""
+    """Return the dark or light line colour, whichever contrasts better with fill and background."""
     dark, light = (0.07, 0.06, 0.11), (0.97, 0.97, 0.95)
     return max((dark, light), key=lambda ink: min(contrast(ink, fill), 1.3 * contrast(ink, ground)))

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What sources that draw their triplets share: checked arguments, and choices by weight.
+"""Argument checks and weighted choices shared by the sources that draw their triplets.
 
-`where` names the source in messages.
+`where` names the source in error messages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from uso_jax.common.errors import InputError
 
 
 def check_arguments(where: str, *, size: int, length: int, num_styles: int, shares: Mapping[str, float | int]) -> None:
-    """Refuse sizes and numbers that are too small, and shares that are none."""
+    """Raise an InputError if a size or number is too small or a share is not in 0..1."""
     if size < 8 or length < 1 or num_styles < 1:
         raise InputError(
             f"{where}: size is {size}, length {length} and num_styles {num_styles};"
@@ -21,21 +21,25 @@ def check_arguments(where: str, *, size: int, length: int, num_styles: int, shar
         )
     for name, share in shares.items():
         if not 0.0 <= share <= 1.0:
-            raise InputError(f"{where}: {name} is {share}; it is a share from 0 to 1.")
+            raise InputError(f"{where}: {name} is {share}; it must be from 0 to 1.")
 
 
 def pick(rng: np.random.Generator, names: Sequence[str]) -> str:
-    """Draw one of several names."""
+    """Sample one of the names uniformly."""
     return names[rng.integers(len(names))]
 
 
 def edges(where: str, what: str, weights: Mapping[str, float | int], known: Sequence[str]) -> dict[str, float]:
-    """Give the upper edges of the shares of [0, 1) of what has a positive weight, in the order of `known`."""
+    """Return the cumulative shares of the names with a positive weight, in the order of `known`.
+
+    Raises:
+      InputError: a name is unknown, a weight is negative, or no weight is positive.
+    """
     strange = [name for name in weights if name not in known]
     if strange or any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
         raise InputError(
-            f"{where}: {what} {dict(weights)} must give a weight of at least 0 to some of {', '.join(known)}"
-            " and a positive one to at least one."
+            f"{where}: {what} {dict(weights)} must assign weights of at least 0 to some of {', '.join(known)},"
+            " and a positive one to at least one of them."
         )
     names = [name for name in known if weights.get(name, 0) > 0]
     shares = np.cumsum([weights[name] for name in names])
@@ -43,6 +47,6 @@ def edges(where: str, what: str, weights: Mapping[str, float | int], known: Sequ
 
 
 def choose(rng: np.random.Generator, edges: Mapping[str, float]) -> str:
-    """Draw one of several names by the edges of their shares."""
+    """Sample a name by the cumulative shares that `edges` returns."""
     value = rng.random()
     return next(name for name, edge in edges.items() if value < edge)

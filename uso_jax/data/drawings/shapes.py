@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Signed distance shapes: negative inside, positive outside, in a plane with y up.
+"""Shapes as signed distance functions: negative inside, positive outside, in a plane with y up.
 
-Shapes are combined with | (union), & (intersection) and - (cut). The distances of a combination have the right sign and
-zero line; elsewhere they may be too small.
+Primitives (`circle`, `polygon`, ...) and rasters (`mask_shape`) are combined with | (union), & (intersection) and
+- (difference). Distances of a combination are exact in sign and zero set and lower bounds in magnitude elsewhere.
 """
 
 import itertools
@@ -20,7 +20,7 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Shape:
-    """A region of the plane, given by its signed distance."""
+    """A region of the plane, defined by its signed distance function (x, y) -> distance."""
 
     distance: Distance
 
@@ -34,11 +34,11 @@ class Shape:
         return Shape(lambda x, y: np.maximum(self.distance(x, y), -other.distance(x, y)))
 
     def move(self, dx: Real, dy: Real) -> "Shape":
-        """Shift right and up."""
+        """Translate right by `dx` and up by `dy`."""
         return Shape(lambda x, y: self.distance(x - dx, y - dy))
 
     def turn(self, degrees: Real) -> "Shape":
-        """Turn anticlockwise about the origin."""
+        """Rotate anticlockwise about the origin."""
         c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         return Shape(lambda x, y: self.distance(c * x + s * y, c * y - s * x))
 
@@ -47,11 +47,11 @@ class Shape:
         return Shape(lambda x, y: factor * self.distance(x / factor, y / factor))
 
     def mirror(self) -> "Shape":
-        """Repeat the right half on the left."""
+        """Mirror the right half to the left."""
         return Shape(lambda x, y: self.distance(np.abs(x), y))
 
     def round(self, radius: Real) -> "Shape":
-        """Grow by `radius`, which rounds the corners."""
+        """Grow by `radius`, which rounds corners."""
         return Shape(lambda x, y: self.distance(x, y) - radius)
 
 
@@ -59,12 +59,12 @@ NOTHING = Shape(lambda x, y: np.full_like(x, 9.0))
 
 
 def circle(x: Real, y: Real, r: Real) -> Shape:
-    """Make a disc."""
+    """Return a disc."""
     return Shape(lambda px, py: np.hypot(px - x, py - y) - r)
 
 
 def ellipse(x: Real, y: Real, rx: Real, ry: Real) -> Shape:
-    """Make a filled ellipse; its distance is a first-order estimate, exact at the edge."""
+    """Return a filled ellipse. Its distance is a first-order estimate, exact at the edge."""
 
     def distance(px, py):
         u, v = (px - x) / rx, (py - y) / ry
@@ -76,7 +76,7 @@ def ellipse(x: Real, y: Real, rx: Real, ry: Real) -> Shape:
 
 
 def box(x0: Real, y0: Real, x1: Real, y1: Real, r: Real = 0.0) -> Shape:
-    """Make an axis-aligned box from (x0, y0) to (x1, y1), corners rounded by r inside the box."""
+    """Return an axis-aligned box from (x0, y0) to (x1, y1) with corners of radius r."""
     cx, cy, hx, hy = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2 - r, (y1 - y0) / 2 - r
 
     def distance(px, py):
@@ -87,7 +87,7 @@ def box(x0: Real, y0: Real, x1: Real, y1: Real, r: Real = 0.0) -> Shape:
 
 
 def line(points: Sequence[tuple[Real, Real]], width: Real) -> Shape:
-    """Make a polyline with round ends and joints, `width` across."""
+    """Return a polyline of the given width with round caps and joints."""
 
     def distance(px, py):
         best = np.full_like(px, 9.0)
@@ -101,18 +101,18 @@ def line(points: Sequence[tuple[Real, Real]], width: Real) -> Shape:
 
 
 def ring(x: Real, y: Real, r: Real, width: Real) -> Shape:
-    """Make a circle drawn with a pen `width` across."""
+    """Return a circle drawn with a pen of the given width."""
     return Shape(lambda px, py: np.abs(np.hypot(px - x, py - y) - r) - width / 2)
 
 
 def arc(x: Real, y: Real, r: Real, start: Real, stop: Real, width: Real) -> Shape:
-    """Make a part of a circle, in degrees anticlockwise from the right, drawn with a round pen."""
+    """Return a circular arc drawn with a round pen; angles in degrees, anticlockwise from the right."""
     angles = np.deg2rad(np.linspace(start, stop, 25))
     return line([(x + r * float(np.cos(a)), y + r * float(np.sin(a))) for a in angles], width)
 
 
 def polygon(*points: tuple[Real, Real]) -> Shape:
-    """Make a closed polygon, in either direction."""
+    """Return a filled polygon; either orientation is allowed."""
 
     def distance(px, py):
         best = np.full_like(px, 81.0)
@@ -130,14 +130,14 @@ def polygon(*points: tuple[Real, Real]) -> Shape:
 
 
 def radial(count: int, outer: Real, inner: Real, start: Real = 90.0) -> Shape:
-    """Make a star polygon with `count` points; inner = outer · cos(π / count) gives the regular polygon."""
+    """Return a star polygon with `count` points. inner = outer · cos(π / count) makes it a regular polygon."""
     angles = np.deg2rad(start + np.arange(2 * count) * 180.0 / count)
     radii = np.where(np.arange(2 * count) % 2, inner, outer)
     return polygon(*((float(r * np.cos(a)), float(r * np.sin(a))) for r, a in zip(radii, angles, strict=True)))
 
 
 def around(shape: Shape, count: int, start: Real = 0.0) -> Shape:
-    """Unite `count` copies turned about the origin."""
+    """Return the union of `count` copies rotated about the origin."""
     whole = shape.turn(start)
     for index in range(1, count):
         whole = whole | shape.turn(start + index * 360.0 / count)
@@ -145,16 +145,21 @@ def around(shape: Shape, count: int, start: Real = 0.0) -> Shape:
 
 
 def distance_field(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """Give the signed distance of every point to the edge of the mask, in points: negative inside."""
-    # The edge lies halfway between a point inside and its neighbour outside.
+    """Return the signed distance of every pixel to the edge of the mask, in pixels, negative inside."""
+    # The edge lies halfway between a pixel inside and its neighbour outside.
     outside = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, float(sum(mask.shape)))
     return (outside - ndimage.distance_transform_edt(mask) + np.where(mask, 0.5, -0.5)).astype(np.float32)
 
 
 def mask_shape(mask: Bool[np.ndarray, "h w"], x: Real, y: Real, unit: Real) -> Shape:
-    """Make a shape from a mask: column x and row y of it come to the origin, `unit` points are 1 long, y is up.
+    """Return the shape of a mask.
 
-    The distances are worked out when they are first asked for.
+    Distances are computed when they are first needed.
+
+    Args:
+      mask: the raster, rows from the top.
+      x, y: column and row that become the origin.
+      unit: pixels per unit of length.
     """
     field: list[np.ndarray] = []
 
@@ -171,7 +176,7 @@ def mask_shape(mask: Bool[np.ndarray, "h w"], x: Real, y: Real, unit: Real) -> S
 
 
 def fit(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float]:
-    """Give column, row and radius of a circle around what the mask covers."""
+    """Return column, row and radius, in pixels, of a circle around the mask."""
     rows, columns = np.nonzero(mask)
     x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
     return float(x), float(y), float(np.hypot(columns - x, rows - y).max() + 1.0)

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn triplets without files or network: exact ground truth for content, style and layout.
+"""Procedural triplets, which need no files or network and have exact ground truth for content, style and layout.
 
     content = (subject s, its plain look)    style = (another subject t, style B)    target = (subject s, style B)
 
-Example i of a split depends on (seed, split, i) alone, so any example can be drawn at any time, in any process.
-What the splits hold out (see `Subject.heldout` and `look`):
+Example i of a split depends only on (seed, split, i), so any process can draw any example.
+The splits (see `Subject.heldout` and `look`):
 
     train              seen subjects,      seen families,      seen colours and textures
     heldout_subjects   held-out subjects,  seen families,      seen colours and textures
@@ -13,9 +13,9 @@ What the splits hold out (see `Subject.heldout` and `look`):
     heldout_families   seen subjects,      held-out families,  seen colours and textures
     heldout            held-out subjects,  seen families,      held-out colours and textures
 
-The subject of a style image is always a seen one. `meta` of a triplet holds the names of "subject" and "family", "pose"
-and "style" (a Pose and a Style) of the target, the same of the other images, and "labels", the integers that judges
-learn: places in SUBJECTS, STYLES and FAMILIES. Any counterfactual is exact:
+The subject of a style image is always a seen one. `meta` of a triplet holds, for the target, the names of "subject" and
+"family", "pose" (a Pose) and "style" (a DrawingStyle), the same for the other images, and "labels", the integer labels
+of classifiers: indices into SUBJECTS, STYLES and FAMILIES. Counterfactuals are exact:
 
     render(SUBJECTS[other], meta["pose"], meta["style"], size)              another subject in the same style
     render(SUBJECTS[meta["subject"]], meta["pose"], other_style, size)      the same subject in another style
@@ -33,23 +33,8 @@ from uso_jax.data.drawings import counterfactual, sampling
 from uso_jax.data.drawings.canvas import SCALE, TURN, Pose
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
-from uso_jax.data.drawings.subjects import SUBJECTS, Subject, subject_names
+from uso_jax.data.drawings.subjects import SUBJECTS, subject_names
 from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
-
-__all__ = [
-    "FAMILIES",
-    "HELDOUT_FAMILIES",
-    "PLAIN",
-    "SPLITS",
-    "STYLES",
-    "STYLE_NAMES",
-    "SUBJECTS",
-    "DrawingStyle",
-    "Pose",
-    "ProceduralSource",
-    "Subject",
-    "render",
-]
 
 SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout_families", "heldout")
 NUMBERS = {"subject": list(SUBJECTS), "style": list(STYLES), "family": list(FAMILIES)}
@@ -59,17 +44,27 @@ SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in an
 class ProceduralSource:
     """A random-access source of `length` drawn triplets.
 
-    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
-    preserved: share of examples with a content image whose target keeps its pose.
-    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
-    style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow"). A
-        subject example whose target is styled always does: nothing else says which style is wanted.
-    place_words: probability that the caption of a shifted layout also says where and how large the subject is.
-    subject_words: probability that the caption names a subject that a content image shows; the others say "this".
-    plain: share of subject and text examples whose target has the plain look.
-    same_look: share of subject examples whose target has exactly the content's look; where the layout is preserved too,
+    Args:
+      split: one of SPLITS.
+      seed: of all random choices.
+      size: side of the images in pixels.
+      length: number of triplets.
+      tasks: sampling weights of "style_subject", "subject", "style" and "text"; omitted tasks do not occur.
+      preserved: share of examples with a content image whose target keeps its pose.
+      empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+      style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow").
+        Subject examples with a styled target always name it, since nothing else specifies the style.
+      place_words: probability that the caption of a shifted layout also states position and size of the subject.
+      subject_words: probability that the caption names a subject that a content image shows; otherwise it says "this".
+      plain: share of subject and text examples whose target has the plain look.
+      same_look: share of subject examples whose target has exactly the content's look. If the layout is preserved too,
         the target is a copy of the content.
-    subjects, families, styles: restrict what is drawn; None takes all of the split. Held-out ones stay held out.
+      num_styles: style images per example.
+      scale, turn: ranges of the poses, see `Pose.draw`.
+      subjects, families, styles: restrict the drawings; None means all of the split. Held-out ones stay held out.
+
+    Raises:
+      InputError: an argument is invalid, or the restrictions leave nothing to draw.
     """
 
     def __init__(
@@ -113,7 +108,7 @@ class ProceduralSource:
         self.subjects = tuple(name for name in chosen if SUBJECTS[name].heldout) if is_heldout else self.seen
         if not self.subjects or len(self.seen) < 2:
             raise InputError(
-                f"procedural data: split {split!r} needs at least one of its own and two seen subjects among"
+                f"procedural data: split {split!r} needs at least one subject of the split and two seen subjects among"
                 f" {', '.join(chosen)}; held out are {', '.join(subject_names(heldout=True))}."
             )
 
@@ -153,12 +148,12 @@ class ProceduralSource:
             styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
 
         sentence = "{}" if preserved or task == "text" else sampling.pick(rng, SENTENCES)
-        # Nothing is drawn where all are named, so that those triplets are what they are without this choice.
+        # No random number is consumed if all subjects are named, so that this option does not change those triplets.
         nameless = has_content and self.subject_words < 1 and rng.random() >= self.subject_words
         prompt = sentence.format("this" if nameless else subject.phrase)
         if rng.random() < self.place_words and not preserved:
             prompt += f", {pose.words}"
-        # Nothing else says which style is wanted where no style image does.
+        # Without a style image, only the caption specifies the style.
         if rng.random() < self.style_words or (task == "subject" and style.name != PLAIN):
             prompt += f", {style.words}"
         if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
@@ -175,13 +170,13 @@ class ProceduralSource:
         )
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give the (height, width) of targets and content images, which are all the same."""
+        """Return the (height, width) of targets and content images, which are all equal."""
         return np.broadcast_to(np.int32(self.size), (self.length, 4))
 
     def counterfactuals(
         self, triplet: Triplet
     ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
-        """Give a triplet's target with every other subject, and in other styles; the target itself comes first."""
+        """Return the target with every other subject, and in other styles. The target itself comes first in both."""
         subject = SUBJECTS[triplet.meta["subject"]]
         return (
             counterfactual.other_subjects(subject, SUBJECTS.values(), triplet.meta, self.size),
@@ -191,7 +186,7 @@ class ProceduralSource:
     def style_drawings(
         self, triplet: Triplet, count: int, rng: np.random.Generator
     ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
-        """Draw so many other subjects in the style of a triplet's target, then in other styles."""
+        """Draw `count` other subjects in the style of the triplet's target, and then in each of the other styles."""
         others = [one for name, one in SUBJECTS.items() if name != triplet.meta["subject"]]
         styles = counterfactual.alternatives(triplet.meta["style"], triplet.key)
         return counterfactual.drawings([(style, others) for style in styles], count, self.size, rng)
@@ -201,7 +196,7 @@ class ProceduralSource:
 
 
 def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Check a restriction; the order of `known` is kept, so that it does not matter how the user lists them."""
+    """Validate a restriction. The result is in the order of `known`, so the user's order does not matter."""
     if names is None:
         return known
     strange = [name for name in names if name not in known]
@@ -213,7 +208,7 @@ def _known(what: str, names: Sequence[str] | None, known: tuple[str, ...]) -> tu
 
 
 def _styles(split: str, styles: Sequence[str] | None, families: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the styles of a split, restricted to some styles and families."""
+    """Return the styles of a split, restricted to some styles and families."""
     wanted = _known("style", styles, STYLE_NAMES)
     kept = _known("style family", families, tuple(family for family in FAMILIES if family != PLAIN))
     own = [f for f in kept if (f in HELDOUT_FAMILIES) == (split == "heldout_families")]
@@ -221,6 +216,6 @@ def _styles(split: str, styles: Sequence[str] | None, families: Sequence[str] | 
     if not names:
         raise InputError(
             f"procedural data: split {split!r} has none of the styles {', '.join(wanted)} of {', '.join(kept)};"
-            f" the held-out families are {', '.join(HELDOUT_FAMILIES)}, which heldout_families alone draws."
+            f" the held-out families are {', '.join(HELDOUT_FAMILIES)}, which only heldout_families contains."
         )
     return names

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The table of drawing styles, and `render`, which draws any subject in any of them.
+"""The table of drawing styles, and `render`, which draws any subject in any style.
 
-Add a style by adding a painter to `graphic` or `material`, a row to STYLES and its name to a family in `look`.
-`period` is the size of one texture element in canvas units (the canvas is 2 wide): about 6 pixels at 32, since less
-would be gray there.
+To add a style, write a painter in `graphic_painters` or `material_painters`, add a row to _PAINTERS, and add its name
+to a family in `look`. Texture elements of `period` canvas units (the canvas is 2 wide) are about 6 pixels at size 32;
+smaller ones would blur to gray.
 """
 
 from collections.abc import Callable
@@ -15,27 +15,8 @@ from jaxtyping import UInt8
 from uso_jax.data.drawings import graphic_painters, material_painters
 from uso_jax.data.drawings.brush import Colours
 from uso_jax.data.drawings.canvas import Canvas, Pose
-from uso_jax.data.drawings.look import (
-    FAMILIES,
-    FAMILY_OF,
-    HELDOUT_FAMILIES,
-    PLAIN,
-    STYLE_NAMES,
-    DrawingStyle,
-    combinations,
-)
+from uso_jax.data.drawings.look import FAMILY_OF, PLAIN, DrawingStyle
 from uso_jax.data.drawings.subjects import Subject
-
-__all__ = [
-    "FAMILIES",
-    "HELDOUT_FAMILIES",
-    "PLAIN",
-    "STYLES",
-    "STYLE_NAMES",
-    "DrawingStyle",
-    "combinations",
-    "render",
-]
 
 _PAINTERS: dict[str, Callable[[Canvas, DrawingStyle], Colours]] = {
     "flat": graphic_painters.flat,
@@ -74,11 +55,11 @@ _PAINTERS: dict[str, Callable[[Canvas, DrawingStyle], Colours]] = {
     "scanlines": material_painters.scanlines,
     PLAIN: material_painters.plain,
 }
-# In the order of the families; the index of a name is its label.
+# In the order of the families. The index of a name is its label.
 STYLES = {name: _PAINTERS[name] for name in FAMILY_OF}
 
 
 def render(subject: Subject, pose: Pose, style: DrawingStyle, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Draw the subject in the pose and the style: the same arguments always give the same image."""
+    """Draw the subject in a pose and style. The result is deterministic."""
     painted = STYLES[style.name](Canvas(subject, pose, size), style)
     return (painted.clip(0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The subjects, drawn and from symbols: one entry each, a body, its inner details, and the colours it has by nature.
+"""The table of subjects. Each has a body, inner details, and natural colours.
 
-Add a subject by adding an entry: keep it inside the circle of radius 1, make the silhouette speak at 32 pixels, and
-give details at least 0.12 of width. Those named in HELDOUT never occur in the train split.
+To add a subject, add an entry that stays inside the unit circle, is recognisable by its silhouette at 32 pixels, and
+has details at least 0.12 wide. Subjects in HELDOUT never occur in the train split.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from uso_jax.data.drawings.shapes import NOTHING, Shape, arc, around, box, circle, ellipse, line, polygon, radial, ring
 from uso_jax.data.drawings.symbols import SYMBOLS
 
-FIELD_REACH = 1.3  # the field covers [-1.3, 1.3]²; outside, the distance to its edge is added
+FIELD_REACH = 1.3  # the field covers [-1.3, 1.3]²; further out, the distance to its border is added
 FIELD_SIZE = 161
 
 HELDOUT = (
@@ -28,10 +28,10 @@ Artwork = Float32[np.ndarray, "size size 4"]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A thing that can be drawn in any style.
+    """An object that can be drawn in any style.
 
-    `phrase` is how a caption names it; `fill` and `ink` are the colour names of its plain look. An image of its own
-    is `artwork`, premultiplied RGBA in 0..1 over the square [-1, 1]², row by row from the top.
+    `phrase` names it in captions. `fill` and `ink` are the colour names of its plain look. `artwork`, if any, is its
+    original image: premultiplied RGBA in 0..1 over the square [-1, 1]², row by row from the top.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Subject:
         y, x = np.meshgrid(axis, axis, indexing="ij")
         body = self.body.distance(x, y)
         body = _redistance(body, x, y)
-        # Details may be drawn carelessly past the body; they show only on it.
+        # Details may extend beyond the body; they are visible only on it.
         detail = np.maximum(self.detail.distance(x, y), body + 0.02)
         return np.stack([body.ravel(), _redistance(detail, x, y).ravel()], axis=1).astype(np.float32)
 
 
 def _redistance(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace the bounds that cuts and unions leave by distances to the zero line, so that outlines run parallel."""
+    """Recompute exact distances to the zero set, since unions and differences yield bounds; outlines need them."""
     points = []
     for axis in (0, 1):
         a, b = np.moveaxis(d, axis, 0)[:-1], np.moveaxis(d, axis, 0)[1:]
@@ -67,7 +67,7 @@ def _redistance(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     line_x, line_y = np.concatenate(points, axis=1)
     if not line_x.size:
         return d
-    # Every second point is enough, the distance being smooth, and four times faster.
+    # Distances are smooth, so every second point suffices and is four times faster.
     px, py, line_x, line_y = (v.astype(np.float32) for v in (x[::2, ::2].ravel(), y[::2, ::2].ravel(), line_x, line_y))
     square = np.stack([px, py, np.ones_like(px)], 1) @ np.stack([-2 * line_x, -2 * line_y, line_x**2 + line_y**2])
     coarse = np.sqrt(np.maximum(square.min(1) + px**2 + py**2, 0.0)).reshape(x[::2, ::2].shape)
@@ -76,7 +76,7 @@ def _redistance(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     far[::2, ::2] = coarse
     far[1::2, ::2] = (coarse[1:] + coarse[:-1]) / 2
     far[:, 1::2] = (far[:, :-1:2] + far[:, 2::2]) / 2
-    # The points on the line are a cell apart: close to it, the shape's own value is the finer one.
+    # Zero-set points are one cell apart; close to them the shape's own distance is more accurate.
     return np.where(np.abs(d) < 0.04, d, far)
 
 
@@ -231,5 +231,5 @@ SUBJECTS: dict[str, Subject] = {entry.name: entry for entry in (*_ENTRIES, *(_su
 
 
 def subject_names(*, heldout: bool) -> tuple[str, ...]:
-    """Names of the subjects that are held out of training, or of those that are not."""
+    """Return the names of the subjects that are held out of training, or of the others."""
     return tuple(name for name, subject in SUBJECTS.items() if subject.heldout is heldout)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects from symbols of a font, and compositions: a thing with a smaller thing on it.
+"""Subjects from font symbols, and compositions of a large and a small shape.
 
-Each is (name, fill, ink, body, detail). A symbol drawn in white with black lines has its lines as body colour and what
-they enclose as detail, so `fill` is the colour of the lines.
+Each entry is (name, fill, ink, body, detail). For symbols that are outlines, the lines are the body and the enclosed
+area is the detail, so `fill` is the colour of the lines.
 """
 
 from uso_jax.data.drawings.glyphs import glyph, holes, outline
@@ -13,7 +13,7 @@ Entry = tuple[str, str, str, Shape, Shape]
 
 
 def _solid(name: str, symbol: str, fill: str, grow: Real = 0.0, turn: Real = 0.0) -> Entry:
-    """Make a silhouette; thin ones grow, to survive at 32 pixels."""
+    """Return the entry of a silhouette; `grow` thickens it to stay visible at 32 pixels."""
     return name, fill, "white", glyph(symbol).size(1.0 - grow).round(grow).turn(turn), NOTHING
 
 

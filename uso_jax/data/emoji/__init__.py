@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Emoji of several design teams as triplets."""
+"""Triplets of emoji artwork by several design teams."""

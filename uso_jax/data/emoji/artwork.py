@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The artwork of seven design teams, rasterised once into a file that is then read at random.
+"""Emoji artwork of seven design teams, rasterised once into a file with random access.
 
-The artwork is not part of this project: put the seven npm tarballs into a folder (the error for a missing one holds the
-command). The file holds, for every subject and team, what `artwork.subject_from_artwork` works out of the image, and
-lies under `data_dir`; it is mapped into memory, so that opening it takes no time and processes share it.
+The artwork is not part of this project: download the seven npm tarballs (the error for a missing one shows the
+command). The file under `data_dir` stores the output of `subject_from_artwork` for every subject and team. It is
+memory-mapped, so opening it is instant and processes share it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from uso_jax.data.drawings.shapes import NOTHING
 from uso_jax.data.drawings.subjects import FIELD_REACH, FIELD_SIZE, Subject
 from uso_jax.data.emoji.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
 
-# Each team's artwork keeps its own licence; images made from it must carry these notices.
+# Images made from the artwork must carry these licence notices.
 LICENCES = {
     "twemoji": "Twemoji, CC-BY-4.0",
     "noto": "Noto Emoji, Apache-2.0",
@@ -35,24 +35,29 @@ LICENCES = {
 TEAMS = tuple(LICENCES)
 HELDOUT_TEAM = "emojione"
 FOLDER = "emoji_artwork"
-VERSION = 1  # of the file: raise it with any change of what is kept
-FIELD_KEPT = (FIELD_SIZE + 1) // 2  # every second point of a subject's field, a side
+VERSION = 1  # of the file format; increase it when the stored content changes
+FIELD_KEPT = (FIELD_SIZE + 1) // 2  # side of the stored distance field: every second point
 
 
 def is_heldout(subject: str) -> bool:
-    """Say whether a subject is held out of training: by its name alone, so that it never changes."""
+    """Return whether a subject is held out of training. Depends only on its name, so the split is stable."""
     return zlib.crc32(subject.encode()) % 10 == 0
 
 
 class EmojiArtwork:
-    """Subjects by name and team, fine enough for images of `size` pixels.
+    """Subjects by name and team, at a resolution for images of `size` pixels.
 
-    Reads the file in `data_dir`, which is first made from the tarballs in `manual_dir` if there is none; without
-    `manual_dir` it must be there.
+    Args:
+      data_dir: holds the rasterised artwork, which is created there if it is missing.
+      manual_dir: holds the tarballs; "" if the rasterised artwork exists already.
+      size: side of the images to draw, in pixels.
+
+    Raises:
+      InputError: the rasterised artwork is missing or damaged, or tarballs are missing.
     """
 
     def __init__(self, data_dir: Path | str, manual_dir: Path | str, *, size: int):
-        # A subject is drawn no larger than the image: from as many points as the image has, and 128 at most.
+        # A subject never exceeds the image, so the image's resolution suffices (a power of two, at most 128).
         self.side = min(ARTWORK_SIDE, max(8, 1 << (size - 1).bit_length()))
         self._records = _open(_made(Path(data_dir) / FOLDER, str(manual_dir), self.side), _layout(self.side))
         self.names = tuple(name.decode() for name in self._records["name"][:, 0].tolist())
@@ -61,18 +66,18 @@ class EmojiArtwork:
         self.heldout = tuple(name for name in self.names if is_heldout(name))
 
     def subject(self, name: str, team: str) -> Subject:
-        """Give a subject as a team draws it, its own image included."""
+        """Return a subject as drawn by a team, including its artwork."""
         record = self._records[self._rows[name], TEAMS.index(team)]
         fill, ink = record["fill"].decode(), record["ink"].decode()
         artwork = record["artwork"] * np.float32(1 / 255)
         subject = Subject(name, phrase(name), fill, ink, NOTHING, NOTHING, is_heldout(name), artwork)
-        # What `Subject.field` looks up before it would work the field out.
+        # Fills the cached property `Subject.field`, which would be computed otherwise.
         vars(subject)["field"] = _refined(record["field"])
         return subject
 
 
 def phrase(name: str) -> str:
-    """Give a subject's name as a caption has it."""
+    """Return the name of a subject for captions."""
     return f"the {name.replace('-', ' ')}"
 
 
@@ -82,14 +87,14 @@ def _layout(side: int) -> np.dtype:
 
 
 def _made(folder: Path, manual_dir: str, side: int) -> Path:
-    """Give the path of the file for this side, which is made if it can be and must be."""
+    """Return the path of the rasterised artwork of this resolution; create it if necessary."""
     kind = f"v{VERSION}-{side}px"
     if not manual_dir:
         found = sorted(folder.glob(f"{kind}-*.npy"))
         if len(found) != 1:
             raise InputError(
-                f"{folder} holds {len(found)} files of emoji artwork for {side} pixels ({kind}-*.npy), not one: set"
-                " manual_dir to the folder of the downloaded tarballs (npm pack "
+                f"{folder} holds {len(found)} files of emoji artwork for {side} pixels ({kind}-*.npy), expected one:"
+                " set manual_dir to the directory of the downloaded tarballs (npm pack "
                 + " ".join(f"@iconify-json/{team}" for team in TEAMS)
                 + ")."
             )
@@ -108,29 +113,29 @@ def _open(path: Path, layout: np.dtype) -> np.ndarray:
     try:
         records = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not readable ({error}): delete it, and it is made again.") from error
+        raise InputError(f"{path} is not readable ({error}): delete it to create it again.") from error
     if records.dtype != layout or records.ndim != 2 or records.shape[1] != len(TEAMS):
-        raise InputError(f"{path} does not hold emoji artwork of this version: delete it, and it is made again.")
+        raise InputError(f"{path} does not hold emoji artwork of this version: delete it to create it again.")
     return records
 
 
 def _write(path: Path, sets: list[IconSet], side: int) -> None:
-    """Rasterise everything, in two to three minutes, under another name until it is whole."""
+    """Rasterise all icons (two to three minutes) and write the file atomically."""
     names = common_subjects(sets)
     heldout = sum(map(is_heldout, names))
     if len(names) - heldout < 2 or not heldout:
         raise InputError(
-            f"emoji data: the {len(sets)} icon sets share {len(names) - heldout} seen and {heldout} held-out subjects;"
-            " at least 2 and 1 are needed: get the published sets again with npm pack."
+            f"emoji data: the {len(sets)} icon sets share {len(names) - heldout} seen and {heldout} held-out subjects,"
+            " but at least 2 and 1 are needed: download the published sets again with npm pack."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / ".gitignore").write_text("*\n")  # other people's work: not to be committed by accident
+    (path.parent / ".gitignore").write_text("*\n")  # third-party artwork must not be committed by accident
     with atomic_files.beside(path) as temporary:
         records = np.lib.format.open_memmap(temporary, "w+", _layout(side), (len(names), len(sets)))
         with progress.bar(total=records.size, desc="Rasterising emoji", unit="icon") as bar:
             for row, name in enumerate(names):
                 for column, icons in enumerate(sets):
-                    # Twice as fine as what is kept, which makes clean edges.
+                    # Twice the stored resolution, for antialiasing.
                     drawn = icons.render(name, max(128, 2 * side))
                     for field, value in _record(subject_from_artwork(drawn, f"{icons.name} {name}"), side):
                         records[field][row, column] = value
@@ -146,7 +151,7 @@ def _record(subject: Subject, side: int) -> Iterator[tuple[str, object]]:
     yield "artwork", (artwork * 255 + 0.5).clip(0, 255).astype(np.uint8)
     axis = np.linspace(-FIELD_REACH, FIELD_REACH, FIELD_KEPT)
     y, x = np.meshgrid(axis, axis, indexing="ij")
-    # As `Subject.field`, which would also correct distances; those of a raster are right.
+    # As `Subject.field`, without its correction: distances of a raster are exact.
     body = subject.body.distance(x, y)
     yield "field", np.stack([body, np.maximum(subject.detail.distance(x, y), body + 0.02)], axis=-1)
     yield "fill", subject.fill
@@ -154,8 +159,8 @@ def _record(subject: Subject, side: int) -> Iterator[tuple[str, object]]:
 
 
 def _refined(kept: Float16[np.ndarray, "y x 2"]) -> Float32[np.ndarray, "n 2"]:
-    """Give a field with a point between every two that were kept."""
-    # The two distances of a point move as one complex number, which is several times faster.
+    """Upsample a stored distance field linearly by two."""
+    # Handling the two distances of a point as one complex number is several times faster.
     coarse = kept.astype(np.float32).view(np.complex64)[..., 0]
     rows = np.empty((FIELD_SIZE, FIELD_KEPT), np.complex64)
     rows[::2] = coarse

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets of real artwork, drawn on demand: real content in artists' own styles and in exact drawn ones.
+"""Triplets of emoji artwork, drawn on demand, in artists' styles and in procedural styles.
 
     artists    content = (subject s, team A)    style = (subject t, team B)     target = (subject s, team B)
     drawn      content = (subject s, team A)    style = (subject t, style B)    target = (subject s of team A, style B)
 
-An artist's style is a team and its ground: the target has the ground of the style image, the content has one of its
-own. A drawn style is one of `uso_jax.data.drawings.styles`, painted over silhouette and details of the artwork.
-Example i of a split depends on (seed, split, i) alone. What the splits hold out:
+An artist's style is a team and a background colour: the target has the background of the style image, the content
+another one. A drawn style is one of `uso_jax.data.drawings.styles`, applied to silhouette and details of the artwork.
+Example i of a split depends only on (seed, split, i). The splits:
 
     train              seen subjects,      six teams,  seen families, colours and textures
     heldout_subjects   held-out subjects,  six teams,  seen families, colours and textures
@@ -16,9 +16,9 @@ Example i of a split depends on (seed, split, i) alone. What the splits hold out
     heldout            held-out subjects,  emojione,  held-out colours and textures
 
 The subject of a style image is always a seen one, and team A one of the six. `meta` of a triplet holds "look" (artists
-or drawn); of the target "subject", "phrase", "team", "pose", "style" (a Style, the plain one for artists) and "family";
-of the others "content_team", "content_pose", "content_style", "style_subjects" and "style_teams"; and "labels": places
-in STYLES and FAMILIES for drawn styles, -1 for what judges of the procedural source do not know.
+or drawn); for the target "subject", "phrase", "team", "pose", "style" (a DrawingStyle, plain for artists) and "family";
+for the references "content_team", "content_pose", "content_style", "style_subjects" and "style_teams"; and "labels",
+indices into STYLES and FAMILIES for drawn styles, -1 for what classifiers of the procedural source do not know.
 """
 
 import operator
@@ -41,21 +41,30 @@ SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "hel
 LOOKS = ("artists", "drawn")
 TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
 SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
-NUM_SUBJECTS = 60  # other subjects among the counterfactuals
+NUM_SUBJECTS = 60  # other subjects in the counterfactuals
 
 
 class EmojiSource:
     """A random-access source of `length` triplets of emoji artwork.
 
-    data_dir, manual_dir: where the rasterised artwork is kept, and the folder of the tarballs, needed once.
-    looks: weights of "artists" and "drawn"; equal ones by default. The split heldout_families has drawn ones only.
-    tasks: weight of each of "style_subject", "subject", "style", "text"; the absent ones do not occur.
-    preserved: share of examples with a content image whose target keeps its pose.
-    empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
-    style_words: probability that the caption also names the style ("the pear, noto style on blue"). A subject example
-        whose target has another style than its content always does.
-    plain: share of subject and text examples whose target is drawn by the content's team, before a ground of its own.
-    same_look: share of subject examples whose target has exactly the content's look.
+    Args:
+      data_dir, manual_dir: directories of the rasterised artwork and of the tarballs, see `EmojiArtwork`.
+      split: one of SPLITS.
+      seed: of all random choices.
+      size: side of the images in pixels.
+      length: number of triplets.
+      looks: sampling weights of "artists" and "drawn", equal by default. heldout_families has only drawn ones.
+      tasks: sampling weights of "style_subject", "subject", "style" and "text"; omitted tasks do not occur.
+      preserved: share of examples with a content image whose target keeps its pose.
+      empty_prompt: share of style_subject examples with preserved layout that have the empty prompt.
+      style_words: probability that the caption also names the style ("the pear, noto style on blue"). Subject examples
+        whose target has another style than the content always name it.
+      plain: share of subject and text examples whose target is by the content's team, on another background.
+      same_look: share of subject examples whose target has exactly the content's look.
+      num_styles: style images per example.
+
+    Raises:
+      InputError: an argument is invalid, or the artwork is missing.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class EmojiSource:
         )
         if split == "heldout_families":
             if looks is not None and not looks.get("drawn", 0) > 0:
-                raise InputError("emoji data: heldout_families has drawn styles only; give looks a weight of drawn.")
+                raise InputError("emoji data: heldout_families has only drawn styles; set a positive looks.drawn.")
             self._looks = sampling.edges("emoji data", "looks", {"drawn": 1}, LOOKS)
         tasks = {"style_subject": 1} if tasks is None else tasks
         self._tasks = sampling.edges("emoji data", "tasks", tasks, tuple(TASK_CONDITIONS))
@@ -116,7 +125,7 @@ class EmojiSource:
         content_pose = pose if preserved else Pose.draw(rng)
         content_style = DrawingStyle.plain(rng, own)
 
-        # The target: whose hand, and what over it.
+        # Team and style of the target.
         team, style, is_own = content_team, content_style, True
         if task == "subject" and rng.random() < self.same_look:
             pass
@@ -153,7 +162,7 @@ class EmojiSource:
 
         sentence = "{}" if preserved or task == "text" else sampling.pick(rng, SENTENCES)
         prompt = sentence.format(meta["phrase"])
-        # Nothing else says which style is wanted where no style image does.
+        # Without a style image, only the caption specifies the style.
         if rng.random() < self.style_words or (task == "subject" and not is_own):
             prompt += f", {style.words if style.name != PLAIN else f'{team} style on {style.ground_name}'}"
         if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
@@ -170,15 +179,15 @@ class EmojiSource:
         )
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give the (height, width) of targets and content images, which are all the same."""
+        """Return the (height, width) of targets and content images, which are all equal."""
         return np.broadcast_to(np.int32(self.size), (self.length, 4))
 
     def counterfactuals(
         self, triplet: Triplet
     ) -> tuple[UInt8[np.ndarray, "m {self.size} {self.size} 3"], UInt8[np.ndarray, "k {self.size} {self.size} 3"]]:
-        """Give a triplet's target with other subjects, and in other styles; the target itself comes first.
+        """Return the target with other subjects, and in other styles. The target itself comes first in both.
 
-        Other styles of an artist's image are the same subject by every other team, before the same ground.
+        Other styles of an artist's image are the same subject by every other team on the same background.
         """
         meta = triplet.meta
         subject = self.artwork.subject(meta["subject"], meta["team"])
@@ -196,7 +205,7 @@ class EmojiSource:
     def style_drawings(
         self, triplet: Triplet, count: int, rng: np.random.Generator
     ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:
-        """Draw so many other subjects in the style of a triplet's target, then in other styles, or by other teams."""
+        """Draw `count` other subjects in the style of the triplet's target, and then in each other style or team."""
         meta = triplet.meta
         names = [name for name in self.artwork.names if name != meta["subject"]]
         chosen = [names[i] for i in rng.permutation(len(names))[:NUM_SUBJECTS]]

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A fixed set of emoji triplets in artists' styles, as TFDS writes and reads it: what EmojiSource draws, kept.
+"""A fixed TFDS data set of emoji triplets in artists' styles, as drawn by EmojiSource.
 
-For comparisons that must not change with the code, and for other programs; training draws its triplets on demand.
-Nothing needs TensorFlow.
+It serves comparisons that must not change with the code, and other programs; training draws triplets on demand.
+TensorFlow is not required.
 """
 
 import io
@@ -23,12 +23,12 @@ from uso_jax.images import decode
 SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout")
 IMAGES = ("content", "style", "target")
 TEXT = ("prompt", "layout", "subject", "style_subject", "content_team", "style_team")
-DRAWN = ("num_train", "num_heldout", "seed", "preserved", "empty_prompt")  # settings of the draw, beside the size
+DRAWN = ("num_train", "num_heldout", "seed", "preserved", "empty_prompt")  # settings besides the size
 
 
 @dataclass(eq=False)
 class EmojiConfig(tfds.core.BuilderConfig):
-    """Image size in pixels, triplets per split, and the seed of the draw."""
+    """Image size in pixels, number of triplets per split, and the settings of EmojiSource."""
 
     name: str = ""
     size: int = 64
@@ -41,17 +41,17 @@ class EmojiConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         if self.size < 8 or self.num_train < 1 or self.num_heldout < 1:
             raise InputError(
-                f"emoji data: size {self.size} must be at least 8, and the numbers of triplets at least 1."
+                f"emoji data: size {self.size} must be at least 8, and num_train and num_heldout at least 1."
             )
-        # The name is the folder: it says all that is not the default, so that data sets made differently lie side by
-        # side and none is taken for another.
+        # The name is the directory. It contains all settings that differ from the default, so that data sets with other
+        # settings lie side by side.
         fields = ((name, EmojiConfig.__dataclass_fields__[name].default, getattr(self, name)) for name in DRAWN)
         changed = "".join(f"_{name}{value}" for name, default, value in fields if value != default)
         self.name = self.name or f"{self.size}px{changed}"
 
 
 class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the emoji triplets; wants an EmojiConfig, writes encoded PNG and text only."""
+    """TFDS builder of emoji triplets, configured by an EmojiConfig. Stores PNG files and text."""
 
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version.", "2.0.0": "The triplets of EmojiSource; split heldout."}
@@ -89,7 +89,7 @@ class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
         for index in range(len(source)):
             triplet = source[index]
             images = (triplet.content, *triplet.styles, triplet.target)
-            # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
+            # TFDS stores the bytes of file objects unchanged, but would encode arrays with TensorFlow.
             files = (io.BytesIO(decode.encode_png(image)) for image in images)
             meta = triplet.meta
             text = (triplet.prompt, triplet.layout, meta["subject"], meta["style_subjects"][0])
@@ -98,10 +98,10 @@ class EmojiTriplets(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(manual_dir: Path | str, data_dir: Path | str, config: EmojiConfig | None = None) -> Path:
-    """Build the data set from the tarballs in `manual_dir`; gives the folder, at once if it is already there."""
+    """Build the data set from the tarballs in `manual_dir`, unless it exists, and return its directory."""
     config = config or EmojiConfig()
     builder = EmojiTriplets(data_dir=str(data_dir), config=config)
-    # Before TFDS does anything: its own error for a missing folder does not say which files are wanted.
+    # TFDS' own error for a missing directory does not name the required files.
     if not builder.data_path.exists():
         EmojiArtwork(data_dir, manual_dir, size=config.size)
     download = tfds.download.DownloadConfig(manual_dir=str(manual_dir), try_download_gcs=False)
@@ -110,7 +110,11 @@ def prepare(manual_dir: Path | str, data_dir: Path | str, config: EmojiConfig | 
 
 
 class EmojiSet:
-    """Random access to a split of a set in `data_dir`, made by `prepare`; `config` names it where there are several."""
+    """Random access to a split of a data set that `prepare` built in `data_dir`.
+
+    Raises:
+      InputError: the split or data set does not exist, or there are several and `config` does not name one.
+    """
 
     def __init__(self, data_dir: Path | str, split: str = "train", config: str | None = None):
         if split not in SPLITS:
@@ -120,16 +124,16 @@ class EmojiSet:
         if not known or (config is not None and config not in known):
             wanted = f" named {config!r}" if config else ""
             raise InputError(
-                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): make it with"
+                f"no emoji data set{wanted} in {data_dir} (found: {', '.join(known) or 'none'}): build it with"
                 " uso_jax.data.emoji.tfds.prepare."
             )
         if config is None and len(known) > 1:
-            raise InputError(f"{data_dir} holds several emoji data sets: set config to one of {', '.join(known)}.")
+            raise InputError(f"{data_dir} contains several emoji data sets: set config to one of {', '.join(known)}.")
         self.split, self.config = split, config or known[0]
         folder = root / self.config / str(EmojiTriplets.VERSION)
         if not folder.exists():
             raise InputError(f"{folder} does not exist; the data set is of another version: prepare it again.")
-        # The PNG bytes are taken as they are: TFDS would decode them by whatever library it finds.
+        # Undecoded PNG bytes: TFDS would decode them with whatever library it finds.
         undecoded = dict.fromkeys(IMAGES, tfds.decode.SkipDecoding())
         self._data = tfds.builder_from_directory(str(folder)).as_data_source(split, decoders=undecoded)
 

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of triplets in files: each turns one public schema, or a plain one of this project's, into items.
+"""Readers of triplets from files, one per schema: those of public data sets and plain ones of this project.
 
-A reader is a generator function of a path (or URL) and options. It gives an `Item` for every triplet and a `LeftOut`
-for every row that it does not use; what makes the whole file useless is an InputError. `FileTriplets` does the rest.
+A reader is a generator function `read_NAME(path, **options)`. It yields an `Item` for every triplet and a `LeftOut` for
+every row that it skips, and raises an InputError if the file as a whole is invalid. `FileTriplets` turns it into a
+source.
 """
 
 import importlib
@@ -30,6 +31,6 @@ _MODULES = {"json": "json_list", "uno": "json_list", "uso_eval": "json_list"}
 
 
 def get_reader(name: str) -> Callable:
-    """Give the reader of a name; its module, and what that needs, is imported only now."""
+    """Return the reader of a name. Its module and dependencies are imported here."""
     module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
     return getattr(module, f"read_{name}")

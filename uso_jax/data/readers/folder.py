@@ -1,12 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A plain folder of triplets: images that belong together have the same name.
+"""A plain folder of triplets: the images of a triplet have the same name.
 
     FOLDER/target/NAME.png    FOLDER/content/NAME.jpg    FOLDER/style/NAME.png    FOLDER/prompt/NAME.txt
 
-Content, style and prompt may be missing, as parts or for some names; a part may be a .tar or .zip file. More style
-images of a triplet lie in style_2, style_3 and so on. Where a prompt is missing the layout is preserved, otherwise it
-is what `layout` says.
+Content, style and prompt are optional, for all or for some names. Each part may be a .tar or .zip file. Further style
+images are in style_2, style_3 and so on. Without a prompt the layout is preserved.
 """
 
 import posixpath
@@ -20,7 +19,7 @@ from uso_jax.data.storage.places import Place
 
 
 def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | LeftOut]:
-    """Read the folder."""
+    """Read the folder; `layout` is that of triplets with a prompt."""
     path = str(path)
     targets, content = archives.images_by_stem(path, "target"), _part(path, "content")
     styles = [_part(path, "style")]
@@ -30,7 +29,7 @@ def read_folder(path: str | Path, layout: str = "shifted") -> Iterator[Item | Le
     for name, target in targets.items():
         prompt = prompts.get(name, "")
         if not prompt and name not in content:
-            yield LeftOut("it has neither a prompt nor a content image")
+            yield LeftOut("neither a prompt nor a content image")
             continue
         yield Item(
             key=name,
@@ -56,7 +55,7 @@ def _prompts(path: str) -> dict[str, str]:
     for name, place in archives.list_members(whole).items():
         stem, ending = posixpath.splitext(posixpath.basename(name))
         if ending != ".txt":
-            raise InputError(f"{place} is no .txt file: the folder prompt holds one text file a triplet.")
+            raise InputError(f"{place} is not a .txt file: the folder prompt must hold one text file per triplet.")
         try:
             texts[stem] = place.read().decode("utf-8").strip()
         except UnicodeDecodeError as error:

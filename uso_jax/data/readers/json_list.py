@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of items that name image files, as JSON or with one item a line (.jsonl).
+"""Lists of items that name image files, as JSON or with one item per line (.jsonl).
 
     json      {"prompt": "a cat", "content": "a.png", "styles": ["b.png"], "target": "c.png", "layout": "shifted"}
-              or, as upstream has it, {"prompt": "a cat", "image_paths": ["a.png", "b.png"], "image_tgt_path": "c.png"}
+              or, in upstream's form, {"prompt": "a cat", "image_paths": ["a.png", "b.png"], "image_tgt_path": "c.png"}
     uno       {"prompt": "a cat", "image_paths": ["a.png"], "image_tgt_path": "c.png"}, or "image_path": "a.png"
     uso_eval  {"prompt": "a cat", "image_paths": ["a.png" or "", "b.png"], "save_dir": "name"}
 
-In USO's files the first of `image_paths` is the content ("" = none), the others are styles; in UNO's all are subjects.
-Paths are relative to the JSON's folder, or to `root`. Without a "layout", an empty prompt means preserved, any other
-shifted.
+In USO's files the first of `image_paths` is the content ("" means none) and the others are styles; in UNO's all are
+subjects. Paths are relative to the directory of the JSON file, or to `root`. "layout" defaults to preserved for an
+empty prompt and to shifted otherwise.
 """
 
 import json
@@ -29,7 +29,7 @@ EVAL_KEYS = {"prompt", "image_paths", "save_dir"}
 
 
 def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
-    """Read this project's own list; items in upstream's form are read too."""
+    """Read a list in this project's form; items in upstream's form are accepted too."""
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load_list(path)):
         yield own_item(item, number, folder, f"{path}, item {number}")
@@ -38,25 +38,28 @@ def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
 def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Item | LeftOut]:
     """Read UNO's training file.
 
-    `several` says what becomes of items with more than one subject, since there is one content image here: they are
-    left out ("leave_out"), or only the first subject is taken ("first").
+    Args:
+      path: the file.
+      root: directory of the images; "" means that of the file.
+      several: how to handle items with more than one subject, since a triplet has one content image: skip them
+        ("leave_out") or use only the first subject ("first").
     """
     if several not in ("leave_out", "first"):
-        raise InputError(f"several is {several!r}; use leave_out or first.")
+        raise InputError(f"several is {several!r}; use 'leave_out' or 'first'.")
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load_list(path)):
         where = f"{path}, item {number}"
         values = _upstream(item, where)
         if values["styles"]:
             if several == "leave_out":
-                yield LeftOut("it has several subjects, and there is one content image (several=first takes the first)")
+                yield LeftOut("more than one subject (several=first uses the first)")
                 continue
             values["styles"] = []
         yield _item(values, str(number), folder, where, _target(values, folder, where))
 
 
 def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
-    """Read upstream's list of what to generate; targets are made images in the folder `images`, or none."""
+    """Read USO's list of images to generate. Targets are the generated images in the directory `pictures`, if set."""
     folder = root or urls.parent(str(path))
     for number, item in enumerate(load_list(path)):
         where = f"{path}, item {number}"
@@ -65,16 +68,16 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
         values["layout"] = "shifted" if values["prompt"] else "preserved"
         name = item.get("save_dir", str(number))
         if not isinstance(name, str):
-            raise InputError(f'{where}: "save_dir" must be text, not {name!r}.')
+            raise InputError(f'{where}: "save_dir" must be a string, not {name!r}.')
         made = Place(urls.join(pictures, f"{name}_0.png", where)) if pictures else None
         yield _item(values, str(number), folder, where, made)
 
 
 def load_list(path: str | Path) -> list:
-    """Read a JSON list, or a file with one JSON value a line.
+    """Read a JSON list or a JSON Lines file.
 
     Raises:
-      InputError: it is neither, or empty.
+      InputError: the file is missing, invalid or empty.
     """
     path = str(path)
     try:
@@ -88,14 +91,18 @@ def load_list(path: str | Path) -> list:
         else:
             items = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}): correct it.") from error
+        raise InputError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(items, list) or not items:
-        raise InputError(f"{path} must hold a list with at least one item.")
+        raise InputError(f"{path} must contain a list with at least one item.")
     return items
 
 
 def own_item(item: Any, number: int, folder: str, where: str) -> Item:
-    """Check one item of `read_json`; a mistake in the last one does not wait for the end of an epoch."""
+    """Validate and convert one item of `read_json`.
+
+    Raises:
+      InputError: the item is invalid; `where` is the prefix of the message.
+    """
     if isinstance(item, Mapping) and "image_tgt_path" in item:
         values = _upstream(item, where)
         return _item(values, str(number), folder, where, _target(values, folder, where))
@@ -116,18 +123,18 @@ def _references(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _object(item: Any, where: str, known: set[str]) -> Mapping[str, Any]:
-    """Refuse what is no object, and entries that are not known."""
+    """Raise an InputError unless `item` is a JSON object with known keys only."""
     if not isinstance(item, Mapping):
-        raise InputError(f"{where} is not an object with names and values.")
+        raise InputError(f"{where} is not a JSON object.")
     if strange := sorted(set(item) - known):
-        raise InputError(f"{where} has unknown entries {', '.join(strange)}; known are {', '.join(sorted(known))}.")
+        raise InputError(f"{where} has unknown keys {', '.join(strange)}; known are {', '.join(sorted(known))}.")
     return item
 
 
 def _target(values: Mapping[str, Any], folder: str, where: str) -> Place:
     target = values.get("target")
     if not isinstance(target, str) or not target:
-        raise InputError(f'{where} has no "target": name the image file that the model should learn to make.')
+        raise InputError(f'{where} has no "target": add the image file that the model should learn to generate.')
     return Place(urls.join(folder, target, where))
 
 
@@ -141,6 +148,6 @@ def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: 
     check_words(prompt, layout, where)
     meta = values.get("meta", {})
     if not isinstance(meta, Mapping):
-        raise InputError(f'{where}: "meta" must be an object with names and values.')
+        raise InputError(f'{where}: "meta" must be a JSON object.')
     place = lambda path: Place(urls.join(folder, path, where))
     return Item(key, target, prompt, place(content) if content else None, tuple(map(place, styles)), layout, dict(meta))

@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""OmniStyle: stylised images whose names say what was stylised, and as what.
+"""OmniStyle: stylised images whose names contain the names of their content and style images.
 
     FOLDER/content/CONTENT.jpg    FOLDER/style/STYLE.jpg    FOLDER/OmniStyle-150K/CONTENT&&STYLE.jpg
 
-Each of the three is a folder or a tar of that name, found by what it holds. The layout is preserved and the prompt
-empty.
+Each part is a folder, or a .tar or .zip file of that name. The layout is preserved and the prompt empty.
 """
 
 import posixpath
@@ -22,16 +21,16 @@ MARK = "&&"
 def read_omnistyle(
     path: str | Path, content: str = "content", style: str = "style", stylised: str = "OmniStyle-150K"
 ) -> Iterator[Item | LeftOut]:
-    """Read the folder; the names of its three parts may be given."""
+    """Read the folder; `content`, `style` and `stylised` are the names of its three parts."""
     parts = {name: archives.images_by_stem(str(path), name) for name in (content, style, stylised)}
     for stem, target in parts[stylised].items():
         names = [posixpath.splitext(name)[0] if name.lower().endswith(IMAGES) else name for name in stem.split(MARK)]
         if len(names) != 2 or not all(names):
-            yield LeftOut(f"its name is not CONTENT{MARK}STYLE")
+            yield LeftOut(f"name is not CONTENT{MARK}STYLE")
         elif names[0] not in parts[content]:
-            yield LeftOut("its content image is missing")
+            yield LeftOut("content image is missing")
         elif names[1] not in parts[style]:
-            yield LeftOut("its style image is missing")
+            yield LeftOut("style image is missing")
         else:
             yield Item(
                 key=stem,

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets in parquet files: this project's own columns, with images as bytes, as {"bytes", "path"}, or as file names.
+"""Triplets in parquet files, with images as bytes, as {"bytes", "path"} structs, or as file names.
 
     prompt text, target image, content image or null, style image or null (or style_1, style_2 ...), layout text
 
-Only prompt and target have to be there. File names are relative to the parquet file's folder, or to `root`.
+Only prompt and target are required. File names are relative to the directory of the parquet file, or to `root`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from uso_jax.data.triplet import check_words
 
 
 def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
-    """Read one parquet file or all of a folder."""
+    """Read one parquet file, or all in a folder."""
     for file in archives.list_files(str(path), ".parquet"):
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -34,7 +34,7 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
             columns = {}
             for name in batch.schema.names:
                 column = batch.column(name)
-                # Of images only whether there are bytes: they may fill the memory.
+                # Only whether an image has bytes: the bytes themselves could exhaust memory.
                 if pa.types.is_struct(column.type) or pa.types.is_binary(column.type):
                     data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
                     paths = (

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What readers give, and the random-access source of triplets that is made of it."""
+"""The items that readers yield, and `FileTriplets`, the random-access source built from them."""
 
 import collections
 import hashlib
@@ -25,15 +25,15 @@ from uso_jax.data.triplet import Triplet, task_of
 from uso_jax.images.decode import Fit
 
 _LOG = logging.getLogger("uso_jax.data")
-_KEPT_FROM = 10_000  # triplets: the sizes of fewer are measured again rather than kept on disk
-_THREADS = 16  # that measure sizes: reading headers is waiting
+_KEPT_FROM = 10_000  # number of triplets from which measured image sizes are cached on disk
+_THREADS = 16  # for reading image headers, which is I/O-bound
 
 
 @dataclass(frozen=True)
 class Item:
-    """A triplet whose images are still files; the fields are those of `Triplet`. `key` is unique within the source.
+    """A triplet whose images are not loaded yet. The fields are those of `Triplet`; `key` is unique in the source.
 
-    `target` is None only for items that are to be generated from, not trained on.
+    `target` is None only for items that are generated from.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that a reader does not use, and why; rows are counted by reason."""
+    """A row that a reader skips, with the reason. Rows are counted by reason."""
 
     reason: str
 
@@ -55,16 +55,24 @@ class LeftOut:
 def both_ways(
     key: str, images: Sequence[Place], captions: Sequence[str], meta: Mapping[str, Any], both: bool
 ) -> Iterator[Item]:
-    """Give the triplet from the first of two images of a subject to the second and, if `both`, the one back."""
+    """Yield the triplet from the first of two images of a subject to the second and, if `both`, the reverse one."""
     for content, target in ((0, 1), (1, 0))[: 2 if both else 1]:
         yield Item(f"{key}/{target}", images[target], captions[target], images[content], meta=dict(meta))
 
 
 class FileTriplets:
-    """Random access to the triplets of a reader; images are read and decoded when an item is asked for.
+    """Random access to the triplets of a reader. Images are read and decoded on access.
 
-    Items are kept as lines of JSON in one buffer: a million take a few hundred bytes each, and none of them slows
-    down garbage collection or the start of a worker process.
+    Items are stored as JSON in one buffer: a few hundred bytes each, without cost for garbage collection or for the
+    start of worker processes.
+
+    Args:
+      name: of the reader.
+      path: of the data, for messages and keys.
+      found: output of the reader.
+
+    Raises:
+      InputError: two items have the same key, or there are none.
     """
 
     def __init__(self, name: str, path: str, found: Iterable[Item | LeftOut]):
@@ -82,10 +90,10 @@ class FileTriplets:
             ends.append(len(rows))
         self._rows, self._ends = bytes(rows), ends
         if not len(self):
-            lost = "; ".join(f"{count} left out: {reason}" for reason, count in self.left_out.items())
-            raise InputError(f"{self.path} has no triplet that can be used ({lost or 'it is empty'}).")
+            lost = "; ".join(f"{count} rows skipped: {reason}" for reason, count in self.left_out.items())
+            raise InputError(f"{self.path} has no usable triplet ({lost or 'it is empty'}).")
         for reason, count in self.left_out.items():
-            _LOG.warning("%s: %d of its rows left out: %s", self.path, count, reason)
+            _LOG.warning("%s: %d rows skipped: %s", self.path, count, reason)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -94,7 +102,11 @@ class FileTriplets:
         return self.fitted(operator.index(index))
 
     def fitted(self, index: int, target: Fit | None = None, content: Fit | None = None, style: Fit | None = None):
-        """Give a triplet whose images are resized as they are decoded."""
+        """Return a triplet whose images are resized by these functions while they are decoded.
+
+        Raises:
+          BadExample: an image cannot be read or decoded.
+        """
         item = self.item(index)
         what = f" (item {item.key} of {self.path})"
         content = None if item.content is None else item.content.decode(what, content)
@@ -111,15 +123,15 @@ class FileTriplets:
         )
 
     def item(self, index: int) -> Item:
-        """Give an item without reading its images."""
+        """Return an item without reading its images."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         return _unpack(self._rows[self._ends[index] : self._ends[index + 1]])
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give (height, width) of every target and content image, 0 where there is none or it cannot be read.
+        """Return (height, width) of every target and content image, 0 where absent or unreadable.
 
-        Headers are read once; for large sets the result is kept in the user's cache folder.
+        Only image headers are read. For large sets the result is cached in the user's cache directory.
         """
         name = hashlib.sha256(self._rows).hexdigest()[:24]
         kept = cache_folder() / "sizes" / f"{name}.npy"
@@ -142,7 +154,7 @@ class FileTriplets:
 
 
 def cache_folder() -> pathlib.Path:
-    """Give the folder for what can be made again."""
+    """Return the directory of cached data."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uso_jax"
 
 
@@ -150,7 +162,7 @@ def _size(place: Place | None) -> tuple[int, int]:
     try:
         return (0, 0) if place is None else place.size()
     except BadExample:
-        return 0, 0  # reported when it is decoded
+        return 0, 0  # reported when the image is decoded
 
 
 def _pack(item: Item) -> bytes:

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""StyleBooth: pairs of a plain image and its stylised version, with the style's name.
+"""StyleBooth: pairs of a plain image and its stylised version, with the name of the style.
 
     FOLDER/train.csv     EnStyle,ZhStyle,ShortStyleName,Target:FILE,Source:FILE,SearchResult:DICT
     FOLDER.zip           the same, packed
 
-The last column is a dictionary whose commas are not quoted, so a row is cut at its first five commas only. There are no
-style images; a stylised image of the same style, the next one in the file, can serve as one.
+The last column is a dictionary with unquoted commas, so a row is split at its first five commas only. There are no
+style images; the next stylised image of the same style can serve as one.
 """
 
 import collections
@@ -27,26 +27,26 @@ def read_stylebooth(
     """Read the folder or zip file.
 
     Args:
-      path: the folder or zip file with the table and the images that it names.
-      prompt: the instruction; {style} is the style's name.
-      styles: take the next stylised image of the same style as style image; the prompt is then empty.
-      table: the table's name.
+      path: the folder or zip file with the table and its images.
+      prompt: template of the instruction; {style} is the name of the style.
+      styles: use the next stylised image of the same style as style image, with an empty prompt.
+      table: file name of the table.
     """
     files = archives.list_members(str(path))
     found = [name for name in files if posixpath.basename(name) == table]
     if len(found) != 1:
-        raise InputError(f"{path} holds {len(found)} files {table}: name the one to read with table.")
+        raise InputError(f"{path} holds {len(found)} files {table}, expected one: set table to the one to read.")
     folder = posixpath.dirname(found[0])
     lines = files[found[0]].read().decode("utf-8-sig", "replace").splitlines()
     if tuple(name.strip() for name in lines[0].split(",")[:5]) != HEADER:
-        raise InputError(f"{path}: {found[0]} does not begin with the columns {', '.join(HEADER)}.")
+        raise InputError(f"{path}: {found[0]} does not start with the columns {', '.join(HEADER)}.")
     rows, of_style = [], collections.defaultdict(list)
     for number, line in enumerate(lines[1:], start=1):
         if not line.strip():
             continue
         cells = [cell.strip() for cell in line.split(",", 5)]
         if len(cells) < 5 or not all((cells[0], cells[3], cells[4])):
-            yield LeftOut("its row is incomplete")
+            yield LeftOut("incomplete row")
             continue
         where = f"{path}, {found[0]}, row {number}"
         target, source = (posixpath.join(folder, urls.check_inside(cell, where)) for cell in cells[3:5])
@@ -59,7 +59,7 @@ def read_stylebooth(
     for place, (number, style, target, source) in enumerate(rows):
         members = of_style[style]
         if styles and len(members) < 2:
-            yield LeftOut("it is alone in its style, so there is no style image")
+            yield LeftOut("no other image of its style")
             continue
         other = rows[members[(places_of[place] + 1) % len(members)]][2]
         yield Item(

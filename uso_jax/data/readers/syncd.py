@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """SynCD: sets of images of one subject, with prompts and the scores of two filters.
 
-    FOLDER/.../*metadata_with_scores.json, or *metadata.json where there are no scores:
+    FOLDER/.../*metadata_with_scores.json, or *metadata.json without scores:
         [{"filenames": ["a.jpg", ...], "prompts": ["...", ...], "dino_scores": [[1, 0.8], [0.8, 1]],
           "aesthetics_scores": {"a": 6.1, ...}}, ...]
 
-File names are relative to the metadata's folder. Every ordered pair of images of a set whose scores pass is a triplet.
+File names are relative to the directory of the metadata. Every ordered pair of images of a set that passes the score
+thresholds is a triplet.
 """
 
 import math
@@ -28,13 +29,13 @@ def read_syncd(
     min_dino: float | int = 0.0,
     max_dino: float | int = 0.98,
 ) -> Iterator[Item | LeftOut]:
-    """Read a file of metadata, or all of a folder.
+    """Read one metadata file, or all in a folder.
 
     Args:
       path: the file or folder.
-      min_aesthetics: of both images.
-      min_dino: of the pair's similarity; lower, and they may show different subjects.
-      max_dino: higher, and the target is nearly a copy.
+      min_aesthetics: least aesthetics score of both images.
+      min_dino: least DINO similarity of a pair; less similar images may show different subjects.
+      max_dino: largest DINO similarity of a pair; more similar images are near-copies.
     """
     for file in _files(str(path)):
         name = posixpath.splitext(file.rpartition("/")[2])[0]
@@ -50,7 +51,7 @@ def read_syncd(
             if likeness is not None:
                 pairs = [(i, j) for i, j in pairs if min_dino <= likeness[i][j] <= max_dino]
             if not pairs:
-                yield LeftOut("no pair of its images passes the scores")
+                yield LeftOut("no pair of images passes the score thresholds")
             for content, target in pairs:
                 yield Item(
                     key=f"{name}/{number}/{content}-{target}",
@@ -68,35 +69,35 @@ def _files(path: str) -> list[str]:
     scored = [file for file in found if file.endswith("metadata_with_scores.json")]
     files = scored or [file for file in found if file.endswith("metadata.json")]
     if not files:
-        raise InputError(f"{path} holds no *metadata.json: check the path.")
+        raise InputError(f"{path} contains no *metadata.json: check the path.")
     return files
 
 
 def _checked(entry: Any) -> str | None:
-    """Say why a set is not used."""
+    """Return why a set is skipped, or None."""
     if not isinstance(entry, Mapping):
-        return "it is not an object with names and values"
+        return "not a JSON object"
     names, prompts, likeness = (entry.get(name) for name in ("filenames", "prompts", "dino_scores"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return "it does not name its images"
+        return "no file names"
     if (
         not isinstance(prompts, list)
         or len(prompts) != len(names)
         or not all(isinstance(p, str) and p for p in prompts)
     ):
-        return "its prompts do not fit its images"
+        return "prompts do not match the images"
     rows = likeness if isinstance(likeness, list) else []
     square = [row for row in rows if isinstance(row, list) and len(row) == len(names) and all(map(_is_score, row))]
     if likeness is not None and not len(square) == len(rows) == len(names):
-        return "its table of similarities does not fit its images"
+        return "DINO scores do not match the images"
     scores = entry.get("aesthetics_scores")
     if scores is not None and not (isinstance(scores, Mapping) and all(map(_is_score, scores.values()))):
-        return "its aesthetics scores are no numbers"
+        return "aesthetics scores are not numbers"
     return None
 
 
 def _aesthetics(entry: Mapping[str, Any], name: str) -> float | int:
-    """Give an image's score: without any, every image passes; without its own, it does not."""
+    """Return the score of an image: inf if the set has no scores, -inf if only this image has none."""
     scores = entry.get("aesthetics_scores")
     return math.inf if scores is None else scores.get(posixpath.splitext(posixpath.basename(name))[0], -math.inf)
 

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""UNO-1M: pairs of images of one subject, with captions and the score of a vision-language model.
+"""UNO-1M: pairs of images of one subject, with captions and the scores of a vision-language model.
 
     FOLDER/labels/split1.json ...      [{"img_path1": "split1/a.png", "img_path2": "split1/b.png",
                                          "caption": {"img_path1": "...", "img_path2": "...", "subject": ["bread"]},
                                          "vlm_filter_cot": {"score_part": {"colour": 4.0}, "score_final": 3.5}}, ...]
     FOLDER/images/split1/a.png ...     or FOLDER/images/split1.tar (not .tar.gz: gunzip it)
 
-Scores run from 0 to 4. In some rows the model's answer was parsed wrongly: a part or the final score is another number
-(split 6, row 1295: 131184.67), so these are left out. Each pair gives two triplets, one in either direction.
+Scores run from 0 to 4. Rows with a part or final score out of range, where the data set's authors parsed the model's
+answer wrongly (split 6, row 1295: 131184.67), are skipped. Each pair yields two triplets, one in each direction.
 """
 
 import functools
@@ -24,16 +24,16 @@ from uso_jax.data.storage import archives, urls
 from uso_jax.data.storage.places import Place
 
 _TOP = 4.0  # the best score
-_CAPTION, _SCORE = "its caption is missing", "its score is no number from 0 to 4"
+_CAPTION, _SCORE = "missing caption", "score is not a number from 0 to 4"
 
 
 def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = True) -> Iterator[Item | LeftOut]:
-    """Read the folder, or one file of labels in it.
+    """Read the folder, or one of its label files.
 
     Args:
-      path: the folder with labels/ and images/, or a file of labels such as FOLDER/labels/split1.json.
-      min_score: of score_final; the authors advise 3.5, their paper trained on 4.
-      both: also the triplet from the second image to the first.
+      path: the folder with labels/ and images/, or a label file such as FOLDER/labels/split1.json.
+      min_score: minimum of score_final; the authors recommend 3.5, and their paper trains on 4.
+      both: also yield the triplet from the second image to the first.
     """
     path = str(path)
     folder, files = _files(path)
@@ -52,20 +52,20 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
 
 
 def _files(path: str) -> tuple[str, list[str]]:
-    """Give the folder and its files of labels; the union of all of them lies beside labels/ and is not read twice."""
+    """Return the folder and its label files. The union of all label files, beside labels/, is not read."""
     if path.endswith(".json"):
         folder = urls.parent(path)
         return (urls.parent(folder) if folder.rstrip("/").endswith("labels") else folder), [path]
     labels = urls.join(path, "labels", path)
     if not urls.is_folder(labels):
-        raise InputError(f"{path} has no folder labels: give the folder that holds labels/ and images/.")
+        raise InputError(f"{path} has no folder labels: pass the folder that contains labels/ and images/.")
     return path, sorted(archives.list_files(labels, ".json"), key=lambda name: (len(name), name))
 
 
 def _checked(row: Any, min_score: float | int) -> str | None:
-    """Say why a row is not used."""
+    """Return why a row is skipped, or None."""
     if not isinstance(row, Mapping) or not all(isinstance(row.get(s), str) for s in ("img_path1", "img_path2")):
-        return "it does not name two images"
+        return "not two image paths"
     caption, judged = row.get("caption"), row.get("vlm_filter_cot")
     if not isinstance(caption, Mapping):
         return _CAPTION
@@ -77,7 +77,7 @@ def _checked(row: Any, min_score: float | int) -> str | None:
     scores = [judged.get("score_final"), *(parts.values() if isinstance(parts, Mapping) else [None])]
     if not all(type(s) in (int, float) and math.isfinite(s) and 0 <= s <= _TOP for s in scores):
         return _SCORE
-    return f"its score is below {min_score:g}" if scores[0] < min_score else None
+    return f"score below {min_score:g}" if scores[0] < min_score else None
 
 
 def _image(folder: str, name: str, where: str, archive) -> Place:
@@ -96,6 +96,6 @@ def _is_packed(tar: str, folder: str) -> bool:
         return False
     if not urls.exists(tar) and urls.exists(tar + ".gz"):
         raise InputError(
-            f"{tar}.gz is compressed as a whole, so its images cannot be read one by one: gunzip it first."
+            f"{tar}.gz is compressed as a whole, so its images cannot be read individually: gunzip it first."
         )
     return urls.exists(tar)

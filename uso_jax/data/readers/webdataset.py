@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Webdataset: tar files in which the members of one triplet stand together and share a key.
+"""WebDataset: tar files in which the members of a triplet share a key.
 
     000017.target.png  000017.content.jpg  000017.style.png  000017.txt      a member is KEY.PART.ENDING
     000017.json                                                             {"prompt": "...", "layout": "shifted"}
 
-Which part is which can be said, for sets with other names: `target="stylised"`. More style images are style2, style3
-and so on. The prompt is KEY.txt or the "prompt" (or "caption") of KEY.json.
+The names of the parts can be set, for example `target="stylised"`. Further style images are style2, style3 and so on.
+The prompt is KEY.txt, or "prompt" or "caption" in KEY.json.
 """
 
 import json
@@ -25,7 +25,7 @@ from uso_jax.data.triplet import check_words
 def read_webdataset(
     path: str | Path, target: str = "target", content: str = "content", style: str = "style"
 ) -> Iterator[Item | LeftOut]:
-    """Read a tar file, or all of a folder in order of name."""
+    """Read one tar file, or all in a folder in order of name; the options are the names of the parts."""
     for file in archives.list_files(str(path), ".tar"):
         name = file.rpartition("/")[2].removesuffix(".tar")
         for key, members in _groups(file).items():
@@ -35,10 +35,10 @@ def read_webdataset(
             prompt = members["txt"].read().decode("utf-8", "replace").strip() if "txt" in members else ""
             prompt = prompt or extra.get("prompt") or extra.get("caption") or ""
             if target not in parts:
-                yield LeftOut(f"it has no image {target}")
+                yield LeftOut(f"no image {target}")
                 continue
             if not prompt and content not in parts:
-                yield LeftOut("it has neither a prompt nor a content image")
+                yield LeftOut("neither a prompt nor a content image")
                 continue
             numbered = sorted(part for part in parts if re.fullmatch(rf"{re.escape(style)}\d*", part))
             layout = extra.get("layout", "shifted" if prompt else "preserved")
@@ -54,7 +54,7 @@ def read_webdataset(
 
 
 def _groups(file: str) -> dict[str, dict[str, Place]]:
-    """Give the members by key and then by what follows it; the key ends at the first dot of the file's name."""
+    """Return the members by key and then by the rest of the name. The key ends at the first dot of the file name."""
     groups: dict[str, dict[str, Place]] = {}
     for name, place in archives.list_members(file).items():
         folder, _, base = name.rpartition("/")
@@ -67,7 +67,7 @@ def _json(place: Place, where: str) -> dict:
     try:
         value = json.loads(place.read())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: its .json is not readable ({error}).") from error
+        raise InputError(f"{where}: the .json member is not valid JSON ({error}).") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: its .json is not an object with names and values.")
+        raise InputError(f"{where}: the .json member is not a JSON object.")
     return value
