@@ -228,10 +228,10 @@ def test_wrong_options(data, tmp_path):
     for changes, message in (
         ({"split": "heldout_styles"}, "unknown split 'heldout_styles'; use one of train, heldout_subjects, "),
         ({"size": 4}, "size is 4"),
-        ({"plain": 1.5}, "plain is 1.5; it is a share"),
-        ({"looks": {"drawings": 1}}, "looks {'drawings': 1} must give a weight .* artists, drawn"),
+        ({"plain": 1.5}, "plain is 1.5; it must be from 0 to 1"),
+        ({"looks": {"drawings": 1}}, "looks {'drawings': 1} must assign weights .* artists, drawn"),
         ({"tasks": {"style": 0}}, "a positive one to at least one"),
-        ({"split": "heldout_families", "looks": {"artists": 1}}, "heldout_families has drawn styles only"),
+        ({"split": "heldout_families", "looks": {"artists": 1}}, "heldout_families has only drawn styles"),
         ({"data_dir": tmp_path}, "holds 0 files of emoji artwork for 32 pixels .* set manual_dir .*npm pack @iconify"),
     ):
         with pytest.raises(InputError, match=message):

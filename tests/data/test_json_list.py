@@ -69,10 +69,10 @@ def test_orientation_and_transparency(folder):
     [
         ([], "at least one item"),
         ({}, "at least one item"),
-        ("[{", "not readable JSON"),
-        ([{"prompt": "x", "target": "t.png"}, 3], "item 1 is not an object"),
+        ("[{", "not valid JSON"),
+        ([{"prompt": "x", "target": "t.png"}, 3], "item 1 is not a JSON object"),
         ([{"prompt": "x"}], 'item 0 has no "target"'),
-        ([{"prompt": "x", "target": "t.png", "style": "s.png"}], "item 0 has unknown entries style"),
+        ([{"prompt": "x", "target": "t.png", "style": "s.png"}], "item 0 has unknown keys style"),
         ([{"prompt": "x", "target": "t.png", "styles": "s.png"}], '"styles" must be a list'),
         ([{"prompt": 3, "target": "t.png"}], "the prompt must be text, not int"),
         ([{"target": "t.png", "styles": ["s.png"]}], "needs a prompt"),

@@ -17,9 +17,9 @@ from uso_jax.data.readers import NAMES
 from uso_jax.data.sources import open_source
 from uso_jax.data.storage import archives, urls
 
-C = "caption is missing"
-S = "score is no number from 0 to 4"
-# name: (writer, options, triplets as (prompt, content, styles, target), with counts of rows left out by reason)
+C = "missing caption"
+S = "score is not a number from 0 to 4"
+# name: (writer, options, triplets as (prompt, content, styles, target), with counts of skipped rows by reason)
 CASES = {
     "json": (
         schemas.own_json,
@@ -37,7 +37,7 @@ CASES = {
         schemas.uno,
         {},
         [("one", "a", "", "c"), ("two", "b", "", "c"), ("four", "a", "", "b"), ("five", "", "", "b")],
-        {"several subjects": 1},
+        {"more than one subject": 1},
     ),
     "uso_eval": (
         schemas.uso_eval,
@@ -55,13 +55,13 @@ CASES = {
         schemas.uno_1m,
         {},
         [("shows b", "a", "", "b"), ("shows a", "b", "", "a"), ("shows f", "e", "", "f"), ("shows e", "f", "", "e")],
-        {"below 3.5": 1, S: 4, C: 1, "two images": 2},
+        {"below 3.5": 1, S: 4, C: 1, "two image paths": 2},
     ),
     "subjects200k": (
         schemas.subjects200k,
         {},
         [("right", "a", "", "b"), ("left", "b", "", "a"), ("right", "c", "", "d"), ("left", "d", "", "c")],
-        {"quality is below 5": 1, "not valid": 1, "no quality assessment": 1},
+        {"quality below 5": 1, "invalid desc": 1, "no quality assessment": 1},
     ),
     "omnistyle": (
         schemas.omnistyle,
@@ -73,7 +73,7 @@ CASES = {
         schemas.syncd,
         {"min_aesthetics": 5, "min_dino": 0.5},
         [("shows b", "a", "", "b"), ("shows a", "b", "", "a")],
-        {"passes the scores": 1, "table of similarities": 2, "prompts do not fit": 1},
+        {"passes the score": 1, "DINO scores": 2, "prompts do not match": 1},
     ),
     "stylebooth": (
         schemas.stylebooth,
@@ -83,7 +83,7 @@ CASES = {
             ("turn it into Pixel Art", "b", "", "d"),
             ("turn it into Ink", "a", "", "e"),
         ],
-        {"row is incomplete": 1, "an image is missing": 1},
+        {"incomplete row": 1, "an image is missing": 1},
     ),
     "webdataset": (
         schemas.webdataset,
@@ -189,7 +189,7 @@ def test_options(tmp_path):
     assert len(read("syncd", schemas.syncd(tmp_path / "syncd"))) == 6
     styled = read("stylebooth", schemas.stylebooth(tmp_path / "stylebooth"), styles=True)
     assert_triplets(styled, [("", "a", "d", "c"), ("", "b", "c", "d")])
-    with pytest.raises(InputError, match=r"no triplet that can be used .*not of collection_3"):
+    with pytest.raises(InputError, match=r"no usable triplet .*not in collection_3"):
         read("subjects200k", schemas.subjects200k(tmp_path / "subjects200k"), collection="collection_3")
 
 

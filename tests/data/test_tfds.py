@@ -98,7 +98,7 @@ def test_page(tmp_path):
     assert np.array_equal(first, schemas.decoded("a"))  # small images are shown as they are
     text = made.markdown()
     assert (
-        "# my <set>" in text and "6 triplets; the shares below are of 5" in text and "| style_subject | 40% |" in text
+        "# my <set>" in text and "6 triplets; shares are computed on 5" in text and "| style_subject | 40% |" in text
     )
 
 
@@ -106,7 +106,7 @@ def test_page_says_what_was_left_out(tmp_path):
     source = read("uno_1m", schemas.uno_1m(tmp_path))
     made = card.write_card(tmp_path / "page.html", source, title="UNO-1M", sample=2)
     assert made.sampled == 2 and sum(made.left_out.values()) == 8
-    assert "4 rows left out: its score is no number from 0 to 4" in (tmp_path / "page.html").read_text()
+    assert "4 rows skipped: score is not a number from 0 to 4" in (tmp_path / "page.html").read_text()
     with pytest.raises(InputError, match=r"must end in \.html"):
         card.write_card(tmp_path / "page", source, title="x")
     with pytest.raises(InputError, match="one source of images"):

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The first step: read every stylised image, say what it shows, and take its fingerprint for near-duplicates.
+"""Step "captions": read every stylised image, caption it, and compute its fingerprint for deduplication.
 
-Captions come from the source's record, from a vision-language model, or are left empty; an image that cannot be read
-is listed with the reason. Without a caption only a layout that is preserved can be made.
+Captions come from the source, from a vision-language model, or are empty. Unreadable images are listed with the reason.
+Without a caption only candidates with a preserved layout can be made.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +21,15 @@ from uso_jax.data.triplet import Triplet, TripletSource
 from uso_jax.images import decode
 from uso_jax.vlm.client import Vlm, VlmError
 
-_COLOURS = 4  # a side of the thumbnail that tells images of one shape and other colours apart
+_COLOURS = 4  # side of the thumbnail that distinguishes images of equal shapes and other colours
 
 
 def caption_shard(folder: Folder, source: TripletSource, config: CurationConfig, vlm: Vlm | None, shard: int) -> Made:
-    """Read and caption one shard."""
+    """Read and caption the images of one shard.
+
+    Returns:
+      One row per candidate, and the images that have no file of their own, by candidate number.
+    """
     read = lambda index: _read(source, config, vlm, index)
     with ThreadPoolExecutor(config.vlm.threads) as pool:
         found = list(pool.map(read, folder.indices(shard)))
@@ -45,7 +49,7 @@ def caption_shard(folder: Folder, source: TripletSource, config: CurationConfig,
 def _read(
     source: TripletSource, config: CurationConfig, vlm: Vlm | None, index: int
 ) -> tuple[Row, decode.Pixels | None]:
-    """Give what all candidates of an image share, and the image itself unless it has a file of its own."""
+    """Return the row entries shared by all candidates of an image, and the image unless it has its own file."""
     try:
         triplet = source[index]
         if triplet.target is None:
@@ -72,7 +76,11 @@ def _caption(triplet: Triplet, config: CurationConfig, vlm: Vlm | None) -> dict[
 
 
 def _sentence(answer: str) -> str:
-    """Take a caption as it is meant to be: one line of words."""
+    """Normalise an answer to a one-line caption.
+
+    Raises:
+      ValueError: it is empty, too long, or markup.
+    """
     words = " ".join(answer.split()).strip("\"'` ")
     if not 1 <= len(words.split()) <= 60 or words.startswith(("{", "<")):
         raise ValueError("a caption is one sentence of at most 60 words")
@@ -80,7 +88,7 @@ def _sentence(answer: str) -> str:
 
 
 def fingerprint(pixels: decode.Pixels) -> str:
-    """Give a perceptual hash of the shapes (64 bits), and the colours of a tiny thumbnail, as hexadecimal digits."""
+    """Return the 64-bit perceptual hash (pHash) followed by the RGB bytes of a tiny thumbnail, in hexadecimal."""
     image = Image.fromarray(pixels)
     shapes = str(imagehash.phash(image))
     colours = np.asarray(image.resize((_COLOURS, _COLOURS), Image.Resampling.BOX))

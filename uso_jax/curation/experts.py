@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The experts: from a stylised image back to a style reference and to a de-stylised content reference.
+"""Steps "stylize" and "destylize": generate a style reference and a de-stylised content reference of a stylised image.
 
-Source: arXiv 2508.18966, section 3.2. The curated image is the target; the stylising expert draws another subject in
-its style, the de-stylising one the same subject as a photograph, with the layout preserved or shifted.
+Source: arXiv 2508.18966, section 3.2. The stylised image is the target. The stylising expert generates another subject
+in its style; the de-stylising expert generates the same subject as a photograph, with a preserved or shifted layout.
 """
 
 import functools
@@ -24,17 +24,21 @@ _NETWORKS = {*folders(lambda row: row.quantizable or row.encodes), *ADAPTERS}  #
 
 
 class Expert:
-    """One of "stylize" and "destylize"; its weights are loaded when the first image is made."""
+    """The worker of one of the steps "stylize" and "destylize". Its weights are loaded with the first image.
+
+    Raises:
+      InputError: the configuration names no weights for this expert.
+    """
 
     def __init__(self, name: str, config: CurationConfig):
         self.name, self.seed, self.config = name, config.seed, getattr(config, name)
         if not self.config.weights:
-            raise InputError(f"set --config.curation.{name}.weights to the weights directory of the expert.")
+            raise InputError(f"set --config.curation.{name}.weights to the weights directory of the {name} expert.")
         self._number = ("stylize", "destylize").index(name)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Identify how images are made."""
+        """Everything that determines the images: configuration, seed and weight fingerprints."""
         directory = mini.directory(self.config.weights)
         have = [name for name in weights.components(directory) if name in _NETWORKS]
         found = plain(self.config) | {"weights": {name: pretrained.fingerprint(directory / name) for name in have}}
@@ -42,13 +46,13 @@ class Expert:
         return found | {"seed": self.seed}
 
     def make_shard(self, folder: Folder, shard: int) -> Made:
-        """Make the images of one shard."""
+        """Generate the images of one shard. Returns one row per candidate, and images by candidate number."""
         captions = folder.rows("captions", shard)
         rows, images, waiting = [], {}, []
         for number, row in captions.items():
             prompt = self._prompt(row, captions)
             if prompt is None:
-                reason = row.get("failed") or "there is no caption for its prompt"
+                reason = row.get("failed") or "no caption for the prompt"
                 rows.append({"number": number, "failed": reason})
                 continue
             waiting.append((number, row, prompt))
@@ -60,7 +64,7 @@ class Expert:
         return sorted(rows, key=lambda row: row["number"]), images
 
     def _prompt(self, row: Row, captions: dict[int, Row]) -> str | None:
-        """Fill in the prompt of a candidate; None if what it needs is not known."""
+        """Return the prompt of a candidate, or None if its template needs a caption or subject that is missing."""
         if "key" not in row:
             return None
         template, values = self.config.prompts[row["layout"]], {}
@@ -69,7 +73,7 @@ class Expert:
                 return None
             values["caption"] = row["caption"]
         if "{subject}" in template:
-            # Another image's: of this shard, so that a shard depends on nothing else.
+            # The caption of another image in this shard, so that shards are independent.
             known = {one["caption"] for one in captions.values() if one.get("caption")}
             others = sorted(known - {row["caption"]}) if not self.config.subjects else list(self.config.subjects)
             if not others:
@@ -80,7 +84,8 @@ class Expert:
             return template.format(**values)
         except (LookupError, ValueError) as error:
             raise InputError(
-                f"config.curation.{self.name}.prompts: {template!r} may name {{caption}} and {{subject}} only ({error})"
+                f"config.curation.{self.name}.prompts: {template!r} may contain only {{caption}} and {{subject}}"
+                f" ({error})"
             ) from error
 
     def _batch(self, folder: Folder, waiting: list[tuple[int, Row, str]]) -> Iterator[tuple[Row, Any]]:
@@ -96,7 +101,7 @@ class Expert:
             requests.append(self._pipe.request(prompt=prompt, seed=seed, **shown, **self.config.settings))
             asked.append({"number": number, "prompt": prompt, "seed": seed})
         if requests:
-            # Filled up, so that one program serves all batches.
+            # Padded to a full batch, so that all batches use one compiled program.
             filled = requests + [requests[-1]] * (self.config.batch_size - len(requests))
             made = self._pipe.generate(filled, batch_size=self.config.batch_size).images
             yield from zip(asked, map(np.asarray, made), strict=False)

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of subjects, part by part: UNO's filter (arXiv 2504.02160, appendix), which USO's follows.
+"""Step "judge": score the subject part by part with a vision-language model, as UNO's filter does.
 
-A vision-language model names the parts of the subject, compares them and gives each 0 to 4; the score is their mean.
-The question is this project's own wording, since neither paper's is published for USO; it adds that the style may
-differ, which in UNO's pairs it does not. Only candidates that pass the scores of networks are asked about, and an
-answer that is no such list of numbers fails: it never becomes a score.
+Source: arXiv 2504.02160, appendix, which USO follows. The model names the parts of the subject, compares them and
+scores each from 0 to 4; the candidate's score is their mean. The prompt is worded by this project, since USO's is not
+published, and allows the style to differ, which it does not in UNO's pairs. Only candidates that pass the network
+scores are judged. An answer that cannot be parsed is a failure, never a score.
 """
 
 import json
@@ -32,10 +32,10 @@ Answer with JSON alone: {"parts": {"name of the part": score, ...}}"""
 
 
 def read_parts(answer: str) -> dict[str, float]:
-    """Read the scores by part from an answer, in which other words may stand around the JSON.
+    """Parse the scores by part from an answer, which may contain text around the JSON.
 
     Raises:
-      ValueError: there is no object with "parts", or a score is no number from 0 to 4.
+      ValueError: there is no object with "parts", or a score is not a number from 0 to 4.
     """
     start, end = answer.find("{"), answer.rfind("}")
     if start < 0 or end < start:
@@ -54,20 +54,20 @@ def read_parts(answer: str) -> dict[str, float]:
 
 
 class PartsJudge:
-    """Ask about the candidates of a curation that the scores of networks let through."""
+    """The worker of the step "judge"."""
 
     def __init__(self, config: CurationConfig, vlm: Vlm):
         self.keep, self.vlm = config.keep, vlm
         self.threads, self.max_failures = config.vlm.threads, config.vlm.max_failures
         self.settings = {"model": config.vlm.model, "question": QUESTION}
-        self._failures = 0  # in a row
+        self._failures = 0  # consecutive
 
     def is_wanted(self, scores: Row) -> bool:
-        """Tell whether a candidate passes what is asked of its scores now."""
+        """Return whether a candidate passes the current thresholds of the network scores."""
         return "failed" not in scores and selection.fails(scores, self.keep, selection.NETWORKS) is None
 
     def again(self, folder: Folder, retry: bool):
-        """Give which rows are to be made again: those that are wanted by now and, if `retry`, those that failed."""
+        """Return a predicate of rows to judge again: those that pass by now and, if `retry`, those that failed."""
 
         def again(row: Row) -> bool:
             if "waiting" in row:
@@ -78,7 +78,11 @@ class PartsJudge:
         return again
 
     def make_shard(self, folder: Folder, shard: int) -> Made:
-        """Judge one shard; what was answered before comes from the cache of the model."""
+        """Judge one shard. Returns one row per candidate, and no images. Earlier answers come from the cache.
+
+        Raises:
+          InputError: the model did not answer too many questions in a row.
+        """
         captions, scores = folder.rows("captions", shard), folder.rows("score", shard)
 
         def judge(number: int) -> Row:
@@ -99,11 +103,11 @@ class PartsJudge:
             return list(pool.map(judge, scores)), {}
 
     def _count(self, error: VlmError) -> None:
-        """Stop when nothing gets through any more; single failures are for the row."""
+        """Count consecutive failures to reach the model, and raise after too many of them."""
         if error.kind in ("timeout", "busy", "unreachable"):
             self._failures += 1
             if self._failures >= self.max_failures:
                 raise InputError(
-                    f"the model did not answer {self._failures} questions in a row, the last: {error}. Answers so far"
-                    " are kept: run the same command again when it is back."
+                    f"the model did not answer {self._failures} questions in a row; last error: {error}. Answers so far"
+                    " are kept: run the same command again when it is available."
                 )

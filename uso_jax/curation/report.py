@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a curation has kept and why: a page with histograms and contact sheets, and every decision in a file.
+"""Report of a curation: an HTML page with histograms and sample images, and all decisions as JSON Lines.
 
-DIR/report/index.html       one file with its images inside; it loads nothing from anywhere
-DIR/report/decisions.jsonl  a line a candidate: its scores, and the filter that it failed at
+DIR/report/index.html       self-contained page with embedded images
+DIR/report/decisions.jsonl  one line per candidate: its scores and the filter that rejected it
 """
 
 import html
@@ -23,7 +23,7 @@ from uso_jax.curation.store import Folder, Row
 from uso_jax.data.card import figure
 
 _BINS = 30
-_LISTED = 200  # reasons on the page; the file has all
+_LISTED = 200  # failures listed on the page; decisions.jsonl has all
 WORDS = {
     "all": "before any filter",
     "made": "references made",
@@ -36,7 +36,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How many of some candidates are right, by the truth of the source."""
+    """Shares of correct references among some candidates, by the ground truth of the source."""
 
     count: int
     style: float
@@ -45,7 +45,7 @@ class Precision:
 
 
 def precision(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision]) -> dict[str, Precision]:
-    """Give what share of the references is right after each filter, and of true ones under "truth": the judges' own."""
+    """Return the precision after each filter, and under "truth" that of true drawings: the accuracy of the checks."""
     truth = {number: row for number, row in folder.all_rows("truth").items() if "failed" not in row}
     found = {}
     for name, left in selection.survivors(decisions, keep).items():
@@ -61,14 +61,14 @@ def _shares(rows: Sequence[Row], prefix: str) -> Precision:
 
 
 def markdown(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision]) -> str:
-    """Give the table of filters as text; with precision if the step truth is there."""
+    """Return the table of filters as Markdown, with precision if the step "truth" was run."""
     known = precision(folder, keep, decisions) if folder.has("truth") else {}
     columns = ["filter", "left", *(["style right", "content right", "both right"] if known else [])]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, left in selection.survivors(decisions, keep).items():
         lines.append("| " + " | ".join([WORDS[name], f"{len(left):,}", *_cells(known, name)]) + " |")
     if known:
-        lines.append("| " + " | ".join(["true drawings, by the same judges", "", *_cells(known, "truth")]) + " |")
+        lines.append("| " + " | ".join(["true drawings, same checks", "", *_cells(known, "truth")]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -80,7 +80,16 @@ def _cells(known: Mapping[str, Precision], name: str) -> list[str]:
 
 
 def write_report(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Decision]:
-    """Write page and decisions, whole or not at all; give the decisions."""
+    """Write page and decisions atomically, and return the decisions.
+
+    Args:
+      folder: the curation.
+      keep: thresholds.
+      sample: number of kept triplets on the page; each filter shows half as many rejected ones.
+
+    Raises:
+      InputError: a required step is not finished, or the report cannot be written.
+    """
     decisions = selection.decide(folder, keep)
     where = folder.path / "report"
     lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in decisions)
@@ -112,7 +121,7 @@ def _page(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision], sampl
         filters=_table(markdown(folder, keep, decisions)),
         plots="".join(plots),
         sheets="".join(_sheets(folder, keep, decisions, sample)),
-        failed=f"<h2>Not made: {len(failed)}</h2><ul>{''.join(notes)}</ul>" if failed else "",
+        failed=f"<h2>Failed: {len(failed)}</h2><ul>{''.join(notes)}</ul>" if failed else "",
     )
 
 
@@ -123,7 +132,7 @@ def _table(text: str) -> str:
 
 
 def _histogram(name: str, values: np.ndarray, least: float | None) -> str:
-    """Draw how scores are spread; what the threshold leaves out is pale."""
+    """Return a histogram of scores as HTML; bars below the threshold are pale."""
     low, high = (0.0, 4.0) if name == "judge" else (min(float(values.min()), 0.0), 1.0)
     counts, edges = np.histogram(values.clip(low, high), _BINS, (low, high))
     width, height = 360, 120
@@ -148,7 +157,7 @@ def _histogram(name: str, values: np.ndarray, least: float | None) -> str:
 
 
 def _sheets(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision], sample: int) -> list[str]:
-    """Show some of what was kept, and of what each filter took the nearest to its threshold."""
+    """Return sections with random kept triplets, and with those each filter rejected nearest to its threshold."""
     rng, sheets = np.random.default_rng(0), []
     good = [one for one in decisions if not one.failed_at]
     chosen = [good[i] for i in sorted(rng.choice(len(good), min(sample, len(good)), replace=False))]
@@ -158,8 +167,8 @@ def _sheets(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision], sam
         if not lost:
             continue
         nearest = sorted(lost, key=lambda one, name=name: -one.scores.get(name, 0.0))[: max(sample // 2, 1)]
-        words = "some of them" if name == "duplicates" else "the nearest to the threshold"
-        sheets.append(_sheet(folder, f"Left out for {name}: {len(lost)}, {words}", nearest))
+        words = "some of them" if name == "duplicates" else "those nearest to the threshold"
+        sheets.append(_sheet(folder, f"Rejected by {name}: {len(lost)}, {words}", nearest))
     return sheets
 
 

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a made triplet by networks: how like the style image is to the target, and the content image's subject.
+"""Step "score": similarity of the style reference and of the content reference to the target, by networks.
 
-They are rewards by name (uso_jax.training.rewards): CSD and DINO for the released models. Mini has no DINO, so its
-content image is compared with the caption instead. Only the numbers are stored; what counts as
-enough is decided when triplets are selected.
+Scores are rewards of uso_jax.training.rewards: CSD and DINO for the released models. Mini has no DINO, so its content
+reference is compared with the caption instead. Thresholds are applied later, when triplets are selected.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ from uso_jax.weights.pretrained import Pretrained
 
 
 class Scorer:
-    """The networks that two rewards read, by themselves; loaded when the first triplet is scored."""
+    """The worker of the step "score". It loads only the networks of its two rewards, with the first triplet."""
 
     def __init__(self, config: CurationConfig):
         self.config = config.score
@@ -41,14 +40,14 @@ class Scorer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Identify what scores are made by."""
+        """Everything that determines the scores: rewards, weight fingerprints and image size."""
         for name in self.components:
-            weights.manifest(self.directory, name)  # says what is missing
+            weights.manifest(self.directory, name)  # raises a clear error if a network is missing
         found = {name: pretrained.fingerprint(self.directory / name) for name in self.components}
         return {"rewards": self.names, "weights": found, "size": self.config.size}
 
     def make_shard(self, folder: Folder, shard: int) -> Made:
-        """Score one shard."""
+        """Score one shard. Returns one row per candidate, and no images."""
         captions = folder.rows("captions", shard)
         parts = {step: folder.rows(step, shard) for step in ("stylize", "destylize")}
         rows, waiting = [], []
@@ -58,7 +57,7 @@ class Scorer:
                 if failed:
                     raise BadExample(failed[0])
                 if self.reads_captions and not row["caption"]:
-                    raise BadExample("there is no caption to compare the content image with")
+                    raise BadExample("no caption to compare the content image with")
                 places = folder.target(row), *(folder.place(step, number) for step in parts)
                 images = [decode.cover(p.decode(), (self.config.size,) * 2) for p in places]
                 waiting.append((number, images, row["caption"]))
@@ -91,7 +90,7 @@ class Scorer:
     @functools.cached_property
     def _system(self) -> USO:
         networks = {name: self._network(name) for name in self.components}
-        # The sizes of everything else are mini's, and nothing of it is made.
+        # Other components have mini's sizes, but are never allocated.
         config = dataclasses.replace(Pretrained.open("mini").system, **networks)
         return USO(config, without=set(USO(config).structures) - set(self.components))
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which candidates are kept: thresholds on stored scores, then near-duplicates; nothing is computed anew.
+"""Select candidates by thresholds on stored scores and remove near-duplicates, without recomputing anything.
 
-The filters come in the paper's order: both references must be there, the style must be like the target's, then the
-subject, by DINO first and by the judge after it. Of targets that are nearly the same image, the first stays.
+Filters run in the paper's order: both references exist, the style is similar to the target's, then the subject, first
+by DINO and then by the judge. Of near-identical targets the first is kept.
 """
 
 import collections
@@ -19,28 +19,28 @@ from uso_jax.data.storage.places import Place
 
 NETWORKS = ("style", "subject")
 FILTERS = ("made", *NETWORKS, "judge", "duplicates")
-_SHAPES = 16  # hexadecimal digits of the perceptual hash; colours follow
-_COLOUR = 24.0  # mean difference of thumbnails, of 255, that is still the same image
+_SHAPES = 16  # hexadecimal digits of the perceptual hash in a fingerprint; colours follow
+_COLOUR = 24.0  # largest mean difference of the thumbnails of near-duplicates, of 255
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a candidate: the filter that it failed at, or "" if it is kept, and why."""
+    """The outcome for a candidate: the filter that rejected it and why, or "" if it is kept."""
 
     number: int
-    row: Row  # of captions
+    row: Row  # from the step captions
     scores: Mapping[str, float]
     failed_at: str
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """Give the decision in JSON terms."""
+        """Return the decision as a JSON-serialisable dict."""
         facts = {name: self.row.get(name) for name in ("index", "layout", "key", "caption")}
         return {"number": self.number, **facts, **self.scores, "failed_at": self.failed_at, "reason": self.reason}
 
 
 def fails(scores: Row, keep: KeepConfig, names: Iterable[str]) -> str | None:
-    """Say which score is missing or too low; None if they are enough."""
+    """Return which score is missing or too low, or None if all pass."""
     for name in names:
         least = getattr(keep, name)
         if least is None:
@@ -53,10 +53,10 @@ def fails(scores: Row, keep: KeepConfig, names: Iterable[str]) -> str | None:
 
 
 def decide(folder: Folder, keep: KeepConfig) -> list[Decision]:
-    """Decide about every candidate, in order of number.
+    """Return the decision about every candidate, in order of number.
 
     Raises:
-      InputError: a step whose result is asked for is not finished.
+      InputError: a required step is not finished.
     """
     captions, scores = folder.all_rows("captions"), folder.all_rows("score")
     judged = folder.all_rows("judge") if keep.judge is not None else {}
@@ -73,13 +73,13 @@ def decide(folder: Folder, keep: KeepConfig) -> list[Decision]:
                 if why := fails(values, keep, (name,)):
                     if "waiting" in values:
                         raise InputError(
-                            f"{folder.path}: candidate {number} passes the scores but was not judged, since the"
-                            " thresholds were others then: run curate.py judge again."
+                            f"{folder.path}: candidate {number} passes the current thresholds but was not judged, since"
+                            " it failed earlier ones: run curate.py judge again."
                         )
                     failed_at, reason = name, why
                     break
         if not failed_at and (twin := hashes.find(row["hash"], row["index"])) is not None:
-            failed_at, reason = "duplicates", f"nearly the image at {twin} of the source"
+            failed_at, reason = "duplicates", f"near-duplicate of image {twin} of the source"
         elif not failed_at:
             hashes.add(row["hash"], row["index"])
         decisions.append(Decision(number, row, found, failed_at, reason))
@@ -87,7 +87,7 @@ def decide(folder: Folder, keep: KeepConfig) -> list[Decision]:
 
 
 def survivors(decisions: Sequence[Decision], keep: KeepConfig) -> dict[str, list[Decision]]:
-    """Give what is left after each filter that is in force, by its name, and before any under "all"."""
+    """Return the candidates that remain after each active filter, by its name, and all of them under "all"."""
     left = {"all": list(decisions)}
     off = {name for name in (*NETWORKS, "judge") if getattr(keep, name) is None}
     off |= {"duplicates"} if keep.duplicates < 0 else set()
@@ -100,13 +100,16 @@ def survivors(decisions: Sequence[Decision], keep: KeepConfig) -> dict[str, list
 
 
 def kept(folder: Folder, decisions: Iterable[Decision]) -> FileTriplets:
-    """Give the triplets that are kept: style reference, de-stylised content, stylised target.
+    """Return the kept triplets: style reference, de-stylised content, stylised target.
 
     The prompt is empty where the layout is preserved, and the caption where it is shifted.
+
+    Raises:
+      InputError: no candidate is kept.
     """
     chosen = [one for one in decisions if not one.failed_at]
     if not chosen:
-        raise InputError(f"{folder.path}: no candidate is kept; lower --config.curation.keep.")
+        raise InputError(f"{folder.path}: no candidate is kept; lower the thresholds of --config.curation.keep.")
     return FileTriplets("curation", str(folder.path), _items(folder, chosen))
 
 
@@ -127,16 +130,17 @@ def _items(folder: Folder, chosen: Iterable[Decision]) -> Iterator[Item]:
 
 
 class _Hashes:
-    """Fingerprints of images, found by likeness.
+    """An index of fingerprints that finds near-duplicates.
 
-    Two hashes that differ in at most d bits agree in one of d + 1 pieces, so only those that do are compared.
+    Two hashes that differ in at most d bits agree in at least one of d + 1 pieces, so only hashes that share a piece
+    are compared.
     """
 
     def __init__(self, distance: int):
         self.distance, self._pieces = distance, collections.defaultdict(list)
 
     def find(self, text: str, index: int) -> int | None:
-        """Give the source's index of another image that is nearly the same."""
+        """Return the source index of another image that is a near-duplicate, or None."""
         shapes, colours = int(text[:_SHAPES], 16), bytes.fromhex(text[_SHAPES:])
         for piece in self._keys(shapes):
             for other_shapes, other_colours, other in self._pieces[piece]:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a curation by name, each resumable and shared by several processes.
+"""Run the steps of a curation by name. Each is resumable and can be shared by several processes.
 
-captions -> stylize, destylize -> score -> judge    then report and export, which decide by thresholds
-truth                                               for sources that know it, see uso_jax.curation.truth
+captions -> stylize, destylize -> score -> judge    then report and export, which apply thresholds
+                               -> truth             for sources with ground truth, see uso_jax.curation.truth
 """
 
 from collections.abc import Mapping
@@ -30,18 +30,22 @@ def run_step(
     process: tuple[int, int] = (0, 1),
     retry: bool = False,
 ) -> Folder:
-    """Do one step; what is there already is not made again, so a stopped step goes on.
+    """Run one step. Complete shards are skipped, so an interrupted step continues.
 
     Args:
       name: one of STEPS.
-      config: how.
-      spec: of the source, see `uso_jax.data.loader.open_source`; only captions and truth read it.
-      path: the curation's folder.
-      process: which of how many processes; each takes its own shards.
-      retry: make shards with candidates for which this step failed again.
+      config: settings of the curation.
+      spec: description of the source, see `uso_jax.data.sources.open_source`; used by the step captions only.
+      path: directory of the curation.
+      process: (index, count); each process handles its own shards.
+      retry: redo shards with candidates for which this step failed.
+
+    Raises:
+      InputError: the step or the process is unknown, the step was run with other settings, or a step it needs is not
+        finished.
     """
     if not 0 <= process[0] < process[1]:
-        raise InputError(f"process {process[0]}/{process[1]} must be 0/N to N-1/N.")
+        raise InputError(f"process {process[0]}/{process[1]} must be from 0/N to N-1/N.")
     again = lambda row: retry and "failed" in row
     path = Path(path)
     if name == "captions":
@@ -67,7 +71,7 @@ def run_step(
     elif name == "truth":
         worker = Truth(_open(folder.manifest["source"]))
     else:
-        raise InputError(f"there is no step {name!r}; steps are {', '.join(STEPS)}.")
+        raise InputError(f"unknown step {name!r}; use one of {', '.join(STEPS)}.")
     folder.run(name, worker.settings, lambda shard: worker.make_shard(folder, shard), process=process, again=again)
     return folder
 
@@ -75,5 +79,5 @@ def run_step(
 def _open(spec: Mapping[str, Any]):
     source = open_source(spec)
     if isinstance(source, Mixture) or hasattr(source, "example"):
-        raise InputError("a curation reads one source of images; name it with --config.data.source.")
+        raise InputError("a curation reads one source of images; select it with --config.data.source.")
     return source

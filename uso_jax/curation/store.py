@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A curation on disk: what each step found or made for every candidate, in shards that are there whole or not at all.
+"""Storage of a curation: the results of every step for every candidate, in atomically written shards.
 
-    DIR/manifest.json          which source, and how it is shared out
-    DIR/STEP/settings.json     how a step was done, and on what
-    DIR/STEP/00000.tar         the images that it made, NUMBER.png
-    DIR/STEP/00000.jsonl       a row a candidate; written last, so a shard that has it is whole
+    DIR/manifest.json          the source, layouts and shard size
+    DIR/STEP/settings.json     settings of the step, and digests of the settings of the steps it needs
+    DIR/STEP/00000.tar         generated images, NUMBER.png
+    DIR/STEP/00000.jsonl       one row per candidate; written last, so its presence marks a complete shard
 
 A candidate is an image of the source with one of the layouts: number = index * (number of layouts) + layout. A row has
-"number" and what the step found; a step that could not do its work for a candidate says why in "failed".
+"number" and the results of the step, or the reason in "failed".
 """
 
 import functools
@@ -27,9 +27,9 @@ from uso_jax.data.storage.places import Place
 from uso_jax.images import decode
 
 Row = dict[str, Any]
-Made = tuple[Iterable[Row], Mapping[int, decode.Pixels]]  # rows, and images by the number of their candidate
+Made = tuple[Iterable[Row], Mapping[int, decode.Pixels]]  # rows, and images by candidate number
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
-NEEDS = {  # the steps that a step builds on
+NEEDS = {  # step -> steps whose results it needs
     "captions": (),
     "stylize": ("captions",),
     "destylize": ("captions",),
@@ -41,18 +41,26 @@ STEPS = tuple(NEEDS)
 
 
 class Folder:
-    """One curation's folder."""
+    """The directory of a curation.
+
+    Raises:
+      InputError: the directory holds no curation.
+    """
 
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
         self.manifest = _read_json(
-            self.path / MANIFEST, f"{path} holds no curation: begin one with curate.py captions."
+            self.path / MANIFEST, f"{path} holds no curation: start one with curate.py captions."
         )
         self.layouts: list[str] = self.manifest["layouts"]
 
     @classmethod
     def begin(cls, path: pathlib.Path | str, manifest: Mapping[str, Any]) -> "Folder":
-        """Begin a curation, or go on with the same one."""
+        """Create a curation, or open an existing one with the same manifest.
+
+        Raises:
+          InputError: the directory holds a curation with another manifest.
+        """
         path, manifest = pathlib.Path(path), json.loads(json.dumps(manifest))
         if not (path / MANIFEST).exists():
             with atomic_files.explained(path, "choose another --to."):
@@ -60,7 +68,7 @@ class Folder:
                 atomic_files.write_file(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         folder = cls(path)
         if differs := _differs(folder.manifest, manifest):
-            raise InputError(f"{path} is a curation of something else ({differs}): choose another --to.")
+            raise InputError(f"{path} holds another curation ({differs}): choose another --to.")
         return folder
 
     @property
@@ -68,12 +76,12 @@ class Folder:
         return -(-self.manifest["examples"] // self.manifest["shard_size"])
 
     def indices(self, shard: int) -> range:
-        """Give the places in the source of a shard's images."""
+        """Return the source indices of the images of a shard."""
         size = self.manifest["shard_size"]
         return range(shard * size, min((shard + 1) * size, self.manifest["examples"]))
 
     def numbers(self, index: int) -> dict[int, str]:
-        """Give the candidates of an image of the source, with their layouts."""
+        """Return the layouts of the candidates of a source image, by candidate number."""
         return {index * len(self.layouts) + i: layout for i, layout in enumerate(self.layouts)}
 
     def shard_of(self, number: int) -> int:
@@ -90,10 +98,17 @@ class Folder:
         process: tuple[int, int] = (0, 1),
         again: Callable[[Row], bool] = lambda row: False,
     ) -> None:
-        """Make the shards of a step that are not there yet, or that hold a row which is to be made `again`.
+        """Compute the missing shards of a step.
+
+        Args:
+          step: name of the step.
+          settings: everything that determines its results; stored with the first shard.
+          make: computes a shard.
+          process: (index, count); this process computes every count-th shard.
+          again: shards with a row that it accepts are computed again.
 
         Raises:
-          InputError: the step was begun with other settings, or one that it builds on is not finished.
+          InputError: the step was run with other settings, or a step it needs is not finished.
         """
         self._begin(step, settings)
         mine = range(process[0], self.shards, process[1])
@@ -106,21 +121,29 @@ class Folder:
                 bar.update()
 
     def has(self, step: str) -> bool:
-        """Tell whether a step was begun."""
+        """Return whether a step was started."""
         return (self.path / step / SETTINGS).is_file()
 
     def settings(self, step: str) -> dict[str, Any]:
-        """Give how a step was done."""
+        """Return the settings of a step.
+
+        Raises:
+          InputError: the step was not started.
+        """
         return _read_json(
             self.path / step / SETTINGS, f"{self.path} lacks the step {step}: run curate.py {step} first."
         )
 
     def is_done(self, step: str, shard: int) -> bool:
-        """Tell whether a shard of a step is whole."""
+        """Return whether a shard of a step is complete."""
         return self._file(step, shard, "jsonl").is_file()
 
     def rows(self, step: str, shard: int) -> dict[int, Row]:
-        """Give a shard's rows by number."""
+        """Return the rows of a shard by candidate number.
+
+        Raises:
+          InputError: the shard is missing or damaged.
+        """
         path = self._file(step, shard, "jsonl")
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -131,15 +154,15 @@ class Folder:
             raise InputError(f"{path} is damaged ({error}): delete it and run curate.py {step} again.") from error
 
     def all_rows(self, step: str) -> dict[int, Row]:
-        """Give all rows of a step by number; it must be finished."""
+        """Return all rows of a finished step by candidate number."""
         return {number: row for shard in range(self.shards) for number, row in self.rows(step, shard).items()}
 
     def place(self, step: str, number: int) -> Place:
-        """Give where an image that a step made lies."""
+        """Return the location of an image that a step generated."""
         return _members(str(self._file(step, self.shard_of(number), "tar")))[f"{number:08d}.png"]
 
     def target(self, row: Row) -> Place:
-        """Give where the stylised image of a row of captions lies: in the source's own file if it has one."""
+        """Return the location of the stylised image of a row of captions: the source's file, or a copy without one."""
         return Place.unpack(row["place"]) if "place" in row else self.place("captions", row["picture"])
 
     def _begin(self, step: str, settings: Mapping[str, Any]) -> None:
@@ -151,15 +174,15 @@ class Folder:
             atomic_files.write_file(path, json.dumps(settings, indent=1) + "\n")
         elif differs := _differs(self.settings(step), settings):
             raise InputError(
-                f"{path.parent} was made in another way ({differs}): delete that folder to make it again, or choose"
-                " another --to."
+                f"{path.parent} was made with other settings ({differs}): delete that directory to redo the step, or"
+                " choose another --to."
             )
 
     def _write(self, step: str, shard: int, rows: Iterable[Row], images: Mapping[int, decode.Pixels]) -> None:
         later = [name for name, needs in NEEDS.items() if step in needs]
         for name in [*later, *(n for n, needs in NEEDS.items() if set(later) & set(needs))]:
-            self._file(name, shard, "jsonl").unlink(missing_ok=True)  # it was made of what is replaced now
-        with atomic_files.explained(self.path, "free some space and go on."):
+            self._file(name, shard, "jsonl").unlink(missing_ok=True)  # depends on what is replaced here
+        with atomic_files.explained(self.path, "free some space and run the command again."):
             if images:
                 _write_tar(self._file(step, shard, "tar"), images)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -190,7 +213,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    return ", ".join("what it builds on" if name == "on" else name for name in names) + " differ" if names else ""
+    return ", ".join("earlier steps" if name == "on" else name for name in names) + " differ" if names else ""
 
 
 def _read_json(path: pathlib.Path, missing: str) -> dict[str, Any]:
@@ -199,4 +222,4 @@ def _read_json(path: pathlib.Path, missing: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(missing) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable ({error}): delete the folder and begin again.") from error
+        raise InputError(f"{path} is not readable ({error}): delete its directory and start again.") from error

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the experts' images are right, for drawn sources, which know what would be: no learned network is involved.
+"""Step "truth": check the experts' images against the ground truth of drawn sources, without learned networks.
 
-A style reference is right if it is nearest to the target's style among 24 (other names, other colours; for artists'
-looks, the other teams). Its pose and subject are the expert's choice, so patches are compared
-(`uso_jax.evaluation.metrics.counterfactual`) with those in drawings of random subjects in that style.
+A style reference is correct if it is nearest to the target's style among 24 styles (other names and colours; for
+artists' looks, the other teams). Pose and subject are the expert's choice, so patches are compared with those of random
+subjects drawn in each style (`uso_jax.evaluation.metrics.counterfactual`).
 
-A content reference is right if the nearest drawing of all subjects in their plain look, before the ground that the
-image has, shows the target's. The pose is the target's where the layout is preserved; otherwise, for each subject,
-the one of many whose silhouette fits best.
+A content reference is correct if the nearest plain drawing of all subjects, on the image's background, shows the
+target's subject. The pose is the target's if the layout is preserved, otherwise for each subject the best-fitting
+silhouette of many.
 
-The same is asked of true drawings, which tells how good these judges are. Shapes: n images, h w pixels.
+The same checks on true drawings measure their accuracy. Shapes: n images, h w pixels.
 """
 
 import dataclasses
@@ -34,15 +34,19 @@ from uso_jax.evaluation.metrics import counterfactual
 from uso_jax.images import decode
 
 _POSES, _DRAWINGS = 150, 12
-_INSIDE = 40.0  # difference from the ground, of 255, that makes a pixel part of the subject
+_INSIDE = 40.0  # difference from the background, of 255, from which a pixel belongs to the subject
 
 
 class Truth:
-    """The judge of a source's candidates."""
+    """The worker of the step "truth".
+
+    Raises:
+      InputError: the source has no ground truth.
+    """
 
     def __init__(self, source: Any):
         if not isinstance(source, ProceduralSource | EmojiSource):
-            raise InputError("only the sources procedural and emoji know the truth; leave out the step truth.")
+            raise InputError("the step truth needs the source procedural or emoji; omit it for other sources.")
         self.source, self.size = source, source.size
         rng = np.random.default_rng(0)
         self._poses = [Pose.draw(rng) for _ in range(_POSES)]
@@ -50,11 +54,11 @@ class Truth:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Say how it is judged."""
+        """Settings of the checks."""
         return {"judge": "patches and plain looks", "styles": NUM_STYLES, "poses": _POSES, "drawings": _DRAWINGS}
 
     def make_shard(self, folder: Folder, shard: int) -> Made:
-        """Judge one shard."""
+        """Check one shard. Returns one row per candidate, and no images."""
         rows = []
         for number, row in folder.rows("captions", shard).items():
             failed = [
@@ -70,7 +74,7 @@ class Truth:
         return rows, {}
 
     def judge_candidate(self, index: int, layout: str, style: decode.Pixels, content: decode.Pixels) -> dict[str, bool]:
-        """Tell whether either reference is right, and whether true ones would be judged so."""
+        """Return whether each reference is correct, and whether true references pass the same checks."""
         triplet = self.source[index]
         meta, rng = triplet.meta, np.random.default_rng([index, layout == "preserved"])
         known = self._subjects(meta, rng)
@@ -88,7 +92,7 @@ class Truth:
         }
 
     def _subjects(self, meta: dict, rng: np.random.Generator) -> list[Subject]:
-        """Give the target's subject, then others."""
+        """Return the target's subject and then others."""
         if isinstance(self.source, ProceduralSource):
             return [SUBJECTS[meta["subject"]], *(one for name, one in SUBJECTS.items() if name != meta["subject"])]
         artwork, team = self.source.artwork, meta.get("content_team", TRAINED_TEAMS[0])
@@ -106,7 +110,7 @@ class Truth:
         for subject in known:
             posed = pose or self._poses[_best_fit(inside, self._masks(subject.name, subject))]
             look = dataclasses.replace(DrawingStyle.plain(rng, subject), ground=tuple((ground / 255).tolist()))
-            # By whichever team: the expert may draw a subject as any of them does.
+            # Every team's version: the expert may draw a subject like any of them.
             for one in self._versions(subject):
                 drawn = render(one, posed, look, self.size).astype(np.float32)
                 error = float(np.mean((drawn - image) ** 2))
@@ -120,7 +124,7 @@ class Truth:
         return [self.source.artwork.subject(subject.name, team) for team in TRAINED_TEAMS]
 
     def _masks_of(self, name: str, subject: Subject) -> Bool[np.ndarray, "n hw"]:
-        del name  # what the cache tells subjects apart by
+        del name  # the cache key; subjects are hashed by identity
         covers = [Canvas(subject, pose, self.size) for pose in self._poses]
         return np.stack([canvas.distances[0] < 0 for canvas in covers])
 
@@ -129,5 +133,5 @@ class Truth:
 
 
 def _best_fit(inside: Bool[np.ndarray, " hw"], masks: Bool[np.ndarray, "n hw"]) -> int:
-    """Give the mask with the largest intersection over union."""
+    """Return the index of the mask with the largest intersection over union."""
     return int(np.argmax((masks & inside).sum(1) / np.maximum((masks | inside).sum(1), 1)))

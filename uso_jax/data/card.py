@@ -50,7 +50,7 @@ class Card:
             f"{self.total:,} triplets; shares are computed on {self.sampled} random ones.",
         ]
         for reason, count in self.left_out.items():
-            lines.append(f"{count:,} rows were left out: {reason}.")
+            lines.append(f"{count:,} rows were skipped: {reason}.")
         lines += [f"Unreadable in the sample: {reason}" for reason in self.unreadable]
         for topic, counts in self.counts.items():
             lines += ["", f"| {topic} | share |", "|---|---|"]
@@ -163,7 +163,7 @@ def _shape(height: int, width: int) -> str:
 
 def _page(card: Card, found: Sequence[tuple[int, Triplet]]) -> str:
     facts = "".join(_table(topic, counts, card.sampled) for topic, counts in card.counts.items())
-    notes = [f"{count:,} rows left out: {reason}" for reason, count in card.left_out.items()]
+    notes = [f"{count:,} rows skipped: {reason}" for reason, count in card.left_out.items()]
     notes += [f"unreadable in the sample: {reason}" for reason in card.unreadable]
     return _PAGE.substitute(
         title=html.escape(card.title),

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Local and remote files, archives and URLs that data is read from."""
+"""Access to local and remote files, archives and tables that hold images."""

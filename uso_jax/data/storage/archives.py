@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a folder, tar or zip file holds, as places to read from; nothing is ever unpacked.
+"""List the contents of folders, tar and zip files as places to read from. Nothing is unpacked.
 
-A member of an archive is a stretch of the archive's bytes, read when it is asked for.
+A member of an archive is a byte range of the archive, read on demand.
 """
 
 import io
@@ -22,12 +22,16 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def list_files(path: str, ending: str) -> list[str]:
-    """Give a file, or those of a folder that end so, in order of name."""
+    """Return the path itself if it ends in `ending`, otherwise the files of the folder that do, in order of name.
+
+    Raises:
+      InputError: there are none.
+    """
     if path.endswith(ending):
         return [path]
     found = [place.file for name, place in list_members(path).items() if name.endswith(ending)]
     if not found:
-        raise InputError(f"{path} holds no file that ends in {ending}: check the path.")
+        raise InputError(f"{path} contains no file that ends in {ending}: check the path.")
     return found
 
 
@@ -35,10 +39,10 @@ def list_members(path: str) -> dict[str, Place]:
     """List the files of a folder, or the members of a tar or zip file, by relative name in order of name.
 
     Raises:
-      InputError: the archive is damaged, compressed as a whole, or has a name that leads out of it or stands twice.
+      InputError: the archive is damaged or compressed as a whole, or has a duplicate name or one that leads out of it.
     """
     if path.endswith(_COMPRESSED):
-        raise InputError(f"{path} is compressed as a whole, so its images cannot be read one by one: gunzip it first.")
+        raise InputError(f"{path} is compressed as a whole, so images cannot be read individually: gunzip it first.")
     if path.endswith(".tar"):
         pairs = _tar(path)
     elif path.endswith(".zip"):
@@ -51,16 +55,16 @@ def list_members(path: str) -> dict[str, Place]:
     for name, place in pairs:
         name = urls.check_inside(name, path)
         if name in found:
-            raise InputError(f"{path} holds {name!r} twice: which one is meant is unclear, remove one.")
+            raise InputError(f"{path} contains {name!r} twice: remove one.")
         found[name] = place
     return dict(sorted(found.items()))
 
 
 def images_by_stem(folder: str, part: str) -> dict[str, Place]:
-    """Give the images of a part of a data set, FOLDER/PART or FOLDER/PART.tar or .zip, by name without ending.
+    """Return the images of FOLDER/PART, FOLDER/PART.tar or FOLDER/PART.zip by name without extension.
 
     Raises:
-      InputError: the part is missing, or two of its images differ only in folder or ending.
+      InputError: the part is missing, or two of its images differ only in folder or extension.
     """
     whole = urls.join(folder, part, folder)
     path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(p)), None)
@@ -74,7 +78,7 @@ def images_by_stem(folder: str, part: str) -> dict[str, Place]:
             continue
         stem = posixpath.splitext(posixpath.basename(name))[0]
         if stem in found:
-            raise InputError(f"{path} holds two images {stem!r}, so which one is meant is unclear: rename one.")
+            raise InputError(f"{path} contains two images {stem!r}: rename or remove one.")
         found[stem] = place
     return found
 
@@ -103,17 +107,17 @@ def _tar(path: str) -> Iterator[tuple[str, Place]]:
                     if not member.isreg():
                         raise InputError(f"{path}: {member.name!r} is a link or device; pack the file itself.")
                     if member.offset_data + member.size > size:
-                        raise InputError(f"{path} ends in the middle of {member.name!r}: copy it again.")
+                        raise InputError(f"{path} is truncated: it ends in the middle of {member.name!r}.")
                     yield member.name, Place(path, member.name, member.offset_data, member.size)
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is not a readable tar file ({error}): copy it again.") from error
-        # tarfile takes a damaged header for the end.
+        # tarfile mistakes a damaged header for the end of the archive.
         file.seek(end)
         if any(file.read(_TAR_BLOCK)):
-            raise InputError(f"{path} is damaged after byte {end}: the next member cannot be read, copy it again.")
+            raise InputError(f"{path} is damaged after byte {end}: copy it again.")
 
 
 def _zip(path: str) -> Iterator[tuple[str, Place]]:
@@ -126,12 +130,14 @@ def _zip(path: str) -> Iterator[tuple[str, Place]]:
         if member.is_dir():
             continue
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path}: {member.filename!r} is encrypted or compressed in a rare way; pack it plainly.")
+            raise InputError(
+                f"{path}: {member.filename!r} is encrypted or uses an unsupported compression; store or deflate it."
+            )
         if member.file_size > urls.MAX_BYTES:
             raise InputError(
                 f"{path}: {member.filename!r} would unpack to {member.file_size} bytes; the limit for an image is"
-                f" {urls.MAX_BYTES}: remove it."
+                f" {urls.MAX_BYTES}."
             )
-        # The central directory's sizes count: those before the data may be left open.
+        # Sizes come from the central directory: local headers may leave them unset.
         where = (member.header_offset, member.compress_size, member.file_size)
         yield member.filename, Place(path, member.filename, *where)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where an image's bytes lie: a file, or a part of a tar, zip or parquet file; local, or at a URL that fsspec opens."""
+"""Locations of image bytes: a file, or a part of a tar, zip or parquet file; local, or at a URL that fsspec opens."""
 
 import contextlib
 import functools
@@ -15,30 +15,30 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.storage import urls
 from uso_jax.images import decode as images
 
-_HEADER = 1 << 16  # bytes in which an image's size is looked for first
+_HEADER = 1 << 16  # bytes read first to find the size of an image
 _ZIP_HEADER = 30
-_ROW_GROUPS = 8  # of parquet files that are kept decoded
-_READING = threading.Lock()  # a parquet file has one position, which its readers would move
+_ROW_GROUPS = 8  # decoded parquet row groups that are cached
+_READING = threading.Lock()  # threads share the file position of a parquet file
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one image is; `view` is 0 or 1 where it is the left or right one of two squares side by side."""
+    """The location of one image."""
 
     file: str  # path or URL
     member: str = ""  # name in an archive, or column of a table
-    start: int = 0
-    length: int = -1  # bytes in the file; -1: all
-    unpacked: int = -1  # bytes of a zip's member; -1: it is no zip
-    row: int = -1  # of a parquet file
-    view: int = -1
+    start: int = 0  # first byte in the file
+    length: int = -1  # number of bytes in the file; -1: all
+    unpacked: int = -1  # uncompressed size of a zip member; -1: not a zip member
+    row: int = -1  # row of a parquet file; -1: not a table
+    view: int = -1  # 0 or 1: the left or right of two squares side by side; -1: the whole image
 
     def __str__(self):
         inside = f", row {self.row}" if self.row >= 0 else f":{self.member}" if self.member else ""
         return f"{self.file}{inside}"
 
     def pack(self) -> list[Any]:
-        """Give the place as short JSON."""
+        """Return the place as a short JSON list, without trailing defaults."""
         values = [self.file, self.member, self.start, self.length, self.unpacked, self.row, self.view]
         defaults = [None, "", 0, -1, -1, -1, -1]
         while values[-1] == defaults[len(values) - 1]:
@@ -47,14 +47,14 @@ class Place:
 
     @classmethod
     def unpack(cls, values: list[Any] | None) -> "Place | None":
-        """Read what `pack` gave."""
+        """Invert `pack`."""
         return None if values is None else cls(*values)
 
     def read(self, what: str = "") -> bytes:
-        """Give the bytes of the image file; `what` is added to its name in messages.
+        """Return the bytes of the image file; `what` is appended to its name in error messages.
 
         Raises:
-          BadExample: they are not there, too many, or damaged.
+          BadExample: the file is missing, too large or damaged.
         """
         try:
             if self.row >= 0:
@@ -68,11 +68,19 @@ class Place:
             raise BadExample(f"{self}{what} cannot be read ({error.strerror or error}).") from error
 
     def decode(self, what: str = "", fit: images.Fit | None = None) -> images.Pixels:
-        """Give the image, resized by `fit`; `what` is added to its name in messages."""
+        """Return the image, resized by `fit`; `what` is appended to its name in error messages.
+
+        Raises:
+          BadExample: the image cannot be read or decoded.
+        """
         return images.decode_image(self.read(what), what=f"{self}{what}", number=self.view, fit=fit)
 
     def size(self) -> tuple[int, int]:
-        """Give the image's (height, width), reading no more than needed; of a view only the shape is right."""
+        """Return the (height, width) of the image from its header. For a view, only the aspect ratio is valid.
+
+        Raises:
+          BadExample: the image cannot be read.
+        """
         if self.view >= 0:
             return 1, 1
         if self.row < 0 and self.unpacked < 0:
@@ -95,12 +103,16 @@ def _inflate(place: Place) -> bytes:
     except zlib.error as error:
         raise BadExample(f"{place} is damaged ({error}): copy the zip file again.") from error
     if len(unpacked) != place.unpacked:
-        raise BadExample(f"{place} does not unpack to the {place.unpacked} bytes that the zip file says.")
+        raise BadExample(f"{place} does not unpack to the {place.unpacked} bytes that the zip file declares.")
     return unpacked
 
 
 def open_table(path: str):
-    """Open a parquet file for its columns of text and numbers."""
+    """Open a local or remote parquet file.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -126,7 +138,7 @@ def _cell(place: Place) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _table(path: str):
-    """Give an open parquet file and the first row of each row group, with the end."""
+    """Return an open parquet file and the first row of each row group, followed by the number of rows."""
     table = open_table(path)
     starts = [0]
     for group in range(table.num_row_groups):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files on this machine or at a URL that fsspec opens, and names that may not lead out of their folder."""
+"""Access to local files and URLs (through fsspec), and checks of relative names."""
 
 import io
 import os
@@ -9,38 +9,50 @@ import fsspec
 
 from uso_jax.common.errors import BadExample, InputError
 
-MAX_BYTES = 1 << 28  # of one image file, however well it is compressed
+MAX_BYTES = 1 << 28  # limit of one image file, before and after decompression
 
 
 def is_url(path: str) -> bool:
-    """Tell whether a path is for fsspec, such as gs://bucket/folder."""
+    """Return whether a path is a URL for fsspec, such as gs://bucket/folder."""
     return "://" in path
 
 
 def check_inside(name: str, where: str) -> str:
-    """Give a relative name in its plain form; refuse one that leads out of the folder or archive it stands in."""
+    """Normalise a relative name.
+
+    Raises:
+      InputError: it leads out of the folder or archive that contains it; `where` is the prefix of the message.
+    """
     parts = name.replace("\\", "/").split("/")
     if is_url(name) or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or parts[0].endswith(":"):
         raise InputError(
-            f"{where} names {name!r}, which lies outside its folder: use relative paths, and set root to the folder"
-            " that holds all images."
+            f"{where} names {name!r}, which is outside its folder: use relative paths, and set root to the folder"
+            " that contains all images."
         )
     return "/".join(part for part in parts if part not in ("", "."))
 
 
 def join(root: str, name: str, where: str) -> str:
-    """Give the path of a file below `root`; `where` says who names it."""
+    """Return the path of a relative name below `root`.
+
+    Raises:
+      InputError: the name leads out of `root`; `where` is the prefix of the message.
+    """
     inside = check_inside(name, where)
     return f"{root.rstrip('/')}/{inside}" if is_url(root) else os.path.join(root, inside)
 
 
 def parent(path: str) -> str:
-    """Give the folder of a path or URL."""
+    """Return the parent folder of a path or URL."""
     return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path)
 
 
 def open_binary(path: str) -> io.IOBase:
-    """Open a local or remote file for reading; one that is not there is an InputError."""
+    """Open a local or remote file for reading.
+
+    Raises:
+      InputError: it is missing or cannot be read.
+    """
     try:
         return fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb")
     except FileNotFoundError:
@@ -52,16 +64,20 @@ def open_binary(path: str) -> io.IOBase:
 
 
 def read_text(path: str) -> str:
-    """Give the text of a local or remote file."""
+    """Read a local or remote UTF-8 text file.
+
+    Raises:
+      InputError: it is missing, cannot be read, or is not UTF-8.
+    """
     with open_binary(path) as file:
         try:
             return file.read().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not readable text ({error}): correct it.") from error
+            raise InputError(f"{path} is not readable text ({error}): save it as UTF-8.") from error
 
 
 def is_folder(path: str) -> bool:
-    """Tell whether a folder is there."""
+    """Return whether a local or remote folder exists."""
     if not is_url(path):
         return os.path.isdir(path)
     system, inner = filesystem(path)
@@ -69,7 +85,7 @@ def is_folder(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Tell whether a file or folder is there."""
+    """Return whether a local or remote file or folder exists."""
     if not is_url(path):
         return os.path.exists(path)
     system, inner = filesystem(path)
@@ -77,7 +93,7 @@ def exists(path: str) -> bool:
 
 
 def filesystem(path: str):
-    """Give fsspec's file system of a URL, and the path in it."""
+    """Return fsspec's file system of a URL and the path in it."""
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
@@ -85,9 +101,20 @@ def filesystem(path: str):
 
 
 def read_bytes(path: str, start: int = 0, length: int = -1, part: bool = False) -> bytes:
-    """Read a stretch of a file; unless it is only `part` of an image, it must be whole and not too long."""
+    """Read a byte range of a file.
+
+    Args:
+      path: local path or URL.
+      start: first byte.
+      length: number of bytes; -1 means to the end.
+      part: accept fewer bytes, when only the start of an image is needed.
+
+    Raises:
+      BadExample: there are more than MAX_BYTES bytes, or fewer than `length`.
+      OSError: the file cannot be read.
+    """
     if length > MAX_BYTES:
-        raise BadExample(f"{path} holds an image of {length} bytes; the limit is {MAX_BYTES}.")
+        raise BadExample(f"{path} contains an image of {length} bytes; the limit is {MAX_BYTES}.")
     if is_url(path):
         system, inner = filesystem(path)
         end = start + (length if length >= 0 else MAX_BYTES + 1)
@@ -99,5 +126,5 @@ def read_bytes(path: str, start: int = 0, length: int = -1, part: bool = False) 
     if len(data) > MAX_BYTES:
         raise BadExample(f"{path} is larger than {MAX_BYTES} bytes, the limit for an image.")
     if len(data) < length and not part:
-        raise BadExample(f"{path} ends before byte {start + length}: it is incomplete, copy it again.")
+        raise BadExample(f"{path} ends before byte {start + length}: it is truncated, copy it again.")
     return data

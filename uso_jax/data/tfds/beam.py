@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the triplets of a TFDS set by Apache Beam's workers; needs `pip install "uso_jax[beam]"`.
+"""Read and encode the triplets of a TFDS data set with Apache Beam (`pip install "uso_jax[beam]"`).
 
-Every worker opens the source by itself, so a pipeline carries its description, not its rows. Examples keep the order of
-the source, whoever reads them; sizes and unreadable triplets are collected beside them.
+Every worker opens the source itself, so the pipeline carries only its description. Examples keep the order of the
+source. Image sizes and the errors of unreadable triplets are collected in side outputs.
 """
 
 import json
@@ -19,11 +19,18 @@ from uso_jax.common.errors import BadExample
 from uso_jax.data.sources import open_source
 from uso_jax.data.tfds import records
 
-_AT_ONCE = 64  # triplets that one piece of work reads
+_AT_ONCE = 64  # triplets per work item
 
 
 def read_split(split: str, spec: Mapping[str, Any], total: int, folder: Path) -> beam.PTransform:
-    """Give the transform that makes a split's (index, example) pairs, and writes its sizes and losses to a folder."""
+    """Return the transform that yields the (index, example) pairs of a split.
+
+    Args:
+      split: name of the split.
+      spec: description of the source, see `uso_jax.data.sources.open_source`.
+      total: number of triplets to read.
+      folder: where image sizes and the errors of unreadable triplets are written.
+    """
 
     @beam.ptransform_fn
     def read(pipeline):
@@ -41,7 +48,7 @@ def read_split(split: str, spec: Mapping[str, Any], total: int, folder: Path) ->
 
 
 def pop_lost(folder: Path, split: str) -> list[str]:
-    """Give, and forget, why triplets of a split could not be read."""
+    """Return the errors of the unreadable triplets of a split, and delete their file."""
     path = _lost_file(folder, split)
     reasons = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
@@ -49,7 +56,7 @@ def pop_lost(folder: Path, split: str) -> list[str]:
 
 
 class _Read(beam.DoFn):
-    """Reads and encodes a stretch of a source."""
+    """Read and encode a range of a source."""
 
     def __init__(self, spec: Mapping[str, Any], total: int):
         self.spec, self.total = spec, total

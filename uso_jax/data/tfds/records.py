@@ -1,6 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Read triplets from TFDS records, and encode triplets as such records."""
+"""Encode triplets as TFDS examples, and read them back as a source.
+
+An example holds the image files of content (zero or one), styles and target, the prompt, layout, key and JSON metadata.
+Image sizes are kept beside the records in sizes_SPLIT.npy, so that bucketing does not need to read images.
+"""
 
 import io
 import json
@@ -21,20 +25,24 @@ from uso_jax.images import decode as images
 
 
 class _AsStored(tfds.decode.SkipDecoding):
-    """TFDS would decode images by whatever library it finds; of sequences it does not know how not to."""
+    """Skips decoding, which TFDS would do with whatever library it finds; extends SkipDecoding to sequences."""
 
     def decode_batch_example_np(self, example):
         return example
 
 
 class TripletSet:
-    """Random access to a split of a data set that `prepare` wrote; `path` is its folder."""
+    """Random access to a split of a data set that `writer.prepare` wrote to `path`.
+
+    Raises:
+      InputError: the data set or the split does not exist.
+    """
 
     def __init__(self, path: Path | str, split: str = "train"):
         self.path, self.split = Path(path), split
         if not (self.path / "dataset_info.json").is_file():
             raise InputError(
-                f"{path} holds no data set: make one with scripts/curate.py convert, which says its folder."
+                f"{path} holds no data set: create one with scripts/curate.py convert, which prints its path."
             )
         builder = tfds.builder_from_directory(str(self.path))
         if split not in builder.info.splits:
@@ -64,12 +72,12 @@ class TripletSet:
         )
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Give (height, width) of every target and content image, 0 where there is none."""
+        """Return (height, width) of every target and content image, 0 where there is none."""
         return np.load(sizes_file(self.path, self.split), allow_pickle=False)
 
 
 def sizes_file(path: Path, split: str) -> Path:
-    """Give where a data set keeps the sizes of a split's images."""
+    """Return the path of the image sizes of a split."""
     return path / f"sizes_{split}.npy"
 
 
@@ -78,14 +86,22 @@ def _text(value: Any) -> str:
 
 
 def encode_example(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Give an example with images as files, and the (height, width) of target and content."""
-    triplet = source[index]  # decoded even where the bytes are kept: a broken image is found now
+    """Encode a triplet as a TFDS example; original image files are kept byte for byte.
+
+    Returns:
+      The example, and (height, width, height, width) of target and content.
+
+    Raises:
+      BadExample: an image cannot be read.
+      InputError: the triplet has no target.
+    """
+    triplet = source[index]  # images are decoded even if their bytes are kept, to find broken ones here
     if triplet.target is None:
-        raise InputError(f"triplet {triplet.key!r} has no target: it is for generating from, not for training.")
+        raise InputError(f"triplet {triplet.key!r} has no target image, so it cannot be used for training.")
     item = source.item(index) if isinstance(source, FileTriplets) else None
 
     def file(image: images.Pixels, place: Place | None) -> io.BytesIO:
-        # File objects, since TFDS takes their bytes as they are; it would encode an array with TensorFlow.
+        # TFDS stores the bytes of file objects unchanged, but would encode arrays with TensorFlow.
         kept = place is not None and place.view < 0
         return io.BytesIO(place.read() if kept else images.encode_png(np.ascontiguousarray(image)))
 
@@ -105,7 +121,7 @@ def encode_example(source: TripletSource, index: int) -> tuple[dict[str, Any], t
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether JSON can hold a value; poses and styles of drawn triplets it cannot."""
+    """Return whether a value is JSON-serialisable; poses and styles of drawn triplets are not."""
     if isinstance(value, Mapping):
         return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
     return (

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets of any source as a TFDS data set in ArrayRecord files, written and read without TensorFlow.
+"""Write triplets of any source as a TFDS data set in ArrayRecord files, without TensorFlow.
 
-Image files go in as they are, byte for byte, so that an image is the same by every route; what has no file (drawn
-images, views cut from a larger image) is stored as PNG.
+Image files are copied byte for byte, so an image decodes identically from either place. Images without a file (drawn
+ones, and views cut from a larger image) are stored as PNG. Large sources can be read by Apache Beam (see `beam`).
 """
 
 import shutil
@@ -20,13 +20,13 @@ from uso_jax.data.tfds.records import encode_example, sizes_file
 from uso_jax.data.triplet import TripletSource
 
 _THREADS = 8
-_AHEAD = 64  # triplets that are read before they are written
-# Of one machine. Beam's newer runner for it would download a program.
+_AHEAD = 64  # triplets read ahead of writing
+# The local runner. Beam's newer one (Prism) would download a binary.
 _BEAM = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 
 
 class Triplets(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of triplets; `sources` are to be set before it prepares, and `specs` if Beam is to read them."""
+    """TFDS builder of triplets. Set the annotated attributes before preparing; `specs` is empty without Beam."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -42,7 +42,7 @@ class Triplets(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             description="Triplets of content, style and target images; content holds one image or none.",
             features=tfds.features.FeaturesDict(images | dict.fromkeys(("prompt", "layout", "key", "meta"), text)),
-            disable_shuffling=True,  # example i stays example i; training shuffles
+            disable_shuffling=True,  # keeps the order of the source; training shuffles
         )
 
     def _split_generators(self, dl_manager):
@@ -81,17 +81,20 @@ def prepare(
     specs: Mapping[str, Mapping[str, Any]] | None = None,
     beam_options: Sequence[str] = (),
 ) -> Path:
-    """Write splits of triplets as DATA_DIR/triplets/NAME/1.0.0; gives the folder, at once if it is there already.
+    """Write splits of triplets to DATA_DIR/triplets/NAME/1.0.0, unless it exists, and return this directory.
 
     Args:
-      sources: by split.
-      data_dir: where data sets lie.
-      name: of this one.
-      limit: triplets to take of each; 0 takes all.
-      max_errors: triplets that may be unreadable, and are left out, before this is an error.
-      specs: by split, what `open_source` opens; with these Apache Beam's workers read, encode and write, each for
-        itself, and data_dir must be a folder that all of them see.
-      beam_options: of the pipeline, such as ["--runner=FlinkRunner"]; by default all cores of this machine.
+      sources: triplets by split.
+      data_dir: parent directory of data sets.
+      name: of this data set.
+      limit: number of triplets per split; 0 means all.
+      max_errors: number of unreadable triplets that are skipped before an error is raised.
+      specs: descriptions of the sources by split, see `open_source`. If set, Apache Beam workers read, encode and write
+        the data, and all of them must have access to `data_dir`.
+      beam_options: pipeline options, such as ["--runner=FlinkRunner"]. The default uses all cores of this machine.
+
+    Raises:
+      InputError: more than `max_errors` triplets are unreadable, or Apache Beam is not installed.
     """
     builder = Triplets(data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=name))
     builder.sources, builder.limit, builder.max_errors, builder.specs = sources, limit, max_errors, specs or {}
@@ -105,7 +108,7 @@ def prepare(
 
         from uso_jax.data.tfds import beam
     except ImportError as error:
-        raise InputError('reading by Apache Beam needs it: pip install "uso_jax[beam]".') from error
+        raise InputError('Apache Beam is not installed: pip install "uso_jax[beam]".') from error
     download.beam_options = PipelineOptions([*_BEAM, *beam_options])
     builder.download_and_prepare(download_config=download, file_format="array_record")
     lost = [reason for split in sources for reason in beam.pop_lost(path, split)]
@@ -116,11 +119,12 @@ def prepare(
 
 
 def _too_many(lost: Sequence[Any], max_errors: int) -> InputError:
-    return InputError(f"{len(lost)} triplets cannot be read, and data.max_errors is {max_errors}; the last: {lost[-1]}")
+    count = len(lost)
+    return InputError(f"{count} triplets cannot be read, and data.max_errors is {max_errors}; last error: {lost[-1]}")
 
 
 def _ahead(source: TripletSource, total: int) -> Iterator[tuple[dict[str, Any], tuple[int, ...]] | BadExample]:
-    """Read triplets in order, some of them ahead; one that cannot be read is given as its error."""
+    """Yield encoded triplets in order, reading ahead with threads; an unreadable triplet yields its error."""
 
     def read(index: int):
         try:
