@@ -64,7 +64,7 @@ def test_symbols_of_the_font():
     x, y = np.zeros(1), np.zeros(1)
     peace = (glyphs.glyph("☮"), glyphs.outline("☮"), glyphs.holes("☮"))
     assert [float(shape.distance(x + 0.35, y + 0.4)[0]) < 0 for shape in peace] == [False, True, True]
-    with pytest.raises(InputError, match="draws nothing"):
+    with pytest.raises(InputError, match="no visible glyph"):
         glyphs.glyph(" ").distance(x, y)
 
 
@@ -118,5 +118,5 @@ def test_artwork_without_details():
 
 
 def test_artwork_with_nothing_in_it():
-    with pytest.raises(InputError, match=r"artwork 'air': only 0 of its 1600 points are opaque"):
+    with pytest.raises(InputError, match=r"artwork 'air': only 0 of its 1600 pixels are opaque"):
         subject_from_artwork(np.zeros((40, 40, 4), np.uint8), "air")

@@ -301,6 +301,6 @@ def test_icons_size_alias_and_refusals():
     assert not wide[:8, :, 3].any() and wide[24, 24, 3] == 255
     assert {"ball", "disc"} <= team.names() and not {"turned", "loop"} & team.names()
     assert "left-arrow" not in common_subjects([team])
-    for name, message in (("bad", "outside itself"), ("broken", "cannot be drawn"), ("none", "there is no icon")):
+    for name, message in (("bad", "external content"), ("broken", "cannot be rendered"), ("none", "icon .none. .* does not exist")):
         with pytest.raises(InputError, match=message):
             team.render(name, 16)

@@ -236,7 +236,7 @@ def test_bad_example_is_an_input_error():
         ({"source": Numbered(0)}, "source is empty"),
         ({"batch_size": 5, "process_count": 2}, "positive multiple"),
         ({"process_index": 2, "process_count": 2}, "process_index 2"),
-        ({"batch_size": 9, "repeat": False}, "larger than the 8 examples"),
+        ({"batch_size": 9, "repeat": False}, "exceeds the 8 examples"),
         ({"num_styles": 1}, "num_styles is 1"),
         ({"tokenize": lambda prompt: {"target": np.zeros(1)}}, "tokenize returns target"),
     ],
