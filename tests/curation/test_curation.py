@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A curation from stylised images to an exported set: resumable, its thresholds free, its judge allowed to fail."""
+"""Curation from stylised images to an exported data set: resuming, thresholds, and failures of the judge."""
 
 import dataclasses
 import io
@@ -60,7 +60,7 @@ def keep(**changes):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Curate four drawings, up to their scores and the truth."""
+    """Curate four drawings, including scores and truth."""
     path = tmp_path_factory.mktemp("curation")
     for step in ("captions", "stylize", "destylize", "score", "truth"):
         steps.run_step(step, config(), DRAWN, path)
@@ -68,7 +68,7 @@ def made(tmp_path_factory):
 
 
 def copy(folder, path):
-    """Give a copy of a curation whose files may change."""
+    """Return a copy of a curation that a test may modify."""
     shutil.copytree(folder.path, path)
     return Folder(path)
 
@@ -139,7 +139,7 @@ def test_other_settings_are_refused(made, tmp_path):
 
 
 def judged(folder, reply, retry=False, style=None, **changes):
-    """Run the judge against an endpoint; give its rows and how often it was asked."""
+    """Run the judge against an endpoint; return its rows and the number of requests."""
     with fake_vlm.serve(reply) as endpoint:
         chosen = config(vlm__base_url=endpoint.url, **changes)
         chosen = dataclasses.replace(chosen, keep=keep(judge=3.0, style=style))
@@ -191,9 +191,7 @@ def test_only_what_passes_the_networks_is_judged(made, tmp_path):
     assert asked == 4 and {n for n, row in rows.items() if "judge" in row} == {
         n for n, s in scores.items() if s >= middle
     }
-    with pytest.raises(
-        InputError, match=r"was not judged, since .*: run curate\.py judge"
-    ):
+    with pytest.raises(InputError, match=r"was not judged, since .*: run curate\.py judge"):
         selection.decide(folder, keep(judge=3.0))
     rows, asked = run(-1.0)
     assert asked == 4 and all("judge" in row for row in rows.values())
@@ -291,7 +289,7 @@ def test_unreadable_images_are_listed(tmp_path):
     assert [row["failed"].split()[0] for n, row in rows.items() if row["index"] % 2] == ["unreadable:"] * 4
     assert "cut.png" in rows[2]["failed"] and "gone.png" in rows[6]["failed"]
     assert rows[4]["caption"] == "a b" and folder.target(rows[4]).file == str(tmp_path / "b.png")
-    assert not list((tmp_path / "out" / "captions").glob("*.tar"))  # images with a file of their own stay there
+    assert not list((tmp_path / "out" / "captions").glob("*.tar"))  # images that are files are not copied
 
 
 def test_captions_by_a_model(tmp_path):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects from rasters: distances of masks, symbols of the font, and artwork drawn in styles and with its own look."""
+"""Subjects from rasters: distances of masks, font symbols, and artwork in styles and in its plain look."""
 
 import dataclasses
 
@@ -92,7 +92,7 @@ def test_own_look_has_the_artwork_s_colours(subject):
 
 @pytest.mark.parametrize("size", [16, 32, 64, 200])
 def test_own_look_lies_where_the_distances_say(subject, size):
-    """Alpha of the posed colours and the cover of the body agree, at sizes below and above the artwork's own."""
+    """Alpha of the posed colours and coverage of the body agree, at sizes below and above that of the artwork."""
     canvas = Canvas(subject, Pose(0.7, 0.9, 0.1, -0.15), size)
     assert np.abs(canvas.artwork[:, 3] - canvas.cover(canvas.distances[0])).mean() < 0.015
     dark = canvas.artwork[:, 3] - canvas.artwork[:, 0]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A set written by Apache Beam's workers is the one that a single process writes."""
+"""Apache Beam writes the same data set as a single process."""
 
 import logging
 
@@ -14,7 +14,7 @@ from uso_jax.data.tfds.records import TripletSet
 from uso_jax.data.tfds.writer import prepare
 
 pytest.importorskip("apache_beam", reason='pip install "uso_jax[beam]"')
-pytestmark = pytest.mark.filterwarnings("default")  # Beam has many of its own
+pytestmark = pytest.mark.filterwarnings("default")  # Beam raises many warnings itself
 
 IN_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 
@@ -47,7 +47,7 @@ def test_same_set_in_the_same_order(tmp_path):
 
 def test_unreadable_ones(tmp_path):
     path = schemas.own_json(tmp_path)
-    (tmp_path / "pictures" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
+    (tmp_path / "images" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
     specs = {"train": dict(name="json", path=str(path))}
     with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; last error: .*d\.jpg"):
         by_beam(specs, tmp_path / "a", "x")

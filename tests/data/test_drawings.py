@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn triplets: reproducible, exact counterfactuals, honest splits, prompts by convention."""
+"""Procedural triplets: reproducible, exact counterfactuals, disjoint splits, prompts by convention."""
 
 import dataclasses
 import subprocess
@@ -37,7 +37,7 @@ def flat_images(images):
 
 
 def apart(images):
-    """Mean difference, 0..255, of the two most alike."""
+    """Return the mean difference, 0..255, of the two most similar images."""
     flat = flat_images(images)
     return min(np.abs(flat[index + 1 :] - flat[index]).mean(1).min() for index in range(len(flat) - 1))
 
@@ -87,7 +87,7 @@ def test_same_example_in_another_process():
 
 
 def test_counterfactuals_change_one_thing():
-    """Another subject keeps all that lies outside both; another style keeps where the subject is."""
+    """Another subject changes nothing outside both; another style keeps the position of the subject."""
     for triplet in take(10, styles=["flat"], preserved=0.0, size=48):
         meta, subject = triplet.meta, SUBJECTS[triplet.meta["subject"]]
         ground = (255 * np.array(meta["style"].ground, np.float32) + 0.5).astype(np.uint8)
@@ -119,7 +119,7 @@ def test_subjects_can_be_told_apart_in_every_style():
 
 
 def test_subjects_are_found_again_by_nearest_neighbour():
-    """A subject moved and turned a little is still nearest to itself."""
+    """A slightly moved and rotated subject is still nearest to itself."""
     images = flat_images([render(subject, Pose(0.8), LOUD, 32) for subject in SUBJECTS.values()])
     moved = flat_images([render(subject, Pose(0.78, 0.05, 0.01), LOUD, 32) for subject in SUBJECTS.values()])
     nearest = [int(np.abs(images - image).mean(1).argmin()) for image in moved]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The emoji builder on tarballs made here: a few drawn bodies in seven sets, each with a colour of its own."""
+"""Emoji triplets from synthetic tarballs: a few shapes in seven sets, each in another colour."""
 
 import io
 import json
@@ -66,7 +66,7 @@ def tarballs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tarballs):
-    """A folder with the artwork of 32 pixels, and nothing else."""
+    """Return a folder that contains only the artwork for 32 pixels."""
     folder = tmp_path_factory.mktemp("data")
     EmojiArtwork(folder, tarballs, size=32)
     return folder
@@ -265,7 +265,7 @@ def test_batches_by_name(data):
 
 
 def test_one_name_for_each_drawing():
-    """Else a held-out subject could be a seen one by another name."""
+    """Otherwise a held-out subject could be a seen one under another name."""
     data = icons("noto")
     first = IconSet("noto", 32, 32, data["icons"], {"ball": {"parent": "disc"}, "cube": {"parent": "block"}})
     other = IconSet("other", 32, 32, {n: data["icons"]["post"] for n in ("ball", "disc", "cube")}, {})
@@ -301,6 +301,10 @@ def test_icons_size_alias_and_refusals():
     assert not wide[:8, :, 3].any() and wide[24, 24, 3] == 255
     assert {"ball", "disc"} <= team.names() and not {"turned", "loop"} & team.names()
     assert "left-arrow" not in common_subjects([team])
-    for name, message in (("bad", "external content"), ("broken", "cannot be rendered"), ("none", "icon .none. .* does not exist")):
+    for name, message in (
+        ("bad", "external content"),
+        ("broken", "cannot be rendered"),
+        ("none", "icon .none. .* does not exist"),
+    ):
         with pytest.raises(InputError, match=message):
             team.render(name, 16)

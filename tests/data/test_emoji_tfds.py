@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed set of emoji triplets: written by TFDS as EmojiSource draws them, and read back."""
+"""The fixed emoji data set: TFDS stores the triplets of EmojiSource and reads them back."""
 
 import shutil
 import sys

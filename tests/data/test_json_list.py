@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The user's own triplets: both schemas, orientation, and errors that name file and item."""
+"""Triplets from JSON lists: both schemas, orientation, and errors that name file and item."""
 
 import json
 
@@ -18,9 +18,9 @@ def JsonSource(path):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for value, name in enumerate(("a.png", "b.png", "c.png")):
-        Image.new("RGB", (6, 4), (value, 0, 0)).save(tmp_path / "pictures" / name)
+        Image.new("RGB", (6, 4), (value, 0, 0)).save(tmp_path / "images" / name)
     return tmp_path
 
 
@@ -31,9 +31,9 @@ def write(folder, items):
 
 
 def test_own_schema(folder):
-    item = {"content": "pictures/a.png", "styles": ["pictures/b.png"], "target": "pictures/c.png"}
+    item = {"content": "images/a.png", "styles": ["images/b.png"], "target": "images/c.png"}
     source = JsonSource(
-        write(folder, [item, item | {"prompt": "a cat"}, {"prompt": "a cat", "target": "pictures/c.png"}])
+        write(folder, [item, item | {"prompt": "a cat"}, {"prompt": "a cat", "target": "images/c.png"}])
     )
     assert len(source) == 3
     first, second, third = (source[index] for index in range(3))
@@ -44,7 +44,7 @@ def test_own_schema(folder):
 
 
 def test_uno_schema(folder):
-    a, b, c = (f"pictures/{name}.png" for name in "abc")
+    a, b, c = (f"images/{name}.png" for name in "abc")
     items = [
         {"prompt": "x", "image_paths": [a, b], "image_tgt_path": c},
         {"prompt": "x", "image_paths": ["", b], "image_tgt_path": c},
@@ -91,14 +91,14 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("damage", ["text", "cut", "huge"])
 def test_image_that_does_not_decode_names_file_and_item(folder, damage, monkeypatch):
-    path = folder / "pictures" / "b.png"
+    path = folder / "images" / "b.png"
     if damage == "huge":
         monkeypatch.setattr("uso_jax.images.decode.MAX_PIXELS", 20)
     else:
         path.write_bytes(b"no image" if damage == "text" else path.read_bytes()[:-40])
-    target = {"prompt": "x", "target": "pictures/b.png"}
+    target = {"prompt": "x", "target": "images/b.png"}
     source = JsonSource(write(folder, [target, target]))
-    with pytest.raises(InputError, match=r"pictures/b\.png \(item 1 of .*triplets\.json\)"):
+    with pytest.raises(InputError, match=r"images/b\.png \(item 1 of .*triplets\.json\)"):
         source[1]
     with pytest.raises(InputError, match=r"absent\.png .* does not exist"):
         JsonSource(write(folder, [target | {"target": "absent.png"}]))[0]

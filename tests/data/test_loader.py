@@ -135,12 +135,12 @@ BUCKETS = {"target_sizes": ((16, 16), (12, 24)), "content_sizes": ((8, 8), (16, 
 
 
 def wild():
-    """Two sources in several shapes, some of whose examples cannot be read."""
+    """Return two sources of several shapes with some unreadable examples."""
     return Mixture((Shapes(21, bad=(4,)), Shapes(40, bad=(13, 14))), (1.0, 3.0))
 
 
 def record(batch):
-    """Give each example of a batch as text that tells all of its content and its shape."""
+    """Return each example of a batch as text that identifies its content and shape."""
     rows = [{name: value[i] for name, value in batch.items()} for i in range(len(batch["ids"]))]
     return [
         hashlib.sha256(

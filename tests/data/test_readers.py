@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Readers: every schema gives its triplets, whatever its images are packed in, and counts the rows it cannot use."""
+"""Readers: every schema yields its triplets, from any packaging, and counts the rows it skips."""
 
 import pathlib
 import pickle
@@ -315,7 +315,7 @@ def test_view_without_two_squares(tmp_path):
 
 def test_missing_image_is_a_bad_example(tmp_path):
     path = schemas.own_json(tmp_path)
-    (tmp_path / "pictures" / "c.jpg").unlink()
+    (tmp_path / "images" / "c.jpg").unlink()
     source = read("json", path)
     with pytest.raises(BadExample, match=r"c\.jpg \(item 0 of .*\) does not exist"):
         source[0]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Content and target exchanged, for training a de-stylising expert, by whichever route triplets are read."""
+"""Swapped content and target, from every kind of source."""
 
 import json
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets as a TFDS set, and the page about them: the same images, without TensorFlow, and nothing loaded or run."""
+"""Triplets as a TFDS data set with identical images and without TensorFlow; the self-contained page about them."""
 
 import base64
 import io
@@ -67,7 +67,7 @@ def test_drawn_ones_splits_and_limit(tmp_path):
 
 def test_unreadable_ones_are_left_out_up_to_a_limit(tmp_path):
     path = schemas.own_json(tmp_path)
-    (tmp_path / "pictures" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
+    (tmp_path / "images" / "d.jpg").write_bytes(schemas.jpeg("d")[:300])
     with pytest.raises(InputError, match=r"1 triplets cannot be read, and data.max_errors is 0; last error: .*d\.jpg"):
         prepare({"train": read("json", path)}, tmp_path / "a", "x")
     kept = TripletSet(prepare({"train": read("json", path)}, tmp_path / "b", "x", max_errors=1))
@@ -83,7 +83,7 @@ def test_page(tmp_path):
     path = schemas.own_json(tmp_path / "raw")
     items = json.loads(path.read_text())
     items[0]["prompt"] = '<script>alert(1)</script> & "quotes"'
-    items.append({"prompt": "x", "target": "pictures/none.png", "key": "<b>"})
+    items.append({"prompt": "x", "target": "images/none.png", "key": "<b>"})
     path.write_text(json.dumps(items))
     made = card.write_card(tmp_path / "out" / "page.html", read("json", path), title="my <set>", sample=100)
     page = (tmp_path / "out" / "page.html").read_text()
@@ -97,9 +97,7 @@ def test_page(tmp_path):
     first = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[0]))))
     assert np.array_equal(first, schemas.decoded("a"))  # small images are shown as they are
     text = made.markdown()
-    assert (
-        "# my <set>" in text and "6 triplets; shares are computed on 5" in text and "| style_subject | 40% |" in text
-    )
+    assert "# my <set>" in text and "6 triplets; shares are computed on 5" in text and "| style_subject | 40% |" in text
 
 
 def test_page_says_what_was_left_out(tmp_path):

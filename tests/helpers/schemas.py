@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Five synthetic rows of every schema that a reader knows, malformed ones among them, all of the same six images."""
+"""Synthetic files in every schema that a reader supports: five rows of six images, some malformed."""
 
 import io
 import json
@@ -20,7 +20,7 @@ SIDE = 24
 
 
 def image(name: str) -> np.ndarray:
-    """Give the image of a name: noise, so that any change of a pixel shows."""
+    """Return the image of a name: noise, so that any changed pixel is detected."""
     return np.random.default_rng(ord(name)).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
 
 
@@ -64,8 +64,8 @@ def folder(root: pathlib.Path, part: str, names: str) -> None:
 
 
 def own_json(root, ending="json"):
-    folder(root, "pictures", "abcdef")
-    p = lambda name: f"pictures/{name}.jpg"
+    folder(root, "images", "abcdef")
+    p = lambda name: f"images/{name}.jpg"
     items = [
         {"prompt": "one", "content": p("a"), "styles": [p("b")], "target": p("c")},
         {"content": p("a"), "styles": [p("b")], "target": p("d")},
@@ -78,8 +78,8 @@ def own_json(root, ending="json"):
 
 
 def uno(root):
-    folder(root, "pictures", "abc")
-    p = lambda name: f"pictures/{name}.jpg"
+    folder(root, "images", "abc")
+    p = lambda name: f"images/{name}.jpg"
     items = [
         {"prompt": "one", "image_paths": [p("a")], "image_tgt_path": p("c")},
         {"prompt": "two", "image_path": p("b"), "image_tgt_path": p("c")},
@@ -130,7 +130,7 @@ def uno_1m(root, packed=False):
 
 
 def two_views(left: str, right: str, margin=8, extra=0) -> bytes:
-    """Give two images side by side with margins, without loss."""
+    """Return two images side by side with margins, encoded losslessly."""
     height, width = SIDE + 2 * margin, 2 * SIDE + 3 * margin + extra
     image = np.full((height, width, 3), 255, np.uint8)
     for number, name in enumerate((left, right)):
@@ -244,11 +244,11 @@ def plain_folder(root):
 
 
 def parquet(root):
-    folder(root, "pictures", "ab")
+    folder(root, "images", "ab")
     table = {
         "prompt": ["one", "", "three", "four", None],
         "target": [{"bytes": jpeg(name), "path": None} for name in "cdefc"],
-        "content": ["pictures/a.jpg", "pictures/a.jpg", None, None, "pictures/b.jpg"],
+        "content": ["images/a.jpg", "images/a.jpg", None, None, "images/b.jpg"],
         "style": [jpeg("b"), None, jpeg("b"), None, None],
     }
     path = root / "triplets.parquet"

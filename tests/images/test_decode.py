@@ -21,7 +21,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def swapped_profile():
-    """Give a colour profile in which red and blue have changed places: sRGB with two of its tags exchanged."""
+    """Return an sRGB colour profile with the tags of red and blue exchanged."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     names = {}
     for number in range(struct.unpack_from(">I", data, 128)[0]):

@@ -28,7 +28,7 @@ def caption_shard(folder: Folder, source: TripletSource, config: CurationConfig,
     """Read and caption the images of one shard.
 
     Returns:
-      One row per candidate, and the images that have no file of their own, by candidate number.
+      One row per candidate, and the images that exist in no file, by candidate number.
     """
     read = lambda index: _read(source, config, vlm, index)
     with ThreadPoolExecutor(config.vlm.threads) as pool:
