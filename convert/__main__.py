@@ -11,6 +11,7 @@ Files are recognised by their tensors, whatever they are called; several files o
 """
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -21,14 +22,15 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from convert import download, exporting, inspecting, tokenizers, training_runs
-from convert.exporting import Output, Part
-from convert.files.tensors import open_files
-from convert.importing import import_checkpoint
-from convert.recognition import Checkpoint, read_config, recognise
 from uso_jax import weights
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.weights import quantization, safetensors_store
+
+from . import download, exporting, inspecting, tokenizers, training_runs
+from .exporting import Output, Part
+from .files.tensors import open_files
+from .importing import import_checkpoint
+from .recognition import Checkpoint, read_config, recognise
 
 DTYPES: Mapping[str, np.dtype | None] = {
     "keep": None,
@@ -45,13 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         # A command of its own needs no accelerator, and must not take one from a running job.
         jax.config.update("jax_platforms", "cpu")
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports what it reads
     args = _parser().parse_args(argv)
     args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
+    prog = "python -m convert" if __package__ == "convert" else "uso-convert"
+    description = (__doc__ or "").replace("python -m convert", prog)
     parser = argparse.ArgumentParser(
-        prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | download")
 

@@ -16,15 +16,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from convert import layouts
-from convert.files import safetensors_file
-from convert.layouts import Family
-from convert.tables import lora
-from convert.tables.table import expand
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
+
+from . import layouts
+from .files import safetensors_file
+from .layouts import Family
+from .tables import lora
+from .tables.table import expand
 
 ADAPTED = {  # an adapter's module, and the one it is added to
     "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",

@@ -15,14 +15,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from convert.files.arrays import BFLOAT16, Buffer
-from convert.files.tensors import File
-from convert.recognition import Checkpoint
-from convert.tables.table import Entry, Piece
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
 from uso_jax.weights.zarr_store import Writer, chunk_rows, copy, text
+
+from .files.arrays import BFLOAT16, Buffer
+from .files.tensors import File
+from .recognition import Checkpoint
+from .tables.table import Entry, Piece
 
 _BLOCK = 2**20  # numbers at a time: what fits a processor's cache
 _GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read

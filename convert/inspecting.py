@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from convert.recognition import Checkpoint
 from uso_jax import weights
 from uso_jax.weights import manifest_configs
+
+from .recognition import Checkpoint
 
 
 def show_checkpoint(found: Checkpoint) -> None:

@@ -14,12 +14,17 @@ from typing import Any
 
 import jax
 
-from convert.tables import lora
-from convert.tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
-from convert.tables.clip import CLIP, CSD, TEXT
-from convert.tables.dino import DINOV2, ORIGINAL, VIT
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
-from convert.tables.infer_sizes import (
+from uso_jax import params
+from uso_jax.common.errors import InputError
+from uso_jax.models.components import ADAPTERS, row_of, split_transformer
+from uso_jax.weights import manifest_configs
+
+from .tables import lora
+from .tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
+from .tables.clip import CLIP, CSD, TEXT
+from .tables.dino import DINOV2, ORIGINAL, VIT
+from .tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
+from .tables.infer_sizes import (
     Size,
     always,
     ch_mult,
@@ -32,14 +37,10 @@ from convert.tables.infer_sizes import (
     lora_sizes,
     ratio,
 )
-from convert.tables.metrics import IMAGE_REWARD, INCEPTION
-from convert.tables.siglip import VISION
-from convert.tables.t5 import ALIASES, ENCODER
-from convert.tables.table import Row
-from uso_jax import params
-from uso_jax.common.errors import InputError
-from uso_jax.models.components import ADAPTERS, row_of, split_transformer
-from uso_jax.weights import manifest_configs
+from .tables.metrics import IMAGE_REWARD, INCEPTION
+from .tables.siglip import VISION
+from .tables.t5 import ALIASES, ENCODER
+from .tables.table import Row
 
 
 @dataclasses.dataclass(frozen=True)

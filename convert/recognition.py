@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert import layouts
-from convert.files.tensors import File, LazyTensor, Sources, dequantise, sources
-from convert.layouts import Family
-from convert.tables import lora
-from convert.tables.infer_sizes import Shapes
-from convert.tables.table import Entry, expand
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
+
+from . import layouts
+from .files.tensors import File, LazyTensor, Sources, dequantise, sources
+from .layouts import Family
+from .tables import lora
+from .tables.infer_sizes import Shapes
+from .tables.table import Entry, expand
 
 
 def read_config(path: str | pathlib.Path) -> dict[str, dict]:

@@ -3,16 +3,16 @@
 """What a training has made, read from its own checkpoint: WORKDIR/checkpoints/STEP, without any other weights."""
 
 import json
-import logging
 import pathlib
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-from convert.exporting import Part
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, COMPONENTS, by_component, section_fields
 from uso_jax.weights import manifest_configs
+
+from .exporting import Part
 
 
 def is_training(directory: str | pathlib.Path) -> bool:
@@ -31,7 +31,6 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
       InputError: the checkpoint cannot be read or has no average.
     """
     step = _step(pathlib.Path(directory).absolute())
-    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         record = json.loads((step / "record" / "metadata").read_text(encoding="utf-8"))
         system = record["config"]["system"]

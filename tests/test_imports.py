@@ -75,11 +75,12 @@ def test_an_upward_import_is_found(tmp_path):
 def test_direction(files):
     paths = files_of(files)
     assert paths
-    read = lambda path: import_graph.imported_names(ast.walk(ast.parse(path.read_text())))
+    package = lambda path: import_graph.package_of(path, ROOT)
+    read = lambda path: import_graph.imported_names(ast.walk(ast.parse(path.read_text())), package(path))
     assert not [(path.name, name) for path in paths for name in read(path) if re.fullmatch(RULES[files], name)]
 
 
 def test_convert_imports_torch_only_when_it_must():
     for path in (ROOT / "convert").rglob("*.py"):
-        names = import_graph.imported_names(ast.parse(path.read_text()).body)
+        names = import_graph.imported_names(ast.parse(path.read_text()).body, import_graph.package_of(path, ROOT))
         assert not [name for name in names if name.split(".")[0] == "torch"]

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from convert.files.arrays import Buffer, contiguous
 from uso_jax.common.errors import InputError
+
+from .arrays import Buffer, contiguous
 
 MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
 MAX_TENSORS = 20_000  # released transformers have hundreds

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 
-from convert.files.arrays import BFLOAT16
-from convert.files.safetensors_file import SafetensorsFile
-from convert.files.torch_file import MAGIC, TorchFile
 from uso_jax.common.errors import InputError
+
+from .arrays import BFLOAT16
+from .safetensors_file import SafetensorsFile
+from .torch_file import MAGIC, TorchFile
 
 File = SafetensorsFile | TorchFile
 _FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of FLUX's autoencoder (black-forest-labs' and diffusers' names)."""
 
-from convert.tables.table import CONV, CONV_1X1, NORM, Row
+from .table import CONV, CONV_1X1, NORM, Row
 
 # fmt: off
 _RESNET = (

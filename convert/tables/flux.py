@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the FLUX transformer (black-forest-labs' and diffusers' names) and of USO's adapters and projector."""
 
-from convert.tables.table import DENSE, NORM, RMS, SWAPPED, Kind, Row
+from .table import DENSE, NORM, RMS, SWAPPED, Kind, Row
 
 _RMS_WEIGHT: Kind = {".weight": ("/scale", None)}
 

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert.files.tensors import File, LazyTensor, Sources, computed
-from convert.tables.table import DENSE, Row
 from uso_jax.common.errors import InputError
+
+from ..files.tensors import File, LazyTensor, Sources, computed
+from .table import DENSE, Row
 
 _QKV = ("to_q", "to_k", "to_v")  # of the image stream, and of single blocks
 _ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of ImageReward (its authors' names) and of FID's Inception (pytorch-fid's)."""
 
-from convert.tables.clip import under
-from convert.tables.dino import ORIGINAL
-from convert.tables.table import CONV, DENSE, EMBED, NORM, Kind, Row
 from uso_jax.models.inception import BLOCKS, STEM
+
+from .clip import under
+from .dino import ORIGINAL
+from .table import CONV, DENSE, EMBED, NORM, Kind, Row
 
 _LAYER = "encoder.layer.{i}"
 _STATISTICS: Kind = {

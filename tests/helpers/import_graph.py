@@ -8,6 +8,7 @@ floor that it imports; rooms of a cycle share one floor.
 """
 
 import ast
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -18,14 +19,29 @@ from scipy.sparse.csgraph import connected_components
 TOP = ("convert", "configs", "scripts")
 
 
-def imported_names(nodes) -> Iterator[str]:
-    """Yield the dotted name of everything that is imported, at any depth of the nodes."""
+def imported_names(nodes, package: str = "") -> Iterator[str]:
+    """Yield the dotted name of everything that the nodes import.
+
+    Args:
+      nodes: nodes of a syntax tree.
+      package: dotted name of the package that relative imports start from; without it they are refused.
+    """
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "relative imports hide where they point"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert package or not node.level, "relative imports hide where they point"
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def package_of(path: pathlib.Path, root: pathlib.Path) -> str:
+    """Return the package that a file's relative imports start from, "" where they are refused.
+
+    Only convert may have them: it is installed under another name.
+    """
+    parts = path.relative_to(root).parts[:-1]
+    return ".".join(parts) if parts[0] == "convert" else ""
 
 
 def room_of(name: str, rooms: set[str]) -> str | None:
@@ -44,7 +60,7 @@ def import_graph(root: pathlib.Path) -> dict[str, set[str]]:
     files |= {path: name for name in TOP for path in root.glob(f"{name}/**/*.py")}
     graph: dict[str, set[str]] = {room: set() for room in files.values()}
     for path, room in files.items():
-        for name in imported_names(ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        for name in imported_names(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), package_of(path, root)):
             target = room_of(name, set(graph))
             if target is not None and target != room:
                 graph[room].add(target)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import app, flags
 
-from uso_jax.common import config_flag
+from uso_jax.common import config_files, config_flag
 
 
 def run(main: Callable[[Sequence[str]], Any], module: str) -> None:
@@ -24,4 +24,4 @@ def run(main: Callable[[Sequence[str]], Any], module: str) -> None:
     sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
     for flag in flags.FLAGS.get_flags_for_module(module):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main, flags_parser=config_flag.parse)
+    app.run(main, flags_parser=lambda argv: config_flag.parse(config_files.expand(argv)))

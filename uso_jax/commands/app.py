@@ -12,7 +12,8 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.common import extras
+from uso_jax.common.errors import exit_cleanly
 
 
 @exit_cleanly
@@ -30,10 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    try:
-        from uso_jax.app import page  # slow to import, so not for --help
-    except ModuleNotFoundError as error:
-        raise InputError(f"the web app needs {error.name}; install it with: pip install 'uso_jax[app]'") from error
+    extras.require("app")
+    from uso_jax.app import page  # slow to import, so not for --help
     from uso_jax.inference.pipeline import USOPipeline
     from uso_jax.parallel import sharding
 

@@ -26,7 +26,7 @@ import shlex
 from absl import flags
 
 from uso_jax.commands import absl_program
-from uso_jax.common import config_flag
+from uso_jax.common import config_flag, extras
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
 from uso_jax.training.config import TrainConfig, from_config_dict
@@ -60,6 +60,8 @@ def _run(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in commands or not _TO.value:
         names = " | ".join(commands)
         raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
+    if argv[1] not in ("view", "convert", "precompute"):
+        extras.require("curation")
     config = from_config_dict(_CONFIG.value)
     commands[argv[1]](config, *([argv[1]] if commands[argv[1]] is _curate else []))
 

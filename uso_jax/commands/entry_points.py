@@ -8,6 +8,8 @@ again, and only then import their own module.
 
 import os
 
+from uso_jax.common import extras
+from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware.malloc import keep_memory
 
 
@@ -49,8 +51,10 @@ def curate() -> None:
     curate.main()
 
 
+@exit_cleanly
 def evaluate() -> None:
     """Run `uso-evaluate`."""
+    extras.require("eval")
     keep_memory()
     from uso_jax.commands import evaluate
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
 
+import logging
 import pathlib
 
 import jax
@@ -30,6 +31,9 @@ def main() -> None:
 def _run(_) -> None:
     """Train, alone or as one of several processes, then print what was learned."""
     config = from_config_dict(_CONFIG.value)
+    # Orbax reports every save and every missing optional file; of a failed save, asyncio reports the other files.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
     _JOIN()
     # These lines come before JAX looks for devices, which can take a while.

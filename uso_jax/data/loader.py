@@ -121,6 +121,7 @@ class _Rows(grain.MapDataset):
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
         super().__init__(parent)
+        self._examples = parent
         self._batch_size, self._rows = batch_size, batch_size // process_count
         self._first, self._length = process_index * self._rows, len(parent) // batch_size * self._rows
 
@@ -131,7 +132,7 @@ class _Rows(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         batch, row = divmod(index, self._rows)
-        return self._parent[batch * self._batch_size + self._first + row]
+        return self._examples[batch * self._batch_size + self._first + row]
 
     def __str__(self) -> str:
         return f"_Rows({self._first}, {self._rows} of {self._batch_size})"

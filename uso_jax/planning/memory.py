@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from uso_jax.common import compat
 from uso_jax.hardware import collectives
 from uso_jax.hardware.chips import Chip
 from uso_jax.planning.programs import Program, device_bytes
@@ -43,14 +44,15 @@ def compile_program(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> di
     }
     with jax.set_mesh(mesh):
         lowered = program.lower()
-        kept = [x for x, used in zip(jax.tree.leaves(program.arguments), _used(lowered), strict=True) if not used]
-        idle += device_bytes(kept)
+        used = compat.used_arguments(lowered)  # the others stay on the devices, beside the program
+        unused = [x for x, is_used in zip(jax.tree.leaves(program.arguments), used, strict=True) if not is_used]
+        idle += device_bytes(unused)
         try:
             compiled = lowered.compile(_QUICK if quick and chip.name != "cpu" else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            arguments = device_bytes(program.arguments) - device_bytes(kept)
+            arguments = device_bytes(program.arguments) - device_bytes(unused)
             found = _overflow(str(error), arguments, chip)
             return found | {"idle_bytes": idle} | clock()
     seconds, memory = clock(), compiled.memory_analysis()
@@ -69,12 +71,6 @@ def compile_program(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> di
         "fits": total <= chip.usable_bytes,
         "collectives": collectives.summarise(collectives.find_collectives(compiled.as_text(), program.loops)),
     } | seconds
-
-
-def _used(lowered: jax.stages.Lowered) -> list[bool]:
-    """Return for each argument whether the program reads it; XLA drops the others, but they stay in memory."""
-    kept = lowered._lowering.compile_args["kept_var_idx"]
-    return [number in kept for number in range(len(jax.tree.leaves(lowered.args_info)))]
 
 
 def _overflow(message: str, arguments: int, chip: Chip) -> dict[str, Any]:

@@ -9,7 +9,6 @@ shards; training goes on meanwhile.
 
 import contextlib
 import json
-import logging
 import pathlib
 import sys
 import time
@@ -29,9 +28,6 @@ class Checkpoints:
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0):
         self.directory = pathlib.Path(directory).absolute()
-        # Orbax reports every save and every missing optional file; the progress bar is the user's log.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save, the other files' failures
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
         )

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-from tensorboardX import SummaryWriter
+
+from uso_jax.common import compat
 
 
 class Metrics:
@@ -29,7 +30,7 @@ class Metrics:
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
         self._path.write_text("".join(f"{line}\n" for line in kept))
-        board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
+        board = compat.summary_writer()(str(self._workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
         self._parts = self._path.open("a"), board
 
     def write(self, step: int, stage: str, values: Mapping[str, float]) -> None:

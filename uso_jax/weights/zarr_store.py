@@ -15,7 +15,6 @@ writer needs to go on.
 
 import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -172,7 +171,6 @@ class Writer:
         by_columns: Collection[str] = (),
         rows: Mapping[str, int] | None = None,
     ):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.target = pathlib.Path(directory).absolute() / component
         self.folder = self.target.with_name(f".{component}.partial")
         self.component, self.structs = component, structs

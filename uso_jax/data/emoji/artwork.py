@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Float32
 
-from uso_jax.common import atomic_files, progress
+from uso_jax.common import atomic_files, extras, progress
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings.artwork import ARTWORK_SIDE, subject_from_artwork
 from uso_jax.data.drawings.shapes import NOTHING
@@ -105,6 +105,7 @@ def _made(folder: Path, manual_dir: str, side: int) -> Path:
         digest.update(hashlib.sha256(tarballs[team].read_bytes()).digest())
     path = folder / f"{kind}-{digest.hexdigest()[:16]}.npy"
     if not path.exists():
+        extras.require("data")
         _write(path, [read_icon_set(tarballs[team], team) for team in TEAMS], side)
     return path
 

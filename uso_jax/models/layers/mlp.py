@@ -31,7 +31,7 @@ class MLP(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        out_init = nnx.initializers.zeros if silent else nnx.nn.linear.default_kernel_init
+        out_init = nnx.initializers.zeros if silent else nnx.initializers.lecun_normal()
         self.in_layer = nnx.Linear(in_dim, mid_dim, dtype=dtype, rngs=rngs)
         self.out_layer = nnx.Linear(mid_dim, out_dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
         self.activation = activation

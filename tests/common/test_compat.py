@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What this project takes from other packages although they do not promise it."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from uso_jax.common import compat
+
+
+def test_unused_arguments_are_found():
+    arguments = {"a": jnp.ones(3), "b": jnp.ones(2), "c": (jnp.ones(1), 2.0)}
+    lowered = jax.jit(lambda tree, scale: tree["a"] * tree["c"][1] + scale).lower(arguments, 3.0)
+    assert compat.used_arguments(lowered) == [True, False, False, True, True]
+
+
+WRITE = """
+import pathlib, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        assert name.partition(".")[0] != "torch", "torch is imported"
+sys.meta_path.insert(0, Refuse())
+from uso_jax.common import compat
+writer = compat.summary_writer()(sys.argv[1])
+writer.add_scalar("loss", 0.5, 3)
+writer.close()
+assert "torch" not in sys.modules
+"""
+
+
+def test_event_files_are_written_without_torch(tmp_path):
+    subprocess.run([sys.executable, "-c", WRITE, str(tmp_path)], check=True)
+    (file,) = tmp_path.iterdir()
+    assert b"loss" in file.read_bytes()
+
+
+def test_a_package_is_absent_for_a_while(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with compat._absent("colorsys"), pytest.raises(ImportError):
+        import colorsys
+    import colorsys
+
+    with compat._absent("colorsys"):
+        assert sys.modules["colorsys"] is colorsys

@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The places where this project relies on what other packages do not promise, each with a test of its own.
+
+A new release of a dependency is first tried with tests/common/test_compat.py.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+
+
+def used_arguments(lowered: "jax.stages.Lowered") -> list[bool]:
+    """Return for each argument of a lowered program, in order of its leaves, whether the program reads it.
+
+    JAX drops the others before it compiles; its public interface does not say which they are.
+    """
+    import jax
+
+    kept = lowered._lowering.compile_args["kept_var_idx"]
+    return [number in kept for number in range(len(jax.tree.leaves(lowered.args_info)))]
+
+
+def summary_writer() -> Any:
+    """Return tensorboardX's `SummaryWriter`, imported without torch.
+
+    tensorboardX imports torch wherever it is installed, for seconds and hundreds of megabytes, and works without it.
+    """
+    with _absent("torch"):
+        from tensorboardX import SummaryWriter
+
+    return SummaryWriter
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let imports of a package fail as if it were not installed, unless it has been imported already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
