@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +18,13 @@ import numpy as np
 import oracle_pipeline as oracle
 import pytest
 import tiny
+from chromium import ARGUMENTS, CHROMIUM
 from PIL import Image
 
 from uso_jax.commands import generate
 from uso_jax.images import files as image_files
 from uso_jax.inference import styles
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SLOW = 120  # seconds that an image may take on a busy machine
 INPUTS = (
     "prompt", "content", "style", "extra", "saved", "content_strength", "style_strength", "extra_strength",

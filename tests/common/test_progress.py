@@ -30,7 +30,7 @@ def test_a_log_gets_few_lines(stream, few, monkeypatch):
 
 
 def test_the_user_may_set_the_interval():
-    code = "from uso_jax import progress; print(progress.bar(range(2)).mininterval)"
+    code = "from uso_jax.common import progress; print(progress.bar(range(2)).mininterval)"
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"TQDM_MININTERVAL": "3"}, capture_output=True, text=True
     )

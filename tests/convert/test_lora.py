@@ -6,16 +6,17 @@ import functools
 import json
 import re
 
+import converted
 import diffusers
 import golden_files as golden
 import ml_dtypes
 import numpy as np
 import peft
 import pytest
-import test_layouts
 import torch
+from comparison import error
+from converted import TOLERANCE, config_file, equal
 from safetensors.numpy import load_file, save_file
-from test_layouts import TOLERANCE, config_file, equal, error
 
 from convert.__main__ import main
 from convert.tables.flux import LORA, TRANSFORMER
@@ -262,7 +263,7 @@ def bfl_file(tmp_path, *more):
 
 
 def our_output(directory):
-    return test_layouts.run_flux(test_layouts.load(directory, "flux", Flux, dtype="float32", remat="none"))
+    return converted.run_flux(converted.load(directory, "flux", Flux, dtype="float32", remat="none"))
 
 
 def torch_base(directory, tmp_path):
@@ -283,7 +284,7 @@ def torch_base(directory, tmp_path):
 
 def test_other_programs_load_the_exports(tmp_path):
     directory = bfl_file(tmp_path)
-    want, run = our_output(directory), test_layouts.run_torch_flux
+    want, run = our_output(directory), converted.run_torch_flux
     plain = torch_base(directory, tmp_path)
     assert error(run(plain), want) > 0.1  # the adapters matter
 

@@ -23,6 +23,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
+from slow_imports import slowly
 
 from convert.__main__ import main
 from uso_jax import weights
@@ -44,19 +45,6 @@ def start(code, *argv):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
-
-
-def slowly(argv: list[str], chunks) -> None:
-    """Run the command; pause after each chunk, and tell of it."""
-    write = zarr_store.Writer.write
-
-    def slow(self, path, row, array):
-        write(self, path, row, array)
-        chunks.send("chunk")
-        time.sleep(0.002)
-
-    zarr_store.Writer.write = slow
-    main(argv)
 
 
 def fingerprint(folder) -> dict[str, str]:

@@ -2,61 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Emoji triplets from synthetic tarballs: a few shapes in seven sets, each in another colour."""
 
-import io
-import json
 import os
-import tarfile
 
 import numpy as np
 import pytest
+from emoji_files import HELD, icons, write_tarball, write_tarballs
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.emoji import artwork as emoji_artwork
 from uso_jax.data.emoji.artwork import FOLDER, HELDOUT_TEAM, TEAMS, EmojiArtwork, is_heldout
-from uso_jax.data.emoji.iconify import MEMBER, IconSet, common_subjects, find_tarballs, read_icon_set
+from uso_jax.data.emoji.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
 from uso_jax.data.emoji.source import LOOKS, SPLITS, TRAINED_TEAMS, EmojiSource
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
 from uso_jax.evaluation.metrics.counterfactual import Counterfactuals, TruthfulSource
 
 pytest.importorskip("resvg_py")
-
-SHAPES = {
-    "disc": '<circle cx="16" cy="16" r="14" fill="{0}"/>',
-    "block": '<path fill="{0}" d="M4 4h24v24H4z"/>',
-    "roof": '<path fill="{0}" d="M16 2l14 28H2z"/>',
-    "bar-of-gold": '<path fill="{0}" d="M2 12h28v8H2z"/>',
-    "post": '<path fill="{0}" d="M12 2h8v28h-8z"/>',
-    "left-arrow": '<path fill="{0}" d="M2 16l14-14v28z"/>',
-}
-GEM = '<path fill="{0}" d="M2 16l14-14 14 14-14 14z"/>'
-COLOURS = ("#c02020", "#20a030", "#2040c0", "#c0a020", "#a020a0", "#20a0a0", "#404040")
-HELD = next(name for name in (f"gem-{n}" for n in range(100)) if is_heldout(name))
-
-
-def icons(team):
-    colour = COLOURS[TEAMS.index(team)]
-    drawn = {name: {"body": body.format(colour)} for name, body in SHAPES.items()}
-    drawn[HELD] = {"body": GEM.format(colour), "width": 48, "left": -8}
-    return {"prefix": team, "width": 32, "height": 32, "icons": drawn, "aliases": {"ball": {"parent": "disc"}}}
-
-
-def write_tarball(folder, team, data=None, member=MEMBER):
-    payload = json.dumps(icons(team) if data is None else data).encode()
-    with tarfile.open(folder / f"iconify-json-{team}-1.2.3.tgz", "w:gz") as archive:
-        for name, content in (("package/README.md", b"x" * 2000), (member, payload)):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return folder / f"iconify-json-{team}-1.2.3.tgz"
-
-
-def write_tarballs(folder):
-    for team in TEAMS:
-        write_tarball(folder, team)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from test_emoji import write_tarballs
+from emoji_files import write_tarballs
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.emoji.artwork import HELDOUT_TEAM, is_heldout

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import schemas
 from PIL import Image
-from test_readers import CASES, read
+from reader_cases import CASES, read
 
 from uso_jax.common.errors import InputError
 from uso_jax.data import card

@@ -10,9 +10,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 import transformers
+from comparison import error
 from golden_files import load
-from test_golden import error
-from test_image_encoders import numbers, original_names, redraw, run, tensors
+from image_encoders import numbers, original_names, redraw, run, tensors
 from torch import nn
 
 from convert.tables.metrics import IMAGE_REWARD, INCEPTION

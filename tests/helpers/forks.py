@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 def process(target, args: tuple) -> multiprocessing.Process:
     """Make a process that calls a function of a module; it is not started."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the fork server
-    _CONTEXT.set_forkserver_preload(["clusters", "test_convert_stream"])
+    _CONTEXT.set_forkserver_preload(["clusters", "slow_imports"])
     return _CONTEXT.Process(target=target, args=args)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from oracle_torch import _ADAPTED, _BLOCKS, autoencoder_pair, draw, drawn_for, fill, flux_names, siglip_pair, torch_flux
 from PIL import Image
-from test_text_encoders import CLIP, load_clip, load_t5, torch_clip, torch_t5
+from text_encoders import CLIP, load_clip, load_t5, torch_clip, torch_t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -9,19 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import DENOISED, ENCODER, VELOCITY, error
 from golden_files import CASES, CONFIG, arrays, nhwc
 
 from uso_jax import flow
 from uso_jax.models.flux import timestep_embedding
-
-VELOCITY, DENOISED, ENCODER = 2e-4, 1e-3, 1e-4
-
-
-def error(got, want) -> float:
-    """Give the largest error, relative to the standard deviation of what is wanted."""
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / want.std())
 
 
 @functools.cache

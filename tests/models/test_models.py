@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import error
 from golden_files import MANIFESTS, arrays, nhwc
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_golden import error
 
 from convert.tables.autoencoder import AUTOENCODER
 from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import BLOCK, DENOISED, ENCODER, NORM, VELOCITY, error
 from golden_files import CONFIG, arrays, nhwc, tensors
 from oracle_torch import block_outputs, norm_outputs, norms
-from test_golden import DENOISED, ENCODER, VELOCITY, error
-from test_oracles import BLOCK, NORM
 
 from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.tables.table import to_flax

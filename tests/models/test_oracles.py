@@ -6,15 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from comparison import BLOCK, ENCODER, NORM, VELOCITY, error
 from golden_files import nhwc
 from oracle_torch import NORMS, autoencoder_pair, block_outputs, flux_pair, norm_outputs, normal, siglip_pair
-from test_golden import ENCODER, VELOCITY, error
 
 from uso_jax import flow
-
-# One block: no sinusoids, whose arguments of up to 4000 radians are what limits a whole model.
-BLOCK = 2e-5
-NORM = 1e-5
 
 
 @pytest.mark.parametrize("guidance", (True, False))

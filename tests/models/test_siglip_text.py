@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from comparison import error
+from image_encoders import CLIP_SIZES, DINO_SIZES, run, run_torch, sizes
 from oracle_torch import drawn_for, fill, normal
-from test_golden import error
-from test_image_encoders import CLIP_SIZES, DINO_SIZES, run, run_torch, sizes
 
 from convert.tables.clip import TEXT as CLIP_TEXT
 from convert.tables.siglip import VISION

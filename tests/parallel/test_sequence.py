@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_attention import inputs, plain
-from test_train import relative
+from comparison import relative
+from plain_attention import inputs, plain
 
 from uso_jax import params
 from uso_jax.common.errors import InputError

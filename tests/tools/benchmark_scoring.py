@@ -23,8 +23,8 @@ import time
 import numpy as np
 import torch
 import transformers
+from image_encoders import numbers, openai_names, tensors
 from PIL import Image
-from test_image_encoders import numbers, openai_names, tensors
 
 from convert.tables import clip as clip_tables
 from convert.tables import dino as dino_tables

@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 
+from chromium import ARGUMENTS, CHROMIUM
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from test_app import ARGUMENTS, CHROMIUM
 from tiny import ROOT
 
 WIDTH = 960  # of the files, in pixels

@@ -7,8 +7,9 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import test_fit as runs
 import tiny
+import training_runs as runs
+from comparison import assert_same
 
 import uso_jax.training.fit
 import uso_jax.training.loop
@@ -93,7 +94,7 @@ def test_roll_back_past_a_bad_batch(straight, poisoned, tmp_path, capsys):
         fit(settings, again)
     with runs.watched() as resumed:
         assert fit(settings, again)["rollbacks"] == summary["rollbacks"]
-    runs.assert_same(resumed.saved[6], watch.saved[6])
+    assert_same(resumed.saved[6], watch.saved[6])
 
 
 def test_roll_back_to_the_start(straight, poisoned, tmp_path):

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 import tiny
-from test_fit import json_data
+from training_runs import json_data
 
 from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding

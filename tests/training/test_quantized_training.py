@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from comparison import assert_same
 from flax import nnx
-from test_fit import assert_same, interrupt, watched
+from training_runs import interrupt, watched
 
 from uso_jax import weights
 from uso_jax.common.errors import InputError

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train as steps
 import tiny
+import training_steps as steps
+from comparison import relative
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
@@ -278,7 +279,7 @@ def test_eight_devices_equal_one():
     chosen = stage()
     (pre, value, _), (plain, grads) = value_and_grad(chosen, batch())
     (pre_8, value_8, _), (plain_8, grads_8) = value_and_grad(chosen, batch(), steps.eight_devices())
-    assert steps.relative(pre_8, pre) < 1e-5 and steps.relative(value_8, value) < 1e-5
+    assert relative(pre_8, pre) < 1e-5 and relative(value_8, value) < 1e-5
     for got, want in ((plain_8, plain), (grads_8, grads)):
         size = max(float(np.abs(x).max()) for x in want.values())
         assert largest_difference(got, want) < 2e-5 * size

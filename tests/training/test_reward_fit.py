@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 import pytest
-import test_fit as runs
 import tiny
+import training_runs as runs
+from comparison import assert_same
 
 import uso_jax.training.fit
 import uso_jax.training.loop
@@ -21,7 +22,7 @@ from uso_jax.training.rewards import REWARDS, Reward
 from uso_jax.training.stage import RewardConfig
 from uso_jax.training.validation import is_cheating
 
-pytestmark = runs.pytestmark
+pytestmark = runs.EVENT_LOOP_IS_CLOSED
 FRESH = {"model.fresh": ("csd", "judge", "lora", "projector")}
 REWARD = dict(weights=dict(csd_style=1.0), start=3, num_steps=3, last=2, anchor=0.1, judges=("judge_style",))
 IMAGES = ("saturation", "contrast", "leakage")
@@ -83,10 +84,10 @@ def test_resumed_across_the_start_equals_straight(straight, tmp_path):
     assert set(run.watch.saved[2]) == {"params", "opt_state", "ema", "anchor"}
     with runs.watched(runs.interrupt(4)) as watch, pytest.raises(KeyboardInterrupt):
         fit(config(), tmp_path)
-    runs.assert_same(watch.saved[2], run.watch.saved[2])
+    assert_same(watch.saved[2], run.watch.saved[2])
     with runs.watched() as watch:
         fit(config(), tmp_path)
-    runs.assert_same(watch.saved[4], run.watch.saved[4])
+    assert_same(watch.saved[4], run.watch.saved[4])
     assert runs.metrics(tmp_path) == runs.metrics(run.workdir)
 
 

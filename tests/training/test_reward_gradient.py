@@ -4,17 +4,17 @@
 
 import dataclasses
 
+import image_encoders as encoders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_image_encoders as encoders
 import tiny
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from oracle_torch import autoencoder_pair, flux_names, flux_pair, normal
-from test_train import batch
+from training_steps import batch
 
 from convert.tables.flux import TRANSFORMER
 from convert.tables.table import to_flax

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train as steps
 import tiny
 import torch
+import training_steps as steps
 from golden_files import nhwc
 from oracle_torch import drawn_for, fill, normal
 
