@@ -20,6 +20,7 @@ from training_runs import (
     config,
     files,
     interrupt,
+    json_data,
     metrics,
     watched,
     without_times,
