@@ -63,7 +63,7 @@ def _shares(rows: Sequence[Row], prefix: str) -> Precision:
 def markdown(folder: Folder, keep: KeepConfig, decisions: Sequence[Decision]) -> str:
     """Return the table of filters as Markdown, with precision if the step "truth" was run."""
     known = precision(folder, keep, decisions) if folder.has("truth") else {}
-    columns = ["filter", "left", *(["style right", "content right", "both right"] if known else [])]
+    columns = ["filter", "left", *(["style correct", "content correct", "both correct"] if known else [])]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, left in selection.survivors(decisions, keep).items():
         lines.append("| " + " | ".join([WORDS[name], f"{len(left):,}", *_cells(known, name)]) + " |")
