@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The places where this project relies on what other packages do not promise, each with a test of its own.
+"""All uses of interfaces that other packages do not promise to keep. Each has a test.
 
 A new release of a dependency is first tried with tests/common/test_compat.py.
 """
