@@ -12,7 +12,7 @@ import training_runs as runs
 from comparison import assert_same
 
 import uso_jax.training.fit
-import uso_jax.training.loop
+import uso_jax.training.hooks
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import component_of
@@ -126,7 +126,7 @@ def test_cheating_is_a_judge_that_falls_while_the_reward_rises():
 
 
 def test_early_stop_ends_the_stage_for_good(monkeypatch, tmp_path):
-    monkeypatch.setattr(uso_jax.training.loop, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
+    monkeypatch.setattr(uso_jax.training.hooks, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
     settings = config({"heldout.grid_every": 1}, start=1, patience=1, anchor=0.0, run=("joint", "disentanglement"))
     with runs.watched(runs.interrupt(4)) as watch, pytest.raises(KeyboardInterrupt):
         fit(settings, tmp_path)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training checkpoints with Orbax: trained parameters, optimizer, average, data position and the run's record.
+"""Training checkpoints with Orbax: trained parameters, optimizer state, average, data position and the run's record.
 
-Frozen parameters are not saved; they come again from the weights directory or the seed. A checkpoint is written beside
-its final name and renamed when complete, so a failed save leaves the previous one as it was. All processes write their
-shards; training goes on meanwhile.
+Frozen parameters are not saved: a resumed run takes them from the weights directory or the seed again. A checkpoint is
+written under a temporary name and renamed when it is complete, so a failed save leaves earlier checkpoints untouched.
+Every process writes its shards in the background while training continues.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from uso_jax.common.errors import InputError
 
 
 class Checkpoints:
-    """The checkpoints of one run, by global step: the last `keep`, and every one of a multiple of `keep_every`."""
+    """The checkpoints of one run by global step: the last `keep`, and those at multiples of `keep_every` (0: none)."""
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0):
         self.directory = pathlib.Path(directory).absolute()
@@ -38,14 +38,14 @@ class Checkpoints:
             raise InputError(f"cannot write checkpoints to {self.directory}: {error.strerror or error}") from error
 
     def latest(self) -> int | None:
-        """Give the newest complete checkpoint's step."""
+        """Return the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, arrays: Any, record: dict) -> None:
         """Begin to write a checkpoint of a tree of arrays and a JSON record, both as they are now.
 
         Raises:
-          InputError: this or the save before could not be written; earlier checkpoints are untouched.
+          InputError: this checkpoint or the one before could not be written; earlier ones are untouched.
         """
         self.wait()
         items = ocp.args.Composite(
@@ -56,7 +56,7 @@ class Checkpoints:
             self._saving = step
 
     def check(self) -> None:
-        """Raise what has happened to the save in progress; cheap enough for every step."""
+        """Raise the error of the save in progress, if it has failed; cheap enough for every step."""
         if self._saving is not None:
             with self._explained(self._saving):
                 self._manager.check_for_errors()
@@ -73,12 +73,12 @@ class Checkpoints:
             self._saving = None
 
     def newest(self, like: Callable[[dict], Any]) -> tuple[int, dict, Any] | None:
-        """Give step, record and arrays of the newest checkpoint that can be read, or None if there is none at all.
+        """Return step, record and arrays of the newest checkpoint that can be read, or None if there is none at all.
 
-        Newer ones that cannot be read are moved out of the way, and stderr says so.
+        Newer checkpoints that cannot be read are moved to ../damaged, which stderr reports.
 
         Args:
-          like: gives, for a record, the arrays' shapes, dtypes and shardings, or None to read no arrays.
+          like: returns the arrays' shapes, dtypes and shardings for a record, or None to read no arrays.
 
         Raises:
           InputError: no checkpoint can be read.
@@ -114,7 +114,7 @@ class Checkpoints:
             return self._manager.restore(step, args=items)["arrays"]
 
     def close(self) -> None:
-        """Finish the save in progress and release Orbax's threads; `wait` tells whether it was written."""
+        """Finish the save in progress and release Orbax's threads; errors are ignored, `wait` raises them."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
@@ -135,11 +135,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:
-        """Turn what goes wrong in the save of a step into the user's sentence."""
+        """Turn an error while saving a step into an InputError."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            # TensorStore reports a full disk as ValueError; whatever the reason, the remedy is the user's.
+            # TensorStore reports a full disk as ValueError.
             self._saving = None
             self.close()
             good = ocp.utils.checkpoint_steps(self.directory)
@@ -164,7 +164,7 @@ def _damage() -> Iterator[None]:
 
 
 def _everywhere(mine: bool) -> bool:
-    """Tell whether something holds for every process."""
+    """Return whether something holds in every process."""
     if jax.process_count() == 1:
         return mine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))

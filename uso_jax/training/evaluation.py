@@ -1,12 +1,16 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tables that a training of mini ends with: whether the style arrives and the content stays.
+"""Evaluation tables of runs on drawn data, whose true images are known.
 
-A table is a task and a split of the source. The exact judges of `factors` apply: to subject, style and error where
-there is a content image, in a preserved layout, and to the style alone where there is none. `judge_*` are a
-classifier's opinion (uso_jax.models.drawing_classifier), `text_score` is the mean cosine of an image and the words for
-its subject in SigLIP, `csd` that of the style vectors of image and style image; `lpips` and `gram` are distances
-(uso_jax.evaluation.metrics.lpips).
+A table is a task and a split of the data source. Its figures are means over triplets:
+
+    content_accuracy, style_accuracy, mse   exact, from the known factors of a drawing
+                                            (uso_jax.evaluation.metrics.counterfactual); the style alone where there is
+                                            no content image
+    judge_content_accuracy, judge_style_accuracy   by a classifier (uso_jax.models.drawing_classifier)
+    text_score                              cosine of an image and the words for its subject, in SigLIP
+    csd                                     cosine of the style vectors of image and style image
+    lpips, gram                             distances (uso_jax.evaluation.metrics.lpips), if configured
 """
 
 import dataclasses
@@ -35,8 +39,8 @@ from uso_jax.training.validation import pipeline_options
 
 Images = UInt8[np.ndarray, "n h w 3"]
 Figures = dict[str, float]
-_CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the judge's order
-_UNSEEN = {  # labels that the classifier cannot know, by split
+_CLASSES = {"judge_content_accuracy": "subject_label", "judge_style_accuracy": "style_label"}  # in the heads' order
+_UNSEEN = {  # by split: labels that the classifier was not trained on
     "heldout": {"subject_label"},
     "heldout_subjects": {"subject_label"},
     "heldout_families": {"style_label"},
@@ -59,15 +63,15 @@ class Evaluation:
         }
 
     def sample(self, params: Params) -> dict[str, Images]:
-        """Let the model make the images of every table, from the same noise every time."""
+        """Generate the images of every table, from the same noise on every call."""
         return {name: table.sample(params) for name, table in self.tables.items()}
 
     def figures(self, params: Params, made: Mapping[str, Images]) -> dict[str, Figures]:
-        """Judge any images, by table."""
+        """Return the figures of any images, by table."""
         return {name: table.figures(params, made[name]) for name, table in self.tables.items()}
 
     def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
-        """Give, by table, the figures of the true targets and of handing back either reference unchanged."""
+        """Return, by table, the figures of the true targets and of either reference copied unchanged."""
         return {
             name: {row: table.figures(params, made) for row, made in table.known.items()}
             for name, table in self.tables.items()
@@ -108,13 +112,13 @@ class Table:
         settings, size = config.evaluation, config.evaluation.batch_size
         spec = dict(config.data.heldout) | {"split": table.split}
         source = open_source(spec, WISHES | {"tasks": {table.task: 1.0}})
-        # Reading in order, so that the triplets with their truth and the batches are the same examples.
+        # Read in order, so that triplets, which know the truth, and batches are the same examples.
         reading = dict(batch_size=size, seed=0, shuffle=False, repeat=False)
         stream = batches(source, **reading, **pipeline_options(config, stage))
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.has_content, self.has_style = TASK_CONDITIONS[table.task]
-        if self.has_style:  # not as SigLIP reads them, which may be at another size
+        if self.has_style:  # at the targets' size; SigLIP may read another one
             height, width = self.batches[0]["target"].shape[1:3]
             self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])
         judge = Counterfactuals if self.has_content else Styles if self.has_style else None
@@ -123,11 +127,11 @@ class Table:
         known = labels - _UNSEEN.get(table.split, set())
         self.unknown = {name for name, label in _CLASSES.items() if label not in known}
         if not self.has_style:
-            self.unknown |= {"csd", "style_accuracy"}  # there is no other style to tell the plain one from
+            self.unknown |= {"csd", "style_accuracy"}  # there is no style to compare with
 
     @property
     def known(self) -> dict[str, Images]:
-        """Images that need no model: the targets, and either reference."""
+        """Images that need no model: the targets and the references, as [n, h, w, 3] bytes."""
         found = {"target": self._all("target")}
         if self.has_content:
             found["copy_content"] = self._all("content")
@@ -136,12 +140,12 @@ class Table:
         return found
 
     def sample(self, params: Params) -> Images:
-        """Let the model make an image for every triplet."""
+        """Generate an image for every triplet."""
         made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
         return np.concatenate(made)
 
     def figures(self, params: Params, images: Images) -> Figures:
-        """Judge any images, one a triplet."""
+        """Return the figures of any images, one per triplet."""
         learned = []
         for number, batch in enumerate(self.batches):
             part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
@@ -154,7 +158,7 @@ class Table:
         return {name: value for name, value in found.items() if name not in self.unknown}
 
     def columns(self, before: Images, after: Images) -> dict[str, Images]:
-        """Give what a sheet shows of every triplet: references, the model's images before and after, and target."""
+        """Return the columns of a contact sheet: references, the model's images before and after, and targets."""
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
         return columns | {"before": before, "after": after, "target": self._all("target")}
 

@@ -1,6 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a step's numbers are such that training can go on."""
+"""How a run survives trouble: numbers that are not finite, requests to end, and hangs.
+
+`check` judges the metrics of every train step; `NotFinite` makes `fit` return to the last checkpoint. `StopRequest`
+turns SIGTERM into a checkpoint and exit code 0. `Watchdog` ends a program that hangs, so that it can be started again.
+"""
 
 import faulthandler
 import math
@@ -15,13 +19,18 @@ import jax
 from jax.experimental import multihost_utils
 
 from uso_jax.common.errors import InputError
+from uso_jax.training.record import RunRecord
 from uso_jax.training.stage import StageConfig
 
 
 class NotFinite(Exception):
-    """A step ended in numbers that no later step can use.
+    """A train step ended in numbers that no later step can use.
 
-    `step` counts over all stages; `position` is the data's after the step's batch.
+    Attributes:
+      stage: name of the stage.
+      step: global step, counted over all stages.
+      position: position of the data after the step's batch.
+      sentence: what happened.
     """
 
     def __init__(self, stage: str, step: int, numbers: Mapping[str, float], position: dict):
@@ -33,7 +42,7 @@ class NotFinite(Exception):
         super().__init__(self.sentence)
 
     def give_up(self, last: int | None, rollbacks: int) -> InputError:
-        """Give the error that ends the run, whose last checkpoint is of step `last`."""
+        """Return the error that ends the run; `last` is the step of its last checkpoint."""
         tried = f" after {rollbacks} roll-backs" if rollbacks else ""
         kept = "no checkpoint was written before" if last is None else f"the last good checkpoint is step {last}"
         return InputError(
@@ -42,45 +51,54 @@ class NotFinite(Exception):
         )
 
 
-def check(stage: StageConfig, step: int, numbers: dict[str, float], record: dict, position: dict) -> dict[str, float]:
-    """Give the numbers to report of a step; `record` is the run's and keeps count of skipped rewards.
+def check(
+    stage: StageConfig, step: int, numbers: dict[str, float], record: RunRecord, position: dict
+) -> dict[str, float]:
+    """Return the metrics to report for a train step; the record counts steps whose reward was not finite.
+
+    Args:
+      stage: the stage.
+      step: global step.
+      numbers: metrics of the step.
+      record: record of the run.
+      position: position of the data after the step's batch.
 
     Raises:
       NotFinite: loss, gradient or parameters are not finite.
-      InputError: the reward was not finite too often in a row.
+      InputError: the reward was not finite in too many steps in a row.
     """
     if stage.reward is not None:
         numbers = _count_skipped(stage, step, numbers, record)
-    # The parameters' own norm counts too: a step may end in numbers no later step can use, though its loss was finite.
+    # The parameters' norm counts, too: a step with a finite loss may end in numbers that no later step can use.
     if not all(map(math.isfinite, numbers.values())):
         raise NotFinite(stage.name, step, numbers, position)
     return numbers
 
 
-def _count_skipped(stage: StageConfig, step: int, numbers: dict[str, float], record: dict) -> dict[str, float]:
-    """Count steps that were skipped, stop the run after too many, and leave out figures that mean nothing."""
-    begun = record["stages"][record["stage"]]
+def _count_skipped(stage: StageConfig, step: int, numbers: dict[str, float], record: RunRecord) -> dict[str, float]:
+    """Count skipped steps, stop the run after too many in a row, and leave out figures that mean nothing."""
+    stage_record = record.stages[record.stage]
     skipped = numbers["reward_skipped"] > 0
-    record["skipped_in_a_row"] = record.get("skipped_in_a_row", 0) + 1 if skipped else 0
+    record.skipped_in_a_row = (record.skipped_in_a_row or 0) + 1 if skipped else 0
     if skipped:
-        begun["skipped"] = begun.get("skipped", 0) + 1
-    if record["skipped_in_a_row"] >= stage.reward.max_skipped:
+        stage_record.skipped = (stage_record.skipped or 0) + 1
+    if record.skipped_in_a_row >= stage.reward.max_skipped:
         raise InputError(
             f"stage {stage.name!r}: the reward ({', '.join(stage.reward.weights)}) or its gradient was not finite in"
-            f" {record['skipped_in_a_row']} steps in a row, the last of them step {step};"
+            f" {record.skipped_in_a_row} steps in a row, the last of them step {step};"
             " parameters are as they were before these steps. Check the reward's weights and the data"
         )
     rewarded = numbers["reward_active"] > 0 and not skipped
     of_reward = lambda key: key == "loss_reward" or key.startswith("reward_") or key == "reward"
     kept = {key: number for key, number in numbers.items() if rewarded or not of_reward(key)}
-    return kept | {"reward_skipped": float(begun.get("skipped", 0))}
+    return kept | {"reward_skipped": float(stage_record.skipped or 0)}
 
 
-HUNG = 75  # exit code of a hung run; sysexits' EX_TEMPFAIL: try again
+HUNG = 75  # exit code of a hung run: EX_TEMPFAIL of sysexits, which means that a retry may succeed
 
 
 class Stopped(SystemExit):
-    """A run was asked to end and has saved; the program ends with exit code 0."""
+    """A run was asked to end and has saved a checkpoint; the program ends with exit code 0."""
 
     def __init__(self, sentence: str):
         super().__init__(0)
@@ -88,7 +106,7 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Whether SIGTERM has come, to this process or, of several, to any of them.
+    """Receives SIGTERM, sent to this process or to any process of the run.
 
     Several processes must stop at the same step, so JAX's coordinator chooses one that none has passed yet.
     """
@@ -100,13 +118,17 @@ class StopRequest:
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
 
     def came(self, step: int | None = None) -> bool:
-        """Tell whether to stop; every process calls it after each of its steps, and only there gives the step."""
+        """Return whether to stop.
+
+        Args:
+          step: the global step that is done. Every process must pass it after each train step, and only there.
+        """
         if self._alone:
             return self._came.is_set()
         return step is not None and bool(multihost_utils.reached_preemption_sync_point(step))
 
     def close(self) -> None:
-        """Give the signal back."""
+        """Restore the signal's former handler."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -114,8 +136,8 @@ class StopRequest:
 class Watchdog:
     """Ends a program that has shown no sign of life for a number of seconds; 0: never.
 
-    It prints where the program was last seen and what all threads are doing, and exits with `HUNG`, so that whoever
-    started the program can start it again. Should the interpreter itself hang, faulthandler ends it with exit code 1.
+    It prints where the program was last seen and the stack of every thread, and exits with code `HUNG`, so that a
+    supervisor can start the program again. If the interpreter itself hangs, faulthandler ends it with exit code 1.
     """
 
     def __init__(self, seconds: float):
@@ -126,11 +148,11 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, where: str) -> None:
-        """Show a sign of life."""
+        """Show a sign of life; `where` says what the program has just done."""
         self._where, self._seen = where, time.monotonic()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
         if self._seconds:
             self._thread.join()

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What gives away a cheated reward: images too colourful, too harsh, or painted in the style image's colours.
+"""Image statistics that reveal a cheated reward: too saturated, too harsh, or painted in the style image's colours.
 
     saturation   (max - min) / max over a pixel's channels, the mean over pixels           0 grey ... 1
     contrast     standard deviation of luma (ITU-R BT.601) over pixels                     0 flat ... 0.5
-    leakage      overlap of the image's colours with the style image's, less the true target's overlap with them
+    leakage      overlap of the image's colours with the style image's, minus that of the true target
 
 Shapes: b batch, h w pixels, k colours of a histogram.
 """
@@ -13,24 +13,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-BINS = 4  # of a colour channel
+BINS = 4  # per colour channel
 
 
 def saturation(images: UInt8[Array, "b h w 3"]) -> Float[Array, " b"]:
-    """Give each image's mean saturation."""
+    """Return each image's mean saturation."""
     x = images.astype(jnp.float32)
     top = x.max(axis=-1)
     return jnp.mean((top - x.min(axis=-1)) / jnp.maximum(top, 1), axis=(1, 2))
 
 
 def contrast(images: UInt8[Array, "b h w 3"]) -> Float[Array, " b"]:
-    """Give each image's standard deviation of luma."""
+    """Return each image's standard deviation of luma."""
     luma = images.astype(jnp.float32) @ jnp.asarray([0.299, 0.587, 0.114]) / 255
     return jnp.std(luma, axis=(1, 2))
 
 
 def colours(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b k"]:
-    """Give each image's share of pixels in every cell of a coarse colour cube."""
+    """Return each image's share of pixels in every cell of a colour cube of `BINS`^3 cells."""
     red, green, blue = jnp.moveaxis(images.astype(jnp.int32) * BINS // 256, -1, 0)
     cells = ((red * BINS + green) * BINS + blue).reshape(images.shape[0], -1)
     count = lambda row: jnp.zeros(BINS**3).at[row].add(1.0)
@@ -38,12 +38,12 @@ def colours(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b k"]:
 
 
 def overlap(x: UInt8[Array, "b h w 3"], y: UInt8[Array, "b H W 3"]) -> Float[Array, " b"]:
-    """Give the share of pixels that two images could exchange without changing their colours."""
+    """Return the intersection of two images' colour histograms, 0 to 1."""
     return jnp.sum(jnp.minimum(colours(x), colours(y)), axis=-1)
 
 
 def leakage(
     images: UInt8[Array, "b h w 3"], style: UInt8[Array, "b H W 3"], target: UInt8[Array, "b h w 3"]
 ) -> Float[Array, " b"]:
-    """Give how much more of the style image's colours an image has than it should; negative: less."""
+    """Return how much more of the style image's colours an image has than its target has; negative: less."""
     return overlap(images, style) - overlap(target, style)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run's numbers go: TensorBoard for people, metrics.jsonl for programs."""
+"""Metrics of a run: TensorBoard for people, metrics.jsonl for programs."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from uso_jax.common import compat
 
 
 class Metrics:
-    """Write metrics by global step, in the first process; what others say is nowhere written.
+    """Writes metrics keyed by global step. Only process 0 writes; other processes are no-ops.
 
-    A resumed run forgets what an earlier attempt wrote past its checkpoint.
+    A resumed run removes what an earlier attempt wrote past the checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int):
@@ -34,26 +34,26 @@ class Metrics:
         self._parts = self._path.open("a"), board
 
     def write(self, step: int, stage: str, values: Mapping[str, float]) -> None:
-        """Record one step's values of a stage."""
+        """Write the values of one global step of a stage."""
         if self._parts is not None:
             self._parts[0].write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
             self._parts[0].flush()
         self.board(step, stage, values)
 
     def board(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Show values in TensorBoard alone."""
+        """Write values to TensorBoard only."""
         if self._parts is not None:
             for name, value in values.items():
                 self._parts[1].add_scalar(f"{group}/{name}", value, step)
 
     def rewind(self, step: int) -> None:
-        """Forget what was written past a step."""
+        """Remove what was written past a global step."""
         if self._parts is not None:
             self.close()
             self._open(step)
 
     def close(self) -> None:
-        """Write out what is buffered; what a full disk refuses now, it has refused to `write` before."""
+        """Write what is buffered. A full disk is ignored here, as `write` has already raised on it."""
         for part in self._parts or ():
             with contextlib.suppress(OSError):
                 part.close()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer of a stage: AdamW or Muon, its rate by step and by parameter, and clipping."""
+"""The optimizer of a stage: AdamW or Muon, with a learning rate by step and by parameter, and gradient clipping."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ import optax.contrib
 
 from uso_jax.training.stage import StageConfig
 
-_MATRIX = optax.contrib.MuonDimensionNumbers(-2, -1)  # of kernels that are stacked over the blocks
+_MATRIX = optax.contrib.MuonDimensionNumbers(-2, -1)  # kernels are stacked over the blocks in the leading axis
 
 
 def schedule(stage: StageConfig) -> optax.Schedule:
-    """Give the learning rate by step: linear warm-up, then constant, as in UNO's trainer, or a cosine."""
+    """Return the learning rate by step: linear warm-up, then constant, as in UNO's trainer, or a cosine."""
     rate, warmup = stage.learning_rate, stage.warmup_steps
     if stage.decay == "constant":
         after = optax.constant_schedule(rate)
@@ -23,17 +23,17 @@ def schedule(stage: StageConfig) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
 
-def make(stage: StageConfig, rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Make a stage's optimizer over exactly the parameters in `rates`, the multipliers of the learning rate by path."""
+def make(stage: StageConfig, lr_multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Return a stage's optimizer over exactly the parameters in `lr_multipliers`, which scale the learning rate."""
 
-    def scale_rates(updates, state, params=None):
+    def scale_updates(updates, state, params=None):
         del params
-        return {path: update * rates[path] for path, update in updates.items()}, state
+        return {path: update * lr_multipliers[path] for path, update in updates.items()}, state
 
     return optax.chain(
         optax.clip_by_global_norm(stage.clip_norm),
         _KINDS[stage.optimizer](stage),
-        optax.GradientTransformation(lambda params: optax.EmptyState(), scale_rates),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale_updates),
     )
 
 
@@ -42,11 +42,11 @@ def _adamw(stage: StageConfig) -> optax.GradientTransformation:
 
 
 def _muon(stage: StageConfig) -> optax.GradientTransformation:
-    """Make Muon for the blocks' matrices, AdamW for everything else; one rate suits both (arXiv 2502.16982)."""
+    """Return Muon for the blocks' matrices and AdamW for the rest; one learning rate suits both (arXiv 2502.16982)."""
     return optax.contrib.muon(
         schedule(stage),
         ns_steps=4,
-        preconditioning="schatten",  # saves the fifth step (arXiv 2512.04632)
+        preconditioning="schatten",  # saves the fifth Newton-Schulz step (arXiv 2512.04632)
         weight_decay=stage.weight_decay,
         adam_b1=stage.betas[0],
         adam_b2=stage.betas[1],
@@ -58,7 +58,7 @@ def _muon(stage: StageConfig) -> optax.GradientTransformation:
 
 
 def _matrices(found: Mapping[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
-    """Choose what Muon updates; a modulation's gradient has a rank of the batch only, so AdamW keeps it."""
+    """Select what Muon updates. AdamW keeps modulations: the rank of their gradient is at most the batch size."""
     chosen = lambda path: "blocks/" in path and path.endswith("/kernel") and "mod" not in path
     return {path: _MATRIX if chosen(path) else None for path in found}
 

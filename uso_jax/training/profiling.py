@@ -1,6 +1,17 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A profile of a few steps of a run, for TensorBoard's profile plug-in or xprof."""
+"""Where a run's time goes: profiles of a few steps, speeds of all steps, and the operations that a step needs.
+
+`ProfileWindow` writes a trace for TensorBoard's profile plug-in or xprof. `Speed` measures every attempt of a run and
+writes a line to speed.jsonl every `log_every` steps:
+
+    step_seconds        mean time of a train step, without compilation, validation and saving
+    samples_per_second  over all devices
+    goodput             productive time / time of all attempts; productive time led to steps that were kept
+    tflops_per_device   operations that the model needs (`ModelFlops`), not those that rematerialisation repeats
+    mfu                 the same as a share of the devices' peak; both only where the peak is known
+    run_seconds         time of all attempts
+"""
 
 import json
 import pathlib
@@ -20,36 +31,40 @@ from uso_jax.training.step import make_train_step
 
 
 class ProfileWindow:
-    """Records the steps that a configuration names; each process writes a file of its own."""
+    """Records a trace of the steps that the configuration names; each process writes its own file."""
 
     def __init__(self, config: ProfileConfig, directory: pathlib.Path):
         self._config, self._directory, self._running = config, directory, False
 
     def before(self, step: int) -> None:
-        """Begin with the first step of the window; a run resumed inside it begins there."""
+        """Start the trace before the window's first global step, or inside the window where a run resumes there."""
         config = self._config
         if config.start and not self._running and config.start <= step < config.start + config.steps:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, step: int, results: object) -> None:
-        """End with the last step of the window, when the devices have done it."""
+        """End the trace after the window's last step, when the devices have computed its results."""
         if self._running and step >= self._config.start + self._config.steps - 1:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """End a window that the run leaves open."""
+        """End a trace that the run leaves open."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
 
 
-FILE = "speed.jsonl"  # a line every log_every steps, of all attempts
+FILE = "speed.jsonl"
 
 
 class Speed:
-    """The clock of one attempt of a run; `productive` is what the run's record keeps of it."""
+    """The clock of one attempt of a run.
+
+    Attributes:
+      productive: seconds of train steps over all attempts, as the run's record keeps them.
+    """
 
     def __init__(self, workdir: pathlib.Path, productive: float):
         self.productive, self._path = productive, workdir / FILE
@@ -61,19 +76,19 @@ class Speed:
 
     @property
     def wants_flops(self) -> bool:
-        """Whether the peak of the devices is known."""
+        """Whether `step` needs the number of operations: the peak of the devices is known."""
         return self._peak is not None
 
     def begin_stage(self) -> None:
-        """Say that the next step is a stage's first."""
+        """Leave the next step out, as it is a stage's first: most of it is compilation."""
         self._first = True
 
     def resume(self) -> None:
-        """Say that what was done since the last step is not part of the next one."""
+        """Start the next step's time now, after validation or saving."""
         self._mark = time.monotonic()
 
     def step(self, samples: int, operations: float) -> None:
-        """Say that a step is done."""
+        """Count a step that is done, with its samples and its operations."""
         now = time.monotonic()
         if not self._first:
             self.productive += now - self._mark
@@ -84,7 +99,7 @@ class Speed:
         self._mark, self._first = now, False
 
     def write(self, metrics: Metrics, step: int, stage: str) -> None:
-        """Record the figures of the steps since the last time, if there were any."""
+        """Write the means over the steps since the last call, if there were any."""
         if not self._steps:
             return
         run = self._earlier + time.monotonic() - self._start
@@ -104,17 +119,17 @@ class Speed:
 
 
 class ModelFlops:
-    """Operations that a train step needs for a batch, by the sizes of its images."""
+    """Counts the operations that a train step needs for a batch; they depend on the sizes of its images."""
 
-    def __init__(self, config: TrainConfig, stage: StageConfig, rates: Mapping[str, float]):
+    def __init__(self, config: TrainConfig, stage: StageConfig, lr_multipliers: Mapping[str, float]):
         plain = training_config.numerics(config, attention="xla", remat="none")
         (stage,) = (one for one in plain.stages if one.name == stage.name)
-        self._step = make_train_step(precompute.build_system(plain), stage, rates, 0)
+        self._step = make_train_step(precompute.build_system(plain), stage, lr_multipliers, 0)
         self._loops = training_config.rollout_steps(stage)
         self._known: dict[tuple, float] = {}
 
     def __call__(self, *arguments: object) -> float:
-        """Count for (state, frozen, batch)."""
+        """Return the operations of a step with these arguments: (state, frozen, batch)."""
         sizes = tuple(np.shape(value) for value in arguments[-1].values())
         if sizes not in self._known:
             self._known[sizes] = flops.count_flops(self._step, *arguments, loops=self._loops)
@@ -122,7 +137,7 @@ class ModelFlops:
 
 
 def _seconds_before(path: pathlib.Path) -> float:
-    """Give the seconds of earlier attempts, as far as they were written."""
+    """Return the seconds of earlier attempts, as far as they were written."""
     if not path.exists():
         return 0.0
     whole = [line for line in path.read_text().splitlines() if line.endswith("}")]

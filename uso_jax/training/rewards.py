@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards by name: how good a made image is, beside its style image, content image and prompt.
+"""Rewards by name: how well a generated image fits its style image, content image and prompt.
 
-A reward is a pair of pure functions. `describe` reads the references, once a sample and without gradient; `score`
-compares images with that, differentiably, and gives one number a sample, the more the better. Both call frozen
-networks of the System, none of which knows a training mode: no dropout, no batch statistics. A new one is a few lines:
+A reward is a pair of pure functions. `describe` reads the references, once per sample and without gradient. `score`
+compares images with the result, differentiably, and returns one number per sample; higher is better. Both call frozen
+networks of the model, which have no training mode: no dropout, no batch statistics. A new reward is a few lines:
 
     def brightness(system, params, images, described):
         return jnp.mean(images, axis=(1, 2, 3))
@@ -37,12 +37,12 @@ Scores = Float[Array, " b"]
 
 @dataclass(frozen=True)
 class Reward:
-    """What a reward computes, and of what.
+    """The functions of a reward, and what they read.
 
     Attributes:
-      score: (system, params, images, what `describe` gave) -> a number a sample.
+      score: (system, params, images, result of `describe`) -> one number per sample.
       describe: (system, params, batch) -> anything that depends on the references alone.
-      components: names of the weights components that it reads.
+      components: names of the weights components that both read.
       needs: what a sample must have to be scored, of "style", "content", "prompt", "style_label", "subject_label".
     """
 
@@ -56,7 +56,11 @@ REWARDS: dict[str, Reward] = {}
 
 
 def add(name: str, reward: Reward) -> None:
-    """Make a reward known by a name, that configurations may then use."""
+    """Register a reward under a name, which configurations may then use.
+
+    Raises:
+      ValueError: the name is taken by a metric, or the reward needs something unknown.
+    """
     if unknown := set(reward.needs) - set(_PRESENT):
         raise ValueError(f"reward {name!r} needs {sorted(unknown)}; known are {', '.join(_PRESENT)}")
     if name in _TAKEN:
@@ -79,17 +83,17 @@ def components(names: Iterable[str]) -> set[str]:
 
 
 def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) -> dict[str, Any]:
-    """Give what each reward needs to know of a batch's references, without gradient."""
+    """Return what each reward reads of a batch's references, by name, without gradient."""
     return jax.lax.stop_gradient({name: REWARDS[name].describe(system, params, batch) for name in names})
 
 
 def score(system: USO, params: Params, images: Images, described: Mapping[str, Any]) -> dict[str, Scores]:
-    """Give every described reward of a batch of images."""
+    """Return every described reward of a batch of images, by name."""
     return {name: REWARDS[name].score(system, params, images, what) for name, what in described.items()}
 
 
 def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Array, " b"]]:
-    """Tell which samples of a batch have all that each reward compares with."""
+    """Return which samples of a batch have all references that each reward needs, by name."""
     found = {}
     for name in names:
         found[name] = jnp.ones(batch["target"].shape[0], bool)
@@ -117,7 +121,7 @@ def _product(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Scores:
 
 
 def _styles(system: USO, params: Params, batch: Batch, embed: Callable[[USO, Params, Images], Any]) -> Any:
-    """Embed all style images of a batch and give each sample's mean over those that it has."""
+    """Embed all style images of a batch and return each sample's mean over those that it has."""
     b, n = batch["style"].shape[:2]
 
     def mean(found):
@@ -161,7 +165,7 @@ def _gram_style(system: USO, params: Params, images: Images, style: list) -> Sco
 
 
 add(
-    "gram_style",  # -(distance of VGG's Gram matrices, relative to the style image's), the mean over blocks
+    "gram_style",  # minus the distance of VGG's Gram matrices, relative to the style image's, averaged over blocks
     Reward(
         score=_gram_style,
         describe=lambda system, params, batch: _styles(system, params, batch, _grams),
@@ -176,7 +180,7 @@ add(
 
 def _dino(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
     encoder = system.module(params, "dino")
-    # 224 of 256 whatever size the position embedding has: DINOv2's is larger than what the metric shows it.
+    # Always a crop of 224 from 256, as in the metric; DINOv2's position embedding is larger.
     size = min(encoder.config.image_size, preprocess.DINO.size)
     return unit(encoder(preprocess.DINO.resized(size).device(images)).pooler_output)
 
@@ -223,7 +227,7 @@ def _siglip(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
 
 
 add(
-    "siglip_text",  # cosine of SigLIP's image and text vectors; what mini has in place of CLIP
+    "siglip_text",  # cosine of SigLIP's image and text vectors; mini has it in place of CLIP
     Reward(
         score=lambda system, params, images, text: _product(_siglip(system, params, images), text),
         describe=lambda system, params, batch: unit(system.module(params, "siglip_text")(batch["t5_ids"])),
@@ -233,10 +237,10 @@ add(
 )
 
 
-# ---------------------------------------------------------------------------------------------------- mini's judge
+# ------------------------------------------------------------------------------------------------- mini's classifier
 
 
-def _judged(head: int) -> Callable[[USO, Params, Images, Any], Scores]:
+def _probability(head: int) -> Callable[[USO, Params, Images, Any], Scores]:
     def score(system, params, images, labels):
         logits = system.module(params, "judge")(jnp.clip(images, -1, 1))[head]
         return jnp.take_along_axis(jax.nn.softmax(logits), jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
@@ -245,18 +249,18 @@ def _judged(head: int) -> Callable[[USO, Params, Images, Any], Scores]:
 
 
 add(
-    "judge_content",  # probability that the classifier of drawings gives to the true subject
+    "judge_content",  # probability of the true subject in the classifier of drawings
     Reward(
-        score=_judged(0),
+        score=_probability(0),
         describe=lambda system, params, batch: batch["subject_label"],
         components=("judge",),
         needs=("subject_label",),
     ),
 )
 add(
-    "judge_style",  # the same of the true style
+    "judge_style",  # probability of the true style
     Reward(
-        score=_judged(1),
+        score=_probability(1),
         describe=lambda system, params, batch: batch["style_label"],
         components=("judge",),
         needs=("style", "style_label"),

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One training step, pure: state and batch in, state and metrics out.
+"""One train step as a pure function: state and batch in, state and metrics out.
 
-A stage's parameters are split in two: `state.params` is trained and is all the optimizer knows, `frozen` is the rest.
+A stage's parameters are split in two: `state.params` is trained and seen by the optimizer, `frozen` is the rest.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,16 @@ from uso_jax.training.stage import StageConfig
 @jax.tree_util.register_dataclass
 @dataclass
 class TrainState:
-    """What changes from step to step: trained parameters, their optimizer and their average ({} without one).
+    """What changes from step to step.
 
-    `anchor` are the parameters that a reward's anchor compares with: as they were when the reward began ({} without).
+    Leaves are arrays, or their shapes or shardings in a state that describes another one, hence the loose types.
 
-    Leaves are arrays or, in a state that only describes one, their shapes or shardings; so no types are promised here.
+    Attributes:
+      step: steps of the stage that are done, int32.
+      params: trained parameters by path, float32.
+      opt_state: state of the optimizer.
+      ema: exponential moving average of the trained parameters; {} without one.
+      anchor: trained parameters as they were when the reward began, for its anchor; {} without one.
     """
 
     step: Any
@@ -40,63 +45,69 @@ class TrainState:
 
     @property
     def result(self) -> Params:
-        """The parameters to judge and to keep: the average where there is one."""
+        """The trained parameters to validate and to pass on: the average where there is one."""
         return self.ema or self.params
 
 
-def state_shardings(state: TrainState, where: Mapping[str, NamedSharding]) -> TrainState:
-    """Give every array of a state its place: optimizer moments and averages live where their parameters live."""
-    mesh = next(iter(where.values())).mesh
+def state_shardings(state: TrainState, shardings: Mapping[str, NamedSharding]) -> TrainState:
+    """Return the sharding of every array of a state: moments and averages are placed like their parameters."""
+    mesh = next(iter(shardings.values())).mesh
 
     def place(path, _):
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in where]
-        return where[names[-1]] if names else NamedSharding(mesh, PartitionSpec())
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in shardings]
+        return shardings[names[-1]] if names else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
 def init_state(
-    stage: StageConfig, rates: Mapping[str, float], trainable: Params, where: Mapping[str, NamedSharding]
+    stage: StageConfig, lr_multipliers: Mapping[str, float], trainable: Params, shardings: Mapping[str, NamedSharding]
 ) -> TrainState:
-    """Start a stage from the parameters it trains."""
-    places = state_shardings(describe_state(stage, rates, trainable), where)
-    return jax.jit(lambda trainable: _first_state(stage, rates, trainable), out_shardings=places)(trainable)
+    """Return the state before a stage's first step; `trainable` is copied."""
+    placed = state_shardings(describe_state(stage, lr_multipliers, trainable), shardings)
+    return jax.jit(lambda trainable: _first_state(stage, lr_multipliers, trainable), out_shardings=placed)(trainable)
 
 
-def describe_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
-    """Give shapes and dtypes of the state that `init_state` makes of such parameters."""
-    return jax.eval_shape(lambda trainable: _first_state(stage, rates, trainable), trainable)
+def describe_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+    """Return shapes and dtypes of the state that `init_state` makes of such parameters."""
+    return jax.eval_shape(lambda trainable: _first_state(stage, lr_multipliers, trainable), trainable)
 
 
-def _first_state(stage: StageConfig, rates: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
+def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
     anchor = copy(stage.reward is not None and stage.reward.anchor)
-    opt_state = optimizer.make(stage, rates).init(trainable)
+    opt_state = optimizer.make(stage, lr_multipliers).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.ema_decay), anchor)
 
 
 def jit_train_step(
     system: USO,
     stage: StageConfig,
-    rates: Mapping[str, float],
+    lr_multipliers: Mapping[str, float],
     seed: int,
-    places: TrainState,
+    shardings: TrainState,
     rewarded: bool | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Give the train step, jitted, for a state that is placed as `places` (of `state_shardings`) says."""
-    step = make_train_step(system, stage, rates, seed, rewarded)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
+    """Return the jitted train step, which donates its state; `shardings` are those of the state (`state_shardings`)."""
+    step = make_train_step(system, stage, lr_multipliers, seed, rewarded)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def make_train_step(
-    system: USO, stage: StageConfig, rates: Mapping[str, float], seed: int, rewarded: bool | None = None
+    system: USO, stage: StageConfig, lr_multipliers: Mapping[str, float], seed: int, rewarded: bool | None = None
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Give the pure step function `(state, frozen, batch) -> (state, metrics)`.
+    """Return the pure step function `(state, frozen, batch) -> (state, metrics)`.
 
-    It is traced anew for each size of the batch's images. `rewarded` promises that the stage's reward has begun, or has
-    not; None leaves it to the state's step.
+    It is traced once for each size of the batch's images.
+
+    Args:
+      system: the model.
+      stage: what is trained, and how.
+      lr_multipliers: learning-rate multipliers of the trained parameters, by path.
+      seed: of everything random; the step number is folded in.
+      rewarded: whether the stage's reward has begun, known when compiling; None decides by the state's step.
     """
-    transform, rate = optimizer.make(stage, rates), optimizer.schedule(stage)
+    transform, rate = optimizer.make(stage, lr_multipliers), optimizer.schedule(stage)
     objective = OBJECTIVES[stage.loss]
 
     def mean_over_micro_batches(function: Callable, batch: Batch, draws: Any):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judging a stage on triplets it never trains on: a loss with fixed draws, images, what rewards say of them."""
+"""Validation of a stage on triplets it never trains on: a loss with fixed draws, sample grids and rewards."""
 
 import dataclasses
 import itertools
@@ -23,11 +23,11 @@ from uso_jax.training.config import TrainConfig
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.training.stage import RewardConfig, StageConfig
 
-_SEED = 20_25  # of the draws, whatever the run's own seed is
+_SEED = 20_25  # of the draws; it does not depend on the run's seed
 
 
 def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
-    """Give the data pipeline's arguments that training and judging share."""
+    """Return the arguments of `uso_jax.data.loader.batches` that training and validation share."""
     side = config.system.siglip.image_size
     return dict(
         target_size=stage.target_size,
@@ -42,7 +42,7 @@ def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
 
 
 class Validator:
-    """The held-out batches of one stage and what can be asked about them."""
+    """The held-out batches of one stage, and the figures of a model on them."""
 
     def __init__(self, config: TrainConfig, system: USO, mesh: Mesh, stage: StageConfig):
         self.settings, self.system, self.mesh = config.heldout, system, mesh
@@ -64,11 +64,11 @@ class Validator:
         reading.close()
         self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
-        self._judge = jax.jit(self._judge_of, out_shardings=sharding.replicated(mesh))
+        self._rewards = jax.jit(self._rewards_of, out_shardings=sharding.replicated(mesh))
         self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
 
     def loss(self, params: Params) -> float:
-        """Give the flow-matching loss, without dropout and with the same noise and times every time."""
+        """Return the stage's loss on held-out batches, without dropout and with the same draws on every call."""
         losses = [
             self._loss(params, sharding.global_batch(self.mesh, batch), number)
             for number, batch in enumerate(self.batches)
@@ -76,7 +76,10 @@ class Validator:
         return float(np.mean(jax.device_get(losses)))
 
     def grid(self, params: Params, path: pathlib.Path) -> None:
-        """Write an image of the first held-out triplets, if the stage makes any: content | style | made | target."""
+        """Write a grid of the first held-out triplets: content | style | generated | target.
+
+        Nothing is written where the stage's objective generates no images.
+        """
         if not hasattr(self.objective, "sample"):
             return
         batch = sharding.global_batch(self.mesh, self.batches[0])
@@ -88,17 +91,19 @@ class Validator:
         if "style" in self.stage.conditions and "style" in shown:
             columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])[rows]
         columns["generated"] = generated[rows]
-        if "target" in shown:  # of features there is no image
+        if "target" in shown:  # encoded data has no target images
             columns["target"] = shown["target"][rows]
         if jax.process_index() == 0:
             contact_sheet.save(contact_sheet.draw(columns), path)
 
-    def judge(self, params: Params) -> dict[str, float]:
-        """Give the means of reward, judges and image statistics over generated images, for a stage with a reward.
+    def rewards(self, params: Params) -> dict[str, float]:
+        """Return the means of rewards, judges and image statistics over generated images; the stage has a reward.
 
-        Names are "heldout_reward", "heldout_NAME" of its parts and of the judges, "saturation", "contrast", "leakage".
+        Names are "heldout_reward", "heldout_NAME" of every reward and judge, "saturation", "contrast" and "leakage".
         """
-        parts = [jax.device_get(self._judge(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches]
+        parts = [
+            jax.device_get(self._rewards(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches
+        ]
         sums = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
         return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
@@ -111,10 +116,10 @@ class Validator:
         stage = self.stage.at_size(*self.system.target_size(batch))
         return self.objective.sample(params, self.system, stage, batch, self.settings)
 
-    def _judge_of(self, params: Params, batch) -> dict[str, jax.Array]:
-        """Give each figure's sum over samples, and the number of samples that have it."""
+    def _rewards_of(self, params: Params, batch) -> dict[str, jax.Array]:
+        """Return each figure's sum over samples, and the number of samples that have it."""
         config, images = self.stage.reward, self._sample_of(params, batch)
-        names = [*config.weights, *config.judges]
+        names = list(config.names)
         described = rewards.describe(self.system, params, names, batch)
         scores = rewards.score(self.system, params, to_float(images), described)
         has = rewards.valid(self.system, names, batch)
@@ -130,10 +135,14 @@ class Validator:
 
 
 def is_cheating(config: RewardConfig, history: Sequence[Mapping[str, float | int]]) -> bool:
-    """Tell whether the last `patience` judgements all had a judge down while the reward was up.
+    """Return whether the last `patience` validations all had a judge down while the reward was up.
 
-    Either is compared with the judgement in which that judge was at its best; a judge is down when it has lost more
-    than the tolerance since.
+    Both are compared with the validation in which that judge was at its best. A judge is down when it has lost more
+    than the tolerance since then.
+
+    Args:
+      config: patience, tolerance and the names of the judges.
+      history: figures of `Validator.rewards`, oldest first.
     """
     if not config.patience or len(history) <= config.patience:
         return False

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The judge's loss: name the subject and the style of an image.
+"""The loss of the classifier of drawings: name the subject and the style of an image.
 
-Half of the images pass through the autoencoder first, since those it will judge are decoded ones.
+Half of the images pass through the autoencoder first, because generated images are decoded ones.
 """
 
 import jax.numpy as jnp
@@ -15,19 +15,19 @@ from uso_jax.training.stage import StageConfig
 
 
 def components(stage: StageConfig) -> set[str]:
-    """Name the weights components that the loss reads."""
+    """Return the names of the weights components that the loss reads."""
     del stage
     return {"autoencoder", "judge"}
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> dict:
-    """Draw nothing."""
+    """Return no draws; the loss has nothing random."""
     del rng, system, stage
     return {}
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
-    """Give the mean of the two cross-entropies over a batch's targets."""
+    """Return the mean of the two cross-entropies over a batch's targets."""
     images = to_float(batch["target"])
     half = images.shape[0] // 2
     codec = system.module(params, "autoencoder")

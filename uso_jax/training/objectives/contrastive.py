@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The losses that train a metric's encoders, as pure functions of one batch's embeddings.
+"""The losses that train the encoders of metrics, as pure functions of one batch's embeddings.
 
     (1) L = -1/n sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b))     z = 1 on pairs, else -1      `sigmoid_loss`
     (2) L = mean_i -1/|P_i| sum_{p in P_i} log( exp(s_ip) / sum_{a != i} exp(s_ia) )
         s_ij = x_i . x_j / temperature, P_i = others with i's label               `label_contrastive_loss`
 
 Sources: (1) SigLIP, arXiv 2303.15343 Eq. (1) and Algorithm 1; (2) supervised contrastive learning, arXiv 2004.11362
-Eq. (2), which CSD, arXiv 2404.01292, trains its style head by, there with several labels an image.
+Eq. (2), which trains the style head of CSD, arXiv 2404.01292, there with several labels per image.
 
-Embeddings have length 1. A batch split over devices is one batch here: under jit the sums cross devices by themselves.
+Embeddings have length 1. A batch that is split over devices is one batch: under jit the sums cross devices.
 Shapes: n samples, d embedding channels.
 """
 
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 UNKNOWN = -1
-"""The label of a sample that takes no part in `label_contrastive_loss`."""
+"""The label of a sample that `label_contrastive_loss` leaves out."""
 
 
 def _products(x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    # Temperatures multiply rounding by ten and more, so products are float32 in full also where bfloat16 is the habit.
+    # Temperatures multiply rounding errors by ten and more, so products are full float32 on every device.
     return jnp.matmul(x.astype(jnp.float32), y.astype(jnp.float32).T, precision="highest")
 
 
@@ -33,14 +33,14 @@ def sigmoid_loss(
     logit_bias: float | Float[Array, ""],
     same: Bool[Array, "n n"] | None = None,
 ) -> Float[Array, ""]:
-    """Give Eq. (1): every image decides of every text whether it is its own; SigLIP starts at t = 10 and b = -10.
+    """Return Eq. (1): every image decides for every text whether they are a pair; SigLIP starts at t = 10, b = -10.
 
     Args:
       image: embeddings of length 1; image i belongs to text i.
       text: embeddings of length 1.
-      logit_scale: t itself; networks learn and store its logarithm.
+      logit_scale: t; networks learn and store its logarithm.
       logit_bias: b.
-      same: further (image, text) pairs that belong together, because samples of a batch may share their caption.
+      same: further (image, text) pairs, because samples of a batch may share their caption.
     """
     logits = logit_scale * _products(image, text) + logit_bias
     positive = jnp.eye(len(image), dtype=bool)
@@ -52,15 +52,15 @@ def sigmoid_loss(
 def label_contrastive_loss(
     features: Float[Array, "n d"], labels: Int[Array, " n"], temperature: float | Float[Array, ""] = 0.1
 ) -> Float[Array, ""]:
-    """Give Eq. (2): each sample picks those with its label out of the batch; the temperature is CSD's.
+    """Return Eq. (2): each sample finds those with its label in the batch; the default temperature is CSD's.
 
-    Samples labelled `UNKNOWN` are left out altogether: they might be anyone's positive. The mean is over samples that
-    have a positive; it is 0 if none has. Two views of each image, labelled by image, make this SimCLR's loss.
+    Samples labelled `UNKNOWN` are left out, as they might be a positive of any sample. The mean is over samples that
+    have a positive; it is 0 if none has. With two views of each image, labelled by image, this is SimCLR's loss.
     """
     known = labels != UNKNOWN
     others = known[:, None] & known[None, :] & ~jnp.eye(len(labels), dtype=bool)
     positive = others & (labels[:, None] == labels[None, :])
-    # Finite, because infinity would make NaN of a row without others: dropped below, but jax_debug_nans stops there.
+    # Not -inf: a row without others would be NaN, which is dropped below, but at which jax_debug_nans stops.
     scores = jnp.where(others, _products(features, features) / temperature, -1e30)
     log_share = jax.nn.log_softmax(scores, axis=1)
     num_positive = jnp.sum(positive, axis=1)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CSD's loss: style vectors of one style agree, content vectors of one subject agree (arXiv 2404.01292).
 
-Target and style image of an example share the style, target and content image the subject. Which subject it is, the
-source's labels say; two examples of a batch count as different styles, since their palettes and textures differ.
+Target and style image of an example share the style, target and content image share the subject. The source's labels
+name the subject. Two examples of a batch count as different styles, because their palettes and textures differ.
 """
 
 import jax.numpy as jnp
@@ -19,19 +19,19 @@ TEMPERATURE = 0.1
 
 
 def components(stage: StageConfig) -> set[str]:
-    """Name the weights components that the loss reads."""
+    """Return the names of the weights components that the loss reads."""
     del stage
     return {"csd"}
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> dict:
-    """Draw nothing."""
+    """Return no draws; the loss has nothing random."""
     del rng, system, stage
     return {}
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
-    """Give the sum of the two heads' supervised contrastive losses."""
+    """Return the sum of the two heads' supervised contrastive losses."""
     encoder = system.module(params, "csd")
     b = batch["target"].shape[0]
     images = jnp.concatenate([batch["target"], batch["style"][:, 0], batch["content"]])

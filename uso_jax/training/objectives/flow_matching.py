@@ -21,14 +21,14 @@ from uso_jax.params import Params
 from uso_jax.training import rewards
 from uso_jax.training.stage import StageConfig
 
-_CLIP_START = 3  # tokens of a caption that CLIP reads where it is cut
-_SEED = 20_25  # of the images' noise, whatever the run's own seed is
+_CLIP_START = 3  # tokens of a cut caption that CLIP reads
+_SEED = 20_25  # of the noise of sampled images; it does not depend on the run's seed
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class Draws:
-    """Everything random in one step; cut into micro-batches, it has one leading axis more."""
+    """Everything random in one step; split into micro-batches, it has one more leading axis."""
 
     noise: Float[Array, "*micro b l d"]
     t: Float[Array, "*micro b"]
@@ -39,14 +39,14 @@ class Draws:
 
 
 def components(stage: StageConfig) -> set[str]:
-    """Name the weights components that the loss reads."""
+    """Return the names of the weights components that the loss reads."""
     style = {"siglip", "projector"} if "style" in stage.conditions else set()
     rewarded = set() if stage.reward is None else rewards.components(stage.reward.names)
     return {"transformer", "lora", "autoencoder", "t5", "clip"} | style | rewarded
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
-    """Draw noise, times and dropped conditions for a whole batch."""
+    """Draw noise, times and dropped conditions for a whole batch of `stage.batch_size`."""
     names = ("noise", "t", "text", "content", "style", "all", "clip")
     keys = dict(zip(names, jax.random.split(rng, len(names)), strict=True))
     rows, columns = system.token_grid(*stage.target_size)
@@ -66,7 +66,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
 
 
 def drop_conditions(system: USO, batch: Batch, draws: Draws) -> Batch:
-    """Replace dropped prompts by the empty one, cut what CLIP reads and mark dropped images as absent."""
+    """Replace dropped prompts by the empty prompt, cut CLIP's captions and mark dropped images as absent."""
     nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
 
     def without(null: Array | np.ndarray, value: Array) -> Array:
@@ -84,13 +84,13 @@ def drop_conditions(system: USO, batch: Batch, draws: Draws) -> Batch:
 
 
 def _cut(ids: Int[Array, "b u"], chosen: Bool[Array, " b"], null: Int[np.ndarray, " u"]) -> Int[Array, "b u"]:
-    """End chosen captions after their first tokens, as the tokenizer ends the empty one."""
+    """End chosen captions after their first tokens, as the tokenizer ends the empty prompt."""
     cut = jnp.concatenate([ids[:, :_CLIP_START], jnp.broadcast_to(null, ids.shape)[:, :-_CLIP_START]], axis=1)
     return jnp.where(chosen[:, None], cut, ids)
 
 
 def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
-    """Give the targets' tokens and what the transformer sees besides; nothing here depends on the transformer."""
+    """Return the targets' tokens and the transformer's other inputs; neither depends on the transformer."""
     x0 = system.latent_tokens(params, batch, "target")
     conditions = {name: name in stage.conditions for name in ("content", "style")}
     return x0, system.inputs(params, batch, **conditions)
@@ -99,19 +99,22 @@ def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tup
 def error(
     params: Params, system: USO, stage: StageConfig, x0: Float[Array, "b l d"], inputs: Inputs, draws: Draws
 ) -> Float[Array, ""]:
-    """Give the mean squared velocity error of an encoded batch, in float32."""
+    """Return the mean squared velocity error of an encoded batch, in float32."""
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
     return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
-    """Give the mean squared velocity error of a batch, in float32."""
+    """Return the mean squared velocity error of a batch, in float32."""
     return error(params, system, stage, *encode(params, system, stage, drop_conditions(system, batch, draws)), draws)
 
 
 def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:
-    """Generate an image for every example, from the same noise every time; `settings` as HeldoutConfig has them."""
+    """Generate an image for every example, from the same noise on every call.
+
+    `settings` has `num_steps`, `guidance` and `shift`, as HeldoutConfig and EvaluationConfig do.
+    """
     height, width = stage.target_size
     return system.generate(
         params,

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance learned into the model, so that one pass at an embedded scale does what two passes did, as in FLUX.1-dev.
+"""Guidance distillation: one pass at an embedded scale replaces the two of classifier-free guidance, as in FLUX.1-dev.
 
     E || v_theta(x_t, t, w | c) - (e - x_0) - (w - 1) sg(v_theta(x_t, t, 1 | c) - v_theta(x_t, t, 1 | nothing)) ||^2
 
 The optimum is v(nothing) + w (v(c) - v(nothing)), classifier-free guidance (arXiv 2207.12598). The model at w = 1 is
 its own teacher (model guidance, arXiv 2502.12154), so no second copy is kept, unlike in arXiv 2210.03142. "nothing"
-leaves out text, content and style together; the stage's `all_dropout` is what teaches it.
+drops text, content and style together; the model learns it through the stage's `all_dropout`.
 Shapes: b batch, l target tokens, d token channels.
 """
 
@@ -29,14 +29,14 @@ components, sample = flow_matching.components, flow_matching.sample
 @jax.tree_util.register_dataclass
 @dataclass
 class Draws:
-    """Everything random in one step: what flow matching draws, and the scales."""
+    """Everything random in one step: the draws of flow matching, and the scales."""
 
     plain: flow_matching.Draws
     scale: Float[Array, "*micro b"]
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
-    """Draw as flow matching does, and scales: 1 for a quarter, the others evenly up to the stage's `max_guidance`."""
+    """Draw as flow matching does; a quarter of the scales is 1, the others are uniform up to `max_guidance`."""
     which, where = jax.random.split(jax.random.fold_in(rng, 1))
     scale = jax.random.uniform(where, (stage.batch_size,), minval=1.0, maxval=stage.max_guidance)
     plain = jax.random.bernoulli(which, 0.25, (stage.batch_size,))
@@ -44,7 +44,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
-    """Give the mean squared velocity error of a batch, in float32."""
+    """Return the mean squared velocity error of a batch, in float32."""
     plain, w = draws.plain, draws.scale[:, None, None]
     x0, inputs = flow_matching.encode(params, system, stage, flow_matching.drop_conditions(system, batch, plain))
     x_t = flow.interpolate(x0, plain.noise, plain.t)
@@ -55,7 +55,7 @@ def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: D
 
 
 def without(params: Params, system: USO, inputs: Inputs) -> Inputs:
-    """Give the inputs with the empty prompt and all images marked as absent."""
+    """Return the inputs with the empty prompt and all images marked as absent."""
     if system.null_text is not None:
         null = [jnp.asarray(value)[None] for value in system.null_text]
     else:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SigLIP's loss: images and their captions find each other among all pairs of a batch (arXiv 2303.15343, eq. 1).
 
-The text tower reads the ids that T5 reads, so a prompt is cut into tokens once.
+The text tower reads T5's token ids, so a prompt is tokenised once.
 """
 
 import jax.numpy as jnp
@@ -16,19 +16,19 @@ from uso_jax.training.stage import StageConfig
 
 
 def components(stage: StageConfig) -> set[str]:
-    """Name the weights components that the loss reads."""
+    """Return the names of the weights components that the loss reads."""
     del stage
     return {"siglip", "siglip_text"}
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> dict:
-    """Draw nothing."""
+    """Return no draws; the loss has nothing random."""
     del rng, system, stage
     return {}
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: dict) -> Float[Array, ""]:
-    """Give the mean sigmoid loss over a batch's pairs of target and prompt."""
+    """Return the mean sigmoid loss over a batch's pairs of target and prompt."""
     ids = batch["t5_ids"]
     image = system.module(params, "siglip")(to_float(batch["target"])).pooler_output
     matcher = system.module(params, "siglip_text")

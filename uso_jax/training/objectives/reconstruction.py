@@ -4,7 +4,7 @@
 
     L = mean |x - x'| / 4 + mean (x - x')^2 + beta KL(q(z | x) || N(0, 1)) per latent number
 
-The prior is what a flow model starts from, so latents of unit variance need no scale of their own afterwards.
+A flow model starts from the prior, so latents of unit variance need no further scaling.
 Shapes: b batch, h w pixels.
 """
 
@@ -31,7 +31,7 @@ class Draws:
 
 
 def components(stage: StageConfig) -> set[str]:
-    """Name the weights components that the loss reads."""
+    """Return the names of the weights components that the loss reads."""
     del stage
     return {"autoencoder"}
 
@@ -44,7 +44,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
-    """Give the mean loss of a batch's targets."""
+    """Return the mean loss of a batch's targets."""
     codec = system.module(params, "autoencoder")
     images = to_float(batch["target"])
     mean, logvar = codec.moments(images)

@@ -13,7 +13,7 @@ the K - 1 steps of (2) before (3) carry a gradient too (DRaFT-K, arXiv 2309.1740
 steps: unlike the base without adapters, it knows the style tokens.
 
 Memory: L_pre's backward pass is over before (2) begins, (2) keeps nothing, and (3)-(5) hold the activations of one
-pass through transformer, decoder and reward networks. Text, style and content are encoded once for both losses.
+pass through the transformer, decoder and reward networks. Text, style and content are encoded once for both losses.
 Shapes: b batch, l target tokens, d token channels.
 """
 
@@ -34,23 +34,23 @@ from uso_jax.training.objectives import flow_matching
 from uso_jax.training.stage import StageConfig
 
 SHARE = "reward_share"
-"""What `weigh` adds to a batch."""
+"""Name of the array that `weigh` adds to a batch."""
 
 Tally = dict[str, Float[Array, "2"]]
-"""Sum and count of a figure over samples: what micro-batches can add up."""
+"""Sum and count of a figure over samples, so that micro-batches can be added up."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class Draws:
-    """Everything random in one step; the whole batch stops at the same t, so that no sample waits for another."""
+    """Everything random in one step; the whole batch stops at the same t, so no sample waits for another."""
 
     noise: Float[Array, "*micro b l d"]
     t: Int[Array, "*micro"]
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
-    """Draw the roll-out's noise, and the step at which it stops."""
+    """Draw the roll-out's noise and the step at which it stops."""
     noise, t = jax.random.split(rng)
     rows, columns = system.token_grid(*stage.target_size)
     return Draws(
@@ -60,9 +60,9 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
 
 
 def weigh(system: USO, stage: StageConfig, batch: Batch, draws: flow_matching.Draws) -> Batch:
-    """Add each sample's share in the mean of (5): equal for those that have a reference to be compared with, else 0.
+    """Add each sample's share in the mean of (5): equal for samples that have a reference, else 0.
 
-    Shares are those of the whole batch, so the means of its micro-batches add up to its own mean.
+    Shares are those of the whole batch, so the means of its micro-batches add up to the mean of the batch.
     """
     found = rewards.valid(system, stage.reward.weights, flow_matching.drop_conditions(system, batch, draws))
     counts = jnp.any(jnp.stack(list(found.values())), axis=0)
@@ -70,7 +70,7 @@ def weigh(system: USO, stage: StageConfig, batch: Batch, draws: flow_matching.Dr
 
 
 def times(system: USO, stage: StageConfig) -> Float[Array, " T_plus_1"]:
-    """Give the times of the roll-out's schedule, from noise to image."""
+    """Return the times of the roll-out's schedule, from noise to image."""
     return jnp.asarray(system.schedule(stage.reward.num_steps, *stage.target_size, stage.reward.shift), jnp.float32)
 
 
@@ -97,7 +97,7 @@ def predict(
     t: Int[Array, ""],
     anchor: Params | None = None,
 ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
-    """Give the tokens of Eq. (3) and the mean squared velocity difference to `anchor` at `x_t`, 0 without one."""
+    """Return the tokens of Eq. (3) and the mean squared velocity difference to `anchor` at `x_t`, 0 without one."""
     config, schedule = stage.reward, times(system, stage)
     before = schedule[config.num_steps - t - jnp.arange(config.gradient_steps)[::-1]]
     after = jnp.append(before[1:], 0.0)
@@ -113,7 +113,7 @@ def predict(
     x0, velocities = jax.lax.scan(step, x_t, (before, after))
     if anchor is None:
         return x0, jnp.zeros(())
-    # In the first of the steps, whose x_t is no function of the parameters yet.
+    # At the first of the steps, whose x_t does not depend on the parameters yet.
     then = system.velocity(anchor, inputs, x_t, jnp.broadcast_to(before[0], x_t.shape[:1]), config.guidance)
     return x0, jnp.mean(jnp.square(velocities[0] - jax.lax.stop_gradient(then)))
 
@@ -121,21 +121,21 @@ def predict(
 def score(
     params: Params, system: USO, stage: StageConfig, tokens: Float[Array, "b l d"], described: dict[str, Any]
 ) -> dict[str, Float[Array, " b"]]:
-    """Decode tokens and give every described reward, a block of the batch after another."""
+    """Decode tokens and return every described reward by name, one block of the batch after another."""
     config = stage.reward
 
     def block(tokens, described):
         latent = flow.unpack(tokens, *system.token_grid(*stage.target_size), system.config.patch)
         autoencoder = system.module(params, "autoencoder")
         decode = lambda z: autoencoder.decode(z, remat=config.remat_decoder)
-        # A gradient keeps the latents of a tile, and decodes it again when its turn comes.
+        # The backward pass keeps the latents of each tile and decodes them again.
         side = config.tile // autoencoder.config.downscale
         images = tiled_decoding.decode_tiled(jax.checkpoint(decode), latent, side) if config.tile else decode(latent)
         return rewards.score(system, params, images, described)
 
     if config.blocks == 1:
         return block(tokens, described)
-    # Strided, so that each block keeps every device's share of the batch on that device.
+    # Strided blocks: each keeps every device's share of the batch on that device.
     cut = lambda x: x.reshape(-1, config.blocks, *x.shape[1:]).swapaxes(0, 1)
     join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
     parts = jax.tree.map(cut, (tokens, described))
@@ -153,11 +153,11 @@ def loss(
     t: Int[Array, ""],
     anchor: Params | None = None,
 ) -> tuple[Float[Array, ""], Tally]:
-    """Give Eq. (5) of a weighed batch whose roll-out ended in `x_t`, and the figures behind it."""
+    """Return Eq. (5) of a weighed batch whose roll-out ended in `x_t`, and the figures that make it up."""
     config = stage.reward
     tokens, moved = predict(params, system, stage, inputs, x_t, t, anchor)
     found, has = score(params, system, stage, tokens, described), rewards.valid(system, config.weights, batch)
-    # Chosen, not multiplied by 0: a sample without its reference may score anything.
+    # Selected, not multiplied by 0: a sample without its reference may have any score, even NaN.
     total = sum(weight * jnp.where(has[name], found[name], 0.0) for name, weight in config.weights.items())
     cost = -total if config.phi == "negative" else jax.nn.relu(config.margin - total)
     counted = batch[SHARE] > 0
@@ -169,7 +169,7 @@ def loss(
 
 
 def names(stage: StageConfig) -> list[str]:
-    """Name the figures that `loss` gives."""
+    """Return the names of the figures of `loss`."""
     anchor = ["reward_anchor"] if stage.reward.anchor else []
     return ["reward", *(f"reward_{name}" for name in stage.reward.weights), *anchor]
 
@@ -184,10 +184,17 @@ def value_and_grad(
     draws: tuple[flow_matching.Draws, Draws],
     active: Bool[Array, ""] | bool,
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""], Tally], tuple[Params, Params]]:
-    """Give L_pre, L_SRL with its figures, and the gradient of either; L_SRL costs nothing, and is 0, until `active`.
+    """Return (L_pre, L_SRL, its figures) and the gradients of both; L_SRL is 0 and costs nothing until `active`.
 
-    `anchor` are the trainable parameters as they were, {} without that term. A bool `active` compiles
-    one case only.
+    Args:
+      trainable: the trained parameters.
+      frozen: all others.
+      anchor: the trained parameters as they were when the reward began; {} without that term.
+      system: the model.
+      stage: a stage with a reward.
+      batch: a batch to which `weigh` has added shares.
+      draws: of flow matching and of the reward.
+      active: whether the reward has begun; a bool compiles one case only.
     """
     plain, rewarded = draws
     batch = flow_matching.drop_conditions(system, batch, plain)
@@ -197,7 +204,7 @@ def value_and_grad(
         return flow_matching.error({**frozen, **trainable}, system, stage, x0, inputs, plain)
 
     value, grads = jax.value_and_grad(pre)(trainable)
-    # Makes the roll-out wait for the gradient above, whose activations are then gone.
+    # The roll-out waits for the gradient above, so that its activations are freed before.
     grads, rewarded = jax.lax.optimization_barrier((grads, rewarded))
 
     def learn():
