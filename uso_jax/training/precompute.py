@@ -62,7 +62,7 @@ def fingerprint(config: TrainConfig) -> dict[str, str]:
 
 
 def is_ready(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a source of the configuration holds features."""
+    """Return whether a source of the configuration holds encoded data."""
     return spec["name"] == "features" or any(is_ready(part) for part in spec.get("parts", ()))
 
 
@@ -89,7 +89,7 @@ def precompute(
     process: tuple[int, int] = (0, 1),
     dtype: str = "",
 ) -> int:
-    """Encode one of a configuration's sources, "train" or "heldout", at a stage's sizes; give the number of examples.
+    """Encode one of a configuration's sources, "train" or "heldout", at a stage's sizes; return the number of examples.
 
     What is there already is not made again, so a stopped run goes on.
 
@@ -167,7 +167,7 @@ class _Encoder:
         self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
 
     def nulls(self) -> dict[str, np.ndarray]:
-        """Encode the empty prompt, and give the zeros that stand for an absent style image."""
+        """Return the encoded empty prompt, and the zeros that stand for an absent style image."""
         side = self.config.system.siglip.image_size
         image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
         style = jax.eval_shape(lambda *args: self._cast(self.system.style_features(*args)), self.params, image)
@@ -179,7 +179,7 @@ class _Encoder:
     def records(
         self, chosen: np.ndarray, left_out: dict[int, str], max_errors: int
     ) -> Iterator[tuple[tuple[int, ...], features.Record]]:
-        """Give the records of some triplets, those of one shape after another; unreadable ones go to `left_out`."""
+        """Yield the records of some triplets, one image shape after another; unreadable ones go to `left_out`."""
         side = self.config.system.siglip.image_size
         for shape, indices in self.shapes.items():
             own = chosen if indices is None else np.intersect1d(chosen, indices, assume_unique=True)
@@ -197,7 +197,7 @@ class _Encoder:
     def _read(
         self, examples: Examples, indices: np.ndarray, left_out: dict[int, str]
     ) -> Iterator[list[tuple[int, dict]]]:
-        """Read examples in lists of a batch's length, the next list while the last one is encoded."""
+        """Yield lists of a batch's length; the next list is read while the last one is encoded."""
 
         def read(index: int) -> tuple[int, dict | str]:
             try:
@@ -216,7 +216,7 @@ class _Encoder:
                     yield [(index, row) for index, row in found if not isinstance(row, str)]
 
     def _batch(self, rows: list[tuple[int, dict]], shape) -> Iterator[tuple[tuple[int, ...], features.Record]]:
-        """Encode up to a batch of examples; the last ones are filled up, so that one program serves all."""
+        """Encode up to a batch of examples; a shorter batch is padded, so that one program serves all."""
         if not rows:
             return
         filled = [row for _, row in rows] + [rows[-1][1]] * (self.batch_size - len(rows))
