@@ -76,8 +76,9 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON terms that share nothing with it."""
-        stages = [_without_none(dataclasses.asdict(stage)) for stage in self.stages]
-        return _without_none(dataclasses.asdict(self)) | {"data": self.data, "stages": stages}
+        values = dataclasses.asdict(self)
+        values["stages"] = [_without_none(stage) for stage in values["stages"]]
+        return {name: value for name, value in values.items() if value is not None or name == "data"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunRecord":
