@@ -26,7 +26,7 @@ from uso_jax import weights
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.weights import quantization, safetensors_store
 
-from . import download, exporting, inspecting, tokenizers, training_runs
+from . import COMMAND, download, exporting, inspecting, tokenizers, training_runs
 from .exporting import Output, Part
 from .files.tensors import open_files
 from .importing import import_checkpoint
@@ -45,7 +45,7 @@ FORMATS = ("uso", "diffusers", "peft", "bfl")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands; mistakes of the user end with exit code 2."""
     if argv is None:
-        # A command of its own needs no accelerator, and must not take one from a running job.
+        # Conversion needs no accelerator and must not take one from a running job.
         jax.config.update("jax_platforms", "cpu")
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports what it reads
     args = _parser().parse_args(argv)
@@ -53,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    prog = "python -m convert" if __package__ == "convert" else "uso-convert"
-    description = (__doc__ or "").replace("python -m convert", prog)
+    description = (__doc__ or "").replace("python -m convert", COMMAND)
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | download")
 

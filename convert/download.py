@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from uso_jax.common.errors import InputError
 
+from . import COMMAND
+
 
 @dataclass(frozen=True)
 class Release:
@@ -77,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         folder = fetch(release, args.revision)
         files = " ".join(str(folder / file) for file in release.imported)
         print(f"{name}: {folder}")
-        print(f"  python -m convert import {release.options}{files} --to weights")
+        print(f"  {COMMAND} import {release.options}{files} --to weights")
 
 
 def fetch(release: Release, revision: str | None = None, snapshot: Callable | None = None) -> pathlib.Path:

@@ -24,7 +24,6 @@ PENDING: tuple[str, ...] = (
     "docs/generate.md",
     "docs/plan.md",
     "notebooks/",
-    "scripts/",
     "tests/app/",
     "tests/conftest.py",
     "tests/convert/",

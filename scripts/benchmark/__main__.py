@@ -4,9 +4,9 @@
 
     python scripts/benchmark/__main__.py                                  # small on CPU, FLUX.1-dev's size on a GPU
     python scripts/benchmark/__main__.py --only step,lora --repeats 11 --json speed.json
-    python scripts/benchmark/__main__.py --size full --dry_run            # what would be run, without running it
+    python scripts/benchmark/__main__.py --size full --dry_run            # list the tasks without running them
 
-A ratio above 1 means that uso_jax is faster. The sides take turns, so what else the machine does slows both.
+A ratio above 1 means that uso_jax is faster. The sides take turns, so other load on the machine slows both.
 """
 
 from uso_jax.hardware.malloc import keep_memory
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from uso_jax.common.errors import InputError, exit_cleanly
 if TYPE_CHECKING:
     from tasks import Sizes
 
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # the checkout, for convert
 PEERS = ("torch", "diffusers", "transformers", "peft")
 _COLUMNS = (
     "task", "torch", "ratio", "busy", "ours, s", "theirs, s", "TFLOP/s", "share", "ours, GiB", "theirs, GiB",
@@ -44,13 +46,13 @@ TASKS = {
 
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
-    """Time what was asked for, print the table, and write the file; mistakes of the user end with exit code 2."""
+    """Time the chosen tasks, print the table and write the file. User errors end with exit code 2."""
     args = _arguments(argv)
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
-    remedy = f"not installed: {', '.join(missing)}, which uso_jax is compared with; pip install 'uso_jax[benchmark]'"
+    advice = f"not installed: {', '.join(missing)}, which uso_jax is compared with; pip install 'uso_jax[benchmark]'"
     if missing and not args.dry_run:
-        raise InputError(remedy)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants some of a GPU's memory too
+        raise InputError(advice)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs a part of a GPU's memory too
     import jax
     from tasks import SIZES, describe
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num, operations[task] = describe(task, SIZES[size], args.steps)
         print(f"  {task:<8} {TASKS[task]:<52}{num / 1e6:>10,.1f} M parameters{operations[task] / 1e12:>11,.3f} TFLOP")
     if args.dry_run:
-        print(remedy if missing else "Nothing is missing.")
+        print(advice if missing else "Nothing is missing.")
         return
     from turns import measure
 
@@ -80,16 +82,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="of the whole sampling; default: %(default)s")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile as well")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="also write the figures to this file")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be run")
+    parser.add_argument("--dry_run", action="store_true", help="list the tasks without running them")
     args = parser.parse_args(argv)
     args.only = args.only.split(",")
     if unknown := [task for task in args.only if task not in TASKS]:
-        raise InputError(f"--only {','.join(unknown)}: there is no such task; tasks are {', '.join(TASKS)}")
+        raise InputError(f"--only {','.join(unknown)}: unknown task; use some of {', '.join(TASKS)}")
     for name in ("repeats", "steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.json and not args.json.absolute().parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+        raise InputError(f"--json {args.json}: {args.json.parent} does not exist; create it first")
     return args
 
 

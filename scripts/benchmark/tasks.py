@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks that the benchmark times, at three sizes, as uso_jax does them; torch_peer.py is the other side.
+"""The tasks that the benchmark times, at three sizes, in uso_jax; torch_peer.py has the other side.
 
 A task's weights are torch's random ones, brought through the conversion tables, so both sides compute the same numbers.
 """
@@ -33,7 +33,7 @@ _GUIDANCE = 3.5
 
 @dataclass(frozen=True)
 class Sizes:
-    """The networks and what they are given; a batch of one."""
+    """Sizes of the networks and their inputs; a batch of one."""
 
     transformer: FluxConfig
     text: int  # tokens, those of a style image included
@@ -75,7 +75,7 @@ Run = Callable[[], np.ndarray]  # does a task, waits for it, and gives an array 
 
 @dataclass
 class _Network:
-    """A network, how a task calls it, and what with."""
+    """A network, how a task calls it, and its inputs."""
 
     make: Callable[[nnx.Rngs], nnx.Module]
     call: Callable[[Any, dict[str, Any]], Array]
@@ -102,7 +102,7 @@ def _network(task: str, sizes: Sizes) -> _Network:
 
 
 def tokens(sizes: Sizes) -> dict[str, np.ndarray]:
-    """Draw what the transformer is given."""
+    """Draw the inputs of the transformer."""
     c = sizes.transformer
     grid, (rows, columns) = sizes.target, sizes.reference
     return {
@@ -123,7 +123,7 @@ def normal(seed: int, *shape: int) -> Float[np.ndarray, "..."]:
 
 
 def times(steps: int) -> Float[np.ndarray, " steps_plus_1"]:
-    """Give the times of a sampling; the benchmark needs no shift."""
+    """Return the sampling times, without a shift."""
     return np.linspace(1, 0, steps + 1, dtype=np.float32)
 
 
@@ -138,7 +138,7 @@ def _train_step(structure: ModelDef, call: Callable, trained, moments, frozen, i
 
 
 def describe(task: str, sizes: Sizes, steps: int) -> tuple[int, float]:
-    """Give a task's parameters and operations (two a term of a product), without computing anything."""
+    """Return a task's number of parameters and of operations (a multiply-add counts as two), without running it."""
     plain = dataclasses.replace(sizes.transformer, attention="xla", remat="none")
     network = _network(task, dataclasses.replace(sizes, transformer=plain))
     structure, inputs = ModelDef(network.make), network.inputs
@@ -158,7 +158,7 @@ def _parts(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def run(task: str, sizes: Sizes, steps: int, weights: Mapping[str, np.ndarray]) -> tuple[Run, int | None]:
-    """Give a task as uso_jax does it, compiled, with the bytes its program takes besides its arguments."""
+    """Return a compiled task and the bytes that its program needs besides its arguments."""
     network = _network(task, sizes)
     structure = ModelDef(network.make)
     adapters = {k: v for k, v in structure.shapes.items() if "processor/" in k}

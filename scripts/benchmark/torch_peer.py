@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of the benchmark in torch: diffusers, transformers and PEFT, each as its authors ship it."""
+"""The tasks of the benchmark in torch, by unmodified diffusers, transformers and PEFT."""
 
 import itertools
 
@@ -18,7 +18,7 @@ _SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 
 
 class Peer:
-    """A task's network in torch with random weights; call `eager` or `compiled` for what runs it."""
+    """A task's network in torch with random weights. `eager` and `compiled` return functions that run it."""
 
     def __init__(self, task: str, sizes: Sizes, steps: int, threads: int):
         torch.set_num_threads(threads)
@@ -33,19 +33,19 @@ class Peer:
             self._module.to(self._dtype)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Give the weights that both sides start from."""
+        """Return the weights that both sides start from."""
         return {key.removeprefix("vision_model."): _numpy(x) for key, x in self._module.state_dict().items()}
 
     def eager(self) -> Run:
-        """Give the task, run operation by operation."""
+        """Return a function that runs the task eagerly."""
         return self._run(self._module)
 
     def compiled(self) -> Run:
-        """Give the task under torch.compile; the first call compiles."""
+        """Return a function that runs the task under torch.compile. Its first call compiles."""
         return self._run(torch.compile(self._module))
 
     def peak_bytes(self, run: Run) -> int | None:
-        """Give the device memory in use at most during a call; None on CPU."""
+        """Return the peak device memory during a call, in bytes; None on CPU."""
         if self._device == "cpu":
             return None
         torch.cuda.reset_peak_memory_stats()
@@ -90,12 +90,12 @@ class Peer:
         }
 
     def _train(self, module: torch.nn.Module, inputs: dict[str, torch.Tensor], num: int) -> Run:
-        """Give a training step of adapters; AdamW is the fused one, torch's fastest."""
+        """Return a training step of adapters. AdamW is fused, torch's fastest."""
         if not hasattr(self._module, "peft_config"):
             rank = self._sizes.rank
             self._module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
             for x in self._module.parameters():
-                x.data = x.data.to(self._dtype)  # PEFT makes adapters in float32
+                x.data = x.data.to(self._dtype)  # PEFT creates adapters in float32
         if self._sizes.transformer.remat != "none":
             self._module.enable_gradient_checkpointing()
         self._module.train()
@@ -125,7 +125,7 @@ class Peer:
 
 
 def matmul(side: int, dtype: str, threads: int) -> Run:
-    """Give a product of two square matrices, whose result stays on the device."""
+    """Return a function that multiplies two square matrices. The product stays on the device."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The measuring of the benchmark: both sides in turns, so that what else the machine does slows both."""
+"""Measurements of the benchmark. Both sides take turns, so that other load on the machine slows both."""
 
 import argparse
 import ctypes
@@ -25,7 +25,7 @@ from uso_jax.common import progress
 
 
 def measure(tasks: Sequence[str], size: str, operations: Mapping[str, float], args: argparse.Namespace) -> dict:
-    """Give the report of all tasks: what scripts/benchmark/__main__.py prints, and writes with --json."""
+    """Measure all tasks. Return the report that scripts/benchmark/__main__.py prints and writes with --json."""
     sizes, threads = SIZES[size], len(os.sched_getaffinity(0))
     on_cpu = jax.default_backend() == "cpu"
     rows = []
@@ -34,7 +34,7 @@ def measure(tasks: Sequence[str], size: str, operations: Mapping[str, float], ar
         for task in tasks:
             bar.set_description_str(task)
             rows += _Match(task, sizes, args, threads).rows(operations[task], bar)
-            gc.collect()  # before the next networks come
+            gc.collect()  # before the next networks are created
     return {
         "size": size,
         "device": _processor() if on_cpu else jax.devices()[0].device_kind,
@@ -51,7 +51,7 @@ def measure(tasks: Sequence[str], size: str, operations: Mapping[str, float], ar
 
 
 class _Match:
-    """One task, and everyone who does it."""
+    """One task and all implementations of it."""
 
     def __init__(self, task: str, sizes: Sizes, args: argparse.Namespace, threads: int):
         self._task, self._repeats = task, args.repeats
@@ -64,7 +64,7 @@ class _Match:
                 compiled = peer.compiled()
                 compiled()
                 self._sides["compile"] = compiled
-            except Exception as error:  # whatever stops torch's compiler, the row says so and the others stand
+            except Exception as error:  # if torch's compiler fails, only this row fails
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self._failed.append({"task": task, "peer": "compile", "failed": reason})
         self._bytes = {}
@@ -75,7 +75,7 @@ class _Match:
             self._bytes["ours"] = program_bytes
 
     def rows(self, operations: float, bar: tqdm) -> list[dict]:
-        """Let the sides take their turns, every second time in the other order."""
+        """Run the sides in turns, every second time in reverse order, and return the rows of the table."""
         wall, cpu = ({name: [] for name in self._sides} for _ in range(2))
         for turn in range(self._repeats):
             for name in list(self._sides)[:: 1 if turn % 2 == 0 else -1]:
@@ -109,13 +109,13 @@ class _Match:
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Give the largest difference of two outputs in standard deviations, or relatively for a single number."""
+    """Return the largest difference of two outputs in standard deviations; for a single number, the relative one."""
     scale = theirs.std() if theirs.size > 1 else np.abs(theirs).max()
     return float(np.abs(ours - theirs).max() / scale)
 
 
 def _ceiling(sizes: Sizes, threads: int, repeats: int = 5) -> float:
-    """Give the TFLOP/s of a square matrix product, by the faster of JAX and torch."""
+    """Return the TFLOP/s of a square matrix product, by the faster of JAX and torch."""
     side, dtype = sizes.matmul, sizes.transformer.dtype
     a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
     product = jax.jit(jnp.matmul)
@@ -130,12 +130,12 @@ def _ceiling(sizes: Sizes, threads: int, repeats: int = 5) -> float:
 
 
 def _peak_above(run: Run) -> int | None:
-    """Give the most resident memory of a call above what was resident before it; None where the kernel does not say."""
+    """Return the peak resident memory of a call above that before it, in bytes; None if the kernel hides it."""
     status, clear = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
     if not (status.exists() and clear.exists()):
         return None
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed does not count as there
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed by earlier calls is not resident
     kilobytes = lambda name: int(re.search(rf"{name}:\s+(\d+) kB", status.read_text())[1])
     before = kilobytes("VmRSS")
     clear.write_text("5")  # resets the peak
@@ -144,7 +144,7 @@ def _peak_above(run: Run) -> int | None:
 
 
 def _processor() -> str:
-    """Name the processor."""
+    """Return the name of the processor."""
     info = pathlib.Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor()

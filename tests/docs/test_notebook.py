@@ -28,9 +28,11 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "IPYTHONDIR": str(tmp_path / "ipython"),
-        "PYTHONPATH": os.pathsep.join([str(tiny.ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(tiny.ROOT), str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")]),
         "XLA_FLAGS": "",
     }
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "uso_jax_convert").symlink_to(tiny.ROOT / "convert")  # as setup.py names it
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})

@@ -93,7 +93,7 @@ def test_distances_of_the_images_that_runs_keep(runs, capsys):
 def test_curves_of_the_runs_with_a_reward(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare([f"full={runs}/full-*", "--curves", str(tmp_path / "curves.png")])
-    assert "none of these runs has learned a reward" in capsys.readouterr().err
+    assert "none of these runs trained" in capsys.readouterr().err
     file = runs / "full-1" / "summary.json"
     summary = json.loads(file.read_text())
     summary["stages"][0]["reward"] = [{"step": step, "heldout_reward": step / 10, "contrast": 0.1} for step in (1, 5)]

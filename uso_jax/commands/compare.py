@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Join the evaluation tables of several runs: means and standard deviations over seeds, as Markdown.
 
-    python scripts/compare.py "full=runs/full-*" "w/o SRL=runs/no_reward-*" --figures style_accuracy,content_accuracy
+    uso-compare "full=runs/full-*" "w/o SRL=runs/no_reward-*" --figures style_accuracy,content_accuracy
 
-Each row is NAME=PATTERN of workdirs that have a summary.json. --table picks one of the run's tables, by default the
-main one; --stage the state after a stage, by default the last. The rows before, target and copies are those of the
-first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, of the images that each run
-keeps (pip install "uso_jax[perceptual]"). --sheet shows the images of each row's first run side by side, --curves
-what was said of held-out images while a reward was learned:
+Each row is NAME=PATTERN of workdirs that have a summary.json. --table selects a table of the runs, by default the main
+one; --stage selects the state after a stage, by default the last. The rows before, target and copies come from the
+first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, computed on the images that
+each run keeps (pip install "uso_jax[perceptual]"). --sheet shows the images of each row's first run side by side,
+--curves plots rewards and judges on held-out images over the steps that trained with a reward:
 
-    python scripts/compare.py "full=runs/full-*" --curves curves.png --sheet sheet.png --images 0,3,17
+    uso-compare "full=runs/full-*" --curves curves.png --sheet sheet.png --images 0,3,17
 """
 
 import argparse
@@ -31,23 +31,23 @@ Figures = dict[str, float]
 
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; mistakes of the user end with exit code 2."""
+    """Print the table. User errors end with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", metavar="NAME=PATTERN")
     parser.add_argument("--table", metavar="NAME", help="one of the run's tables; default: the main one")
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
-    parser.add_argument("--figures", metavar="A,B,...", help="default: all that the first row has")
+    parser.add_argument("--figures", metavar="A,B,...", help="default: all figures of the first row")
     parser.add_argument("--perceptual", action="store_true", help="also LPIPS and Gram distance, after the last stage")
-    parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out images, a column a row of the table")
+    parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out images, one column per row of the table")
     parser.add_argument(
         "--images",
         "--pictures",
         dest="images",
         metavar="A,B,...",
         default="0,1,2,3,4,5,6,7",
-        help="which; default: %(default)s",
+        help="indices of the images on --sheet; default: %(default)s",
     )
-    parser.add_argument("--curves", metavar="FILE", help="PNG of reward and judges over the steps, a line a run")
+    parser.add_argument("--curves", metavar="FILE", help="PNG of rewards and judges over the steps, one line per run")
     args = parser.parse_args(argv)
     rows = dict(_runs(row) for row in args.rows)
     first = next(iter(rows.values()))[0]
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _runs(row: str) -> tuple[str, list[tuple[pathlib.Path, dict]]]:
-    """Read the summaries that NAME=PATTERN names."""
+    """Return the name, and the workdir and summary of every run, of a row NAME=PATTERN."""
     name, sign, pattern = row.partition("=")
     folders = sorted(map(pathlib.Path, glob.glob(pattern))) if sign else []
     files = [folder / "summary.json" for folder in folders if (folder / "summary.json").is_file()]
     if not files:
-        raise InputError(f"{row!r}: no finished run matches; give NAME=PATTERN of workdirs, such as full=runs/full-*")
+        raise InputError(f"{row!r}: no finished run matches; pass NAME=PATTERN of workdirs, such as full=runs/full-*")
     try:
         return name, [(file.parent, json.loads(file.read_text())) for file in files]
     except ValueError as error:
@@ -106,7 +106,7 @@ def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None)
 
 
 def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> tuple[dict, dict]:
-    """Add LPIPS and Gram distances to the figures of each run, and to the rows that need no run."""
+    """Return `found` and `known` with LPIPS and Gram distances added."""
     from uso_jax.evaluation.metrics.lpips import Perceptual  # brings JAX along
 
     judge = Perceptual()
@@ -120,7 +120,7 @@ def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> 
 
 
 def _images(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
-    """Read the images that a run keeps of a table, by column."""
+    """Return the images that a run keeps for a table, by column."""
     try:
         with np.load(folder / contact_sheet.COLUMNS, allow_pickle=False) as found:
             return {key.partition("/")[2]: found[key] for key in found if key.startswith(f"{table or 'main'}/")}
@@ -131,7 +131,7 @@ def _images(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:
 
 
 def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen: str) -> Image.Image:
-    """Draw references, each run's images and targets."""
+    """Return a sheet with references, the images of each row's first run, and targets."""
     columns, targets = {}, {}
     for name, (folder, _) in runs.items():
         shown = _images(folder, table)
@@ -145,8 +145,8 @@ def _sheet(runs: dict[str, tuple[pathlib.Path, dict]], table: str | None, chosen
 
 
 def _curves(rows: dict[str, list[dict]], path: str) -> None:
-    """Plot what was said of held-out images in every stage that had a reward."""
-    from matplotlib.figure import Figure  # slow to import, and a table needs neither
+    """Plot rewards and judges on held-out images for every stage with a reward."""
+    from matplotlib.figure import Figure  # slow to import, and only --curves needs it
 
     from uso_jax.evaluation.report.charts import COLOURS
 
@@ -155,7 +155,7 @@ def _curves(rows: dict[str, list[dict]], path: str) -> None:
         for entry in (entry for run in runs for entry in run["stages"] if "reward" in entry):
             found.setdefault(entry["name"], []).append((name, entry["reward"]))
     if not found:
-        raise InputError("none of these runs has learned a reward, so there are no curves")
+        raise InputError("none of these runs trained with a reward, so there are no curves")
     told = next(iter(found.values()))[0][1][0]
     figures = sorted(told.keys() - {"step"}, key=lambda name: (not name.startswith("heldout_"), name))  # rewards first
     figure = Figure(figsize=(2.4 * len(figures), 2.2 * len(found) + 0.3), layout="constrained")
@@ -164,7 +164,7 @@ def _curves(rows: dict[str, list[dict]], path: str) -> None:
     for line, (stage, histories) in zip(plots, found.items(), strict=True):
         for plot, name in zip(line, figures, strict=True):
             for row, history in histories:
-                # Counted from where the reward began, which differs between the rows.
+                # Steps since the reward began, which differs between the rows.
                 points = [(entry["step"] - history[0]["step"], entry[name]) for entry in history if name in entry]
                 plot.plot(*zip(*points, strict=True), color=colours[row], label=row, marker=".")
             plot.set_title(name.removeprefix("heldout_").replace("_", " "), fontsize=9)
@@ -181,7 +181,7 @@ def _curves(rows: dict[str, list[dict]], path: str) -> None:
 
 
 def _cell(values: Sequence[float | None]) -> str:
-    """Give mean and standard deviation, or a dash where a run has no such figure."""
+    """Return mean and standard deviation as text, or a dash if a run lacks the figure."""
     if any(value is None for value in values):
         return "-"
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -124,7 +124,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
             raise InputError(f"{path} has format {found['format']}, expected {FORMAT}: precompute it again.")
         return found
     except FileNotFoundError:
-        raise InputError(f"{path} holds no features: create them with scripts/curate.py precompute.") from None
+        raise InputError(f"{path} holds no features: create them with uso-curate precompute.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

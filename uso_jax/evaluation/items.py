@@ -102,7 +102,7 @@ def read_items(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
     path = pathlib.Path(folder, FILE)
     found = []
     for number, values in read_json_lines(
-        path, f"run the stage prepare first: python scripts/evaluate.py prepare {benchmark} --to ..."
+        path, f"run the stage prepare first: uso-evaluate prepare {benchmark} --to ..."
     ):
         one = parse_item(values, f"{path} line {number}")
         if one.benchmark != benchmark:

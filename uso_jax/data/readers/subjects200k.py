@@ -6,7 +6,7 @@
     description {item, description_0, description_1, category, description_valid}
 
 Each row yields two triplets, one in each direction. Random access decodes a whole row group per row: convert the set
-once (scripts/curate.py convert) before training on it.
+once (uso-curate convert) before training on it.
 """
 
 from collections.abc import Iterator, Mapping

@@ -41,9 +41,7 @@ class TripletSet:
     def __init__(self, path: Path | str, split: str = "train"):
         self.path, self.split = Path(path), split
         if not (self.path / "dataset_info.json").is_file():
-            raise InputError(
-                f"{path} holds no data set: create one with scripts/curate.py convert, which prints its path."
-            )
+            raise InputError(f"{path} holds no data set: create one with uso-curate convert, which prints its path.")
         builder = tfds.builder_from_directory(str(self.path))
         if split not in builder.info.splits:
             raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}.")

@@ -190,7 +190,7 @@ class Networks:
             release = COMPONENTS[missing[0]].release or missing[0]
             raise InputError(
                 f"{self.directory} has no {', '.join(missing)}, only {', '.join(self.components) or 'nothing'}; import"
-                f" it (python -m convert download {release} shows how), or omit its metrics with --metrics"
+                f" it (uso-convert download {release} shows how), or omit its metrics with --metrics"
             )
 
     @functools.cache  # noqa: B019 (one object a command)
