@@ -81,7 +81,7 @@ def expert(**changes) -> dict:
         reference="style",  # how it is shown the stylised image: as style or as content image
         prompts=dict(preserved="{caption}", shifted="{caption}"),  # by layout; {caption}, or {subject}: another's
         subjects=(),  # for {subject}; (): captions of other images of the shard
-        settings=dict(),  # of USOPipeline: width, height, num_steps, guidance, ...
+        settings=dict(),  # generation options: width, height, num_steps, guidance, ...
         batch_size=4,
         dtype="",
     )

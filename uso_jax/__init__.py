@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uso_jax.common.errors import InputError
+    from uso_jax.inference.options import GenerationOptions
     from uso_jax.inference.pipeline import USOPipeline
     from uso_jax.models.flux import FluxConfig
     from uso_jax.models.uso import USO, USOConfig
@@ -22,6 +23,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "USO",
     "FluxConfig",
+    "GenerationOptions",
     "InputError",
     "Pretrained",
     "StageConfig",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MODULES = {
     "FluxConfig": "uso_jax.models.flux",
+    "GenerationOptions": "uso_jax.inference.options",
     "InputError": "uso_jax.common.errors",
     "Pretrained": "uso_jax.weights.pretrained",
     "StageConfig": "uso_jax.training.stage",

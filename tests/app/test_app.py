@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The web app as it is run, over HTTP and by a real browser."""
+"""The web app in a separate process, over HTTP and in a real browser."""
 
 import contextlib
 import io
@@ -26,11 +26,12 @@ from uso_jax.images import files as image_files
 from uso_jax.inference import styles
 
 SLOW = 120  # seconds that an image may take on a busy machine
-INPUTS = (
-    "prompt", "content", "style", "extra", "saved", "content_strength", "style_strength", "extra_strength",
-    "saved_strength", "width", "height", "keep_size", "count", "num_steps", "guidance", "content_ref", "seed", "made",
+PLAIN = dict(  # in the order of the form's controls, then the session's images
+    prompt="a fox", content=None, content_strength=1, style=None, style_strength=1, extra=None, extra_strength=1,
+    saved=[], saved_strength=1, width=32, height=32, keep_size=False, seed=5, num_steps=2, guidance=4, content_ref=32,
+    count=1, made=None,
 )  # fmt: skip
-PLAIN = dict(zip(INPUTS, ("a fox", None, None, None, [], 1, 1, 1, 1, 32, 32, False, 1, 2, 4, 32, 5, None), strict=True))
+INPUTS = tuple(PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """Run the command; give where it listens."""
+    """Run the command; yield its address."""
     command = [sys.executable, "-u", "scripts/app.py", "--weights", str(folder / "weights")]
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     changes = {
@@ -81,7 +82,7 @@ class Session:
         self.config = httpx.get(f"{address}/config").json()
 
     def upload(self, name: str, data: bytes) -> dict:
-        """Upload a file; give what stands for it in a request."""
+        """Upload a file; return its description in a request."""
         answer = self.http.post("/upload", files={"files": (name, data)})
         answer.raise_for_status()
         return self.file(answer.json()[0], name)
@@ -91,7 +92,7 @@ class Session:
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
     def call(self, num_inputs: int, data: list) -> dict:
-        """Run the event that has so many inputs; give the last message."""
+        """Run the event with this number of inputs; return the last message."""
         index = next(d["id"] for d in self.config["dependencies"] if len(d["inputs"]) == num_inputs)
         body = {"fn_index": index, "data": data, "session_hash": "test"}
         assert self.http.post("/queue/join", json=body).status_code == 200
@@ -103,7 +104,7 @@ class Session:
         raise AssertionError("no answer")
 
     def generate(self, **changes) -> tuple[dict, Image.Image]:
-        """Draw; give the record and the image."""
+        """Generate; return the record and the image."""
         answer = self.call(len(INPUTS), list((PLAIN | changes).values()))
         assert answer["success"], answer
         gallery, record, download, _ = answer["output"]["data"]
@@ -114,7 +115,7 @@ class Session:
         return record, Image.open(io.BytesIO(data.content))
 
     def refused(self, **changes) -> str:
-        """Draw in vain; give the sentence that is shown."""
+        """Generate, which must fail; return the message that is shown."""
         answer = self.call(len(INPUTS), list((PLAIN | changes).values()))
         assert not answer["success"]
         return answer["output"]["error"]
@@ -140,7 +141,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
-def test_a_image_repeats_on_the_command_line(folder, session, monkeypatch):
+def test_an_image_repeats_on_the_command_line(folder, session, monkeypatch):
     uploads = {"content": "fox", "style": "ink", "extra": "felt"}
     files = {kind: session.upload(f"{n}.png", (folder / f"{n}.png").read_bytes()) for kind, n in uploads.items()}
     record, image = session.generate(**files, style_strength=0.5, content_strength=2, height=24)
@@ -219,7 +220,7 @@ def test_all_kinds_of_files(folder, session):
 
 
 def test_mistakes_in_other_fields(session):
-    assert "nothing to draw" in session.refused(prompt=" ")
+    assert "nothing to generate" in session.refused(prompt=" ")
     assert "seed must be a whole number" in session.refused(seed=2**40)
     record, _ = session.generate(width=30)
     assert record["notes"] == ["width 30 is not a multiple of 8: 24 is used"]
@@ -263,7 +264,7 @@ def browser():
 
 
 @pytest.mark.slow
-def test_a_browser_draws_downloads_and_is_told_mistakes(folder, address, browser):
+def test_a_browser_generates_downloads_and_shows_errors(folder, address, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(SLOW * 1000)
     asked, errors = [], []
@@ -285,18 +286,18 @@ def test_a_browser_draws_downloads_and_is_told_mistakes(folder, address, browser
     assert (wanted["prompt"], wanted["seed"]) == ("a fox runs", 7)
     assert [wanted[kind][0]["path"] for kind in ("contents", "styles")] == ["fox.png", "ink.png"]
 
-    # A file that is no image: a sentence is shown, and the next image is drawn.
+    # A file that is not an image: a message is shown, and the next request works.
     (folder / "bad.png").write_text("no image")
     page.set_input_files("#extra input[type=file]", str(folder / "bad.png"))
     page.wait_for_timeout(1000)
     page.click("#generate")
     page.wait_for_selector(".toast-body.error")
-    assert "image 'bad.png' cannot be decoded (no known kind of image); replace or remove it" in page.inner_text(
+    assert "image 'bad.png' cannot be decoded (unknown image format); replace or remove it" in page.inner_text(
         ".toast-body.error"
     )
     page.click("#extra button[aria-label='Clear'], #extra button[aria-label='Remove Image']")
 
-    # An example fills the controls.
+    # An example fills in the controls.
     page.click("td:has-text('several styles')")
     page.wait_for_selector("#extra img")
     page.click("#generate")

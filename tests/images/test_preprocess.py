@@ -17,7 +17,7 @@ from uso_jax.images import preprocess
 from uso_jax.images.preprocess import Preprocess
 from uso_jax.models.uso import to_float
 
-# DINO's own code resizes and crops as DINOv2's published processor does; transformers' file for DINO squashes instead.
+# DINO's code resizes and crops as DINOv2's published processor does; transformers' file for DINO squashes instead.
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 PROCESSORS = {
     "SIGLIP": lambda: SiglipImageProcessorPil(size={"height": 384, "width": 384}),

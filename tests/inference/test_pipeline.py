@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline: every mode against torch, batches, strengths, what is compiled and encoded how often."""
+"""The pipeline: every mode against torch, batches, strengths, and counts of compilations and encodings."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ import tiny
 from oracle_pipeline import pixels
 
 from uso_jax.common.errors import InputError
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models.attention.dispatch import attention
 from uso_jax.models.attention.tpu import interpreted_splash
@@ -67,7 +68,7 @@ def test_equals_an_independent_assembly(pipe, mode):
     want = oracle.image(noise(pipe, 7), **arguments)
     assert want.std() > 20
     assert difference(got, want) <= 2
-    # Each reference is seen: without it, or in another order, the image is another.
+    # Each reference has an effect: without it, or in another order, the image differs.
     for name in ("contents", "styles"):
         for less in ([arguments[name][1:]] if arguments[name] else []) + (
             [arguments[name][::-1]] if len(arguments[name]) > 1 and name == "contents" else []
@@ -87,7 +88,7 @@ def test_other_sizes_steps_and_guidance(pipe):
 
 
 def test_a_batch_equals_single_images_whatever_their_conditions(pipe):
-    requests = [pipe.request(**arguments, seed=seed) for seed, arguments in enumerate(MODES.values())]
+    requests = [pipe.request(**mode, options=GenerationOptions(seed=seed)) for seed, mode in enumerate(MODES.values())]
     together = pipe.generate(requests)
     for request, got in zip(requests, pixels(together), strict=True):
         assert difference(pixels(pipe.generate([request]))[0], got) <= 1
@@ -137,9 +138,9 @@ def test_one_program_for_all_values(pipe):
     after = dict(pipe.sampler.steps)
     assert len(after) == len(before) + 1
     assert [what for what, *_ in said].count("Compiling (first image of this size)") == 1
-    stages = ["Encoding references", "Encoding text", "Compiling (first image of this size)", "Drawing", "Decoding"]
+    stages = ["Encoding references", "Encoding text", "Compiling (first image of this size)", "Sampling", "Decoding"]
     assert list(dict.fromkeys(what for what, *_ in said)) == stages
-    assert said[-2:] == [(what, oracle.STEPS, oracle.STEPS) for what in ("Drawing", "Decoding")]
+    assert said[-2:] == [(what, oracle.STEPS, oracle.STEPS) for what in ("Sampling", "Decoding")]
     pipe("a fox", contents=[TALL], styles=[INK], style_strength=2.0, content_strength=0.25)
     assert pipe.sampler.steps == after
 
@@ -156,7 +157,7 @@ def test_each_reference_is_encoded_once_a_call(pipe, monkeypatch):
         monkeypatch.setattr(pipe.sampler, name, counted)
     pipe(["a fox", "a cat", "a dog"], contents=[TALL], styles=[INK, FELT], num_steps=4)
     assert counts == {"features": 2, "latents": 1}
-    # A step cannot encode anything: it is not given the numbers of any encoder.
+    # A step cannot encode anything: it receives no parameters of an encoder.
     assert {path.split("/")[0] for path in pipe.sampler._parts["transformer"]} == {"transformer"}
 
 
@@ -212,7 +213,7 @@ def test_a_record_is_json_and_says_all(pipe):
 
 
 def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
-    """Any tensor's: each has files of its own, of which the beginning, middle and end are looked at."""
+    """Every tensor has separate files, whose beginning, middle and end are hashed."""
     shutil.copytree(directory, tmp_path / "copy")
     same = lambda: Pretrained.open(tmp_path / "copy").fingerprints
     assert same() == pipe.pretrained.fingerprints
@@ -253,13 +254,13 @@ def test_keep_size(pipe):
 def test_a_long_prompt_is_cut_and_said(pipe):
     fits, longer = "a fox in the snow", "a fox in the snow runs"
     assert pipe(fits).records[0]["notes"] == []
-    assert pipe(longer).records[0]["notes"] == ["the prompt is longer than 6 tokens: its end is left out"]
+    assert pipe(longer).records[0]["notes"] == ["the prompt is longer than 6 tokens and was truncated"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(prompt=" "), "nothing to draw"),
+        (dict(prompt=" "), "nothing to generate"),
         (dict(prompt="a", num_steps=0), "num_steps must be a whole number from 1"),
         (dict(prompt="a", seed=-1), "seed must be a whole number from 0"),
         (dict(prompt="a", width=3), "width must be a whole number from 8"),
@@ -269,7 +270,6 @@ def test_a_long_prompt_is_cut_and_said(pipe):
         (dict(prompt="a", styles=["no_such_style"]), "style 'no_such_style' is unknown"),
         (dict(prompt="a", content="absent.png"), "image 'absent.png' does not exist"),
         (dict(prompt="a", keep_size=True), "needs a content image"),
-        (dict(prompt="a", strength=2), "unknown arguments strength"),
         (dict(prompt="a", content=INK, contents=[INK]), "not both"),
         (dict(prompt="a", content=oracle.photo(0, 400, 2)), "too narrow for a content image"),
     ],
@@ -277,3 +277,8 @@ def test_a_long_prompt_is_cut_and_said(pipe):
 def test_mistakes(pipe, arguments, message):
     with pytest.raises(InputError, match=message):
         pipe(**arguments)
+
+
+def test_an_unknown_argument_is_refused(pipe):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strength'"):
+        pipe("a", strength=2)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`scripts/generate.py` and `scripts/style.py` as a user runs them, and the files that go in and out."""
+"""`scripts/generate.py` and `scripts/style.py` as a user runs them, and their input and output files."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from uso_jax.commands import generate as generate_command
 from uso_jax.commands import style as style_command
 from uso_jax.common.errors import InputError
 from uso_jax.images import decode, files
-from uso_jax.images.files import Reference
+from uso_jax.images.reference import Reference
 from uso_jax.inference import styles
 
 
@@ -33,7 +33,7 @@ def cheap_compilation(compiled):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a folder with weights, a content image, two style images and a list of items."""
+    """Return a folder with weights, a content image, two style images and a list of items."""
     folder = tmp_path_factory.mktemp("generate")
     oracle.write(folder / "weights")
     oracle.write_references(folder)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def generate(folder: pathlib.Path, *arguments: str, out: str = "out", steps: str = "2") -> list[pathlib.Path]:
-    """Run the command in this process; give the images in its folder."""
+    """Run the command in this process; return the images in its folder."""
     generate_command.main(
         ["--weights", str(folder / "weights"), "--save_path", str(folder / out), "--num_steps", steps,
          "--mesh", "data=1", "--no_compilation_cache", *arguments]
@@ -53,7 +53,7 @@ def generate(folder: pathlib.Path, *arguments: str, out: str = "out", steps: str
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Let a mesh of one device stand for the machine; the conftest's eight are for other tests."""
+    """Let the command see one device; the eight of conftest are for other tests."""
     import jax
 
     monkeypatch.setattr(jax, "devices", functools.partial(lambda all, *_: all[:1], jax.devices()))
@@ -90,7 +90,7 @@ def test_the_same_command_twice_and_from_its_image(folder, monkeypatch):
     assert json.loads(first.with_suffix(".json").read_text()) == files.read_record(first)
 
 
-def test_a_changed_reference_cannot_repeat_a_image(folder, capsys):
+def test_a_changed_reference_cannot_repeat_an_image(folder, capsys):
     moved = folder / "moved.png"
     oracle.photo(7, 20, 20).save(moved)
     (made,) = generate(folder, "--prompt", "", "--image_paths", str(moved), out="moved")
@@ -149,7 +149,7 @@ def test_items_do_not_overwrite_each_other(folder, capsys):
     items = [{"prompt": word, "save_dir": name} for word, name in (("a", "x"), ("b", "y"), ("c", "./x"))]
     (folder / "same.json").write_text(json.dumps(items))
     message = refused(capsys, folder, "--eval_json_path", str(folder / "same.json"), out="none")
-    assert "items 0 and 2 have one save_dir" in message
+    assert "items 0 and 2 have the same save_dir" in message
 
 
 def test_instruct_edit(folder):
@@ -226,7 +226,7 @@ def test_what_is_no_image(tmp_path, folder, capsys):
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     for name, message in {
-        "text": "text.png' cannot be decoded (no known kind of image); replace or remove it",
+        "text": "text.png' cannot be decoded (unknown image format); replace or remove it",
         "empty": "is empty",
         "half": "half.png' cannot be decoded (image file is truncated",
         "huge": "has too many pixels; the limit is 64000000",
@@ -247,12 +247,12 @@ def test_what_is_no_image(tmp_path, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "there is nothing to draw"),
-        (("--prompt", ""), "there is nothing to draw"),
-        (("--prompt", "a", "--eval_json_path", "x.json"), "give one of"),
+        ((), "nothing to generate"),
+        (("--prompt", ""), "nothing to generate"),
+        (("--prompt", "a", "--eval_json_path", "x.json"), "only one of"),
         (("--eval_json_path", "absent.json"), "absent.json does not exist"),
         (("--prompt", "a", "--mesh", "rows=2"), "must look like data=4,tensor=2"),
-        (("--prompt", "a", "--process_index", "3"), "--process_index must lie from 0 to 0"),
+        (("--prompt", "a", "--process_index", "3"), "--process_index must be from 0 to 0"),
         (("--prompt", "a", "--width", "2"), "width must be a whole number from 8"),
     ],
 )
@@ -290,7 +290,7 @@ print("found", counts["cache_hits"], "compiled", counts["cache_misses"])
 
 
 def start(folder: pathlib.Path, out: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
-    """Run the command in a process of its own, which says last how many programs it found on disk or compiled."""
+    """Run the command in a separate process, whose last line counts the programs it found on disk or compiled."""
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, "-c", COUNTED, "scripts/generate.py", "--save_path", str(folder / out), *arguments],
@@ -305,7 +305,7 @@ def start(folder: pathlib.Path, out: str, *arguments: str, devices: int = 1) -> 
 
 
 def end(process: subprocess.Popen) -> tuple[str, str]:
-    """Give what a process said, if it went well."""
+    """Return the output of a process that must succeed."""
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     return out, error
@@ -337,7 +337,7 @@ def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folde
 
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(folder):
-    """With the mini weights, and a kill that no handler sees, while the fourth image is drawn."""
+    """With the mini weights, and a SIGKILL during the fourth image."""
     items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "12", "--mesh", "data=1")
     end(start(folder, "undisturbed", *items))
     whole = sorted((folder / "undisturbed").glob("[0-9]*"))
@@ -351,7 +351,7 @@ def test_a_killed_process_is_taken_up_again(folder):
     process.communicate()
     made = {path: path.stat().st_mtime_ns for path in (folder / "torn").glob("*.png")}
     assert 3 <= len(made) < 10  # it may get further on a busy machine
-    # As if the kill had met it while it wrote.
+    # As if the kill had happened during a write.
     (half,) = (folder / "undisturbed").glob("9_*.png")
     (folder / "torn" / half.name).write_bytes(half.read_bytes()[:900])
 

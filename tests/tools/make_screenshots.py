@@ -48,7 +48,7 @@ def draw(page: Page, folder: pathlib.Path) -> None:
     page.get_by_label("number input for Images").fill("8")
     page.get_by_label("number input for Number of steps").fill("50")
     page.click("#generate")
-    page.wait_for_selector("#images >> text=s a step")
+    page.wait_for_selector("#images >> text=s/step")
     page.evaluate("window.scrollTo(0, 0)")
     save(page, folder / "app_progress.webp", (645, 98, 1270, 580))
 

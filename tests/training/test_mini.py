@@ -11,6 +11,7 @@ import tiny
 
 from uso_jax import mini, weights
 from uso_jax.inference import request
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models.components import component_of
 from uso_jax.models.uso import USO
@@ -105,5 +106,5 @@ def test_weights_that_know_no_guidance_say_so():
     config = pipe.system.config
     transformer = dataclasses.replace(config.transformer, guidance_embed=False)
     system = QuantizedUSO(dataclasses.replace(config, transformer=transformer))
-    found = request.make_request(pipe.pretrained, system, prompt="a heart", guidance=2.0)
-    assert tuple(found.notes) == ("guidance changes nothing: these weights were not made for it",)
+    found = request.make_request(pipe.pretrained, system, "a heart", options=GenerationOptions(guidance=2.0))
+    assert tuple(found.notes) == ("guidance has no effect: these weights were trained without guidance",)

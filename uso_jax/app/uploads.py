@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images that come from a browser, read by this package alone, and only from where they were uploaded to."""
+"""Images that a browser uploads: only this package decodes them, and only from the upload folder."""
 
 import abc
 import dataclasses
@@ -10,49 +10,53 @@ from typing import NamedTuple
 import gradio as gr
 
 from uso_jax.common.errors import InputError
-from uso_jax.images.files import Reference
+from uso_jax.images.reference import Reference
 
 
 class Upload(NamedTuple):
-    """An uploaded file as it was sent, and what the user calls it."""
+    """An uploaded file as it was sent, and the user's name for it."""
 
     path: str
     name: str
 
-    def said(self, text: str) -> str:
-        """Name the file in a message as the user knows it."""
+    def renamed(self, text: str) -> str:
+        """Replace the server's path in a message by the user's name for the file."""
         return text.replace(repr(self.path), repr(self.name)).replace(self.path, self.name)
 
     def read(self) -> Reference:
-        """Read the image; messages and the record name it as the user does."""
+        """Read the image. Messages and the record have the user's name for it.
+
+        Raises:
+          InputError: the file is not an image, or is too large.
+        """
         try:
             reference = Reference.of(self.path)
         except InputError as error:
-            raise InputError(self.said(str(error))) from error
-        return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.said, reference.notes)))
+            raise InputError(self.renamed(str(error))) from error
+        return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.renamed, reference.notes)))
 
 
 class _NoStub(type(gr.Image)):
-    """Make component classes without gradio's own metaclass, which writes a .pyi file beside their module."""
+    """A metaclass that skips gradio's, which would write a .pyi file beside the module of a component."""
 
     def __new__(cls, name, bases, attributes):
         return abc.ABCMeta.__new__(cls, name, bases, attributes)
 
 
 class ImageBox(gr.Image, metaclass=_NoStub):
-    """An image box that hands on the uploaded file undecoded, so that all formats are read, and refused, in one way."""
+    """An image box that passes on the uploaded file undecoded, so that this package reads or refuses all formats."""
 
     def get_block_name(self) -> str:
         return "image"
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         if "://" in str(url_or_file_path):
-            raise gr.Error("images are uploaded, not fetched from addresses", print_exception=False)
+            raise gr.Error("images must be uploaded; they are not fetched from addresses", print_exception=False)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
     def preprocess(self, payload):
         if payload is None:
             return None
         if payload.path is None:
-            raise gr.Error("images are uploaded as files", print_exception=False)
+            raise gr.Error("images must be uploaded as files", print_exception=False)
         return Upload(payload.path, pathlib.PurePath(payload.orig_name or payload.path).name)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw images with USO in a browser.
+"""Generate images with USO in a browser.
 
-    python scripts/app.py                                   mini weights, on http://127.0.0.1:7860
-    python scripts/app.py --weights DIR --host 0.0.0.0      for other machines too: whoever reaches it may draw
+    uso-app                                   mini weights, on http://127.0.0.1:7860
+    uso-app --weights DIR --host 0.0.0.0      reachable from other machines: everyone who reaches it can generate
 
 It needs gradio: pip install 'uso_jax[app]'
 """
@@ -18,25 +18,30 @@ from uso_jax.common.errors import exit_cleanly
 
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until it is interrupted; mistakes of the user end with exit code 2."""
+    """Serve the page until it is interrupted. Errors of the user exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)')
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
-    add("--style_folder", type=pathlib.Path, metavar="DIR", help="where saved styles lie (default: the user's library)")
-    add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text (default: as the weights)")
-    add("--offload", action="store_true", help="keep networks in the host's memory while they do nothing")
+    add(
+        "--style_folder",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of saved styles (default: the user's style library)",
+    )
+    add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
+    add("--offload", action="store_true", help="keep networks in host memory while they are not running")
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
 
     extras.require("app")
-    from uso_jax.app import page  # slow to import, so not for --help
+    from uso_jax.app import server  # slow to import, which --help does not need
     from uso_jax.inference.pipeline import USOPipeline
     from uso_jax.parallel import sharding
 
     mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
-    page.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
+    server.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)

@@ -20,12 +20,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.evaluation import benchmark as benchmarks
 from uso_jax.evaluation import generation
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.metrics.base import Tools
 from uso_jax.evaluation.metrics.encoders import Networks
+from uso_jax.inference.options import GenerationOptions
 
 INCOMPLETE = 3
 
@@ -59,9 +61,9 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     items = item.read_items(args.to, args.benchmark.name)
-    settings = {name: value for name in ("num_steps", "guidance") if (value := getattr(args, name)) is not None}
+    options = GenerationOptions(**given_options(args))
     folder = args.to / args.model / "images"
-    made, had = generation.generate_images(items, folder, args.weights, settings, batch_size=args.batch_size)
+    made, had = generation.generate_images(items, folder, args.weights, options, batch_size=args.batch_size)
     print(f"{folder}: {made} images made, {had} were finished.")
     return 0
 
@@ -132,8 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
     add = by_name["generate"].add_argument
     add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
-    add("--num_steps", type=int)
-    add("--guidance", type=float)
+    add_option_flags(by_name["generate"], ["num_steps", "guidance"])
     add = by_name["score"].add_argument
     add("--images", metavar="DIR", help="images of another model (default: DIR/MODEL/images)")
     add("--metrics", metavar="A,B", help="default: all of the benchmark")

@@ -1,40 +1,42 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keep styles as files, to be used by name.
+"""Save styles as files and use them by name.
 
-    python scripts/style.py encode ink1.png ink2.png --out ink
-    python scripts/style.py mix ink=0.7 felt=0.3 --out inky_felt
-    python scripts/style.py list
+    uso-style encode ink1.png ink2.png --out ink
+    uso-style mix ink=0.7 felt=0.3 --out inky_felt
+    uso-style list
 
---out is a name for the library, or a path that ends in .safetensors. Of several encoded images, each keeps tokens of
-its own; a mix is the weighted mean of features, and has the tokens of one image.
+--out is a name in the style library, or a path that ends in .safetensors. A style encoded from several images has the
+tokens of each. A mix is the weighted mean of features and has the tokens of one image.
 """
 
 import argparse
+import pathlib
 from collections.abc import Sequence
 
+from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.inference import styles as style_files
 
 
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one of the commands; mistakes of the user end with exit code 2."""
+    """Run one of the commands. Errors of the user exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="encode | mix | list")
-    encode = commands.add_parser("encode", help="read style images into a style file")
+    encode = commands.add_parser("encode", help="encode style images to a style file")
     encode.add_argument("images", nargs="+", metavar="IMAGE")
     encode.add_argument(
-        "--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"'
+        "--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)'
     )
-    encode.add_argument("--style_fit", choices=("squash", "crop"), default="squash", help='"crop" as ComfyUI')
+    add_option_flags(encode, ["style_fit"])
     encode.set_defaults(run=_encode)
-    mix = commands.add_parser("mix", help="make one style between several")
+    mix = commands.add_parser("mix", help="mix several styles into one")
     mix.add_argument("styles", nargs="+", metavar="STYLE=WEIGHT")
     mix.set_defaults(run=_mix)
     for command in (encode, mix):
-        command.add_argument("--out", required=True, metavar="NAME", help="a name, or a path that ends in .safetensors")
-    commands.add_parser("list", help="show the library").set_defaults(run=_list)
+        command.add_argument("--out", required=True, metavar="NAME", help="name, or path that ends in .safetensors")
+    commands.add_parser("list", help="list the style library").set_defaults(run=_list)
     args = parser.parse_args(argv)
     args.run(args)
 
@@ -43,7 +45,7 @@ def _encode(args: argparse.Namespace) -> None:
     from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
     pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
-    _say(style_files.write_style(args.out, pipe.encode_style(args.images, args.style_fit)))
+    _print(style_files.write_style(args.out, pipe.encode_style(args.images, **given_options(args))))
 
 
 def _mix(args: argparse.Namespace) -> None:
@@ -55,14 +57,14 @@ def _mix(args: argparse.Namespace) -> None:
         except ValueError:
             raise InputError(f"{text!r} must be STYLE=WEIGHT, such as ink=0.7") from None
         styles.append(style_files.read_style(name))
-    _say(style_files.write_style(args.out, style_files.mix_styles(styles, weights)))
+    _print(style_files.write_style(args.out, style_files.mix_styles(styles, weights)))
 
 
 def _list(args: argparse.Namespace) -> None:
     for path in sorted(style_files.style_library().glob("*.safetensors")):
-        _say(path)
+        _print(path)
 
 
-def _say(path) -> None:
+def _print(path: pathlib.Path) -> None:
     style = style_files.read_style(path)
     print(f"{path}  {len(style.features)} image(s), {path.stat().st_size / 2**20:.1f} MiB")

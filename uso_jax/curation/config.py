@@ -25,7 +25,7 @@ class ExpertConfig:
     reference: str
     prompts: Mapping[str, str]  # by layout; "{subject}" and "{caption}" are filled in
     subjects: tuple[str, ...]
-    settings: Mapping[str, Any]  # further arguments of USOPipeline.request
+    settings: Mapping[str, Any]  # generation options by name
     batch_size: int
     dtype: str
 

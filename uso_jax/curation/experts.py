@@ -6,6 +6,7 @@ Source: arXiv 2508.18966, section 3.2. The stylised image is the target. The sty
 in its style; the de-stylising expert generates the same subject as a photograph, with a preserved or shifted layout.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from uso_jax import mini, weights
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation.config import CurationConfig, plain
 from uso_jax.curation.store import Folder, Made, Row
+from uso_jax.inference.options import GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models.components import ADAPTERS, folders
 from uso_jax.weights import pretrained
@@ -35,6 +37,8 @@ class Expert:
         if not self.config.weights:
             raise InputError(f"set --config.curation.{name}.weights to the weights directory of the {name} expert.")
         self._number = ("stylize", "destylize").index(name)
+        where = f"config.curation.{name}.settings: "
+        self._options = GenerationOptions(**check_options(self.config.settings, where))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,8 +101,9 @@ class Expert:
             except BadExample as error:
                 yield {"number": number, "failed": f"unreadable: {error}"}, None
                 continue
-            shown = {"styles": [image]} if self.config.reference == "style" else {"content": image}
-            requests.append(self._pipe.request(prompt=prompt, seed=seed, **shown, **self.config.settings))
+            reference = {"styles" if self.config.reference == "style" else "contents": [image]}
+            options = dataclasses.replace(self._options, seed=seed)
+            requests.append(self._pipe.request(prompt, **reference, options=options))
             asked.append({"number": number, "prompt": prompt, "seed": seed})
         if requests:
             # Padded to a full batch, so that all batches use one compiled program.

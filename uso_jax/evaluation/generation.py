@@ -2,40 +2,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generating a benchmark's images with USO. Images that exist are not generated again."""
 
+import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from uso_jax.common import progress
 from uso_jax.evaluation.items import EvalItem
-from uso_jax.inference import batch_jobs as jobs
+from uso_jax.inference import batch_jobs
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 
 
 def generate_images(
-    items: Sequence[EvalItem], folder: pathlib.Path, weights: str, settings: Mapping[str, Any], *, batch_size: int = 1
+    items: Sequence[EvalItem], folder: pathlib.Path, weights: str, options: GenerationOptions, *, batch_size: int = 1
 ) -> tuple[int, int]:
-    """Generate FOLDER/KEY_j.png for every item; return the number of new images and of existing ones.
+    """Generate FOLDER/KEY_j.png for every item. Return how many were generated now, and how many existed.
 
     Args:
-      items: a width or height of 0 uses the default of the weights.
-      folder: receives the images.
+      items: of the benchmark; a size of 0 is the weights' default.
+      folder: of the images.
       weights: a weights directory, or "mini".
-      settings: arguments of USOPipeline.request shared by all images, such as num_steps.
-      batch_size: images per batch.
+      options: of all images; an item's size and seed come before these.
+      batch_size: images at once.
 
     Raises:
       InputError: the weights or a reference image cannot be read.
     """
     pipe = USOPipeline.from_weights(weights)
     made = had = 0
+    # The seed and the number of images belong to a job, so each job takes the items that agree in them.
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)
     with progress.bar(total=sum(one.num_images for one in items), desc="generating", unit="image") as bar:
         for (without, seed, count), group in itertools.groupby(sorted(items, key=alike), alike):
-            job = jobs.Job(
+            job = batch_jobs.Job(
                 save_path=folder,
-                settings={**settings} if without else {**settings, "seed": seed},
+                options=options if without else dataclasses.replace(options, seed=seed),
                 num_images_per_prompt=count,
                 batch_size=batch_size,
             )
@@ -46,7 +48,6 @@ def generate_images(
     return made, had
 
 
-def _job_item(number: int, one: EvalItem) -> jobs.Item:
-    arguments = {"prompt": one.prompt, "contents": list(one.content_refs), "styles": list(one.style_refs)}
+def _job_item(number: int, one: EvalItem) -> batch_jobs.Item:
     sizes = {name: value for name in ("width", "height") if (value := getattr(one, name))}
-    return jobs.Item(number, arguments | sizes, one.key)
+    return batch_jobs.Item(number, one.prompt, one.content_refs, one.style_refs, sizes, one.key)

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images in and out: decoding, files with their record, preprocessing, contact sheets."""
+"""Image decoding, references, files with records, preprocessing for encoders, contact sheets."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images a person can judge: rows of images under column titles."""
+"""Contact sheets: rows of images under column titles."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uso_jax.common import atomic_files
 
-COLUMNS = "columns.npz"  # in a workdir: all that its sheets before_after*.png show some of, by "table/column"
+COLUMNS = "columns.npz"  # in a workdir: all images behind its sheets before_after*.png, keyed by "table/column"
 
 _GAP, _BACKGROUND, _INK = 6, (255, 255, 255), (40, 40, 40)
 
 
 def draw(columns: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]], cell: int = 128) -> Image.Image:
-    """Draw one row an example and one titled column an entry; small images are enlarged without smoothing."""
+    """Draw one row per example and one titled column per entry. Small images are enlarged by nearest neighbour."""
     rows = max(len(images) for images in columns.values())
     title = 22
     width = _GAP + len(columns) * (cell + _GAP)
@@ -34,7 +34,7 @@ def draw(columns: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]], cell: int = 128) -
 
 
 def save(sheet: Image.Image, path: str | pathlib.Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.beside(path) as temporary:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images as uint8 arrays: decoding, encoding, and the two ways a condition is resized.
+"""Images as uint8 arrays: decoding, encoding, and the two ways to resize a condition.
 
 Images are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 """
@@ -21,17 +21,21 @@ ImageData = bytes | Path | Image.Image
 Fit = Callable[[Image.Image], Image.Image]
 
 MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
-BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are no images
-_ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
+BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are not images
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height are swapped
 
 
 def read_image(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
-    """Read an image file, its bytes, or what PIL has opened; give sRGB, and in sentences what was left out of it.
+    """Read an image as sRGB. Return it, and one sentence for each thing that was left out.
 
-    The EXIF orientation and the colour profile are applied. Transparent parts become white.
+    The EXIF orientation and the colour profile are applied. Transparent pixels are blended with white.
+
+    Args:
+      source: a file, its bytes, or an image that PIL has opened.
+      what: names the image in messages.
 
     Raises:
-      BadExample: it is no image, or too large; the message calls it `what`.
+      BadExample: the source is not an image, or is too large.
     """
     with _opened(source, what) as image:
         notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
@@ -39,14 +43,17 @@ def read_image(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]
 
 
 def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:
-    """Read an image as `read` does, where it is of no interest what was left out of it.
+    """Read an image as `read_image` does, without notes.
 
     Args:
       source: the file or its bytes.
-      what: names the image in the BadExample that is raised when it does not decode.
-      number: 0 or 1 gives the left or right of two squares side by side; -1 the whole image.
-      fit: resizes the image before it becomes an array, which saves a copy; `cover` or `squash` of the array would
-        give the same.
+      what: names the image in messages.
+      number: 0 or 1 for the left or right one of two squares side by side; -1 for the whole image.
+      fit: resizes the image before it becomes an array, which saves a copy. The result equals `cover` or `squash` of
+        the array.
+
+    Raises:
+      BadExample: the source is not an image, or is too large.
     """
     with _opened(source, what) as image:
         image = _rgb(image)
@@ -56,15 +63,15 @@ def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit 
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Give the sRGB image of an image, which may change: PIL's copies would take a third of the time."""
+    """Return an image as sRGB. The argument may be modified: copies would take a third of the time."""
     ImageOps.exif_transpose(image, in_place=True)
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
-        # PIL would clip these to white. Integers are taken for 16-bit, floats for the range from 0 to 1.
+        # PIL would clip these to white. Integers are read as 16-bit, floats as [0, 1].
         values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
         image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        # Transparent pixels often hide black; white is what every viewer shows behind them.
+        # Transparent pixels are often black; viewers show white behind them.
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB")
     image = _to_srgb(image, profile)
@@ -72,17 +79,21 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def image_size(source: ImageData, *, what: str) -> tuple[int, int]:
-    """Give an image's (height, width) as `read` will, from its header alone; the bytes may end after it."""
+    """Return the (height, width) that `read_image` will return, from the header alone; the bytes may end after it.
+
+    Raises:
+      BadExample: the source is not an image, or is too large.
+    """
     with _opened(source, what) as image:
         width, height = image.size
-        # Of other formats the orientation may stand behind the pixels, and hardly any file has one.
+        # Other formats may store the orientation after the pixels, and files with one are rare.
         turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
         return (width, height) if turned else (height, width)
 
 
 @contextlib.contextmanager
 def _opened(source: ImageData, what: str) -> Iterator[Image.Image]:
-    """Open an image whose size is allowed; whatever is wrong with it becomes a BadExample."""
+    """Open an image of an allowed size. Raise BadExample for anything that is wrong with it."""
     try:
         with contextlib.ExitStack() as stack:
             image = source
@@ -92,24 +103,24 @@ def _opened(source: ImageData, what: str) -> Iterator[Image.Image]:
             if not width or not height:
                 raise BadExample(f"{what} has no pixels; replace or remove it")
             if width * height > MAX_PIXELS:
-                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS} in all: shrink it")
+                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS}: shrink it")
             yield image
     except FileNotFoundError:
         raise BadExample(f"{what} does not exist; check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadExample(f"{what} has too many pixels; the limit is {MAX_PIXELS} in all: shrink it") from error
+        raise BadExample(f"{what} has too many pixels; the limit is {MAX_PIXELS}: shrink it") from error
     except BadExample:
         raise
     except BROKEN as error:
-        # PIL names an object in memory here, which nobody knows.
-        reason = "no known kind of image" if isinstance(error, UnidentifiedImageError) else error
+        # PIL's message names an object in memory, which tells the user nothing.
+        reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else error
         empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
         reason = "is empty" if empty else f"cannot be decoded ({reason})"
         raise BadExample(f"{what} {reason}; replace or remove it") from error
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Apply an embedded colour profile, unless it is sRGB or useless."""
+    """Apply an embedded colour profile, unless it is sRGB or invalid."""
     if not profile:
         return image
     try:
@@ -118,18 +129,18 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             return image
         return ImageCms.profileToProfile(image, described, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # viewers ignore a broken profile too
+        return image  # viewers ignore an invalid profile too
 
 
 def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:
-    """Give the box of one of two squares side by side, with the same margin around and between them.
+    """Return the box of one of two squares side by side, with the same margin around and between them.
 
-    With margin m and side s the image is 2 s + 3 m wide and s + 2 m high, so its size tells both.
+    With margin m and side s the image is 2 s + 3 m wide and s + 2 m high, so its size determines both.
     """
     margin = 2 * height - width
     side = height - 2 * margin
     if margin < 0 or side < 1:
-        raise BadExample(f"{what} is {width} x {height}, which two squares side by side are not: remove it.")
+        raise BadExample(f"{what} is {width} x {height}, which is not the shape of two squares side by side; remove it")
     left = margin + number * (side + margin)
     return left, margin, left + side, margin + side
 
@@ -142,12 +153,12 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def cover(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize until `size` is covered, then crop the centre; the same image comes back when it already fits."""
+    """Resize until `size` is covered, then crop the centre. Return the argument itself if it already has this size."""
     return image if image.shape[:2] == tuple(size) else np.asarray(cover_fit(size)(Image.fromarray(image)))
 
 
 def cover_fit(size: tuple[int, int]) -> Fit:
-    """Give what `cover` does, for `decode`."""
+    """Return what `cover` does, as the `fit` of `decode_image`."""
     height, width = size
     return lambda image: (
         image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -160,7 +171,7 @@ def squash(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def squash_fit(size: tuple[int, int]) -> Fit:
-    """Give what `squash` does, for `decode`."""
+    """Return what `squash` does, as the `fit` of `decode_image`."""
     height, width = size
     return lambda image: (
         image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each image encoder wants to see: resized by PIL on the host, or differentiably on the device.
+"""Preprocessing of each image encoder: by PIL on the host, or differentiable on the device.
 
 The host version equals transformers' PIL image processors bit for bit. The device version is for rewards, which need
-gradients back to the pixels: the same bicubic filter without the rounding to bytes.
+gradients with respect to the pixels: the same bicubic filter without rounding to bytes.
 Shapes: h w pixels, s size.
 """
 
@@ -20,10 +20,10 @@ from uso_jax.images.decode import Pixels, squash
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How to bring any image to `size` squared and to an encoder's range."""
+    """Resizing to `size` x `size` and normalisation to an encoder's range."""
 
     size: int
-    short_side: int | None  # of the image before its centre is cropped; None: no crop, the aspect ratio gives way
+    short_side: int | None  # after resizing, before the centre crop; None: resize to the square, without a crop
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -32,35 +32,35 @@ class Preprocess:
             raise ValueError(f"short_side {self.short_side} is smaller than the crop of {self.size}")
 
     def resized(self, size: int) -> "Preprocess":
-        """Give the same preprocessing for an encoder of another size."""
+        """Return the same preprocessing for an encoder of another size."""
         short = None if self.short_side is None else self.short_side * size // self.size
         return dataclasses.replace(self, size=size, short_side=short)
 
     def host(self, image: Pixels) -> Float[np.ndarray, "{self.size} {self.size} 3"]:
-        """Resize, crop and normalise one image of bytes."""
+        """Resize, crop and normalise one uint8 image."""
         resized, crop = self._geometry(*image.shape[:2])
-        # Each step in the type that transformers takes.
+        # The dtype of each step is the one of transformers.
         scaled = (squash(image, resized)[crop].astype(np.float64) * (1 / 255)).astype(np.float32)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def device(self, images: Float[Array, "*b h w 3"]) -> Float[Array, "*b {self.size} {self.size} 3"]:
-        """Resize, crop and normalise images in [-1, 1], the range of `system.to_float`; what exceeds it is clipped."""
+        """Resize, crop and normalise images in [-1, 1] (the range of `uso.to_float`); other values are clipped."""
         (height, width), crop = self._geometry(*images.shape[-3:-1])
         *batch, rows, _, _ = images.shape
         x = (jnp.clip(images.astype(jnp.float32), -1, 1) + 1) / 2
-        # PIL resizes horizontally first (Pillow 13 not so for tall images), and its bytes clip after either pass.
+        # PIL resizes horizontally first (Pillow 13: except tall images) and clips after each pass.
         for shape in ((*batch, rows, width, 3), (*batch, height, width, 3)):
             x = jnp.clip(jax.image.resize(x, shape, "cubic"), 0, 1)
         mean, std = (jnp.asarray(v, jnp.float32).reshape(*(1 for _ in batch), 1, 1, 3) for v in (self.mean, self.std))
         return (x[..., *crop, :] - mean) / std
 
     def _geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[slice, slice]]:
-        """Give (height, width) after resizing, and the part to keep of that."""
+        """Return (height, width) after resizing, and the slices of the crop."""
         if self.short_side is None:
             return (self.size, self.size), (slice(None), slice(None))
         short = min(height, width)
         resized = (self.short_side * height // short, self.short_side * width // short)
-        # An odd margin is cut as transformers does; torchvision would round some of them the other way.
+        # An odd margin is split as in transformers; torchvision rounds some of them the other way.
         top, left = ((side - self.size) // 2 for side in resized)
         return resized, (slice(top, top + self.size), slice(left, left + self.size))
 

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a request to images: request, sampler, pipeline."""
+"""From options and references to images: options, request, batch, sampler, pipeline; files of styles and of jobs."""

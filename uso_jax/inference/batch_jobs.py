@@ -1,79 +1,90 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images by the file: upstream's list of JSON items, where each image goes, and which are made already.
+"""Batch jobs: images of a JSON file of items, in upstream's format.
 
     [{"prompt": "...", "image_paths": ["content.png" or "", "style.png", ...], "save_dir": "..."}, ...]
 
-`save_dir` may be left out, "content_paths" may name further content references. Paths are relative to the JSON file.
+An item may also have "content_paths" (further content images) and any generation option, such as "width" or "seed".
+Paths are relative to the JSON file.
 
-An image's file carries its identity (what was asked for, of which weights), so two processes can only write the same
-name for the same image, and a rerun knows what is finished.
+A file name holds the identity of its image (a hash of the request and the weights), so two processes write the same
+name only for the same image, and a rerun skips what is finished.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uso_jax.common.errors import InputError
 from uso_jax.common.json_files import require_object
 from uso_jax.images import files
-from uso_jax.inference import styles as style_files
+from uso_jax.images.reference import Reference
+from uso_jax.inference.options import SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
-from uso_jax.inference.request import Request
+from uso_jax.inference.request import ContentLike, Request, StyleLike
 from uso_jax.inference.sampler import Progress
+from uso_jax.inference.styles import is_style
 
 _KEYS = ("prompt", "image_paths", "content_paths", "save_dir")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item: what it refers to, and the arguments that are its own."""
+    """One item: its prompt, its references, and the options in which it differs from the job's.
+
+    `save_dir` is a path without suffix inside the job's folder; by default the file name holds the identity.
+    """
 
     number: int
-    arguments: Mapping[str, Any]  # prompt, contents, styles
+    prompt: str
+    contents: Sequence[ContentLike] = ()
+    styles: Sequence[StyleLike] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     save_dir: str | None = None
 
 
-def item(values: Mapping[str, Any], number: int = 0, folder: str = "") -> Item:
-    """Read one item as upstream does: of its images the first is content, "" for none, and the others are styles.
+def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "") -> Item:
+    """Parse one item as upstream does: its first image is the content, "" for none, and the others are styles.
 
     Raises:
-      InputError: an image is missing; the message names the item.
+      InputError: a key is unknown, a value is not allowed or an image is missing; the message names the item.
     """
-    where = f"item {number}"
-    if unknown := values.keys() - set(_KEYS):
-        raise InputError(f"{where}: unknown key {min(unknown)!r}; known are {', '.join(_KEYS)}")
+    name = f"item {number}"
+    if unknown := values.keys() - {*_KEYS, *SPECS}:
+        raise InputError(f"{name}: unknown key {min(unknown)!r}; the keys are {', '.join((*_KEYS, *SPECS))}")
     if not isinstance(prompt := values.get("prompt", ""), str):
-        raise InputError(f"{where}: prompt is {prompt!r}, but must be text")
+        raise InputError(f"{name}: prompt must be text, not {prompt!r}")
     paths = {}
-    for name in ("image_paths", "content_paths"):
-        paths[name] = values.get(name) or []
-        if not isinstance(paths[name], list) or not all(isinstance(path, str) for path in paths[name]):
-            raise InputError(f"{where}: {name} is a list of paths")
+    for key in ("image_paths", "content_paths"):
+        paths[key] = values.get(key) or []
+        if not isinstance(paths[key], list) or not all(isinstance(path, str) for path in paths[key]):
+            raise InputError(f"{name}: {key} must be a list of paths")
     content, styles = [*paths["image_paths"][:1], *paths["content_paths"]], paths["image_paths"][1:]
     contents = [os.path.join(folder, path) for path in content if path]
-    # A style may also be a name in the library, which no folder stands before.
-    named = lambda path: not pathlib.Path(path).suffix and not pathlib.Path(folder, path).exists()
-    styles = [path if named(path) else os.path.join(folder, path) for path in styles if path]
-    for path in [*contents, *(path for path in styles if not style_files.is_style(path))]:
+    # The name of a saved style is not relative to the folder.
+    is_name = lambda path: not pathlib.Path(path).suffix and not pathlib.Path(folder, path).exists()
+    styles = [path if is_name(path) else os.path.join(folder, path) for path in styles if path]
+    for path in [*contents, *(path for path in styles if not is_style(path))]:
         if not pathlib.Path(path).is_file():
-            raise InputError(f"{where}: image {path!r} does not exist; check the path")
+            raise InputError(f"{name}: image {path!r} does not exist; check the path")
     save_dir = values.get("save_dir")
     if save_dir is not None and (
         not isinstance(save_dir, str) or os.path.isabs(save_dir) or ".." in save_dir.split("/")
     ):
-        raise InputError(f"{where}: save_dir {save_dir!r} must be a path inside the folder of images")
-    return Item(number, {"prompt": prompt, "contents": contents, "styles": styles}, save_dir)
+        raise InputError(f"{name}: save_dir {save_dir!r} must be a relative path without ..")
+    options = check_options({key: value for key, value in values.items() if key in SPECS}, f"{name}: ")
+    return Item(number, prompt, contents, styles, options, save_dir)
 
 
-def read(path: str | pathlib.Path) -> list[Item]:
+def read_items(path: str | pathlib.Path) -> list[Item]:
     """Read a JSON file of items.
 
     Raises:
-      InputError: it is no such file, or an item is wrong; the message names it.
+      InputError: the file is not a list of items, or an item is wrong; the message names it.
     """
     try:
         values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -84,63 +95,74 @@ def read(path: str | pathlib.Path) -> list[Item]:
     if not isinstance(values, list) or not values:
         raise InputError(f"{path} must be a JSON list of items, each with prompt and image_paths")
     folder = os.path.dirname(path)
-    found = [item(require_object(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
+    items = [parse_item(require_object(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
     owner: dict[str, int] = {}
-    for one in found:
-        if one.save_dir and (first := owner.setdefault(os.path.normpath(one.save_dir), one.number)) != one.number:
-            raise InputError(f"{path}: items {first} and {one.number} have one save_dir; give each its own")
-    return found
+    for item in items:
+        if item.save_dir and (first := owner.setdefault(os.path.normpath(item.save_dir), item.number)) != item.number:
+            raise InputError(f"{path}: items {first} and {item.number} have the same save_dir; make them differ")
+    return items
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where the images of items go, and how many of each there are."""
+    """How the images of some items are generated and where they are written.
+
+    Attributes:
+      save_path: folder of the images.
+      options: of all items; an item's options come before these.
+      num_images_per_prompt: images of each item, with consecutive seeds.
+      concat_refs: append the references to each image.
+      batch_size: the most images to generate at once.
+      process: (index, count) of the processes that share the items.
+    """
 
     save_path: pathlib.Path
-    settings: Mapping[str, Any]  # arguments of USOPipeline.request that all items share
+    options: GenerationOptions = GenerationOptions()
     num_images_per_prompt: int = 1
     concat_refs: bool = False
     batch_size: int = 1
-    process: tuple[int, int] = (0, 1)  # which of how many processes; each makes its own images
+    process: tuple[int, int] = (0, 1)
 
     def run(self, pipe: USOPipeline, items: Sequence[Item], progress: Progress) -> Iterator[tuple[pathlib.Path, bool]]:
-        """Make what is not finished; give each file, and whether it was made now."""
+        """Generate all images that are not finished. Yield each file, and whether it was generated now."""
         waiting: list[tuple[pathlib.Path, Request, str]] = []
-        for path, one, identity in self._wanted(pipe, items):
-            if _finished(path, identity):
+        for path, request, identity in self._requests(pipe, items):
+            if _is_finished(path, identity):
                 yield path, False
                 continue
-            waiting.append((path, one, identity))
+            waiting.append((path, request, identity))
             if len(waiting) == self.batch_size:
-                yield from self._make(pipe, waiting, progress)
+                yield from self._generate(pipe, waiting, progress)
                 waiting = []
         if waiting:
-            yield from self._make(pipe, waiting, progress)
+            yield from self._generate(pipe, waiting, progress)
 
-    def _wanted(self, pipe: USOPipeline, items: Sequence[Item]) -> Iterator[tuple[pathlib.Path, Request, str]]:
+    def _requests(self, pipe: USOPipeline, items: Sequence[Item]) -> Iterator[tuple[pathlib.Path, Request, str]]:
         process, num_processes = self.process
-        first = self.settings.get("seed", 3407)
-        for order, one in enumerate(items):
+        for order, item in enumerate(items):
+            options = dataclasses.replace(self.options, **item.options)
             for repeat in range(self.num_images_per_prompt):
                 if (order * self.num_images_per_prompt + repeat) % num_processes != process:
                     continue
-                # References are read only when their turn comes.
-                wanted = pipe.request(**{**self.settings, **one.arguments, "seed": first + repeat})
-                identity = wanted.identity({**pipe.context, "concat_refs": self.concat_refs})
-                name = f"{one.number}_{repeat}_{identity}" if one.save_dir is None else f"{one.save_dir}_{repeat}"
-                yield self.save_path / f"{name}.png", wanted, identity
+                # References are read here, one image at a time, so that a long list does not fill the memory.
+                one = dataclasses.replace(options, seed=options.seed + repeat)
+                request = pipe.request(item.prompt, contents=item.contents, styles=item.styles, options=one)
+                identity = request.identity({**pipe.context, "concat_refs": self.concat_refs})
+                numbered = item.save_dir is None
+                name = f"{item.number}_{repeat}_{identity}" if numbered else f"{item.save_dir}_{repeat}"
+                yield self.save_path / f"{name}.png", request, identity
 
-    def _make(self, pipe: USOPipeline, waiting: list, progress: Progress) -> Iterator[tuple[pathlib.Path, bool]]:
-        result = pipe.generate([one for _, one, _ in waiting], progress=progress)
-        for (path, one, identity), image, record in zip(waiting, result.images, result.records, strict=True):
+    def _generate(self, pipe: USOPipeline, waiting: list, progress: Progress) -> Iterator[tuple[pathlib.Path, bool]]:
+        result = pipe.generate([request for _, request, _ in waiting], progress=progress)
+        for (path, request, identity), image, record in zip(waiting, result.images, result.records, strict=True):
             if self.concat_refs:
-                styles = [style for style in one.styles if isinstance(style, files.Reference)]
-                image = files.append_references(image, [*one.references, *styles])
+                styles = [style for style in request.styles if isinstance(style, Reference)]
+                image = files.append_references(image, [*request.references, *styles])
             files.write_image(path, image, record | {"identity": identity, "concat_refs": self.concat_refs})
             yield path, True
 
 
-def _finished(path: pathlib.Path, identity: str) -> bool:
+def _is_finished(path: pathlib.Path, identity: str) -> bool:
     try:
         return path.is_file() and files.read_record(path).get("identity") == identity
     except InputError:

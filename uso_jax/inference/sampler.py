@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled programs of inference, and the loop over steps between them.
+"""The compiled programs of inference and the loop over sampling steps.
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
-arguments, so a step is compiled once for each (target size, content sizes, number of styles, batch, with strengths or
-without), whatever the number of steps: the loop runs on the host, and a step takes its two times as numbers.
+arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
+without strengths). The loop runs on the host and passes each step its two times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
@@ -25,13 +25,13 @@ from uso_jax.models.uso import USO, Inputs, to_bytes
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 
-HOST = "pinned_host"  # the memory that offloaded parameters lie in
-Progress = Callable[[str, int, int], Any]  # what is being done, steps done, steps of all
+HOST = "pinned_host"  # memory kind of offloaded parameters
+Progress = Callable[[str, int, int], Any]  # name of the phase, steps done, total steps
 
 
 @dataclass
 class Conditions:
-    """A batch of images of one size; arrays with a leading b, None where the batch has no such condition."""
+    """The inputs of a batch of images of one size. None if the batch has no such condition."""
 
     height: int
     width: int
@@ -49,14 +49,14 @@ class Conditions:
 
 
 class Sampler:
-    """A system with its parameters on a mesh.
+    """A USO with its parameters on a mesh.
 
-    Parameters that lie in the host's memory are on the devices while their component is used, and only one component
-    at a time: text encoders, SigLIP, transformer and autoencoder follow each other.
+    Offloaded parameters are on the devices only while their component runs, one component at a time: text encoders,
+    SigLIP, transformer and autoencoder follow each other.
 
     Args:
-      params: arrays, or descriptions of them where programs are only to be lowered.
-      tile: pixels a side, above which images are decoded in tiles of that size; None decodes them whole.
+      params: arrays, or shapes and dtypes if programs are only lowered.
+      tile: images with a longer side (pixels) are decoded in tiles of this size. None decodes them whole.
     """
 
     def __init__(self, system: USO, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
@@ -65,10 +65,10 @@ class Sampler:
             name: {path: value for path, value in params.items() if path.startswith(f"{name}/")}
             for name in system.structures
         }
-        self._lent: tuple[str, Params] | None = None  # the component that is on the devices for a while
+        self._lent: tuple[str, Params] | None = None  # the offloaded component that is on the devices now
         self._replicated, self._batch = sharding.replicated(mesh), NamedSharding(mesh, sharding.BATCH)
         jit = lambda function, **options: jax.jit(function, out_shardings=self._batch, **options)
-        self.programs = {  # jitted; uso_jax.planning.programs lowers them for devices that are not here
+        self.programs = {  # jitted; uso_jax.planning.programs lowers them for devices of other machines
             "features": jax.jit(system.style_features),
             "encode": jax.jit(system.encode_images),
             "text": jit(system.encode_text),
@@ -77,38 +77,38 @@ class Sampler:
             "step": jit(self._advance),
             "decode": jit(self._image, static_argnums=(2, 3)),
         }
-        self.steps: dict[Any, Any] = {}  # compiled programs of one step, by the shapes of their arguments
+        self.steps: dict[Any, Any] = {}  # compiled programs of one step, keyed by argument shapes
 
     @property
     def data_shards(self) -> int:
-        """What a batch must be a multiple of."""
+        """Number of shards of a batch; its size must be a multiple of this."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def features(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 s c"]:
-        """Give a style image's SigLIP features."""
+        """Return the SigLIP features of a style image."""
         with jax.set_mesh(self.mesh):
             return np.asarray(self.programs["features"](self._part("siglip"), image[None, None])[0, 0], np.float32)
 
     def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
-        """Give a content image's packed latents, by the posterior mean."""
+        """Return the packed latents of a content image, by the posterior mean."""
         with jax.set_mesh(self.mesh):
             return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None])[0], np.float32)
 
     def _part(self, name: str) -> Params:
-        """Give a component's parameters on the devices; what was lent before goes first, so that both need not fit."""
+        """Return a component's parameters on the devices, after freeing those of the component before it."""
         if not (part := self._parts[name]):
-            raise InputError(f"the {name} was not loaded; leave out `only`, or name it there")
+            raise InputError(f"the {name} was not loaded; add it to `only`, or drop that argument")
         on_host = {path: value.sharding for path, value in part.items() if value.sharding.memory_kind == HOST}
         if not on_host:
             return part
         if self._lent is None or self._lent[0] != name:
             self._lent = None
-            places = {path: sharding.with_memory_kind("device") for path, sharding in on_host.items()}
-            self._lent = name, part | jax.device_put({path: part[path] for path in places}, places)
+            shardings = {path: sharding.with_memory_kind("device") for path, sharding in on_host.items()}
+            self._lent = name, part | jax.device_put({path: part[path] for path in shardings}, shardings)
         return self._lent[1]
 
     def run(self, conditions: Conditions, progress: Progress) -> UInt8[np.ndarray, "b h w 3"]:
-        """Make a batch of images."""
+        """Generate a batch of images."""
         c = conditions
         place = lambda x: None if x is None else jax.device_put(x, self._batch)
         num_steps = c.times.shape[1] - 1
@@ -131,14 +131,14 @@ class Sampler:
             style = None if c.features is None else self.programs["style"](params, place(c.features))
             x = self.programs["noise"](place(c.seeds), rows * columns)
             times, guidance = [place(t) for t in c.times.T], place(c.guidance)
-            inputs = vars(inputs)  # lowering makes containers of descriptions, which a checked dataclass refuses
+            inputs = vars(inputs)  # lowering passes shapes, which the type-checked dataclass refuses
             step = self._step((params, inputs, style, x, times[0], times[1], guidance), num_steps, progress)
-            progress("Drawing", 0, num_steps)
+            progress("Sampling", 0, num_steps)
             for number in range(num_steps):
                 x = step(params, inputs, style, x, times[number], times[number + 1], guidance)
-                x.block_until_ready()  # so that a step is counted when it is done
-                progress("Drawing", number + 1, num_steps)
-            del params  # so that it can leave the devices
+                x.block_until_ready()  # so that progress counts finished steps
+                progress("Sampling", number + 1, num_steps)
+            del params  # so that they can be freed
             progress("Decoding", num_steps, num_steps)
             return np.asarray(self.programs["decode"](self._part("autoencoder"), x, c.height, c.width))
 
@@ -150,12 +150,12 @@ class Sampler:
         return to_bytes(tiled_decoding.decode_tiled(decode, latent, self.tile // side))
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
-        """Draw each image's noise from its own seed, so that neither the batch nor the mesh can change it."""
+        """Draw each image's noise from its seed alone, so that it depends neither on the batch nor on the mesh."""
         shape = (num_tokens, self.system.config.transformer.in_channels)
         return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed, impl="threefry2x32"), shape))(seeds)
 
     def _step(self, arguments: tuple, num_steps: int, progress: Progress) -> Callable[..., Array]:
-        """Give the compiled step for arguments of these shapes."""
+        """Return the compiled step for arguments of these shapes."""
         leaves, structure = jax.tree.flatten(arguments[1:])
         key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if key not in self.steps:

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Styles as files: the SigLIP features of style images, to be used again without the images.
+"""Style files: SigLIP features of style images, used in place of the images.
 
     features          float32 [n, 3, s, c]      n images, the three depths that the projector reads
     metadata          {"format": "uso_jax style 1", "tower": ..., "images": JSON}
 
-The features stand before the projector, so a file stays good when that is trained on; it belongs to one SigLIP, which
-`tower` identifies. A name without a suffix is looked for in the library, ~/.local/share/uso_jax/styles.
+The features are inputs of the projector, so a file stays valid when the projector is trained. It belongs to one SigLIP,
+identified by `tower`. A name without a suffix is a file of the style library, ~/.local/share/uso_jax/styles.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ FORMAT = "uso_jax style 1"
 
 @dataclass(frozen=True, eq=False)
 class StyleEmbedding:
-    """The features of one or more style images; each image has style tokens of its own, as upstream's."""
+    """The features of one or more style images. Each image has separate style tokens, as upstream."""
 
     features: Float[np.ndarray, "n 3 s c"]
     tower: str
@@ -39,30 +39,30 @@ class StyleEmbedding:
     sha256: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """Say which style it is, in JSON terms."""
+        """Return what identifies the style, in JSON terms."""
         return {"path": self.path, "sha256": self.sha256}
 
 
 def style_library() -> pathlib.Path:
-    """Give the folder of styles that are known by name."""
+    """Return the folder of styles that are used by name."""
     home = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
     return pathlib.Path(home, "uso_jax", "styles")
 
 
 def style_path(name: str | pathlib.Path) -> pathlib.Path:
-    """Give the file of a style: a path that ends in .safetensors, or a name in the library."""
+    """Return the file of a style: a path that ends in .safetensors, or a name in the library."""
     path = pathlib.Path(name)
     return path if path.suffix == ".safetensors" else style_library() / f"{name}.safetensors"
 
 
 def is_style(name: str | pathlib.Path) -> bool:
-    """Tell a style's name or file from the path of an image."""
+    """Return whether a string is the name or file of a style, and not the path of an image."""
     path = pathlib.Path(name)
     return path.suffix == ".safetensors" or (not path.suffix and not path.exists())
 
 
 def write_style(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path:
-    """Write a style whole or not at all; give its path."""
+    """Write a style atomically. Return its path."""
     path = style_path(name)
     images = json.dumps(list(style.images), ensure_ascii=False)
     metadata = {"format": FORMAT, "tower": style.tower, "images": images}
@@ -77,40 +77,45 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
     """Read a style.
 
     Raises:
-      InputError: there is none of this name, or the file holds something else.
+      InputError: the file does not exist, or is not a style.
     """
     path = style_path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in style_library().glob("*.safetensors"))) or "none"
-        raise InputError(f"style {str(name)!r} is unknown: there is no {path}; styles in the library: {known}")
+        raise InputError(f"style {str(name)!r} is unknown: {path} does not exist; styles in the library: {known}")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InputError(f"{path} is not a style file; make one with: python scripts/style.py encode IMAGE")
+                raise InputError(f"{path} is not a style file; create one with: uso-style encode IMAGE")
             features = file.get_tensor("features")
         if features.dtype != np.float32 or features.ndim != 4 or not np.isfinite(features).all():
-            raise ValueError("its features are not finite float32 [n, 3, s, c]")
+            raise ValueError("features must be finite float32 [n, 3, s, c]")
         images = tuple(json.loads(metadata["images"]))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise InputError(f"style {path} cannot be read ({error}); make it again") from error
+        raise InputError(f"style {path} cannot be read ({error}); encode it again") from error
     return StyleEmbedding(features, metadata["tower"], images, str(name), digest)
 
 
 def mix_styles(styles: Sequence[StyleEmbedding], weights: Sequence[float]) -> StyleEmbedding:
-    """Give one style between several: the weighted mean of all their images' features, as a single image's.
+    """Return one style with the weighted mean of the features of several.
 
-    One image's tokens cost less than several images', and blend instead of standing side by side.
+    It has the tokens of one image, which cost less than those of several images. Styles are blended, not combined.
+
+    Raises:
+      InputError: the weights do not fit the styles, or the styles come from different towers.
     """
     if not styles or len(styles) != len(weights):
-        raise InputError(f"{len(styles)} styles need as many weights, not {len(weights)}")
+        raise InputError(f"{len(styles)} styles need {len(styles)} weights, not {len(weights)}")
     if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights):
-        raise InputError("weights of styles are finite, not negative, and not all zero")
+        raise InputError("weights of styles must be finite, at least 0, and not all 0")
     if len({style.tower for style in styles}) > 1:
-        raise InputError("these styles were made by different SigLIP towers; make them again with the same weights")
+        raise InputError(
+            "these styles were encoded by different SigLIP towers; encode them again with the same weights"
+        )
     total = sum(weights)
     features = sum(w / total * s.features.mean(axis=0, keepdims=True) for s, w in zip(styles, weights, strict=True))
     images = tuple(

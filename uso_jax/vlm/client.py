@@ -27,7 +27,7 @@ import tenacity
 from PIL import Image
 
 from uso_jax.common.errors import InputError
-from uso_jax.images.files import ImageLike, Reference
+from uso_jax.images.reference import ImageLike, Reference
 
 Answer = TypeVar("Answer")
 Kind = Literal["timeout", "busy", "unreachable", "refused", "nonsense", "missing"]

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the page's buttons do, and how errors and notes reach the user."""
+
+import dataclasses
+import functools
+import html
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from uso_jax.app.form import read_options
+from uso_jax.app.style_library import StyleLibrary
+from uso_jax.app.uploads import Upload
+from uso_jax.common.errors import InputError
+from uso_jax.images import files
+from uso_jax.inference.pipeline import USOPipeline
+
+Made = list[tuple[str, dict]]  # files of a session's images and their records, newest first
+_KEPT = 40  # images of a session that its gallery shows
+
+
+def show_errors(function: Callable) -> Callable:
+    """Wrap an event handler: the page shows the message of an `InputError`, and the server goes on."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+
+    return wrapped
+
+
+class Actions:
+    """Generation, the gallery and the style library of one pipeline.
+
+    Args:
+      folder: where generated images are written.
+    """
+
+    def __init__(self, pipe: USOPipeline, styles: StyleLibrary, folder: pathlib.Path):
+        self.pipe, self.styles, self.folder = pipe, styles, folder
+
+    def generate(self, values: Mapping[str, Any], made: Made, progress: gr.Progress) -> tuple[Any, ...]:
+        """Generate images. Return the gallery, the first record and file, and all images of the session.
+
+        Args:
+          values: of the form's controls, by name.
+          made: images of the session so far.
+          progress: the page's progress bar.
+        """
+        progress(0, desc="Reading images")
+        uploads = [(values[name], values[f"{name}_strength"]) for name in ("style", "extra")]
+        weighted = [(upload.read(), strength) for upload, strength in uploads if upload]
+        weighted += [(self.styles.read(name), values["saved_strength"]) for name in values["saved"] or ()]
+        options = read_options(values, [strength for _, strength in weighted])
+        content: Upload | None = values["content"]
+        references = dict(contents=[content.read()] if content else [], styles=[style for style, _ in weighted])
+        requests = [
+            self.pipe.request(
+                values["prompt"] or "", **references, options=dataclasses.replace(options, seed=options.seed + i)
+            )
+            for i in range(values["count"])
+        ]
+        result = self.pipe.generate(requests, progress=_reporter(progress))
+        for note in dict.fromkeys(note for request in requests for note in request.notes):
+            gr.Info(html.escape(note, quote=False))
+        new = []
+        for request, image, record in zip(requests, result.images, result.records, strict=True):
+            identity = request.identity({**self.pipe.context, "concat_refs": False})
+            path = self.folder / f"{identity}.png"
+            record = record | {"identity": identity, "concat_refs": False}
+            files.write_image(path, image, record)
+            new.append((str(path), record))
+        made = (new + made)[:_KEPT]
+        return _gallery(made), *self.show(made, 0), made
+
+    def show(self, made: Made, index: int) -> tuple[dict, Any]:
+        """Return the record of an image of the gallery, and its file as a download."""
+        path, record = made[index]
+        return record, gr.DownloadButton(value=path, interactive=True)
+
+    def save_style(
+        self, name: str, style: Upload | None, extra: Upload | None, chosen: Sequence[str] | None
+    ) -> tuple[Any, str]:
+        """Save the style images as one style of the library, and select it. Return the list and an empty name."""
+        uploads = [upload for upload in (style, extra) if upload]
+        if not uploads:
+            raise InputError("there is no style to save: upload a style image first")
+        name = (name or "").strip()
+        encoded = self.pipe.encode_style([upload.read() for upload in uploads])
+        self.styles.write(name, encoded)
+        gr.Info(f"Saved style {name}")
+        return gr.Dropdown(choices=self.styles.names(), value=[*(chosen or ()), name]), ""
+
+
+def _reporter(progress: gr.Progress) -> Callable[[str, int, int], None]:
+    """Return a progress callback of the pipeline that also shows seconds per step."""
+    started: float | None = None
+
+    def report(phase: str, step: int, total: int) -> None:
+        nonlocal started
+        if phase == "Sampling" and step == 0:
+            started = time.monotonic()
+        rate = f", {(time.monotonic() - started) / step:.2g} s/step" if phase == "Sampling" and step else ""
+        progress((step, total), desc=phase + rate, unit="steps")
+
+    return report
+
+
+def _gallery(made: Made) -> gr.Gallery:
+    requests = ((path, record["request"]) for path, record in made)
+    images = [(path, f"{one['prompt'] or '(no prompt)'} · seed {one['seed']}") for path, one in requests]
+    return gr.Gallery(images, selected_index=0)

@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The input controls of the page: prompt, references, and the controls of generation options.
+
+Every option of `GenerationOptions` has a control or is listed in `WITHOUT_CONTROL` (tests/inference/test_options.py).
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from uso_jax.app.uploads import ImageBox
+from uso_jax.inference.options import SPECS, GenerationOptions
+from uso_jax.inference.pipeline import USOPipeline
+
+WITHOUT_CONTROL = ("shift", "pe", "style_fit")  # rarely changed; the command line and Python have them
+# The three strengths of style inputs, which together are the option style_strength.
+STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
+MAX_IMAGES = 8
+
+
+class Form:
+    """The input controls, laid out in the current Blocks.
+
+    Attributes:
+      controls: components by name, in the order of their creation. Those of options have the option's name.
+      submit: the button that starts generation.
+    """
+
+    def __init__(self, pipe: USOPipeline, saved_styles: Sequence[str]):
+        self.controls: dict[str, gr.components.Component] = {}
+        self._defaults, self._side = pipe.pretrained.defaults, pipe.system.config.pixels_per_token
+        self._add("prompt", gr.Textbox(label="Prompt", lines=2, placeholder="Describe the image", elem_id="prompt"))
+        with gr.Row():
+            self._add_reference("content", "Content image")
+            self._add_reference("style", "Style image")
+            self._add_reference("extra", "Extra style image")
+        with gr.Row():
+            self._add("saved", gr.Dropdown(
+                saved_styles, multiselect=True, label="Saved styles", elem_id="saved", scale=2
+            ))  # fmt: skip
+            self._add_strength("saved")
+        with gr.Row():
+            self._add_size("width")
+            self._add_size("height")
+        with gr.Row(equal_height=True):
+            self._add("keep_size", gr.Checkbox(
+                label="Keep input size", info="Use the shape of the content image, to edit only its style", scale=2
+            ))  # fmt: skip
+            self._add("seed", gr.Number(-1, label="Seed (-1: random)", precision=0, elem_id="seed"))
+        self.submit = gr.Button("Generate", variant="primary", elem_id="generate")
+        with gr.Accordion("Advanced options", open=False):
+            self._add_advanced(pipe.system.config.transformer.guidance_embed)
+
+    def _add(self, name: str, control: gr.components.Component) -> None:
+        self.controls[name] = control
+
+    def _add_reference(self, name: str, label: str) -> None:
+        with gr.Column(min_width=150):
+            box = ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
+            self._add(name, box)
+            self._add_strength(name)
+
+    def _add_strength(self, name: str) -> None:
+        self._add(f"{name}_strength", gr.Slider(
+            0, 3, 1, step=0.05, label="Strength", buttons=[], elem_id=f"{name}_strength", elem_classes="strength"
+        ))  # fmt: skip
+
+    def _add_size(self, name: str) -> None:
+        default, side = getattr(self._defaults, name), self._side
+        low, high = (max(length // side, 1) * side for length in (default // 2, default * 3 // 2))
+        self._add(name, gr.Slider(
+            low, high, default, step=side, precision=0, label=name.capitalize(), elem_id=name
+        ))  # fmt: skip
+
+    def _add_advanced(self, has_guidance: bool) -> None:
+        defaults, side = self._defaults, self._side
+        with gr.Row():
+            self._add("num_steps", gr.Slider(
+                1, max(50, defaults.num_steps), defaults.num_steps, step=1, precision=0, label="Number of steps"
+            ))  # fmt: skip
+            self._add("guidance", gr.Slider(
+                1.0, max(5.0, defaults.guidance), defaults.guidance, step=0.1, label="Guidance", visible=has_guidance
+            ))  # fmt: skip
+        with gr.Row():
+            self._add("content_ref", gr.Slider(
+                side, 2 * defaults.content_ref, defaults.content_ref, step=side, precision=0,
+                label="Content reference size",
+            ))  # fmt: skip
+            self._add("count", gr.Slider(
+                1, MAX_IMAGES, 1, step=1, precision=0, label="Images", info="With consecutive seeds"
+            ))  # fmt: skip
+
+
+def read_options(values: Mapping[str, Any], style_strength: Sequence[float]) -> GenerationOptions:
+    """Return the options that the controls hold.
+
+    Args:
+      values: of the controls, by name.
+      style_strength: one per style, in order.
+    """
+    options = {name: values[name] for name in SPECS if name in values and name not in STYLE_STRENGTHS}
+    if options["seed"] is None or options["seed"] < 0:
+        options["seed"] = secrets.randbelow(2**31)
+    return GenerationOptions(**options, style_strength=style_strength)

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of requests: which requests share one, and the arrays of a batch.
+
+Requests with different references share a batch. Missing references are masked zeros, which equals leaving them out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from uso_jax.common.errors import InputError
+from uso_jax.inference.reference_encoder import EncodedReferences
+from uso_jax.inference.request import Request
+from uso_jax.inference.sampler import Conditions
+from uso_jax.models.uso import USO
+
+
+def group_requests(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """Divide requests into batches that run in one program each. Return the indices of each batch.
+
+    Raises:
+      InputError: batch_size is less than 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    groups: list[list[int]] = []
+    for i, request in enumerate(requests):
+        for group in groups:
+            if len(group) < batch_size and all(_compatible(request, requests[other]) for other in group):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _compatible(a: Request, b: Request) -> bool:
+    if a.options.batch_key() != b.options.batch_key() or a.has_strengths != b.has_strengths:
+        return False
+    # The shorter list of content sizes must be a prefix of the longer one, so that position ids agree.
+    return all(p.shape == q.shape for p, q in zip(a.contents, b.contents, strict=False))
+
+
+def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedReferences) -> Conditions:
+    """Stack the inputs of compatible requests."""
+    options, first = [request.options for request in batch], batch[0].options
+    tokens = [system.config.text.tokenize(request.prompt) for request in batch]
+    times = [system.schedule(one.num_steps, one.height, one.width, one.shift) for one in options]
+    conditions = Conditions(
+        height=first.height,
+        width=first.width,
+        tokens={name: np.stack([t[name] for t in tokens]) for name in tokens[0]},
+        seeds=np.asarray([one.seed for one in options], np.uint32),
+        times=np.stack(times).astype(np.float32),
+        guidance=np.asarray([one.guidance for one in options], np.float32),
+    )
+    weighted = batch[0].has_strengths
+    if any(request.styles for request in batch):
+        styles = [encoded.features(request) for request in batch]
+        rows = [[image for style in row for image in style] for row in styles]
+        strengths = [
+            [strength for strength, style in zip(one.style_strength, row, strict=True) for _ in style]
+            for one, row in zip(options, styles, strict=True)
+        ]
+        conditions.features, valid = _stack(rows)
+        conditions.style_valid, conditions.style_bias = _attention(valid, strengths, weighted)
+    if any(request.contents for request in batch):
+        longest = max((request.contents for request in batch), key=len)
+        grids = [system.token_grid(*pixels.shape[:2]) for pixels in longest]
+        rows = [[token for latent in encoded.latents(request) for token in latent] for request in batch]
+        strengths = [[one.content_strength] * len(row) for one, row in zip(options, rows, strict=True)]
+        conditions.ref_img, valid = _stack(rows)
+        conditions.ref_valid, conditions.ref_bias = _attention(valid, strengths, weighted)
+        conditions.ref_ids = system.reference_ids(system.token_grid(first.height, first.width), grids, first.pe)
+    return conditions
+
+
+def _stack(rows: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack rows of different lengths. Return the padded array [b, longest, ...] and the mask [b, longest]."""
+    longest = max(map(len, rows))
+    padding = np.zeros_like(next(x for row in rows for x in row))
+    stacked = np.stack([np.stack([*row, *[padding] * (longest - len(row))]) for row in rows])
+    return stacked, np.arange(longest)[None] < np.asarray([[len(row)] for row in rows])
+
+
+def _attention(valid: np.ndarray, strengths: list[list[float]], weighted: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the mask, and the bias of the logits: log(strength). A strength of 0 is masked instead."""
+    if not weighted:
+        return valid, None
+    factors = np.ones(valid.shape, np.float32)
+    for row, values in zip(factors, strengths, strict=True):
+        row[: len(values)] = values
+    return valid & (factors > 0), np.log(np.where(factors > 0, factors, 1))

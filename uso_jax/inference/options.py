@@ -1,0 +1,233 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Generation options: the one list of values that decide how an image is generated.
+
+Every place that takes options derives them from this list or is tested against it (tests/inference/test_options.py):
+the keywords of `USOPipeline.__call__`, command-line flags, keys of batch jobs, records in PNG files and the web app.
+
+To add an option:
+  1. Add a field to `GenerationOptions`, with its kind and its doc.
+  2. Add the keyword to `USOPipeline.__call__`.
+  3. Use it in `request`, `batch` or `sampler`.
+  4. Add its control to `uso_jax.app.form`, or its name to `WITHOUT_CONTROL` there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from uso_jax import flow
+from uso_jax.common.errors import InputError
+from uso_jax.images.decode import MAX_PIXELS
+from uso_jax.weights.pretrained import Defaults
+
+StyleFit = Literal["squash", "crop"]
+MAX_STEPS, MAX_CONTENT_SIDE = 1000, 8192
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of option.
+
+    Attributes:
+      check: (name, value) -> the value as it is kept; raises InputError.
+      parse: reads the text of a command-line flag.
+      choices: all allowed values, if they are few.
+      several: the flag takes one value or more.
+    """
+
+    check: Callable[[str, Any], Any]
+    parse: Callable[[str], Any]
+    choices: tuple[str, ...] = ()
+    several: bool = False
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """Check a whole number."""
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """Check a number that is finite and not negative."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise InputError(f"{name} must be a number of at least 0, not {value!r}")
+    return float(value)
+
+
+def _one_or_more(name: str, value: Any) -> float | tuple[float, ...]:
+    return tuple(number(name, one) for one in value) if isinstance(value, list | tuple) else number(name, value)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise InputError(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def _parse_boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(text)  # argparse reports it with the flag's name
+    return text.lower() in ("true", "1")
+
+
+_parse_boolean.__name__ = "BOOL"  # argparse names the parser in its message
+BOOLEAN = Kind(_boolean, _parse_boolean)
+NUMBER = Kind(number, float)
+NUMBERS = Kind(_one_or_more, float, several=True)
+
+
+def whole_number(low: int, high: int) -> Kind:
+    """Return the kind of whole numbers from `low` to `high`."""
+    return Kind(lambda name, value: whole(name, value, low, high), int)
+
+
+def choice(*choices: str) -> Kind:
+    """Return the kind of one of a few words."""
+
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    return Kind(check, str, choices)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The metadata of an option.
+
+    Attributes:
+      kind: which values it takes.
+      doc: what it does, as shown in --help.
+      flag: the command-line flag, without dashes; by default the option's name.
+      record: whether records hold it: "always", "changed" (only if it is not the default, so that the identities of
+        images made before the option existed stay the same), or "never" (other options hold its effect).
+      one_per_batch: images that differ in it cannot share a batch.
+    """
+
+    kind: Kind
+    doc: str
+    flag: str | None = None
+    record: Literal["always", "changed", "never"] = "changed"
+    one_per_batch: bool = False
+
+
+def _option(default: Any, kind: Kind, doc: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"spec": Spec(kind, doc, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How one image is generated, apart from its prompt and its references.
+
+    None means the default of the weights directory (`uso_jax.weights.pretrained.Defaults`).
+
+    Raises:
+      InputError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    width: int | None = _option(
+        None, whole_number(1, MAX_PIXELS), "image width in pixels, rounded down to whole tokens",
+        record="always", one_per_batch=True,
+    )  # fmt: skip
+    height: int | None = _option(
+        None, whole_number(1, MAX_PIXELS), "image height in pixels, rounded down to whole tokens",
+        record="always", one_per_batch=True,
+    )  # fmt: skip
+    keep_size: bool = _option(
+        False, BOOLEAN, "use the shape of the content image in place of width and height",
+        flag="instruct_edit", record="never",
+    )  # fmt: skip
+    num_steps: int | None = _option(
+        None, whole_number(1, MAX_STEPS), "sampling steps", record="always", one_per_batch=True
+    )
+    guidance: float | None = _option(None, NUMBER, "guidance scale", record="always")
+    seed: int = _option(
+        3407, whole_number(0, 2**32 - 1), "random seed; gives the same noise in any batch and on any mesh",
+        record="always",
+    )  # fmt: skip
+    shift: flow.Shift | None = _option(
+        None, choice(*get_args(flow.Shift)), 'shift of the schedule; "flux" is ComfyUI\'s', record="always"
+    )
+    pe: flow.OffsetMode = _option(
+        "d", choice(*get_args(flow.OffsetMode)), "position of the content tokens relative to the image's",
+        record="always", one_per_batch=True,
+    )  # fmt: skip
+    content_ref: int | None = _option(
+        None, whole_number(1, MAX_CONTENT_SIDE), "long side of content images, in pixels", record="always"
+    )
+    content_strength: float = _option(
+        1.0, NUMBER, "factor on the attention weights of content images; 0 equals no content image", record="always"
+    )
+    style_strength: float | Sequence[float] = _option(
+        1.0, NUMBERS, "factor on the attention weights of styles, one number or one per style; 0 equals no style",
+        record="always",
+    )  # fmt: skip
+    style_fit: StyleFit = _option(
+        "squash", choice(*get_args(StyleFit)), 'how style images become square; "crop" is ComfyUI\'s', record="always"
+    )
+
+    def __post_init__(self):
+        for name, value in check_options({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}).items():
+            object.__setattr__(self, name, value)
+
+    def with_defaults(self, defaults: Defaults) -> "GenerationOptions":
+        """Replace each None by the default of a weights directory."""
+        names = {field.name for field in dataclasses.fields(defaults)} & set(SPECS)
+        missing = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+    def rounded(self, pixels_per_token: int) -> tuple["GenerationOptions", list[str]]:
+        """Round width and height down to whole tokens. Return the options, and a note for each size that changed.
+
+        Raises:
+          InputError: an image of this size would be too small or too large.
+        """
+        sizes, notes = {}, []
+        for name in ("width", "height"):
+            value = whole(name, getattr(self, name), pixels_per_token, MAX_PIXELS // pixels_per_token)
+            sizes[name] = value // pixels_per_token * pixels_per_token
+            if sizes[name] != value:
+                notes.append(f"{name} {value} is not a multiple of {pixels_per_token}: {sizes[name]} is used")
+        if sizes["width"] * sizes["height"] > MAX_PIXELS:
+            raise InputError(f"{sizes['width']} x {sizes['height']} pixels are too many; choose at most {MAX_PIXELS}")
+        return dataclasses.replace(self, **sizes), notes
+
+    def record(self) -> dict[str, Any]:
+        """Return the options that a record holds, in JSON terms."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value, record = getattr(self, field.name), SPECS[field.name].record
+            if record == "always" or (record == "changed" and value != field.default):
+                found[field.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def batch_key(self) -> tuple[Any, ...]:
+        """Return the values that all images of a batch must share."""
+        return tuple(getattr(self, name) for name, spec in SPECS.items() if spec.one_per_batch)
+
+
+SPECS: dict[str, Spec] = {field.name: field.metadata["spec"] for field in dataclasses.fields(GenerationOptions)}
+
+
+def check_options(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return options by name, each checked and in the form in which it is kept.
+
+    Args:
+      values: options by name; None only where that is the option's default.
+      where: begins the message of an error, such as "item 3: ".
+
+    Raises:
+      InputError: a name is unknown or a value is not allowed.
+    """
+    if unknown := values.keys() - SPECS.keys():
+        raise InputError(f"{where}unknown option {min(unknown)!r}; the options are {', '.join(SPECS)}")
+    default = lambda name: GenerationOptions.__dataclass_fields__[name].default
+    return {
+        name: None if value is None and default(name) is None else SPECS[name].kind.check(where + name, value)
+        for name, value in values.items()
+    }
