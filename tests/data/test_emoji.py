@@ -9,12 +9,13 @@ import pytest
 from emoji_files import HELD, icons, write_tarball, write_tarballs
 
 from uso_jax.common.errors import InputError
+from uso_jax.data.drawings.drawn_source import SPLITS
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.emoji import artwork as emoji_artwork
 from uso_jax.data.emoji.artwork import FOLDER, HELDOUT_TEAM, TEAMS, EmojiArtwork, is_heldout
 from uso_jax.data.emoji.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
-from uso_jax.data.emoji.source import LOOKS, SPLITS, TRAINED_TEAMS, EmojiSource
+from uso_jax.data.emoji.source import LOOKS, TRAINED_TEAMS, EmojiSource
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
 from uso_jax.evaluation.metrics.counterfactual import Counterfactuals, TruthfulSource
@@ -55,6 +56,11 @@ def test_an_example_depends_on_seed_split_and_index_alone(data):
             source[index]
 
 
+def test_the_earlier_name_of_a_split_is_accepted(data):
+    old, new = open_emoji(data, split="heldout_style"), open_emoji(data, split="heldout_styles")
+    assert same(old[3], new[3]) and new[3].key == "emoji/heldout_style/0/3" and new.split == "heldout_styles"
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits_hold_out_what_they_say(data, split):
     source = open_emoji(data, split=split, num_styles=2)
@@ -65,7 +71,7 @@ def test_splits_hold_out_what_they_say(data, split):
         assert is_heldout(meta["subject"]) == (split in ("heldout_subjects", "heldout"))
         assert not any(map(is_heldout, meta["style_subjects"])) and meta["subject"] not in meta["style_subjects"]
         assert meta["content_team"] in TRAINED_TEAMS
-        held_style = split in ("heldout_style", "heldout")
+        held_style = split in ("heldout_styles", "heldout")
         if meta["look"] == "artists":
             assert style.name == PLAIN and meta["team"] != meta["content_team"]
             assert (meta["team"] == HELDOUT_TEAM) == held_style
@@ -189,7 +195,7 @@ def test_a_file_that_is_not_what_it_should_be(tmp_path):
 
 def test_wrong_options(data, tmp_path):
     for changes, message in (
-        ({"split": "heldout_styles"}, "unknown split 'heldout_styles'; use one of train, heldout_subjects, "),
+        ({"split": "heldout_colours"}, "unknown split 'heldout_colours'; use one of train, heldout_subjects, "),
         ({"size": 4}, "size is 4"),
         ({"plain": 1.5}, "plain is 1.5; it must be from 0 to 1"),
         ({"looks": {"drawings": 1}}, "looks {'drawings': 1} must assign weights .* artists, drawn"),

@@ -21,27 +21,25 @@ of classifiers: indices into SUBJECTS, STYLES and FAMILIES. Counterfactuals are 
     render(SUBJECTS[meta["subject"]], meta["pose"], other_style, size)      the same subject in another style
 """
 
-import operator
 from collections.abc import Mapping, Sequence
-from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings import counterfactual, sampling
 from uso_jax.data.drawings.canvas import SCALE, TURN, Pose
+from uso_jax.data.drawings.drawn_source import DrawnSource
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import SUBJECTS, subject_names
 from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
-SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout_families", "heldout")
 NUMBERS = {"subject": list(SUBJECTS), "style": list(STYLES), "family": list(FAMILIES)}
 SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in another place")
 
 
-class ProceduralSource:
+class ProceduralSource(DrawnSource):
     """A random-access source of `length` drawn triplets.
 
     Args:
@@ -89,37 +87,33 @@ class ProceduralSource:
         families: Sequence[str] | None = None,
         styles: Sequence[str] | None = None,
     ):
-        if split not in SPLITS:
-            raise InputError(f"procedural data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
-        sampling.check_arguments("procedural data", size=size, length=length, num_styles=num_styles, shares=shares)
-        self.split, self.seed, self.size, self.length = split, seed, size, length
+        super().__init__(
+            "procedural data",
+            split=split,
+            seed=seed,
+            size=size,
+            length=length,
+            num_styles=num_styles,
+            tasks=tasks,
+            shares=shares,
+        )
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
         self.style_words, self.place_words, self.subject_words = style_words, place_words, subject_words
-        self.num_styles, self.scale, self.turn = num_styles, (float(scale[0]), float(scale[1])), turn
-        tasks = {"style_subject": 1.0} if tasks is None else tasks
-        self._tasks = sampling.edges("procedural data", "tasks", tasks, tuple(TASK_CONDITIONS))
+        self.scale, self.turn = (float(scale[0]), float(scale[1])), turn
         self.styles = _styles(split, styles, families)
-        self.heldout_styles = split in ("heldout_styles", "heldout")
         chosen = _known("subject", subjects, tuple(SUBJECTS))
         self.seen = tuple(name for name in chosen if not SUBJECTS[name].heldout)
-        is_heldout = split in ("heldout_subjects", "heldout")
-        self.subjects = tuple(name for name in chosen if SUBJECTS[name].heldout) if is_heldout else self.seen
+        heldout = tuple(name for name in chosen if SUBJECTS[name].heldout)
+        self.subjects = heldout if self.heldout_subjects else self.seen
         if not self.subjects or len(self.seen) < 2:
             raise InputError(
                 f"procedural data: split {split!r} needs at least one subject of the split and two seen subjects among"
                 f" {', '.join(chosen)}; held out are {', '.join(subject_names(heldout=True))}."
             )
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: SupportsIndex) -> Triplet:
-        index = operator.index(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+    def _draw(self, index: int, rng: np.random.Generator) -> Triplet:
         task = sampling.choose(rng, self._tasks)
         has_content, has_style = TASK_CONDITIONS[task]
         subject = SUBJECTS[sampling.pick(rng, self.subjects)]
@@ -168,10 +162,6 @@ class ProceduralSource:
             key=f"procedural/{self.split}/{self.seed}/{index}",
             meta=meta,
         )
-
-    def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Return the (height, width) of targets and content images, which are all equal."""
-        return np.broadcast_to(np.int32(self.size), (self.length, 4))
 
     def counterfactuals(
         self, triplet: Triplet

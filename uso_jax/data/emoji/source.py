@@ -11,7 +11,7 @@ Example i of a split depends only on (seed, split, i). The splits:
 
     train              seen subjects,      six teams,  seen families, colours and textures
     heldout_subjects   held-out subjects,  six teams,  seen families, colours and textures
-    heldout_style      seen subjects,      emojione, which training never sees,  held-out colours and textures
+    heldout_styles     seen subjects,      emojione, which training never sees,  held-out colours and textures
     heldout_families   seen subjects,      held-out families (drawn styles only)
     heldout            held-out subjects,  emojione,  held-out colours and textures
 
@@ -21,30 +21,30 @@ for the references "content_team", "content_pose", "content_style", "style_subje
 indices into STYLES and FAMILIES for drawn styles, -1 for what classifiers of the procedural source do not know.
 """
 
-import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings import counterfactual, sampling
 from uso_jax.data.drawings.canvas import Pose
+from uso_jax.data.drawings.drawn_source import DrawnSource
 from uso_jax.data.drawings.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.emoji.artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
 from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
-SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout_families", "heldout")
 LOOKS = ("artists", "drawn")
+_RENAMED = {"heldout_style": "heldout_styles"}  # the earlier name of the split, still accepted
+_KEY_NAMES = {"heldout_styles": "heldout_style"}  # keys seed the counterfactuals, so they keep the earlier name
 TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
 SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
 NUM_SUBJECTS = 60  # other subjects in the counterfactuals
 
 
-class EmojiSource:
+class EmojiSource(DrawnSource):
     """A random-access source of `length` triplets of emoji artwork.
 
     Args:
@@ -85,37 +85,33 @@ class EmojiSource:
         same_look: float | int = 0.0,
         num_styles: int = 1,
     ):
-        if split not in SPLITS:
-            raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"plain": plain, "same_look": same_look}
-        sampling.check_arguments("emoji data", size=size, length=length, num_styles=num_styles, shares=shares)
+        super().__init__(
+            "emoji data",
+            split=_RENAMED.get(split, split),
+            seed=seed,
+            size=size,
+            length=length,
+            num_styles=num_styles,
+            tasks=tasks,
+            shares=shares,
+        )
         self._looks = sampling.edges(
             "emoji data", "looks", {"artists": 1, "drawn": 1} if looks is None else looks, LOOKS
         )
-        if split == "heldout_families":
+        if self.heldout_families:
             if looks is not None and not looks.get("drawn", 0) > 0:
                 raise InputError("emoji data: heldout_families has only drawn styles; set a positive looks.drawn.")
             self._looks = sampling.edges("emoji data", "looks", {"drawn": 1}, LOOKS)
-        tasks = {"style_subject": 1} if tasks is None else tasks
-        self._tasks = sampling.edges("emoji data", "tasks", tasks, tuple(TASK_CONDITIONS))
-        self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
         self.preserved, self.empty_prompt, self.style_words = preserved, empty_prompt, style_words
         self.plain, self.same_look = plain, same_look
         self.artwork = EmojiArtwork(data_dir, manual_dir, size=size)
-        self.subjects = self.artwork.heldout if split in ("heldout_subjects", "heldout") else self.artwork.seen
-        self.heldout_style = split in ("heldout_style", "heldout")
-        held_family = split == "heldout_families"
-        self.styles = tuple(name for name in STYLE_NAMES if (FAMILY_OF[name] in HELDOUT_FAMILIES) == held_family)
+        self.subjects = self.artwork.heldout if self.heldout_subjects else self.artwork.seen
+        is_heldout = lambda name: FAMILY_OF[name] in HELDOUT_FAMILIES
+        self.styles = tuple(name for name in STYLE_NAMES if is_heldout(name) == self.heldout_families)
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: SupportsIndex) -> Triplet:
-        index = operator.index(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+    def _draw(self, index: int, rng: np.random.Generator) -> Triplet:
         look, task = sampling.choose(rng, self._looks), sampling.choose(rng, self._tasks)
         has_content, has_style = TASK_CONDITIONS[task]
         name, content_team = sampling.pick(rng, self.subjects), sampling.pick(rng, TRAINED_TEAMS)
@@ -132,10 +128,10 @@ class EmojiSource:
         elif not has_style and rng.random() < self.plain:
             style = DrawingStyle.plain(rng, own)
         elif look == "drawn":
-            style, is_own = DrawingStyle.draw(rng, self.styles, heldout=self.heldout_style), False
+            style, is_own = DrawingStyle.draw(rng, self.styles, heldout=self.heldout_styles), False
         else:
             others = [other for other in TRAINED_TEAMS if other != content_team]
-            team, is_own = HELDOUT_TEAM if self.heldout_style else sampling.pick(rng, others), False
+            team, is_own = HELDOUT_TEAM if self.heldout_styles else sampling.pick(rng, others), False
             style = DrawingStyle.plain(rng, self.artwork.subject(name, team))
         subject = own if team == content_team else self.artwork.subject(name, team)
         labels = {"subject": -1, "style": -1, "family": -1}
@@ -174,13 +170,9 @@ class EmojiSource:
             target=render(subject, pose, style, self.size),
             task=task,
             layout="preserved" if preserved else "shifted",
-            key=f"emoji/{self.split}/{self.seed}/{index}",
+            key=f"emoji/{_KEY_NAMES.get(self.split, self.split)}/{self.seed}/{index}",
             meta=meta,
         )
-
-    def sizes(self) -> Int32[np.ndarray, "n 4"]:
-        """Return the (height, width) of targets and content images, which are all equal."""
-        return np.broadcast_to(np.int32(self.size), (self.length, 4))
 
     def counterfactuals(
         self, triplet: Triplet
