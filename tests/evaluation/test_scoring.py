@@ -200,7 +200,7 @@ def test_uso_bench_has_the_published_counts(tmp_path):
 
 
 def test_columns_have_names_of_their_own():
-    for name in benchmark.NAMES:
+    for name in benchmark.BENCHMARKS:
         found = benchmark.by_name(name)
         titles = [column.name for column in found.columns]
         assert len(set(titles)) == len(titles) and all(isinstance(column, Column) for column in found.columns)

@@ -56,10 +56,10 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         from uso_jax.data.features import FeatureSource as source
     elif name == "triplets":
         from uso_jax.data.tfds.records import TripletSet as source
-    elif name in readers.NAMES:
+    elif name in readers.READERS:
         source = readers.get_reader(name)
     else:
-        known = ", ".join((*DRAWN, *readers.NAMES, "triplets", "features", "mixture"))
+        known = ", ".join((*DRAWN, *readers.READERS, "triplets", "features", "mixture"))
         raise InputError(f"unknown data source {name!r}; use one of {known}.")
     signature = inspect.signature(source)
     arguments |= {key: value for key, value in wishes.items() if key in signature.parameters}
@@ -69,6 +69,6 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         raise InputError(f"data source {name!r}: {error}; see {source.__name__} for its arguments.") from None
     if "path" in arguments and not str(arguments["path"]):
         raise InputError(f"data source {name!r} needs a path: set --config.data.{name}.train.path and .heldout.path.")
-    if name in readers.NAMES:
+    if name in readers.READERS:
         return readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
     return source(**arguments)

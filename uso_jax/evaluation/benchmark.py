@@ -17,10 +17,6 @@ from uso_jax.evaluation.gallery import SUFFIXES
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
-NAMES = (
-    "uso_bench", "dreambench", "omnicontext", "multiid", "mico", "sconeeval", "innocomposer", "viton_hd", "fashion130k",
-    "triplets", "dreambenchpp", "mini",
-)  # fmt: skip
 Values = Mapping[str, float]
 
 
@@ -99,15 +95,24 @@ class Benchmark:
         return self.prepare(data, {name: default for name, (default, _) in self.options.items()} | dict(options))
 
 
+MODULES = (  # of `evaluation.benchmarks`, each with a BENCHMARK
+    "uso_bench", "dreambench", "omnicontext", "multiid", "mico", "sconeeval", "innocomposer", "viton_hd", "fashion130k",
+    "triplets", "dreambenchpp", "mini",
+)  # fmt: skip
+BENCHMARKS: dict[str, Benchmark | None] = dict.fromkeys(MODULES)  # None until it is imported, by `by_name`
+
+
 def by_name(name: str) -> Benchmark:
     """Return a benchmark.
 
     Raises:
       InputError: the name is unknown.
     """
-    if name not in NAMES:
-        raise InputError(f"unknown benchmark {name!r}; known benchmarks: {', '.join(NAMES)}")
-    return importlib.import_module(f"uso_jax.evaluation.benchmarks.{name}").BENCHMARK
+    if name not in BENCHMARKS:
+        raise InputError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+    if (found := BENCHMARKS[name]) is None:
+        found = BENCHMARKS[name] = importlib.import_module(f"uso_jax.evaluation.benchmarks.{name}").BENCHMARK
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- reading folders

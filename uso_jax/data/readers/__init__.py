@@ -12,25 +12,27 @@ from collections.abc import Callable
 
 from uso_jax.data.readers.source import FileTriplets, Item, LeftOut
 
-__all__ = ["NAMES", "FileTriplets", "Item", "LeftOut", "get_reader"]
+__all__ = ["READERS", "FileTriplets", "Item", "LeftOut", "get_reader"]
 
-NAMES = (
-    "json",
-    "uno",
-    "uso_eval",
-    "uno_1m",
-    "subjects200k",
-    "omnistyle",
-    "syncd",
-    "stylebooth",
-    "webdataset",
-    "folder",
-    "parquet",
-)
-_MODULES = {"json": "json_list", "uno": "json_list", "uso_eval": "json_list"}
+READERS: dict[str, str | Callable] = {  # name -> module and function, imported when it is used; or the function
+    "json": "json_list.read_json",
+    "uno": "json_list.read_uno",
+    "uso_eval": "json_list.read_uso_eval",
+    "uno_1m": "uno_1m.read_uno_1m",
+    "subjects200k": "subjects200k.read_subjects200k",
+    "omnistyle": "omnistyle.read_omnistyle",
+    "syncd": "syncd.read_syncd",
+    "stylebooth": "stylebooth.read_stylebooth",
+    "webdataset": "webdataset.read_webdataset",
+    "folder": "folder.read_folder",
+    "parquet": "parquet.read_parquet",
+}
 
 
 def get_reader(name: str) -> Callable:
-    """Return the reader of a name. Its module and dependencies are imported here."""
-    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
-    return getattr(module, f"read_{name}")
+    """Return the reader of a name. Its module, with the packages that it needs, is imported now."""
+    found = READERS[name]
+    if not isinstance(found, str):
+        return found
+    module, function = found.split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
