@@ -1,17 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each of USO's ideas is worth to mini: the paper's Tables 3 and 4, and questions of this project's own.
+"""Ablations of USO's ideas on mini: the paper's Tables 3 and 4, and further questions.
 
     python scripts/train.py --config configs/mini_ablations.py:full --config.seed=1 --workdir runs/full-1
-
-    full                    style alignment, then disentanglement, rewarded in the paper's last shares of either
-    no_reward               w/o SRL: the same without the reward
-    no_alignment            w/o SAT: projector, SigLIP and adapters together from the start, in as many steps in all
-    no_disentangled         w/o DE: the autoencoder encodes both references, in as many steps
-    hierarchical resampler mlp          style alignment alone, by projector, each at its own rate (Table 4)
-    hierarchical_siglip resampler_siglip mlp_siglip     the same, SigLIP trained along
-    same_ids                no_reward with content tokens at the target's own positions
-    all_weights             no_reward with all of the transformer trained, not adapters
 
 Every run ends with the same tables; scripts/compare.py joins those of several seeds.
 """
@@ -19,65 +10,75 @@ Every run ends with the same tables; scripts/compare.py joins those of several s
 import pathlib
 import runpy
 import types
+from dataclasses import replace
 
-from ml_collections import ConfigDict
+from uso_jax.training.config import TrainConfig, override
+from uso_jax.training.stage import BOTH, PROJECTOR, StageConfig, by_name
 
-PROJECTORS = {"hierarchical": 2e-2, "resampler": 8e-3, "mlp": 3e-3}  # the best learning rate of each, of those tried
-SIGLIP = (r"siglip/.*", 0.1)  # its rate relative to what starts from random numbers
+VARIANTS = {
+    "full": "style alignment, then disentanglement, each rewarded for the paper's last share of its steps",
+    "no_reward": "w/o SRL: the same without the reward",
+    "no_alignment": "w/o SAT: projector, SigLIP and adapters together from the start, for as many steps in total",
+    "no_disentangled": "w/o DE: the autoencoder encodes both references, for as many steps",
+    "hierarchical": "style alignment alone, at the projector's best learning rate (Table 4)",
+    "resampler": "the same with a resampler as projector",
+    "mlp": "the same with an MLP as projector",
+    "hierarchical_siglip": "hierarchical with SigLIP trained too",
+    "resampler_siglip": "resampler with SigLIP trained too",
+    "mlp_siglip": "mlp with SigLIP trained too",
+    "same_ids": "no_reward with content tokens at the target's own positions",
+    "all_weights": "no_reward with the whole transformer trained instead of adapters",
+}
+PROJECTORS = {"hierarchical": 2e-2, "resampler": 8e-3, "mlp": 3e-3}  # best learning rate of those tried
+SIGLIP = (r"siglip/.*", 0.1)  # learning rate relative to that of parameters that start from random numbers
 
 
-def get_config(variant: str = "full") -> ConfigDict:
-    """Give the configuration of one variant."""
+def get_config(variant: str = "full") -> TrainConfig:
+    """Return the configuration of one variant.
+
+    Raises:
+      ValueError: the variant is unknown.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
     uso = _uso()
     config = uso.get_config("mini")
-    align, both = config.stages.style_alignment, config.stages.disentanglement
+    align, both = (replace(stage, reward=None) for stage in config.run_stages)
     steps = align.steps + both.steps
-    with config.unlocked():
-        align.reward = both.reward = None
-        config.variant = f"mini_{variant}"
-        config.evaluation.num_triplets = 256
-        config.evaluation.tables = uso.TABLES
-        kind, _, tower = variant.partition("_")
-        if variant == "full":
-            config.heldout.grid_every = 100
-            _reward(uso, align, both)
-        elif variant == "no_alignment":
-            # The reward may not teach SigLIP, so it has a stage of its own, at the rate that is left in `full`.
-            config.run = ("joint", "disentanglement")
-            joint = config.stages.joint = both.copy_and_resolve_references()
-            both.steps = round(steps * 3 / 21)
-            joint.steps, joint.train = steps - both.steps, (SIGLIP, *uso.BOTH)
-            both.train, both.learning_rate = uso.BOTH, 1e-4
-            both.reward = ConfigDict(uso.reward(**uso.MINI_REWARD))
-        elif variant == "no_disentangled":
-            config.run = ("disentanglement",)
-            config.model.style_encoder, config.model.transformer.projector = "autoencoder", None
-            both.steps = steps
-            _reward(uso, both)
-        elif kind in PROJECTORS and tower in ("", "siglip"):
-            config.run = ("style_alignment",)
-            config.evaluation.tables = {name: uso.TABLES[name] for name in ("main", "style")}
-            config.model.transformer.projector.kind, align.learning_rate = kind, PROJECTORS[kind]
-            if tower:
-                align.train = (SIGLIP, *uso.PROJECTOR)
-        elif variant == "same_ids":
-            config.model.reference_offset = "o"
-        elif variant == "all_weights":
-            both.train = ((r"transformer/(?!feature_embedder|.*/processor).*", 0.25), (r".*", None))
-        elif variant != "no_reward":
-            raise ValueError(f"unknown variant {variant!r}; see the top of configs/mini_ablations.py")
-    return config
+    changes = {"variant": f"mini_{variant}", "evaluation.num_triplets": 256, "evaluation.tables": uso.TABLES}
+    kind, _, tower = variant.partition("_")
+    stages = (align, both)
+    if variant == "full":
+        changes["heldout.grid_every"] = 100
+        stages = (_rewarded(uso, align, 16 / 23), _rewarded(uso, both, 18 / 21))
+    elif variant == "no_alignment":
+        # SigLIP may not be trained with a reward, so the reward has its own stage, at `full`'s last learning rate.
+        last = round(steps * 3 / 21)
+        stages = (
+            replace(both, name="joint", steps=steps - last, train=(SIGLIP, *BOTH)),
+            replace(both, steps=last, train=BOTH, learning_rate=1e-4, reward=uso.MINI_REWARD),
+        )
+    elif variant == "no_disentangled":
+        changes |= {"model.style_encoder": "autoencoder", "model.transformer.projector": None}
+        stages = (_rewarded(uso, replace(both, steps=steps), 18 / 21),)
+    elif kind in PROJECTORS:
+        changes["evaluation.tables"] = {name: uso.TABLES[name] for name in ("main", "style")}
+        changes["model.transformer.projector.kind"] = kind
+        train = (SIGLIP, *PROJECTOR) if tower else PROJECTOR
+        stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
+    elif variant == "same_ids":
+        changes["model.reference_offset"] = "o"
+    elif variant == "all_weights":
+        train = ((r"transformer/(?!feature_embedder|.*/processor).*", 0.25), (r".*", None))
+        stages = (align, replace(both, train=train))
+    return override(config, changes | {"stages": by_name(*stages), "run": tuple(stage.name for stage in stages)})
 
 
-def _reward(uso: types.SimpleNamespace, *stages: ConfigDict) -> None:
-    """Reward the last part of each stage, as long as the paper's: 7,000 of 23,000 and 3,000 of 21,000 steps."""
-    shares = {"style_alignment": 16 / 23, "disentanglement": 18 / 21}
-    names = ("style_alignment", "disentanglement")[-len(stages) :]
-    for name, stage in zip(names, stages, strict=True):
-        start = round(shares[name] * stage.steps)
-        stage.reward = ConfigDict(uso.reward(start=start, **uso.MINI_REWARD))
+def _rewarded(uso: types.SimpleNamespace, stage: StageConfig, share: float) -> StageConfig:
+    """Return a stage with the reward after a share of its steps, the paper's 16,000 of 23,000 or 18,000 of 21,000."""
+    return replace(stage, reward=replace(uso.MINI_REWARD, start=round(share * stage.steps)))
 
 
 def _uso() -> types.SimpleNamespace:
-    """Load configs/uso.py, which has mini's sizes."""
+    """Load configs/uso.py, which has mini."""
     return types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).with_name("uso.py"))))

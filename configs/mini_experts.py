@@ -1,14 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two experts that curation needs, in small: adapters of mini that go from a stylised image to its references.
+"""Small versions of the two experts that curation needs: adapters of mini from a stylised image to its references.
 
     python scripts/train.py --config configs/mini_experts.py:stylize --workdir runs/stylize
     python scripts/train.py --config configs/mini_experts.py:destylize --workdir runs/destylize
 
-    stylize      style image -> another subject, which the prompt names, in its style
-    destylize    stylised image as content image -> the subject, which the prompt names, in its plain look
-
-Each ends as a weights directory of its own, which scripts/curate.py reads (docs/curation.md):
+Each run is packed into a weights directory, which scripts/curate.py reads (docs/curation.md):
 
     cp -r uso_jax/mini/weights experts/stylize
     python -m convert pack runs/stylize --to experts/stylize
@@ -17,45 +14,45 @@ Each ends as a weights directory of its own, which scripts/curate.py reads (docs
 import pathlib
 import runpy
 import types
+from dataclasses import replace
 
-from ml_collections import ConfigDict
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.stage import BOTH, LORA, StageConfig, by_name
+
+VARIANTS = {
+    "stylize": "style image -> another subject, which the prompt names, in its style",
+    "destylize": "stylised image as content image -> the subject, which the prompt names, in its plain look",
+}
 
 
-def get_config(variant: str = "stylize") -> ConfigDict:
-    """Give the configuration of one expert's training."""
-    uso = _uso()
-    small = dict(
-        target_size=(32, 32), content_size=(32, 32), batch_size=16, warmup_steps=50, betas=(0.9, 0.99), decay="cosine"
+def get_config(variant: str = "stylize") -> TrainConfig:
+    """Return the configuration of one expert's training.
+
+    Raises:
+      ValueError: the variant is unknown.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
+    few = dict(
+        steps=4000,
+        target_size=(32, 32),
+        content_size=(32, 32),
+        warmup_steps=50,
+        betas=(0.9, 0.99),
+        decay="cosine",
+        learning_rate=2e-3,
     )
-    stages = dict(
-        stylize=uso.stage(
-            **small,
-            steps=4000,
-            train=uso.BOTH,
-            conditions=("style",),
-            data=dict(tasks=dict(style=1.0), style_words=0.0),
-            learning_rate=2e-3,
-        ),
-        destylize=uso.stage(
-            **small,
-            steps=4000,
-            train=uso.LORA,
-            conditions=("content",),
-            data=dict(tasks=dict(style_subject=1.0), style_words=0.0, empty_prompt=0.0, swapped=True),
-            learning_rate=2e-3,
-        ),
-    )
-    if variant not in stages:
-        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(stages)}")
-    config = uso.get_config("mini")
-    with config.unlocked():
-        config.variant = f"mini_{variant}"
-        config.run, config.stages = (variant,), ConfigDict({variant: stages[variant]})
-        # The tables judge how a style arrives on a content image, which is neither expert's work.
-        del config.evaluation
-    return config
+    if variant == "stylize":
+        data = dict(tasks=dict(style=1.0), style_words=0.0)
+        stage = StageConfig(variant, **few, train=BOTH, conditions=("style",), data=data)
+    else:
+        data = dict(tasks=dict(style_subject=1.0), style_words=0.0, empty_prompt=0.0, swapped=True)
+        stage = StageConfig(variant, **few, train=LORA, conditions=("content",), data=data)
+    # No evaluation: its tables measure how a style is applied to a content image, which neither expert does.
+    changes = dict(variant=f"mini_{variant}", run=(variant,), stages=by_name(stage), evaluation=None)
+    return replace(_uso().get_config("mini"), **changes)
 
 
 def _uso() -> types.SimpleNamespace:
-    """Load configs/uso.py, which has mini's sizes."""
+    """Load configs/uso.py, which has mini."""
     return types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).with_name("uso.py"))))

@@ -16,8 +16,9 @@ import tiny
 from PIL import Image
 
 from uso_jax.common.errors import InputError
+from uso_jax.common.schema import override
 from uso_jax.curation import captions, report, selection, steps
-from uso_jax.curation.config import KeepConfig, from_section
+from uso_jax.curation.config import KeepConfig
 from uso_jax.curation.experts import Expert
 from uso_jax.curation.part_judge import read_parts
 from uso_jax.curation.store import Folder
@@ -40,18 +41,13 @@ def cheap_compilation(compiled):
 
 
 def config(**changes):
-    section = _CONFIG("mini").curation.to_dict()
+    values = {"score.batch_size": 4, "shard_size": 2, "limit": 0}
     for name in ("stylize", "destylize"):
-        section[name] |= dict(weights="mini", batch_size=4, settings=dict(num_steps=1))
-    section["score"] |= dict(batch_size=4)
-    section["vlm"] |= dict(model="judge", backoff=0.001, timeout=0.2, tries=2, takes=2, threads=2)
-    section |= dict(shard_size=2, limit=0)
-    for path, value in changes.items():
-        inner, part = section, path.split("__")
-        for name in part[:-1]:
-            inner = inner[name]
-        inner[part[-1]] = value
-    return from_section(section)
+        values |= {f"{name}.weights": "mini", f"{name}.batch_size": 4, f"{name}.settings": dict(num_steps=1)}
+    vlm = dict(model="judge", backoff=0.001, timeout=0.2, tries=2, takes=2, threads=2)
+    values |= {f"vlm.{name}": value for name, value in vlm.items()}
+    values |= {path.replace("__", "."): value for path, value in changes.items()}
+    return override(_CONFIG("mini").curation, values)
 
 
 def keep(**changes):

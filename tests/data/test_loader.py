@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from uso_jax.common.errors import BadExample, InputError
+from uso_jax.common.schema import override
 from uso_jax.data.drawings.source import ProceduralSource
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import Mixture, open_source
@@ -267,7 +268,8 @@ def test_cover_crops_the_centre_and_squash_does_not():
 
 
 def test_sections_of_the_configuration_share_nothing():
-    config = tiny._USO["get_config"]("flux_dev")
-    config.data.uno.train.path = "somewhere"
-    others = [section for name, section in config.data.items() if name != "uno" and hasattr(section, "train")]
-    assert len(others) > 10 and not [section for section in others if section.train.get("path") == "somewhere"]
+    config = override(tiny._USO["get_config"]("flux_dev"), {"data.uno.train.path": "somewhere"})
+    sections = config.data.sections
+    assert sections.pop("uno")["train"]["path"] == "somewhere"
+    others = [section for section in sections.values() if "train" in section]
+    assert len(others) > 10 and not [section for section in others if section["train"].get("path") == "somewhere"]

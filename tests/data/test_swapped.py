@@ -39,7 +39,7 @@ def test_files_of_two_shapes(tmp_path):
     (tmp_path / "items.json").write_text(json.dumps(items))
     paths = {f"data.json.{split}.path": str(tmp_path / "items.json") for split in ("train", "heldout")}
     run = tiny.config("joint", changes={"data.source": "json"} | paths, data=dict(swapped=True))
-    stage = run.stages[0]
+    stage = run.run_stages[0]
     source = open_source(run.data.train, stage.data)
     assert source.sizes().tolist() == [[12, 24, 16, 16]] * 16
     batch = next(iter(batches(source, batch_size=8, seed=0, shuffle=False, **pipeline_options(run, stage))))

@@ -3,6 +3,7 @@
 """Mini made so small that a stage of a few steps takes seconds, most of them compilation."""
 
 import collections
+import dataclasses
 import functools
 import pathlib
 import runpy
@@ -11,10 +12,11 @@ import jax
 import pytest
 from jax._src import compilation_cache as jax_cache
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
 from uso_jax.models.uso import USO
-from uso_jax.training.config import TrainConfig, from_config_dict
+from uso_jax.training.config import TrainConfig, override
+from uso_jax.training.preflight import check_values
+from uso_jax.training.stage import StageConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 _USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
@@ -68,20 +70,21 @@ _SIZES = {
 
 
 def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
-    """Give a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
-    stage = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0) | stage_changes
-    config: ConfigDict = _USO["get_config"]("mini")
-    with config.unlocked():
-        config.stages.joint = _USO["stage"](train=_USO["BOTH"])
+    """Return a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
+    shared = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0, reward=None)
+    data = stage_changes.pop("data", {})
+    config = _USO["get_config"]("mini")
+    stages = {**config.stages, "joint": StageConfig("joint")}
+    config = dataclasses.replace(config, stages=stages)
     for name in run:
-        config.stages[name].reward = None  # mini's needs weights
-        config.stages[name].update(stage)
+        values = shared | stage_changes | {"data": {**stages[name].data, **data}}
+        config = override(config, {f"stages.{name}.{key}": value for key, value in values.items()})
     changes = _SIZES | {"run": run} | (changes or {})
     if not any(name.startswith("evaluation.") for name in changes):
-        with config.unlocked():
-            del config.evaluation  # its hundred counterfactuals a triplet would take most of a test's time
-    config.update_from_flattened_dict(changes)
-    return from_config_dict(config)
+        changes["evaluation"] = None  # its hundred counterfactuals a triplet would take most of a test's time
+    config = override(config, changes)
+    check_values(config)
+    return config
 
 
 def drawn(system: USO, seed: int = 0) -> dict[str, jax.Array]:

@@ -47,7 +47,7 @@ def params() -> dict[str, jax.Array]:
 @functools.cache
 def batch(name: str = "joint") -> dict[str, np.ndarray]:
     config = tiny.config(name)
-    (stage,) = config.stages
+    (stage,) = config.run_stages
     source = open_source(config.data.train, stage.data)
     return next(iter(batches(source, batch_size=8, seed=0, **pipeline_options(config, stage))))
 
@@ -72,7 +72,7 @@ def start(stage, mesh):
 @functools.cache
 def step(name: str = "joint", **changes):
     """Take one step from `numbers` on one device; give the state after it and its metrics."""
-    (stage,) = tiny.config(name, **changes).stages
+    (stage,) = tiny.config(name, **changes).run_stages
     state, frozen = start(stage, one_device())
     function = train.make_train_step(system(), stage, stage.lr_multipliers(system().shapes), seed=0)
     return jax.jit(function)(state, frozen, batch(name))

@@ -23,7 +23,7 @@ from uso_jax.inference.sampler import Sampler
 from uso_jax.models.uso import USO
 from uso_jax.planning import memory, planner, programs
 from uso_jax.planning import report as plan_words
-from uso_jax.training import config as training_config
+from uso_jax.training.config import override
 from uso_jax.training.validation import pipeline_options
 
 REWARD = {
@@ -56,7 +56,7 @@ def described(tree):
 
 
 def test_batches_are_what_the_data_pipeline_makes(config, eight):
-    (stage,) = config.stages
+    (stage,) = config.run_stages
     stream = batches(
         open_source(config.data.train, stage.data), batch_size=8, seed=0, **pipeline_options(config, stage)
     )
@@ -95,8 +95,10 @@ def test_sampling_describes_the_samplers_arguments(tmp_path, monkeypatch):
     sizes = dict(target_size=(defaults.height, defaults.width), content_size=(rows * side,) * 2)
     config = tiny.config("disentanglement", changes={"mesh.data": 1})
     for conditions, want in zip((("content", "style"), ()), seen, strict=True):
-        stage = dataclasses.replace(config.stages[0], conditions=conditions, **sizes)
-        same = dataclasses.replace(config, system=pipe.system.config, stages=(stage,))
+        stage = dataclasses.replace(config.run_stages[0], conditions=conditions, **sizes)
+        networks = {part.name for part in dataclasses.fields(config.model)} & vars(pipe.system.config).keys()
+        model = {f"model.{name}": getattr(pipe.system.config, name) for name in networks}
+        same = programs.with_stage(override(config, model), stage)
         _, (program,) = programs.build_programs(same, jax.devices()[:1], programs.Choices("sample"))
         assert described(program.arguments) == want
 
@@ -142,7 +144,7 @@ def test_a_training_report(config, eight):
 
 
 def test_rematerialised_steps_do_more_than_they_need(config, eight):
-    remat = training_config.numerics(config, remat="full")
+    remat = config.with_numerics(remat="full")
     assert remat.system.transformer.remat == remat.system.text.t5.remat == "full"
     count = lambda config: planner._count(config, eight, programs.Choices("train"))["train step"]
     assert 1.1 < count(remat) / count(config) < 4 / 3  # a fourth pass through the blocks, of three
@@ -167,7 +169,7 @@ class TestSearch:
         def compile_(config, where, choices, *_):
             each = choices.batch // 4
             tried.append(each)
-            assert {stage.batch_size for stage in config.stages} == {choices.batch}
+            assert {stage.batch_size for stage in config.run_stages} == {choices.batch}
             total = int(self.fixed + self.slope * each + self.bend * each**2)
             return [{"total_bytes": total, "fits": total <= where.chip.usable_bytes}]
 

@@ -14,7 +14,6 @@ import tiny
 from PIL import Image
 
 from uso_jax.commands.compare import main as compare
-from uso_jax.training.config import from_config_dict
 
 ablations = runpy.run_path(str(tiny.ROOT / "configs" / "mini_ablations.py"))["get_config"]
 
@@ -121,21 +120,21 @@ def test_mistakes(arguments, message, runs, capsys):
 
 @pytest.mark.parametrize("variant", ("full", "no_alignment", "no_disentangled", "no_reward", "same_ids", "all_weights"))
 def test_ablations_have_the_same_budget(variant):
-    config = from_config_dict(ablations(variant))
-    assert sum(stage.steps * stage.batch_size for stage in config.stages) == 2600 * 16
-    rewarded = sum(stage.steps - stage.reward.start for stage in config.stages if stage.reward)
+    config = ablations(variant)
+    assert sum(stage.steps * stage.batch_size for stage in config.run_stages) == 2600 * 16
+    rewarded = sum(stage.steps - stage.reward.start for stage in config.run_stages if stage.reward)
     assert rewarded == {"full": 469, "no_alignment": 371, "no_disentangled": 371}.get(variant, 0)
 
 
 @pytest.mark.parametrize("variant", ("hierarchical", "resampler", "mlp", "mlp_siglip"))
 def test_projectors_are_compared_after_alignment(variant):
-    config = from_config_dict(ablations(variant))
-    assert [stage.name for stage in config.stages] == ["style_alignment"]
+    config = ablations(variant)
+    assert [stage.name for stage in config.run_stages] == ["style_alignment"]
     assert config.system.transformer.projector.kind == variant.partition("_")[0]
 
 
 def test_the_main_table_has_content_and_style():
-    assert from_config_dict(ablations("full")).evaluation.tables["main"].task == "style_subject"
+    assert ablations("full").evaluation.tables["main"].task == "style_subject"
 
 
 def test_unknown_variant():

@@ -125,14 +125,13 @@ def against_training(steps: int) -> None:
 
     from uso_jax.models.uso import USO
     from uso_jax.parallel import sharding
-    from uso_jax.training.config import from_config_dict
     from uso_jax.training.init import initial_params
     from uso_jax.training.step import init_state, make_train_step
     from uso_jax.training.validation import pipeline_options
 
     root = pathlib.Path(__file__).parents[2]
-    config = from_config_dict(runpy.run_path(str(root / "configs" / "uso.py"))["get_config"]("mini"))
-    stage, system = config.stages[-1], USO(config.system)
+    config = runpy.run_path(str(root / "configs" / "uso.py"))["get_config"]("mini")
+    stage, system = config.run_stages[-1], USO(config.system)
     mesh = sharding.make_mesh(config.mesh)
     where = sharding.shardings(mesh, config.rules, system.shapes)
     rates = stage.lr_multipliers(system.shapes)

@@ -37,7 +37,7 @@ def setting():
     for path in (path for path in params if path.startswith("transformer/")):
         noise = 0.1 * rng.standard_normal(params[path].shape).astype(np.float32)
         params[path] = jnp.asarray(np.asarray(params[path]) + noise)
-    (stage,) = config.stages
+    (stage,) = config.run_stages
     options = pipeline_options(config, stage)
     stream = batches(open_source(config.data.train, stage.data), batch_size=stage.batch_size, seed=0, **options)
     return stage, system, params, jax.tree.map(jnp.asarray, dict(next(iter(stream))))

@@ -16,7 +16,7 @@ from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models.components import component_of
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
-from uso_jax.training.config import from_config_dict
+from uso_jax.training.config import override
 from uso_jax.training.evaluation import Evaluation
 from uso_jax.training.init import initial_params
 from uso_jax.weights.quantized_kernels import QuantizedUSO
@@ -40,7 +40,7 @@ def test_few_bytes():
 @pytest.mark.parametrize("name", mini.SIZES)
 @pytest.mark.parametrize("component", sorted(COMPONENTS))
 def test_sizes_are_those_of_the_configuration(component, name):
-    config = from_config_dict(runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](name))
+    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](name)
     wanted = {}
     for path, shape in USO(config.system).shapes.items():
         owner, inner = component_of(path)
@@ -53,16 +53,15 @@ def test_sizes_are_those_of_the_configuration(component, name):
 def figures(request):
     """Judge the shipped adapters, and the same model without them, on subjects and styles that training never saw."""
     config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](request.param)
-    config.evaluation.num_triplets = 64
-    config.evaluation.tables = {"main": config.evaluation.tables.main}
-    config = from_config_dict(config)
+    tables = {"main": config.evaluation.tables["main"]}
+    config = override(config, {"evaluation.num_triplets": 64, "evaluation.tables": tables})
     system, mesh = USO(config.system), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     where = sharding.shardings(mesh, config.rules, system.shapes)
     with jax.set_mesh(mesh):
         evaluation = Evaluation(config, system, mesh)
         found = {}
         for name, fresh in (("before", ("lora", "projector")), ("after", ())):
-            params = initial_params(dataclasses.replace(config, fresh=fresh), system, where, set())
+            params = initial_params(override(config, {"model.fresh": fresh}), system, where, set())
             found[name] = evaluation.figures(params, evaluation.sample(params))["main"]
         return found | evaluation.baselines(params)["main"]
 

@@ -58,7 +58,7 @@ def config(changes, **stage):
 
 def make(changes, path, split="train", **options):
     run = config(changes)
-    return precompute.precompute(run, run.stages[-1], split, path, **({"shard_size": 12} | options))
+    return precompute.precompute(run, run.run_stages[-1], split, path, **({"shard_size": 12} | options))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def encoded(images, tmp_path_factory):
 
 
 def first_batches(run):
-    stage = run.stages[-1]
+    stage = run.run_stages[-1]
     source = open_source(run.data.train, stage.data)
     return list(batches(source, batch_size=8, seed=0, shuffle=False, repeat=False, **pipeline_options(run, stage)))
 
@@ -82,7 +82,7 @@ def test_loss_equals_that_of_images(images, encoded):
     mesh = sharding.make_mesh(raw.mesh)
     systems = {"raw": USO(raw.system), "ready": precompute.build_system(ready)}
     assert set(systems["raw"].structures) - set(systems["ready"].structures) == {"siglip", "text"}
-    stage = dataclasses.replace(raw.stages[-1], text_dropout=0.5, content_dropout=0.3, style_dropout=0.3)
+    stage = dataclasses.replace(raw.run_stages[-1], text_dropout=0.5, content_dropout=0.3, style_dropout=0.3)
     found = {"raw": [], "ready": []}
     everything = initial_params(raw, systems["raw"], sharding.shardings(mesh, raw.rules, systems["raw"].shapes), set())
     # Adapters start as zeros: without noise, conditions would count for less than they do later.

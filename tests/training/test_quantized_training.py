@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on a frozen base that is quantised: its gradients, whole runs, their memory, and what is refused."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +22,7 @@ from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.planning import programs
 from uso_jax.training import precompute
-from uso_jax.training.config import TrainConfig
+from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.fit import fit
 from uso_jax.training.init import initial_params
 from uso_jax.training.objectives import flow_matching
@@ -67,11 +65,11 @@ def started(run: TrainConfig):
     """Give system and parameters as `fit` starts with them."""
     system = precompute.build_system(run)
     where = sharding.shardings(sharding.make_mesh(run.mesh), run.rules, system.shapes)
-    return system, initial_params(run, system, where, set(run.stages[-1].lr_multipliers(system.shapes)))
+    return system, initial_params(run, system, where, set(run.run_stages[-1].lr_multipliers(system.shapes)))
 
 
 def first_batch(run: TrainConfig):
-    stage = run.stages[-1]
+    stage = run.run_stages[-1]
     source = open_source(run.data.train, stage.data)
     return next(iter(batches(source, batch_size=stage.batch_size, seed=0, **pipeline_options(run, stage))))
 
@@ -80,7 +78,7 @@ def first_batch(run: TrainConfig):
 
 
 def gradient(run: TrainConfig, system: USO, params, batch):
-    stage = run.stages[-1]
+    stage = run.run_stages[-1]
     rates = stage.lr_multipliers(system.shapes)
     draws = flow_matching.draw(jax.random.key(0), system, stage)
     frozen = {path: value for path, value in params.items() if path not in rates}
@@ -155,7 +153,7 @@ def test_stopped_and_resumed_equals_straight(directory, tmp_path, mode):
         fit(run, tmp_path / "stopped")
     assert list(straight.saved) == [2, 4] and list(resumed.saved) == [4]
     assert_same(resumed.saved[4], straight.saved[4])
-    trained = set(run.stages[0].lr_multipliers(USO(run.system).shapes))
+    trained = set(run.run_stages[0].lr_multipliers(USO(run.system).shapes))
     assert set(straight.saved[4]["params"]) == trained
     assert all(x.dtype == np.float32 for x in straight.saved[4]["params"].values())
     (stage,) = summary["stages"]
@@ -177,10 +175,10 @@ def test_weights_that_are_stored_quantised_start_the_same_run(directory, tmp_pat
         parameters = {path: text(struct) for path, struct in chosen.items()}
         quantization = {"quantization": {"mode": "int4", "parameters": parameters}} if chosen else {}
         weights.save(folder, component, arrays, {"config": {}} | quantization)
-    _, got = started(dataclasses.replace(run, weights=str(folder)))
+    _, got = started(override(run, {"model.weights": str(folder)}))
     assert_same(got, want)
     with pytest.raises(InputError, match=r"transformer is stored in int4, not int8: choose int4, or import it again"):
-        started(dataclasses.replace(run, weights=str(folder), quantization="int8"))
+        started(override(run, {"model.weights": str(folder), "model.quantization": "int8"}))
 
 
 def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
@@ -191,13 +189,13 @@ def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
     sizes = {"data.procedural.train.length": 8, "data.procedural.heldout.length": 8}
     made = config(directory, "int4", changes=sizes)
     for split in ("train", "heldout"):
-        precompute.precompute(made, made.stages[-1], split, tmp_path / split)
+        precompute.precompute(made, made.run_stages[-1], split, tmp_path / split)
     run = config(directory, "int4", changes=changes)
     params = started(run)[1]
     assert not [path for path in params if path.startswith(("text/", "siglip/"))]
     _, (program,) = programs.build_programs(run, jax.devices()[:1], programs.Choices("train"))
     _, (chosen,) = programs.build_programs(
-        dataclasses.replace(run, quantization=""), jax.devices()[:1], programs.Choices("train", quantization="int4")
+        override(run, {"model.quantization": ""}), jax.devices()[:1], programs.Choices("train", quantization="int4")
     )
     described = lambda tree: jax.tree.map(lambda x: (tuple(x.shape), str(jnp.dtype(x.dtype))), tree)
     assert described(program.arguments) == described(chosen.arguments)

@@ -47,7 +47,7 @@ def test_json_stays_as_it_was():
 def test_json_shares_nothing_with_the_record():
     record = RunRecord.from_json(copy.deepcopy(WRITTEN))
     written = record.to_json()
-    record.stages[0].reward.append({"step": 4})
+    record.run_stages[0].reward.append({"step": 4})
     record.evaluation["main"]["after"]["mse"] = 7.0
     assert written == WRITTEN
 
@@ -70,7 +70,7 @@ def test_summary():
     [(0, 4, None, False), (1, 4, None, True), (1, 3, None, False), (1, 2, 2, True)],
 )
 def test_where_a_run_ends(stage, step, stopped, finished):
-    stages = tiny.config("style_alignment", "joint").stages
+    stages = tiny.config("style_alignment", "joint").run_stages
     done = [StageRecord("style_alignment", 4, 0.9), StageRecord("joint", 4, 0.8, stopped=stopped)]
     record = RunRecord({}, stage=stage, step=step, stages=done[: stage + 1])
     assert record.is_finished(stages) == finished

@@ -34,7 +34,7 @@ def cheap_compilation(compiled):
 
 def stage(*, changes=None, **values):
     """Give one stage with a reward of a schedule of four steps; `changes` are of the stage."""
-    (found,) = tiny.config("joint", reward=SHORT | values, **(changes or {})).stages
+    (found,) = tiny.config("joint", reward=SHORT | values, **(changes or {})).run_stages
     return found
 
 
@@ -82,7 +82,7 @@ def largest_difference(x, y) -> float:
 @functools.cache
 def four_steps(start: int | None):
     if start is None:
-        return run(tiny.config("joint", **PLAIN).stages[0], [batch()] * 4)
+        return run(tiny.config("joint", **PLAIN).run_stages[0], [batch()] * 4)
     return run(stage(start=start, anchor=1.0, changes=PLAIN), [batch()] * 4)
 
 

@@ -153,7 +153,7 @@ def test_missing_weights_of_a_reward(tmp_path):
         settings = {"model.weights": str(tmp_path / "weights")}
         settings["model.fresh"] = ("lora", "projector", "transformer", "autoencoder", "siglip", "t5", "clip", "judge")
         fit(config(settings), tmp_path / "other")
-    assert parts.stages[0].reward is None and not (tmp_path / "other" / "checkpoints" / "4").exists()
+    assert parts.run_stages[0].reward is None and not (tmp_path / "other" / "checkpoints" / "4").exists()
 
 
 def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
         parts.setdefault(name, {})[inner] = np.asarray(value)
     for name in ("transformer", "lora", "projector", "autoencoder", "siglip", "t5", "clip", "csd"):
         weights.save(tmp_path, name, parts[name], {"config": {}})
-    trained = set(settings.stages[0].lr_multipliers(system.shapes))
+    trained = set(settings.run_stages[0].lr_multipliers(system.shapes))
     found = init.initial_params(settings, system, where, trained)
     for path, value in everything.items():
         if path.startswith("csd/"):
@@ -221,11 +221,11 @@ def test_recipes():
     stages = get("flux_dev").stages
     assert [stages[name].reward.start for name in ("style_alignment", "disentanglement")] == [16_000, 18_000]
     for reward in (
-        stages.style_alignment.reward,
-        stages.disentanglement.reward,
-        get("flux_dev_joint").stages.joint.reward,
+        stages["style_alignment"].reward,
+        stages["disentanglement"].reward,
+        get("flux_dev_joint").run_stages["joint"].reward,
     ):
-        assert reward.weights.to_dict() == {"csd_style": 1.0}
+        assert reward.weights == {"csd_style": 1.0}
         assert (reward.num_steps, reward.first, reward.last, reward.guidance, reward.scale) == (25, 1, 10, 4.0, 1.0)
     assert get("mini").run == ("style_alignment", "disentanglement")
     for name in get("mini").run:
@@ -235,14 +235,13 @@ def test_recipes():
 
 
 def test_a_scale_of_0_is_no_reward():
-    (stage,) = config(scale=0.0).stages
+    (stage,) = config(scale=0.0).run_stages
     assert stage.reward is None
 
 
 def test_full_size_networks_of_the_recipe():
-    from uso_jax.training.config import from_config_dict
-
-    sizes = from_config_dict(tiny._USO["get_config"]("flux_dev")).system
+    config = tiny._USO["get_config"]("flux_dev")
+    sizes = config.system
     assert sizes.networks["csd"].hidden_size == 1024 and sizes.networks["clip_model"].vision.patch_size == 32
     assert sizes.dino is None and sizes.vgg is None  # in the file, but no stage names them
-    assert json.dumps(sorted(tiny._USO["flux_rewards"]())) == '["clip_text", "clip_vision", "csd", "dino", "vgg"]'
+    assert json.dumps(sorted(config.model.rewards)) == '["clip_text", "clip_vision", "csd", "dino", "vgg"]'

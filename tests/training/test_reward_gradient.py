@@ -76,7 +76,7 @@ def test_finite_differences(gradient_steps, anchor_weight, monkeypatch):
     monkeypatch.setattr(jnp, "float32", jnp.float64)
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     with jax.enable_x64(True):
-        (stage,) = config(FLOAT64, reward=REWARD | dict(gradient_steps=gradient_steps, anchor=anchor_weight)).stages
+        (stage,) = config(FLOAT64, reward=REWARD | dict(gradient_steps=gradient_steps, anchor=anchor_weight)).run_stages
         system = USO(config(FLOAT64, reward=REWARD).system)
         numbers = draw(system.shapes, jnp.float64)
         rates = stage.lr_multipliers(system.shapes)
@@ -196,7 +196,7 @@ def test_torch_autograd():
 
     # ------------------------------------------------------------------------------------------------ ours
     stage = dataclasses.replace(
-        tiny.config("joint").stages[0],
+        tiny.config("joint").run_stages[0],
         target_size=SIZE,
         batch_size=b,
         reward=RewardConfig(dict(csd_style=1.0), 0, num_steps=T, first=STOP, last=STOP, guidance=GUIDANCE),

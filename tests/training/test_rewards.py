@@ -200,7 +200,7 @@ def test_a_few_lines_add_one(monkeypatch):
     described = rewards.describe(system(), params(), ["brightness"], batch())
     got = rewards.score(system(), params(), images, described)["brightness"]
     np.testing.assert_allclose(got, images.mean(axis=(1, 2, 3)), rtol=1e-6)
-    (stage,) = tiny.config("joint", reward=dict(weights=dict(brightness=1.0), start=0)).stages
+    (stage,) = tiny.config("joint", reward=dict(weights=dict(brightness=1.0), start=0)).run_stages
     assert stage.reward.names == ("brightness",) and rewards.components(stage.reward.names) == set()
 
 

@@ -51,7 +51,7 @@ def test_a_stage_changes_exactly_what_it_names(name):
 
 
 def test_the_optimizer_holds_two_moments_and_counters():
-    state, _ = start(*tiny.config("style_alignment").stages, one_device())
+    state, _ = start(*tiny.config("style_alignment").run_stages, one_device())
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert len(moments) == 2 * len(state.params)
     assert sum(leaf.size for leaf in moments) == 2 * sum(value.size for value in state.params.values())
@@ -64,7 +64,7 @@ def test_the_optimizer_holds_two_moments_and_counters():
 @functools.cache
 def velocity_loss_and_gradients(eight: bool):
     """Compute all three on one device or eight, with respect to the whole transformer."""
-    (stage,) = tiny.config("joint").stages
+    (stage,) = tiny.config("joint").run_stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     mesh = eight_devices() if eight else one_device()
     placed = jax.device_put(numbers(), sharding.shardings(mesh, placement_rules(), system().shapes))
@@ -92,7 +92,7 @@ def test_eight_devices_equal_one():
 
 
 def test_parameters_and_moments_are_split_over_eight_devices():
-    state, _ = start(*tiny.config("joint", ema_decay=0.5).stages, eight_devices())
+    state, _ = start(*tiny.config("joint", ema_decay=0.5).run_stages, eight_devices())
     shards = lambda value: value.addressable_shards[0].data.shape
     up, down = (f"transformer/double_blocks/processor/qkv_lora1/{part}/kernel" for part in ("up", "down"))
     for tree in (state.params, state.ema, adam(state).mu, adam(state).nu):
@@ -128,7 +128,7 @@ def test_average_of_parameters():
 
 def updates(rates, steps=1, **changes):
     """Give the optimizer's updates of two equal parameters under equal gradients."""
-    (stage,) = tiny.config("joint", **changes).stages
+    (stage,) = tiny.config("joint", **changes).run_stages
     transform, start = optimizer.make(stage, rates), {path: jnp.full((3,), 2.0) for path in rates}
     state, found = transform.init(start), []
     for _ in range(steps):
@@ -146,7 +146,7 @@ def test_learning_rate_multipliers_scale_updates_and_decay():
 
 
 def test_warm_up_is_linear_then_constant():
-    (stage,) = tiny.config("joint", learning_rate=1e-2, warmup_steps=4).stages
+    (stage,) = tiny.config("joint", learning_rate=1e-2, warmup_steps=4).run_stages
     rates = [float(optimizer.schedule(stage)(number)) for number in range(7)]
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01], rel=1e-6)
     sizes = [-update["a"] for update in updates({"a": 1.0}, 7, learning_rate=1e-2, warmup_steps=4, weight_decay=0.0)]
@@ -154,7 +154,7 @@ def test_warm_up_is_linear_then_constant():
 
 
 def test_gradients_are_clipped_together():
-    (stage,) = tiny.config("joint", clip_norm=1.0).stages
+    (stage,) = tiny.config("joint", clip_norm=1.0).run_stages
     transform = optimizer.make(stage, {"a": 1.0, "b": 1.0})
     grads = {"a": jnp.full((1,), 3.0), "b": jnp.full((1,), 4.0)}
     _, state = transform.update(grads, transform.init(grads), grads)
@@ -164,7 +164,7 @@ def test_gradients_are_clipped_together():
 
 
 def test_muon_moves_the_blocks_matrices_alike_in_all_directions():
-    (stage,) = tiny.config("joint", optimizer="muon", learning_rate=1e-2, weight_decay=0.0).stages
+    (stage,) = tiny.config("joint", optimizer="muon", learning_rate=1e-2, weight_decay=0.0).run_stages
     start = {path: jnp.asarray(value) for path, value in numbers().items() if path.startswith("transformer/")}
     rates = dict.fromkeys(start, 1.0)
     transform = optimizer.make(stage, rates)
@@ -183,7 +183,7 @@ def test_muon_moves_the_blocks_matrices_alike_in_all_directions():
 def test_muon_on_eight_devices_equals_one():
     changes = dict(optimizer="muon", weight_decay=0.01)
     alone, _ = step("joint", **changes)
-    (stage,) = tiny.config("joint", **changes).stages
+    (stage,) = tiny.config("joint", **changes).run_stages
     state, frozen = start(stage, eight_devices())
     where = sharding.shardings(eight_devices(), placement_rules(), system().shapes)
     places = train.state_shardings(state, where)
@@ -198,13 +198,13 @@ def test_muon_on_eight_devices_equals_one():
 
 @functools.cache
 def loss_function(*conditions: str):
-    (stage,) = tiny.config("joint", conditions=conditions).stages
+    (stage,) = tiny.config("joint", conditions=conditions).run_stages
     return jax.jit(lambda params, batch, draws: flow_matching.loss(params, system(), stage, batch, draws))
 
 
 def loss(batch, conditions=("content", "style"), **drop):
     rates = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0) | drop
-    (stage,) = tiny.config("joint", **rates).stages
+    (stage,) = tiny.config("joint", **rates).run_stages
     return float(loss_function(*conditions)(params(), batch, flow_matching.draw(jax.random.key(0), system(), stage)))
 
 
@@ -228,7 +228,7 @@ def test_dropped_text_equals_the_empty_prompt():
 
 def test_conditions_drop_independently_at_their_rates():
     rates = dict(text_dropout=0.1, content_dropout=0.25, style_dropout=0.5)
-    (stage,) = tiny.config("joint", batch_size=10_000, **rates).stages
+    (stage,) = tiny.config("joint", batch_size=10_000, **rates).run_stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     drops = [np.asarray(getattr(draws, f"drop_{name}")) for name in ("text", "content", "style")]
     # Four standard deviations of a rate estimated from 10,000 draws are at most 0.02.
@@ -241,7 +241,7 @@ def test_conditions_drop_together():
     separately = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout"), 1.0)
     assert loss(batch(), all_dropout=1.0) == loss(batch(), **separately)
     rates = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropout=0.3)
-    (stage,) = tiny.config("joint", batch_size=10_000, **rates).stages
+    (stage,) = tiny.config("joint", batch_size=10_000, **rates).run_stages
     draws = flow_matching.draw(jax.random.key(0), system(), stage)
     text, content, style = (np.asarray(getattr(draws, f"drop_{name}")) for name in ("text", "content", "style"))
     assert (text == content).all() and (text == style).all()
@@ -255,6 +255,6 @@ def test_a_cut_caption_tells_clip_its_beginning_only():
     assert loss(batch(), clip_cut=1.0) == loss(cut) != pytest.approx(loss(batch()), rel=1e-6)
     empty = {name: np.broadcast_to(null, batch()[name].shape) for name, null in system().null_tokens.items()}
     assert loss(batch() | empty, clip_cut=1.0) == pytest.approx(loss(batch() | empty), rel=1e-6)
-    (stage,) = tiny.config("joint", batch_size=10_000, clip_cut=0.3).stages
+    (stage,) = tiny.config("joint", batch_size=10_000, clip_cut=0.3).run_stages
     chosen = np.asarray(flow_matching.draw(jax.random.key(0), system(), stage).cut_clip)
     assert abs(chosen.mean() - 0.3) < 0.02

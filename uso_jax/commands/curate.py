@@ -29,9 +29,9 @@ from uso_jax.commands import absl_program
 from uso_jax.common import config_flag, extras
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
-from uso_jax.training.config import TrainConfig, from_config_dict
+from uso_jax.training.config import TrainConfig
 
-_CONFIG = config_flag.define()
+_CONFIG = config_flag.define(__name__)
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
 _SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of the source; convert takes several.")
 _NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set; default the source's.")
@@ -49,7 +49,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute
 
 def main() -> None:
     """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run, __name__)
+    absl_program.run(_run)
 
 
 @exit_cleanly
@@ -62,7 +62,8 @@ def _run(argv: list[str]) -> None:
         raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
     if argv[1] not in ("view", "convert", "precompute"):
         extras.require("curation")
-    config = from_config_dict(_CONFIG.value)
+    config = _CONFIG.value
+    config.data.check()
     commands[argv[1]](config, *([argv[1]] if commands[argv[1]] is _curate else []))
 
 
@@ -103,8 +104,8 @@ def _write_set(sources: dict, data_dir: str, name: str, config: TrainConfig, **b
 def _precompute(config: TrainConfig) -> None:
     from uso_jax.training.precompute import precompute
 
-    stages = {stage.name: stage for stage in config.stages}
-    name, split = _STAGE.value or config.stages[-1].name, _SPLIT.value[-1]
+    stages = {stage.name: stage for stage in config.run_stages}
+    name, split = _STAGE.value or config.run_stages[-1].name, _SPLIT.value[-1]
     if name not in stages:
         raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
     options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value)

@@ -21,9 +21,8 @@ from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.hardware import chips
 from uso_jax.planning import planner, programs
 from uso_jax.planning import report as plan_words
-from uso_jax.training.config import from_config_dict
 
-_CONFIG = config_flag.define()
+_CONFIG = config_flag.define(__name__)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Chip and slice, such as v5e:4x4, v6e:2x4, v5p:2x2x1; cpu:8.")
 _MODE = flags.DEFINE_enum("mode", "sample", programs.PROGRAMS, "Whose programs: a sampling step, a training step ...")
 _STAGE = flags.DEFINE_string("stage", "", "Stage of the configuration; default: the last of its run.")
@@ -39,7 +38,7 @@ _TABLE = flags.DEFINE_bool("table", False, "Lay out the reports in files that we
 
 def main() -> None:
     """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run, __name__)
+    absl_program.run(_run)
 
 
 @exit_cleanly
@@ -48,7 +47,7 @@ def _run(argv: list[str]) -> None:
     if _TABLE.value:
         print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
         return
-    config, where = from_config_dict(_CONFIG.value), chips.find_slice(_TOPOLOGY.value)
+    config, where = _CONFIG.value, chips.find_slice(_TOPOLOGY.value)
     choices = programs.Choices(
         _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
     )

@@ -13,31 +13,32 @@ from uso_jax.commands import absl_program
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost
-from uso_jax.training.config import from_config_dict
 from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
+from uso_jax.training.preflight import check_settings
 
-_CONFIG = config_flag.define()
+_CONFIG = config_flag.define(__name__)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")
 _JOIN = multihost.define_flags()
 
 
 def main() -> None:
     """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run, __name__)
+    absl_program.run(_run)
 
 
 @exit_cleanly
 def _run(_) -> None:
     """Train, alone or as one of several processes, then print what was learned."""
-    config = from_config_dict(_CONFIG.value)
+    config = _CONFIG.value
+    check_settings(config)
     # Orbax reports every save and every missing optional file; of a failed save, asyncio reports the other files.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
     _JOIN()
     # These lines come before JAX looks for devices, which can take a while.
-    print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.stages)}.")
+    print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.run_stages)}.")
     if config.variant in mini.SIZES:
         print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)

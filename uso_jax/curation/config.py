@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The section `curation` of a configuration (configs/curation.py says what each value is for), checked and frozen."""
+"""The configuration of a curation: that of a training run, for its data, with a section `curation`."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Layout
 from uso_jax.training import rewards
+from uso_jax.training.config import TrainConfig
 from uso_jax.vlm.client import Vlm
 
 CAPTIONERS = ("record", "vlm", "none")
@@ -19,15 +19,17 @@ CAPTIONERS = ("record", "vlm", "none")
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """A USO or UNO that makes images from a stylised one, which it is shown as `reference`: style or content."""
+    """A USO or UNO that generates images from a stylised one."""
 
-    weights: str
-    reference: str
-    prompts: Mapping[str, str]  # by layout; "{subject}" and "{caption}" are filled in
-    subjects: tuple[str, ...]
-    settings: Mapping[str, Any]  # generation options by name
-    batch_size: int
-    dtype: str
+    weights: str = ""  # weights directory of the USO or UNO
+    reference: str = "style"  # how the stylised image is passed: as "style" or as "content" image
+    prompts: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(get_args(Layout), "{caption}"))
+    """Prompt by layout; "{caption}" is the image's, "{subject}" another subject."""
+    subjects: tuple[str, ...] = ()  # values of "{subject}"; (): captions of other images of the shard
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Generation options by name: width, height, num_steps, guidance and so on."""
+    batch_size: int = 4  # images generated at once
+    dtype: str = ""  # dtype of the networks; "": that of the weights
 
     def __post_init__(self):
         if self.reference not in ("style", "content"):
@@ -38,17 +40,13 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Which rewards score style image and content image, and whose weights these read.
+    """Rewards that score style image and content image (uso_jax.training.rewards)."""
 
-    The style image is compared with the target; the content image too, or, by a reward that needs a prompt, with its
-    caption.
-    """
-
-    weights: str
-    style: str
-    subject: str
-    size: int
-    batch_size: int
+    weights: str = ""  # weights directory with the networks of the rewards
+    style: str = "csd_style"  # reward that compares the style image with the target
+    subject: str = "dino_content"  # reward that compares the content image with the target or with its caption
+    size: int = 256  # pixels a side that images are cropped to before each network's own preprocessing
+    batch_size: int = 16  # images scored at once
 
     def __post_init__(self):
         for name, needs in ((self.style, ("style",)), (self.subject, ("content", "prompt"))):
@@ -59,22 +57,26 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class VlmConfig:
-    """The model that judges and captions."""
+    """The vision-language model that judges and captions."""
 
-    model: str
-    base_url: str
-    key_env: str
-    threads: int
-    timeout: float
-    tries: int
-    takes: int
-    backoff: float
-    max_tokens: int
-    max_pixels: int
-    max_failures: int
+    model: str = ""  # name of the model at the endpoint
+    base_url: str = ""  # OpenAI-compatible endpoint, such as http://localhost:8000/v1; "": cached answers only
+    key_env: str = "OPENAI_API_KEY"  # environment variable with the endpoint's key
+    threads: int = 8  # questions at once
+    timeout: float = 120.0  # seconds until a request counts as failed
+    tries: int = 6  # requests before a question counts as failed
+    takes: int = 3  # answers without the wanted form before a question counts as failed
+    backoff: float = 1.0  # seconds before the second try; doubled for each further one
+    max_tokens: int = 1400  # longest answer
+    max_pixels: int = 1024 * 1024  # largest image that is sent
+    max_failures: int = 50  # failed questions in a row before the step stops
 
     def open(self, folder: pathlib.Path, process: int) -> Vlm:
-        """Give the model, with a cache in a folder for each process; without base_url it answers from these alone."""
+        """Return the client, with a cache file in `folder` for each process; without base_url it reads the cache only.
+
+        Raises:
+          InputError: `model` is empty.
+        """
         names = ("timeout", "tries", "takes", "backoff", "max_tokens", "max_pixels")
         options = {name: getattr(self, name) for name in names}
         if not self.model:
@@ -85,29 +87,37 @@ class VlmConfig:
 
 @dataclass(frozen=True)
 class KeepConfig:
-    """What a candidate must reach to be kept; None does not ask for that score."""
+    """The scores that a candidate needs to be kept."""
 
-    style: float | None
-    subject: float | None
-    judge: float | None
-    duplicates: int  # hashes that differ in no more bits than this are of one image; -1: no such filter
+    style: float | None = 0.5  # lowest style score; None: any
+    subject: float | None = 0.5  # lowest subject score; None: any
+    judge: float | None = 3.5  # lowest mean of the judge's parts, 0 to 4; negative or None: no judge
+    duplicates: int = 4  # bits of 64 in which hashes of the same image may differ; -1: keep duplicates
+
+    def __post_init__(self):
+        if self.judge is not None and self.judge < 0:  # the command line has no None
+            object.__setattr__(self, "judge", None)
 
 
 @dataclass(frozen=True)
 class CurationConfig:
-    """Everything that the steps of a curation need."""
+    """The settings of all steps of a curation (docs/curation.md)."""
 
-    layouts: tuple[str, ...]
-    limit: int
-    shard_size: int
-    seed: int
-    captions: str
-    caption_question: str
-    stylize: ExpertConfig
-    destylize: ExpertConfig
-    score: ScoreConfig
-    vlm: VlmConfig
-    keep: KeepConfig
+    layouts: tuple[str, ...] = get_args(Layout)  # candidates of each image, by the layout of their content image
+    limit: int = 0  # images to take from the source; 0: all
+    shard_size: int = 256  # images in a shard, the unit of work that is done or not done
+    seed: int = 0  # seed of prompts and noise
+    captions: str = "record"  # captions of images: "record" takes the source's, "vlm" asks the model, or "none"
+    caption_question: str = (
+        "Say in one short phrase what this picture shows: its main subject and where it is. Do not mention style,"
+        " medium or colours. Answer with the phrase alone."
+    )
+    """Question that asks the model for a caption."""
+    stylize: ExpertConfig = ExpertConfig()  # expert that makes style images
+    destylize: ExpertConfig = ExpertConfig(reference="content")  # expert that makes content images
+    score: ScoreConfig = ScoreConfig()  # scores of candidates
+    vlm: VlmConfig = VlmConfig()  # vision-language model
+    keep: KeepConfig = KeepConfig()  # scores that a candidate needs
 
     def __post_init__(self):
         if self.captions not in CAPTIONERS:
@@ -121,31 +131,19 @@ class CurationConfig:
                 raise ValueError(f"{name}.prompts lacks {', '.join(sorted(missing))}")
 
 
-def from_section(section: Mapping[str, Any] | None) -> CurationConfig:
-    """Build and check the configuration of a curation.
+@dataclass(frozen=True)
+class CurationRunConfig(TrainConfig):
+    """A training run's configuration, for its data, with that of a curation."""
+
+    curation: CurationConfig = CurationConfig()  # settings of the curation's steps
+
+
+def curation_of(config: TrainConfig) -> CurationConfig:
+    """Return the section `curation`.
 
     Raises:
-      InputError: there is no such section, or a value makes no sense; the message names it.
+      InputError: the configuration has none.
     """
-    if section is None:
+    if not isinstance(config, CurationRunConfig):
         raise InputError("this configuration has no section curation: use --config configs/curation.py.")
-    judge = section["keep"]["judge"]
-    section = dict(section) | {"keep": dict(section["keep"]) | {"judge": None if judge < 0 else judge}}
-    parts = dict(stylize=ExpertConfig, destylize=ExpertConfig, score=ScoreConfig, vlm=VlmConfig, keep=KeepConfig)
-    try:
-        values = {name: _tuples(value) for name, value in section.items()}
-        values |= {name: part(**_tuples(values[name])) for name, part in parts.items()}
-        return CurationConfig(**_tuples(values))
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"config.curation: {error}") from error
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """Give a part of the configuration in JSON terms."""
-    return dataclasses.asdict(config)
-
-
-def _tuples(values: Any) -> Any:
-    if not isinstance(values, Mapping):
-        return tuple(values) if isinstance(values, list) else values
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return config.curation

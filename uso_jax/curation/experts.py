@@ -15,7 +15,7 @@ import numpy as np
 
 from uso_jax import mini, weights
 from uso_jax.common.errors import BadExample, InputError
-from uso_jax.curation.config import CurationConfig, plain
+from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.store import Folder, Made, Row
 from uso_jax.inference.options import GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
@@ -45,7 +45,9 @@ class Expert:
         """Everything that determines the images: configuration, seed and weight fingerprints."""
         directory = mini.directory(self.config.weights)
         have = [name for name in weights.components(directory) if name in _NETWORKS]
-        found = plain(self.config) | {"weights": {name: pretrained.fingerprint(directory / name) for name in have}}
+        found = dataclasses.asdict(self.config) | {
+            "weights": {name: pretrained.fingerprint(directory / name) for name in have}
+        }
         del found["batch_size"]
         return found | {"seed": self.seed}
 

@@ -24,7 +24,6 @@ from uso_jax.parallel import sharding
 from uso_jax.planning import programs
 from uso_jax.planning.memory import compile_program
 from uso_jax.planning.programs import Choices, Program
-from uso_jax.training import config as training_config
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.stage import StageConfig
 
@@ -47,8 +46,8 @@ def plan_programs(
       InputError: the mesh does not match the slice, or the batch does not match the mesh.
     """
     mesh, wanted = programs.build_programs(config, where.devices, choices)
-    executed = _count(training_config.numerics(config, attention="xla"), where, choices)
-    needed = _count(training_config.numerics(config, attention="xla", remat="none"), where, choices)
+    executed = _count(config.with_numerics(attention="xla"), where, choices)
+    needed = _count(config.with_numerics(attention="xla", remat="none"), where, choices)
     reports = []
     for program in wanted:
         progress(f"Compiling the {program.name} for {where.name}")
@@ -204,7 +203,7 @@ def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tu
         if remat not in (other, "offload"):
             yield (
                 f"--config.model.transformer.remat={other}",
-                training_config.numerics(config, remat=other),
+                config.with_numerics(remat=other),
                 choices,
                 share,
             )

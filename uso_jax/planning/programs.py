@@ -24,7 +24,7 @@ from uso_jax.models.uso import Inputs, NullText
 from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.training import precompute, preflight
-from uso_jax.training.config import TrainConfig, rollout_steps
+from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.init import describe_params
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import describe_state, jit_train_step, state_shardings
@@ -83,8 +83,8 @@ def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
     Raises:
       InputError: the stage is not in the run, or has no reward in mode "reward".
     """
-    stages = {stage.name: stage for stage in config.stages}
-    name = choices.stage or config.stages[-1].name
+    stages = {stage.name: stage for stage in config.run_stages}
+    name = choices.stage or config.run_stages[-1].name
     if name not in stages:
         raise InputError(f"--stage {name!r} is not in the run; known stages: {', '.join(stages)}")
     stage = stages[name]
@@ -98,8 +98,7 @@ def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
 
 def with_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
     """Return the config with the stage of the same name replaced."""
-    stages = tuple(stage if one.name == stage.name else one for one in config.stages)
-    return dataclasses.replace(config, stages=stages)
+    return dataclasses.replace(config, stages={**config.stages, stage.name: stage})
 
 
 def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices) -> tuple[Mesh, list[Program]]:
@@ -110,7 +109,7 @@ def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices
     """
     if config.system.style_encoder != "siglip":
         raise InputError("the planner supports only SigLIP style features; set config.model.style_encoder to siglip")
-    preflight.check_stages(config)
+    preflight.check_settings(config)
     mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
     with jax.set_mesh(mesh):
@@ -125,20 +124,20 @@ def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices
 def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> Program:
     if choices.mode == "train":
         # Networks used only by rewards are not loaded without them.
-        kept = {name: network for name, network in config.system.networks.items() if name not in _REWARDS_ONLY}
-        config = dataclasses.replace(config, system=dataclasses.replace(config.system, networks=kept))
+        config = override(config, {f"model.{name}": None for name in _REWARDS_ONLY if hasattr(config.model, name)})
+        config = override(config, {"model.rewards": {}})
     micro = stage.batch_size // stage.accumulate
     preflight.check_batch(f"--batch {stage.batch_size} in {stage.accumulate} micro-batches", micro, mesh)
     if choices.quantization:
         _check_mode(choices.quantization)
-        config = dataclasses.replace(config, quantization=choices.quantization)
+        config = override(config, {"model.quantization": choices.quantization})
     system = _Untokenised(config.system)
     ready = precompute.is_ready(config.data.train)
     if ready and precompute.is_ready(config.data.heldout):
         system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
     preflight.check_quantization(config, system)
     where = sharding.shardings(mesh, config.rules, system.shapes)
-    trained = set().union(*(one.lr_multipliers(system.shapes) for one in config.stages))
+    trained = set().union(*(one.lr_multipliers(system.shapes) for one in config.run_stages))
     params, rates = describe_params(config, system, where, trained), stage.lr_multipliers(system.shapes)
     state = describe_state(stage, rates, {path: params[path] for path in rates})
     places = state_shardings(state, where)
@@ -149,7 +148,7 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         "train step" if stage.reward is None else "reward step",
         jit_train_step(system, stage, rates, 0, places),
         (state, frozen, describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
-        loops=rollout_steps(stage),
+        loops=stage.rollout_steps,
     )
 
 

@@ -32,7 +32,7 @@ from uso_jax.models.uso import USO, Batch, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.training import rewards
-from uso_jax.training.config import LEARNED, TableConfig, TrainConfig
+from uso_jax.training.config import TableConfig, TrainConfig
 from uso_jax.training.objectives import flow_matching
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.validation import pipeline_options
@@ -54,7 +54,7 @@ class Evaluation:
         self.system, self.settings = system, config.evaluation
         # Absent conditions are masked, so one compiled program serves every task.
         changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=())
-        self.stage = dataclasses.replace(config.stages[-1], **changes)
+        self.stage = dataclasses.replace(config.run_stages[-1], **changes)
         perceptual = Perceptual() if self.settings.perceptual else None
         jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))
         shared = dict(sample=jitted(self._sample_of), learned=jitted(self._learned_of), perceptual=perceptual)
@@ -83,7 +83,7 @@ class Evaluation:
     def _learned_of(self, params: Params, made, batch) -> dict[str, jax.Array]:
         system, images = self.system, to_float(made)
         has = set(system.structures)
-        names = {figure: reward for figure, reward in LEARNED.items() if rewards.components([reward]) <= has}
+        names = {figure: reward for figure, reward in rewards.EVALUATED.items() if rewards.components([reward]) <= has}
         scores = rewards.score(system, params, images, rewards.describe(system, params, names.values(), batch))
         figures = {figure: jnp.mean(scores[reward]) for figure, reward in names.items()}
         if "judge" in has:

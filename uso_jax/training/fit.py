@@ -45,15 +45,15 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     system = preflight.check(config, mesh, workdir)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
-    lr_multipliers = [stage.lr_multipliers(system.shapes) for stage in config.stages]
+    lr_multipliers = [stage.lr_multipliers(system.shapes) for stage in config.run_stages]
     trained = set().union(*lr_multipliers)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint_keep, config.checkpoint_keep_every)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         resume = Resume(config, system, shardings, trained, checkpoints, workdir)
         latest, record, saved = resume.newest() or (0, RunRecord(config.fingerprint()), None)
-        if record.is_finished(config.stages):
+        if record.is_finished(config.run_stages):
             return _write_summary(config, record, workdir)
         run = Run(
             config=config,
@@ -84,12 +84,12 @@ def _train(run: Run, resume: Resume, lr_multipliers: Sequence[dict[str, float]],
     """Make the parameters and train all stages from the one on record; go back after numbers that are not finite."""
     params = initial_params(run.config, run.system, run.shardings, run.trained)
     run.watchdog.beat("after reading and drawing parameters")
-    if run.config.evaluation is not None:
+    if run.config.evaluates:
         run.evaluation = Evaluation(run.config, run.system, run.mesh)
         if run.record.evaluation is None:
             evaluate_before(run, params)
     index = run.record.stage
-    while index < len(run.config.stages):
+    while index < len(run.config.run_stages):
         if index > run.record.stage:
             run.record.begin_stage(index)
         try:

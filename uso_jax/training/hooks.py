@@ -58,7 +58,7 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
       say: shows one line to the user.
     """
     config, record = run.config, run.record
-    stage, stage_record, offset = config.stages[index], record.stages[index], run.first_step(index)
+    stage, stage_record, offset = config.run_stages[index], record.stages[index], run.first_step(index)
     earlier, started = record.seconds, time.monotonic()
 
     def grid(info: StepInfo, state: TrainState, frozen: Params) -> None:
@@ -94,7 +94,7 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
     hooks = [
         Hook(grid, every=config.heldout.grid_every, also=reward_starts),
         Hook(heldout_loss, every=config.heldout.every),
-        Hook(checkpoint, every=config.checkpoint_every, also=lambda info: info.asked),
+        Hook(checkpoint, every=config.checkpoint.every, also=lambda info: info.asked),
         Hook(speed, every=config.log_every, blocking=False),
     ]
     if run.evaluation is not None:
@@ -104,7 +104,7 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
 
 def validate_reward(run: Run, index: int, validator: Validator, params: Params, step: int) -> bool:
     """Record the rewards and judges of held-out images; return whether the stage should end."""
-    stage, figures = run.config.stages[index], validator.rewards(params)
+    stage, figures = run.config.run_stages[index], validator.rewards(params)
     run.metrics.write(run.first_step(index) + step, stage.name, figures)
     stage_record = run.record.stages[index]
     stage_record.reward = [*(stage_record.reward or []), {"step": step, **figures}]

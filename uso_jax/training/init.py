@@ -15,7 +15,7 @@ from uso_jax.models.components import COMPONENTS, by_component, folders
 from uso_jax.models.uso import USO
 from uso_jax.params import ModelDef, Params
 from uso_jax.training import rewards
-from uso_jax.training.config import JUDGES, TrainConfig
+from uso_jax.training.config import TrainConfig
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.weights import quantization
 from uso_jax.weights.quantized_kernels import describe
@@ -34,7 +34,7 @@ def initial_params(
     """
     check_weights(config, system.shapes, trained)
     structs = _describe_whole(config, system, shardings, trained)
-    params: Params = _load(config, structs) if config.weights else {}
+    params: Params = _load(config, structs) if config.model.weights else {}
     params |= _bundled(config, structs, params, trained)
     fresh = {path: struct for path, struct in structs.items() if path not in params}
     # One program a component, so that runs that differ in one network find the others' in the compilation cache.
@@ -47,7 +47,7 @@ def describe_params(
     config: TrainConfig, system: USO, shardings: Mapping[str, NamedSharding], trained: set[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shape, dtype and sharding of every parameter of a run, quantised as `config` asks."""
-    return describe(_describe_whole(config, system, shardings, trained), config.quantization, QUANTIZED)
+    return describe(_describe_whole(config, system, shardings, trained), config.model.quantization, QUANTIZED)
 
 
 def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) -> None:
@@ -60,16 +60,17 @@ def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) 
     missing = [
         name
         for name, found in by_component(paths).items()
-        if name not in {*have, *config.fresh, *_BUNDLED} and not trained.issuperset(found.values())
+        if name not in {*have, *config.model.fresh, *_BUNDLED} and not trained.issuperset(found.values())
     ]
-    if config.weights:
-        needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.stages))
-        if config.evaluation is not None:
-            needed |= JUDGES
+    if config.model.weights:
+        needed = set().union(*(OBJECTIVES[stage.loss].components(stage) for stage in config.run_stages))
+        if config.evaluates:
+            needed |= rewards.EVALUATION_COMPONENTS
         if absent := [name for name in missing if name in needed]:
+            directory = mini.directory(config.model.weights)
             raise InputError(
-                f"weights directory {mini.directory(config.weights)} has no {absent[0]}, which no stage trains; convert"
-                f" it first: python -m convert import FILE --to {mini.directory(config.weights)}"
+                f"weights directory {directory} has no {absent[0]}, which no stage trains; convert it first:"
+                f" python -m convert import FILE --to {directory}"
             )
     _check_rewards(config, missing)
 
@@ -79,7 +80,7 @@ def _describe_whole(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe parameters before they are quantised."""
     exact = {path for path in system.shapes if path in trained or path.split("/")[0] in _REWARDS}
-    dtype = lambda path: jnp.float32 if path in exact else jnp.dtype(config.frozen_dtype)
+    dtype = lambda path: jnp.float32 if path in exact else jnp.dtype(config.model.frozen_dtype)
     return {
         path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=shardings[path])
         for path, shape in system.shapes.items()
@@ -126,9 +127,9 @@ def _bundled(
 
 def _check_rewards(config: TrainConfig, missing: Iterable[str]) -> None:
     """Raise InputError if a reward or judge needs a component without weights."""
-    for stage in config.stages:
+    for stage in config.run_stages:
         needed = rewards.components(stage.reward.names) if stage.reward is not None else set()
-        if random := sorted(needed & set(missing) - set(config.fresh)):
+        if random := sorted(needed & set(missing) - set(config.model.fresh)):
             raise InputError(
                 f"stage {stage.name!r}, reward: there are no weights of {', '.join(random)}, and a network of"
                 " random numbers rewards nothing; import them into --config.model.weights (docs/reward.md)"
@@ -137,19 +138,23 @@ def _check_rewards(config: TrainConfig, missing: Iterable[str]) -> None:
 
 def _stored(config: TrainConfig) -> set[str]:
     """Return the components that are read from the weights directory."""
-    return set(weights.components(mini.directory(config.weights))) - set(config.fresh) if config.weights else set()
+    return (
+        set(weights.components(mini.directory(config.model.weights))) - set(config.model.fresh)
+        if config.model.weights
+        else set()
+    )
 
 
 def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
     """Read every component that the weights directory has."""
-    directory, have = mini.directory(config.weights), _stored(config)
+    directory, have = mini.directory(config.model.weights), _stored(config)
     params: Params = {}
     for component, paths in by_component(structs).items():
         if component not in have:
             continue
         wanted = {inner: structs[path] for inner, path in paths.items()}
-        if config.quantization and component in QUANTIZED:
-            loaded = weights.load_quantized(directory, component, wanted, config.quantization)
+        if config.model.quantization and component in QUANTIZED:
+            loaded = weights.load_quantized(directory, component, wanted, config.model.quantization)
             paths |= {quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()}
         else:
             loaded = weights.load(directory, component, wanted)

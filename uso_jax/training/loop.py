@@ -36,7 +36,7 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
       lr_multipliers: learning-rate multipliers of the parameters that the stage trains.
       saved: the arrays of a checkpoint of this stage, which are used up, or None.
     """
-    config, record, stage, offset = run.config, run.record, run.config.stages[index], run.first_step(index)
+    config, record, stage, offset = run.config, run.record, run.config.run_stages[index], run.first_step(index)
     run.watchdog.beat(f"before stage {stage.name!r}")
     if run.stop.came():
         run.end()
@@ -75,7 +75,7 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
             for hook in hooks:
                 if hook.is_due(info):
                     hook.call(info, state, frozen)
-            if info.asked and not (info.last and index == len(config.stages) - 1):
+            if info.asked and not (info.last and index == len(config.run_stages) - 1):
                 run.end()
             if pausing:
                 run.watchdog.beat(f"after validating and saving step {offset + step}, stage {stage.name!r}")
@@ -116,7 +116,7 @@ def _first_state(
 
 def _begin_record(run: Run, index: int, validator: Validator, params: Params) -> None:
     """Begin the record of a stage with what held-out data says before its first step."""
-    stage = run.config.stages[index]
+    stage = run.config.run_stages[index]
     run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=validator.loss(params)))
     if stage.reward is not None and stage.reward.start == 0:
         validate_reward(run, index, validator, params, 0)
@@ -124,7 +124,7 @@ def _begin_record(run: Run, index: int, validator: Validator, params: Params) ->
 
 def _open_data(run: Run, index: int) -> Iterator[dict[str, np.ndarray]]:
     """Open this process's share of a stage's batches, at the position on record."""
-    config, stage = run.config, run.config.stages[index]
+    config, stage = run.config, run.config.run_stages[index]
     process_index, process_count = sharding.batch_share(run.mesh)
     data = iter(
         batches(
@@ -164,7 +164,7 @@ class _LateMetrics:
     """
 
     def __init__(self, run: Run, index: int, bar: tqdm):
-        self._run, self._stage, self._offset, self._bar = run, run.config.stages[index], run.first_step(index), bar
+        self._run, self._stage, self._offset, self._bar = run, run.config.run_stages[index], run.first_step(index), bar
         self._waiting: tuple[int, dict[str, jax.Array], dict] | None = None
 
     def add(self, step: int, values: dict[str, jax.Array], position: dict) -> None:

@@ -32,7 +32,7 @@ from uso_jax.models.components import folders, row_of, structures
 from uso_jax.models.uso import USO, Batch, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
-from uso_jax.training.config import TrainConfig
+from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.init import initial_params
 from uso_jax.training.stage import StageConfig
 from uso_jax.weights import pretrained
@@ -47,16 +47,16 @@ _CHOICES = ("remat", "attention")  # of a run, which change no number
 def fingerprint(config: TrainConfig) -> dict[str, str]:
     """Identify each encoder by weights, sizes, precision and preprocessing."""
     system, have = config.system, set()
-    directory = mini.directory(config.weights) if config.weights else None
+    directory = mini.directory(config.model.weights) if config.model.weights else None
     if directory is not None:
-        have = set(weights.components(directory)) - set(config.fresh)
+        have = set(weights.components(directory)) - set(config.model.fresh)
     layers = system.transformer.projector and system.transformer.projector.layers
     with_more = {"style": [layers], "text": [system.text.tokenizers()]}  # what else decides the features
     found = {}
     for name in ENCODERS:
         facts = [system.network(name), *with_more.get(row_of(name).encodes, ())]
         numbers = pretrained.fingerprint(directory / name) if name in have else f"random numbers of seed {config.seed}"
-        sizes = json.dumps([facts, config.frozen_dtype, numbers], default=_plain, sort_keys=True)
+        sizes = json.dumps([facts, config.model.frozen_dtype, numbers], default=_plain, sort_keys=True)
         found[name] = hashlib.sha256(sizes.encode()).hexdigest()[:16]
     return found
 
@@ -111,7 +111,7 @@ def precompute(
             f"shard_size {shard_size} must be positive, and process {process[0]}/{process[1]} be 0/N to N-1/N."
         )
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
-    config = dataclasses.replace(config, quantization="")  # encoders alone fit, and are the same for every run
+    config = override(config, {"model.quantization": ""})  # encoders alone fit, and are the same for every run
     full = USO(config.system)
     system = USO(config.system, without=set(full.structures) - set(STRUCTURES))
     with jax.set_mesh(mesh):

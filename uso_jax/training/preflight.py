@@ -36,16 +36,16 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
       InputError: something is wrong; nothing but the empty `workdir` has been made.
     """
     check_workdir(workdir)
-    check_stages(config)
+    check_settings(config)
     check_data(config)
     check_features(config)
     system = precompute.build_system(config)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
-    for stage in config.stages:
+    for stage in config.run_stages:
         check_batch(f"config.stages.{stage.name}.batch_size / accumulate", stage.batch_size // stage.accumulate, mesh)
     check_batch("config.heldout.batch_size", config.heldout.batch_size, mesh)
     check_quantization(config, system)
-    trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.stages))
+    trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
     check_weights(config, system.shapes, trained)
     return system
 
@@ -63,9 +63,26 @@ def check_workdir(workdir: pathlib.Path) -> None:
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
+def check_settings(config: TrainConfig) -> None:
+    """Raise InputError for names that are unknown and for values that do not fit each other."""
+    check_values(config)
+    check_stages(config)
+
+
+def check_values(config: TrainConfig) -> None:
+    """Raise InputError for an unknown source, stage or format, and for sizes that do not fit the networks."""
+    if (mode := config.model.quantization) and mode not in quantization.FORMATS:
+        raise InputError(f"config: model.quantization {mode!r} is unknown; known are {', '.join(quantization.FORMATS)}")
+    if mode and not config.model.weights:
+        raise InputError(f"config: model.quantization {mode!r} is of weights; name them in model.weights")
+    config.data.check()
+    for stage in config.run_stages:
+        stage.check_sizes(config.system.pixels_per_token)
+
+
 def check_stages(config: TrainConfig) -> None:
     """Raise InputError for losses and rewards that do not exist or that the stage or the networks cannot serve."""
-    for stage in config.stages:
+    for stage in config.run_stages:
         if stage.loss not in OBJECTIVES:
             raise InputError(f"stage {stage.name!r}: unknown loss {stage.loss!r}; known are {', '.join(OBJECTIVES)}")
         if stage.reward is not None:
@@ -94,12 +111,13 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
 def check_quantization(config: TrainConfig, system: USO) -> None:
     """Raise InputError if a stage trains kernels that are stored quantised."""
     shapes = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in system.shapes.items()}
-    stored = describe(shapes, config.quantization, QUANTIZED)
-    for stage in config.stages:
+    mode = config.model.quantization
+    stored = describe(shapes, mode, QUANTIZED)
+    for stage in config.run_stages:
         trained = stage.lr_multipliers(system.shapes)
         if quantized := [path for path in trained if quantization.scale_path(path) in stored]:
             raise InputError(
-                f"stage {stage.name!r} trains {quantized[0]}, which --config.model.quantization={config.quantization}"
+                f"stage {stage.name!r} trains {quantized[0]}, which --config.model.quantization={mode}"
                 " stores in too few bits to learn: set it to '', or train lora and projector only"
             )
 
@@ -140,7 +158,7 @@ def check_features(config: TrainConfig) -> None:
                 " --config.model settings, or make the features again."
             )
     parameters = USO(config.system).shapes
-    for stage in config.stages:
+    for stage in config.run_stages:
         _check_stage_of_features(stage, parameters)
 
 

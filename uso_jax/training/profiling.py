@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from uso_jax.hardware import chips, flops
-from uso_jax.training import config as training_config
 from uso_jax.training import precompute
 from uso_jax.training.config import ProfileConfig, TrainConfig
 from uso_jax.training.metric_writer import Metrics
@@ -122,10 +121,10 @@ class ModelFlops:
     """Counts the operations that a train step needs for a batch; they depend on the sizes of its images."""
 
     def __init__(self, config: TrainConfig, stage: StageConfig, lr_multipliers: Mapping[str, float]):
-        plain = training_config.numerics(config, attention="xla", remat="none")
+        plain = config.with_numerics(attention="xla", remat="none")
         (stage,) = (one for one in plain.stages if one.name == stage.name)
         self._step = make_train_step(precompute.build_system(plain), stage, lr_multipliers, 0)
-        self._loops = training_config.rollout_steps(stage)
+        self._loops = stage.rollout_steps
         self._known: dict[tuple, float] = {}
 
     def __call__(self, *arguments: object) -> float:

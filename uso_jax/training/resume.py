@@ -58,9 +58,9 @@ class Resume:
         """Return shapes, dtypes and shardings of a checkpoint's arrays, or None if they need not be read."""
         _check_same_config(record["config"], self.config.fingerprint(), self.workdir)
         position = RunRecord.from_json(record)
-        if position.is_finished(self.config.stages):
+        if position.is_finished(self.config.run_stages):
             return None
-        stage = self.config.stages[position.stage]
+        stage = self.config.run_stages[position.stage]
         lr_multipliers = stage.lr_multipliers(self.system.shapes)
         params = describe_params(self.config, self.system, self.shardings, self.trained)
         state = describe_state(stage, lr_multipliers, {path: params[path] for path in lr_multipliers})

@@ -266,3 +266,9 @@ add(
         needs=("style", "style_label"),
     ),
 )
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+EVALUATED = {"csd": "csd_style", "text_score": "siglip_text"}  # figure of the evaluation's tables -> reward
+EVALUATION_COMPONENTS = {*components(EVALUATED.values()), "judge"}  # weights components that the tables read

@@ -43,7 +43,7 @@ class Run:
 
     def first_step(self, index: int) -> int:
         """Return the global step at which a stage starts."""
-        return sum(stage.steps for stage in self.config.stages[:index])
+        return sum(stage.steps for stage in self.config.run_stages[:index])
 
     def save(self, state: TrainState, frozen: Params) -> None:
         """Begin to write a checkpoint of the current stage."""

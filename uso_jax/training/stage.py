@@ -8,7 +8,7 @@ The dataclasses check their own values. Checks that need the networks, the rewar
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uso_jax import params
@@ -17,6 +17,10 @@ from uso_jax.data import buckets
 from uso_jax.flow import Shift
 
 CONDITIONS = ("content", "style")
+# Values of StageConfig.train: what USO adds to the transformer, alone and together.
+PROJECTOR: params.Rules = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
+LORA: params.Rules = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
+BOTH: params.Rules = ((r"transformer/(feature_embedder|.*/processor)/.*", 1.0), (r".*", None))
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,27 @@ class RewardConfig:
     Where the paper is silent, the defaults are those of its sister paper UMO (arXiv 2509.06818).
     """
 
-    weights: Mapping[str, float]  # by reward name (uso_jax.training.rewards.REWARDS); the weighted sum is the reward r
-    start: int  # S: lambda is 0 in the stage's first S steps
-    scale: float = 1.0  # lambda afterwards; 0 in a configuration means no reward
-    num_steps: int = 25  # T: steps of the roll-out's schedule
-    first: int = 1  # t is drawn from first ... last, counted from the end: T is pure noise, 1 the last step
-    last: int = 10
-    gradient_steps: int = 1  # K: the jump to the image, and K - 1 steps before it (DRaFT-K)
-    guidance: float = 4.0  # embedded scale in the roll-out
-    shift: Shift = "flux"  # of the roll-out's schedule
-    phi: str = "negative"  # minimised function of r: "negative", -r; "clip", max(margin - r, 0), as in ReFL
-    margin: float = 2.0
-    anchor: float = 0.0  # weight of the squared velocity difference to the model at step S; 0: no anchor
-    blocks: int = 1  # the batch is decoded and rewarded in this many blocks, one after another
-    remat_decoder: bool = True
-    tile: int = 0  # side in pixels of the tiles in which images are decoded, one after another; 0: whole images
-    judges: tuple[str, ...] = ()  # rewards that are only logged, and that stop the stage when they fall
-    patience: int = 0  # stop after this many validations in a row with a judge down and the reward up; 0: never
-    tolerance: float = 0.02  # a judge is down when it is more than this below its best value
-    max_skipped: int = 10  # the run stops after this many steps in a row with a reward that is not finite
+    weights: Mapping[str, float] = field(default_factory=lambda: {"csd_style": 1.0})
+    """Weight of each reward by name (uso_jax.training.rewards.REWARDS); their weighted sum is the reward r."""
+    start: int = 0  # steps of the stage before the first one with a reward; the paper's S
+    scale: float = 1.0  # weight of the reward in the loss, the paper's lambda; 0: no reward
+    num_steps: int = 25  # steps of the roll-out's schedule; the paper's T
+    first: int = 1  # earliest step at which the roll-out stops, counted from the end: T is pure noise, 1 the last step
+    last: int = 10  # latest step at which the roll-out stops; the step is drawn from first ... last
+    gradient_steps: int = 1  # steps with a gradient: the jump to the image, and this many less one before it (DRaFT-K)
+    guidance: float = 4.0  # embedded guidance scale in the roll-out
+    shift: Shift = "flux"  # time shift of the roll-out's schedule; the released weights are sampled with "upstream"
+    phi: str = "negative"  # loss of the reward: "negative" is -r, "clip" is max(margin - r, 0), as in ReFL
+    margin: float = 2.0  # margin where phi is "clip"
+    anchor: float = 0.0  # weight of the squared velocity difference to the model before the reward; 0: none
+    blocks: int = 1  # parts of a batch that are decoded and rewarded one after another, to save memory
+    remat_decoder: bool = True  # recompute the decoder's activations in the backward pass
+    tile: int = 0  # pixels a side of the tiles that images are decoded in, to save memory; 0: whole images
+    judges: tuple[str, ...] = ()  # rewards that are only measured, and that stop the stage when they fall
+    patience: int = 0
+    """Judgements in a row with a judge down and the reward up before the stage ends; 0: never."""
+    tolerance: float = 0.02  # how far a judge may fall below its best before it counts as down
+    max_skipped: int = 10  # steps in a row without a finite reward before the run stops
 
     def check(self, stage: "StageConfig") -> None:
         """Raise InputError for values that are invalid by themselves or for the stage's other settings."""
@@ -82,38 +88,44 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage; the paper's two stages and its joint variant differ only in these values."""
+    """One stage; the paper's two stages and its joint variant differ only in these values.
 
-    name: str
-    loss: str  # one of uso_jax.training.objectives.OBJECTIVES
-    steps: int
-    train: params.Rules  # (regex over parameter paths, learning-rate multiplier or None for frozen), first match wins
-    conditions: tuple[str, ...]  # of "content", "style"; tokens of the others are left out of the sequence
-    batch_size: int  # over all devices
-    target_size: tuple[int, int]  # pixels, (height, width)
-    content_size: tuple[int, int]
-    data: Mapping[str, Any]  # optional arguments of the data source, such as task weights; unknown ones are ignored
-    learning_rate: float
-    warmup_steps: int
-    decay: str  # of the learning rate after warm-up: "constant", or "cosine" down to zero at the last step
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    clip_norm: float
-    accumulate: int  # micro-batches per step; batch_size is their sum
-    ema_decay: float  # 0 keeps no average
-    text_dropout: float
-    content_dropout: float
-    style_dropout: float
-    guidance: float  # embedded scale in the flow-matching loss
-    shift_mu: float | None  # of the training times; None takes flow.shift_mu of the target's token count
-    reward: RewardConfig | None = None
-    optimizer: str = "adamw"  # or "muon"
-    all_dropout: float = 0.0  # probability of dropping all conditions at once, as classifier-free guidance needs
-    clip_cut: float = 0.0  # probability that CLIP reads only the start of a caption, so that T5 must carry the rest
+    Where the paper is silent, the defaults are the settings of UNO's trainer (arXiv 2504.02160).
+    """
+
+    name: str  # name of the stage
+    loss: str = "flow_matching"  # objective, one of uso_jax.training.objectives.OBJECTIVES
+    steps: int = 1000  # optimizer steps
+    train: params.Rules = BOTH
+    """(regex over parameter paths, learning-rate multiplier or None for frozen); the first match wins."""
+    conditions: tuple[str, ...] = ("content", "style")  # references whose tokens are in the sequence
+    batch_size: int = 16  # examples a step, over all devices
+    target_size: tuple[int, int] = (512, 512)  # (height, width) of targets in pixels
+    content_size: tuple[int, int] = (256, 256)  # (height, width) of content images in pixels
+    data: Mapping[str, Any] = field(default_factory=lambda: {"tasks": {"style_subject": 1.0}})
+    """Further arguments of the source, such as the weights of its tasks; sources that do not know them ignore them."""
+    learning_rate: float = 8e-5  # peak learning rate
+    warmup_steps: int = 100  # steps of linear warm-up
+    decay: str = "constant"  # learning rate after warm-up: "constant", or "cosine" down to zero at the last step
+    weight_decay: float = 0.01  # decoupled weight decay
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of the optimizer's moments
+    eps: float = 1e-8  # epsilon of the optimizer
+    clip_norm: float = 1.0  # global norm that gradients are clipped to
+    accumulate: int = 1  # micro-batches a step; batch_size is their sum
+    ema_decay: float = 0.0  # decay of the exponential moving average of parameters; 0: no average
+    text_dropout: float = 0.1  # share of examples without a prompt
+    content_dropout: float = 0.0  # share of examples without the content image
+    style_dropout: float = 0.0  # share of examples without style images
+    guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling
+    shift_mu: float | None = None  # exponent of the time shift in training; None: FLUX.1's, by token count
+    reward: RewardConfig | None = None  # style reward learning; None: no reward
+    optimizer: str = "adamw"  # "adamw", or "muon" for the matrices of the blocks
+    all_dropout: float = 0.0  # share of examples without any condition
+    clip_cut: float = 0.0  # share of captions of which CLIP reads the beginning only, so T5's tokens carry the rest
     max_guidance: float = 5.0  # largest scale that the guidance loss draws
-    target_aspects: tuple[tuple[int, int], ...] = ()  # (height, width) at 512 x 512; (): target_size alone
-    content_aspects: tuple[tuple[int, int], ...] = ()
+    target_aspects: tuple[tuple[int, int], ...] = ()
+    """Aspects of targets as (height, width) at 512 x 512, scaled to target_size's area; (): target_size alone."""
+    content_aspects: tuple[tuple[int, int], ...] = ()  # aspects of content images; (): content_size alone
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
@@ -159,6 +171,12 @@ class StageConfig:
             "content_sizes": buckets.sizes(self.content_aspects, self.content_size, pixels_per_token),
         }
 
+    @property
+    def rollout_steps(self) -> float:
+        """Mean number of steps without a gradient in the roll-out of the reward; 1 without a reward."""
+        r = self.reward
+        return 1.0 if r is None else r.num_steps - (r.first + r.last) / 2 - r.gradient_steps + 1
+
     def at_size(self, height: int, width: int) -> "StageConfig":
         """Return the stage for a batch whose targets have this size."""
         return dataclasses.replace(self, target_size=(height, width))
@@ -180,3 +198,8 @@ class StageConfig:
                 " encoder or a reward that learns would serve the reward and not the image"
             )
         return multipliers
+
+
+def by_name(*stages: StageConfig) -> dict[str, StageConfig]:
+    """Return stages by name, as `TrainConfig.stages` wants them."""
+    return {stage.name: stage for stage in stages}
