@@ -17,7 +17,6 @@ SUFFIXES = (".py", ".md", ".ipynb", ".toml", ".html")
 # Paths (files, or directories that end in /) whose text is not revised yet. Must end up empty.
 PENDING: tuple[str, ...] = (
     "README.md",
-    "configs/",
     "convert/",
     "docs/decisions.md",
     "docs/evaluate.md",
@@ -61,7 +60,6 @@ PICTURES = {  # text that may contain the word: why
     '"picture"': "key of score logs and of a curation's rows",
     '"--pictures"': "alias of a command-line flag",
     "`pictures`": "option of the reader uso_eval",
-    'pictures=""': "option of the reader uso_eval",
     'pictures: str = ""': "option of the reader uso_eval",
     "urls.join(pictures,": "option of the reader uso_eval",
     "if pictures else": "option of the reader uso_eval",

@@ -149,7 +149,7 @@ def _kinds(config_class: type) -> dict[str, Any]:
 
 
 def is_section(value: Any) -> bool:
-    """Return whether a value has fields or items of its own."""
+    """Return whether a value has fields or items."""
     return dataclasses.is_dataclass(value) or isinstance(value, Mapping)
 
 
