@@ -13,11 +13,11 @@ import pytest
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings import look, palette
 from uso_jax.data.drawings.canvas import Pose
-from uso_jax.data.drawings.drawn_source import SPLITS
 from uso_jax.data.drawings.look import FAMILIES, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle, combinations
 from uso_jax.data.drawings.source import ProceduralSource
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import SUBJECTS, subject_names
+from uso_jax.data.splits import SPLITS
 from uso_jax.data.triplet import Triplet
 from uso_jax.evaluation.metrics.counterfactual import Styles, style_sets
 

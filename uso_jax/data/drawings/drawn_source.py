@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The base of the sources that draw their triplets on demand, and the names of their splits."""
+"""The base of the sources that draw their triplets on demand."""
 
 import abc
 import operator
@@ -10,19 +10,17 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from uso_jax.common.errors import InputError
 from uso_jax.data.drawings import sampling
+from uso_jax.data.splits import SPLITS, check_split
 from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
-
-SPLITS = ("train", "heldout_subjects", "heldout_styles", "heldout_families", "heldout")
 
 
 class DrawnSource(abc.ABC):
     """Random access to `length` triplets. Example i depends only on (seed, split, i).
 
     Args:
-      where: names the source in error messages.
-      split: one of SPLITS.
+      name: of the source, for error messages.
+      split: one of SPLITS, or an old name of one.
       seed: of all random choices.
       size: side of the images in pixels.
       length: number of triplets.
@@ -36,7 +34,7 @@ class DrawnSource(abc.ABC):
 
     def __init__(
         self,
-        where: str,
+        name: str,
         *,
         split: str,
         seed: int,
@@ -46,8 +44,7 @@ class DrawnSource(abc.ABC):
         tasks: Mapping[str, float | int] | None,
         shares: Mapping[str, float | int],
     ):
-        if split not in SPLITS:
-            raise InputError(f"{where}: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+        where, split = f"{name} data", check_split(name, split)
         sampling.check_arguments(where, size=size, length=length, num_styles=num_styles, shares=shares)
         self.split, self.seed, self.size, self.length, self.num_styles = split, seed, size, length, num_styles
         self.heldout_subjects = split in ("heldout_subjects", "heldout")

@@ -90,7 +90,7 @@ class ProceduralSource(DrawnSource):
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
         super().__init__(
-            "procedural data",
+            "procedural",
             split=split,
             seed=seed,
             size=size,

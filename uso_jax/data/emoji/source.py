@@ -34,11 +34,11 @@ from uso_jax.data.drawings.drawn_source import DrawnSource
 from uso_jax.data.drawings.look import FAMILIES, FAMILY_OF, HELDOUT_FAMILIES, PLAIN, STYLE_NAMES, DrawingStyle
 from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.emoji.artwork import HELDOUT_TEAM, TEAMS, EmojiArtwork, phrase
+from uso_jax.data.splits import OLD_NAMES
 from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
 LOOKS = ("artists", "drawn")
-_RENAMED = {"heldout_style": "heldout_styles"}  # the earlier name of the split, still accepted
-_KEY_NAMES = {"heldout_styles": "heldout_style"}  # keys seed the counterfactuals, so they keep the earlier name
+_NAMES_IN_KEYS = {new: old for old, new in OLD_NAMES.items()}  # keys seed the counterfactuals and must not change
 TRAINED_TEAMS = tuple(team for team in TEAMS if team != HELDOUT_TEAM)
 SENTENCES = ("{}", "a picture of {}", "here is {}", "{} in another place")
 NUM_SUBJECTS = 60  # other subjects in the counterfactuals
@@ -88,8 +88,8 @@ class EmojiSource(DrawnSource):
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
         shares |= {"plain": plain, "same_look": same_look}
         super().__init__(
-            "emoji data",
-            split=_RENAMED.get(split, split),
+            "emoji",
+            split=split,
             seed=seed,
             size=size,
             length=length,
@@ -170,7 +170,7 @@ class EmojiSource(DrawnSource):
             target=render(subject, pose, style, self.size),
             task=task,
             layout="preserved" if preserved else "shifted",
-            key=f"emoji/{_KEY_NAMES.get(self.split, self.split)}/{self.seed}/{index}",
+            key=f"emoji/{_NAMES_IN_KEYS.get(self.split, self.split)}/{self.seed}/{index}",
             meta=meta,
         )
 
