@@ -58,7 +58,7 @@ gc.freeze()  # what is imported stays, so collections need not look at it
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """Give the directory of compiled programs that all modules of all processes share."""
+    """Return the directory of compiled programs that all test processes share."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of all workers

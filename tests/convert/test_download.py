@@ -26,7 +26,7 @@ from uso_jax.weights.pretrained import Defaults
 
 
 class Hub:
-    """Gives the files of a repository that match, as huggingface_hub's module does."""
+    """Returns the matching files of a repository, like huggingface_hub's module."""
 
     def __init__(self, folder, files=(), error=None):
         self.folder, self.files, self.error, self.calls = folder, files, error, []

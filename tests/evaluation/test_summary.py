@@ -18,7 +18,7 @@ from uso_jax.evaluation.scoring import Scores
 
 
 def rows(found, values, compat=False):
-    """Give rows of one image an item: subset -> list of figures."""
+    """Return rows with one image per item: subset -> list of figures."""
     items, scores = [], Scores()
     for subset, many in values.items():
         for number, figures in enumerate(many):

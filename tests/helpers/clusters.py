@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs in processes of their own: several at once, on meshes of several devices, that may be killed."""
+"""Whole runs in separate processes: several at once, on meshes of several devices, that can be killed."""
 
 import contextlib
 import faulthandler
@@ -29,7 +29,7 @@ _SECONDS = 900  # after which a test gives up on a process
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of tiny, and on what: so many processes with so many virtual devices each."""
+    """A run of tiny, with its number of processes and of virtual devices per process."""
 
     workdir: pathlib.Path
     cache: pathlib.Path  # of compiled programs
@@ -54,7 +54,7 @@ class Running:
             process.start()
 
     def log(self, index: int = 0) -> str:
-        """Give what a process has said on stdout and stderr."""
+        """Return the stdout and stderr of a process."""
         return _log(self.plan, index).read_text()
 
     def wait_for(self, condition) -> None:
@@ -91,25 +91,25 @@ def finish(plan: Plan) -> Running:
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
-    """Give the loss of every step, as the run's metrics have it."""
+    """Return the loss of every step from the metrics of the run."""
     return {line["step"]: line["loss"] for line in metrics(workdir) if "loss" in line}
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
-    """Give the lines of a run's metrics; the last may be half written."""
+    """Return the lines of the metrics of a run; the last may be incomplete."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    """Give the steps of a run's complete checkpoints."""
+    """Return the steps of the complete checkpoints of a run."""
     found = (workdir / "checkpoints").glob("*")
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Give the arrays of a run's last checkpoint."""
+    """Return the arrays of the last checkpoint of a run."""
     path = workdir / "checkpoints" / str(steps(workdir)[-1]) / "arrays"
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(path).item_metadata.tree

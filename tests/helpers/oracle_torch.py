@@ -117,7 +117,7 @@ def _rename(table: dict[str, tuple[str, ...]], weights: Weights) -> Weights:
 
 
 def flux_names(weights: Weights) -> Weights:
-    """Give a diffusers transformer's weights their original names."""
+    """Rename the weights of a diffusers transformer to the original names."""
     table = dict(_TOP)
     for ours, (theirs, block) in _BLOCKS.items():
         for i in {int(key.split(".")[1]) for key in weights if key.startswith(theirs)}:
@@ -185,7 +185,7 @@ def siglip_pair() -> tuple[siglip.SiglipVision, SiglipVisionModel]:
 
 
 def block_rows(name: str) -> tuple[Row, ...]:
-    """Give the production table's rows of one block, by their names inside the block."""
+    """Return the rows of the conversion table for one block, by their names inside the block."""
     inner = lambda path: tuple(map(inner, path)) if isinstance(path, tuple) else path.removeprefix(f"{name}/")
     prefix = f"{name}.{{i}}."
     return tuple((t.removeprefix(prefix), inner(f), k) for t, f, k in TRANSFORMER + LORA if t.startswith(prefix))
@@ -204,7 +204,7 @@ _ADAPTED = {  # adapter -> diffusers' layers whose weights it adds to
 
 @functools.cache
 def _block_weights(name: str, rank: int) -> tuple[torch.nn.Module, Weights]:
-    """Give diffusers' block, with the adapters added to its weights, and our weights under FLUX's names."""
+    """Return diffusers' block with the adapters merged into its weights, and our weights under FLUX's names."""
     c = flux.FluxConfig.tiny(lora_rank=rank, lora_scale=0.7)
     kind = FluxTransformerBlock if name == "double_blocks" else FluxSingleTransformerBlock
     theirs = kind(c.hidden_size, c.num_heads, c.head_dim)
@@ -248,7 +248,7 @@ _NORMED = 16
 
 @functools.cache
 def _module(kind: type, *config, **sizes) -> nnx.Module:
-    """Give a module with drawn parameters; its own initialisation would cost seconds of compilation."""
+    """Return a module with random parameters; its initialisation would take seconds to compile."""
     structure = ModelDef(lambda rngs: kind(*config, **sizes, rngs=rngs))
     weights = draw({path: struct.shape for path, struct in structure.shapes.items()}, 9)
     return structure({path: jnp.asarray(x) for path, x in weights.items()})

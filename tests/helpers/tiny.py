@@ -88,7 +88,7 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
 
 
 def drawn(system: USO, seed: int = 0) -> dict[str, jax.Array]:
-    """Give `system.init`, by one program a component: tests whose systems differ share most of them."""
+    """Return `system.init` with one program per component, so that tests with different systems share most of them."""
     keys = system.keys(jax.random.key(seed))
     parts = {name: jax.jit(system.structures[name].init)(key) for name, key in keys.items()}
     return {f"{name}/{path}": value for name, part in parts.items() for path, value in part.items()}

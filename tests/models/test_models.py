@@ -35,7 +35,7 @@ def uso_shapes():
 
 
 def part(name: str):
-    """Give the shapes of USO's adapters or projector, or of the transformer alone."""
+    """Return the shapes of USO's adapters or projector, or of the transformer alone."""
     owner = lambda path: "lora" if "/processor/" in path else "projector" if "feature_embedder/" in path else "flux"
     return {path: struct for path, struct in uso_shapes().items() if owner(path) == name}
 
@@ -142,7 +142,7 @@ def forward(model, batch, style_valid=None, ref_valid=None):
 
 
 def validity():
-    """Give the style images and the reference tokens that each sample of `batch` has."""
+    """Return the numbers of style images and reference tokens of each sample of `batch`."""
     styles = jnp.asarray([[True, True], [False, True], [False, False], [False, False]])
     references = jnp.asarray([[True] * 7, [False] * 7, [True] * 4 + [False] * 3, [False] * 7])
     return styles, references
@@ -195,7 +195,7 @@ def test_arguments_that_do_not_go_together():
 
 @functools.cache
 def blocks():
-    """Give a stack of three adapted blocks and parameters that are all drawn, the adapters' too."""
+    """Return a stack of three adapted blocks with random parameters, including the adapters'."""
     make = lambda rngs: scan.stack(lambda rngs: SingleStreamBlock(FluxConfig.tiny(), rngs=rngs), 3, rngs)
     structure = params.ModelDef(make)
     return structure, jax.jit(structure.init)(jax.random.key(1))
@@ -203,7 +203,7 @@ def blocks():
 
 @functools.cache
 def rematerialised(remat: str):
-    """Give output and parameter gradients of the stack."""
+    """Return output and parameter gradients of the stack."""
     structure, drawn = blocks()
     drawn = {path: x + 0.1 for path, x in drawn.items()}  # `up` starts as 0, which would hide `down`
     x, vec = jax.random.normal(jax.random.key(2), (2, 6, 32)), jax.random.normal(jax.random.key(3), (2, 32))

@@ -38,7 +38,7 @@ def torch_text_config(config: SiglipTextConfig) -> transformers.SiglipTextConfig
 
 
 def make_torch(scale: float = 1.0) -> transformers.SiglipModel:
-    """Give both towers, every parameter drawn anew, embeddings times `scale`."""
+    """Return both towers with random parameters, embeddings times `scale`."""
     text = torch_text_config(TEXT_CONFIG).to_dict()
     vision = sizes(VISION_CONFIG, DINO_SIZES)
     model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))

@@ -130,7 +130,7 @@ def test_t5_mistakes_are_seen(mutate, monkeypatch):
 
 
 def prompts(length: int, *ends: tuple[int, ...]) -> np.ndarray:
-    """Give one text a tuple, with an end-of-text token at each of its positions."""
+    """Return one text per tuple, with an end-of-text token at each of its positions."""
     tokens = ids(len(ends), length)
     for row, positions in zip(tokens, ends, strict=True):
         row[list(positions)] = EOS

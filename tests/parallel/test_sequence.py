@@ -72,7 +72,7 @@ def numbers():
 
 @functools.cache
 def run(remat: str, **shape: int):
-    """Give velocity, loss and gradients of all parameters on a mesh, and the floating-point operations of a device."""
+    """Return velocity, loss and gradients of all parameters on a mesh, and the FLOPs per device."""
     structure = params.ModelDef(lambda rngs: Flux(FluxConfig(**vars(CONFIG) | {"remat": remat}), rngs=rngs))
     drawn, batch, (ids, ref_ids) = numbers()
 

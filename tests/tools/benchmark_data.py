@@ -83,7 +83,7 @@ def seconds_here(folder: pathlib.Path, count: int, workers: int, threads: int) -
 
 
 def timed(reading, count: int, warm: int = 1, clock=time.perf_counter) -> float:
-    """Give the seconds a batch, after some that include the start of processes; `clock` counts them."""
+    """Return seconds per batch by `clock`, after warm-up batches that include the start of processes."""
     for _ in itertools.islice(reading, warm):
         pass
     start = clock()

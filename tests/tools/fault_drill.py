@@ -30,13 +30,13 @@ class Drill:
 
 
 def plan(workdir: pathlib.Path, cache: pathlib.Path, *, steps: int, every: int) -> Plan:
-    """Give the run that the drills disturb."""
+    """Return the run that the drills disturb."""
     changes = {"checkpoint.every": every, "checkpoint.keep": 3}
     return Plan(workdir, cache, changes, {"steps": steps, "ema_decay": 0.5})
 
 
 def kill_at_random(plan: Plan, *, kills: int, seconds: float, seed: int) -> Drill:
-    """Kill a run so often, up to so many seconds after its first new step or save, then let it end."""
+    """Kill a run repeatedly, each time within some seconds of its first new step or save, then let it finish."""
     rng, drill = random.Random(seed), Drill(plan)
     while drill.kills < kills:
         before = _state(plan)
@@ -74,7 +74,7 @@ def check_equal(disturbed: Plan, straight: Plan) -> None:
 
 
 def check_close(other: Plan, straight: Plan) -> float:
-    """Give the largest difference of two runs' parameters, which is at most 1e-6."""
+    """Return the largest difference of the parameters of two runs, which is at most 1e-6."""
     got, want = clusters.arrays(other.workdir), clusters.arrays(straight.workdir)
     assert got.keys() == want.keys()
     largest = max(float(np.abs(got[name] - want[name]).max()) for name in want if "params" in name or "ema" in name)

@@ -27,7 +27,7 @@ MESHES = {  # processes, devices of each, mesh
 
 
 def difference(plan: Plan, reference: Plan) -> float:
-    """Give the largest relative difference of two runs' losses."""
+    """Return the largest relative difference of the losses of two runs."""
     got, want = clusters.losses(plan.workdir), clusters.losses(reference.workdir)
     assert got.keys() == want.keys() and want
     return max(abs(got[step] - want[step]) / abs(want[step]) for step in want)

@@ -25,7 +25,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def layout(name: str, blocks: int | None = None, width: int = 1) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Give dtype and shape of every tensor; all sizes of at least `width` are divided by it."""
+    """Return dtype and shape of every tensor; all sizes of at least `width` are divided by it."""
     manifest = json.loads(MANIFESTS.read_text())[name]
     number = lambda key: int(match[1]) if (match := re.match(r"\w+_blocks\.(\d+)\.", key)) else -1
     shrink = lambda size: size // width if size % width == 0 else size

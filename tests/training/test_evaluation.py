@@ -20,7 +20,7 @@ from uso_jax.models.siglip import SiglipConfig, SiglipVision
 
 
 def uso_shapes(part: str):
-    """Give the shapes of the adapters ("/processor/"), the projector ("feature_embedder/"), or of all the rest ("")."""
+    """Return the shapes of the adapters ("/processor/"), the projector ("feature_embedder/"), or of the rest ("")."""
     own = ("/processor/", "feature_embedder/")
     inside = lambda path: part in path if part else not any(name in path for name in own)
     shapes = params.shapes(lambda rngs: Flux(golden.flux_config(), rngs=rngs))

@@ -50,7 +50,7 @@ def straight(tmp_path_factory):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Give a list of batches, by digest as `watched` has it, whose step ends in numbers that are not finite."""
+    """Return the list of batches, by the digests of `watched`, whose step becomes non-finite."""
     bad: list[str] = []
     make = uso_jax.training.loop.jit_train_step
 

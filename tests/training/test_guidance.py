@@ -29,7 +29,7 @@ def cheap_compilation(compiled):
 
 @functools.cache
 def setting():
-    """Give configuration, system, parameters of which none is zero, and a batch."""
+    """Return configuration, system, non-zero parameters and a batch."""
     config = tiny.config("joint", loss="guidance", **RATES)
     system = USO(config.system)
     params = tiny.drawn(system)
@@ -45,7 +45,7 @@ def setting():
 
 @functools.cache
 def compiled():
-    """Give what several tests compute as programs: the encoded batch, velocities, inputs without conditions."""
+    """Return programs that several tests use: the encoded batch, velocities, inputs without conditions."""
     stage, system, *_ = setting()
     encode = jax.jit(lambda params, batch: flow_matching.encode(params, system, stage, batch))
     velocity = jax.jit(system.velocity)

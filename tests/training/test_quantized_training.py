@@ -62,7 +62,7 @@ def config(directory, mode, *run, changes=None, **stage) -> TrainConfig:
 
 
 def started(run: TrainConfig):
-    """Give system and parameters as `fit` starts with them."""
+    """Return system and parameters as `fit` initialises them."""
     system = precompute.build_system(run)
     where = sharding.shardings(sharding.make_mesh(run.mesh), run.rules, system.shapes)
     return system, initial_params(run, system, where, set(run.run_stages[-1].lr_multipliers(system.shapes)))

@@ -33,7 +33,7 @@ def cheap_compilation(compiled):
 
 
 def stage(*, changes=None, **values):
-    """Give one stage with a reward of a schedule of four steps; `changes` are of the stage."""
+    """Return one stage with a reward on a schedule of four steps; `changes` apply to the stage."""
     (found,) = tiny.config("joint", reward=SHORT | values, **(changes or {})).run_stages
     return found
 
@@ -47,7 +47,7 @@ def batch() -> dict[str, jax.Array]:
 
 
 def stepper(chosen, mesh=None):
-    """Give a stage's start, its compiled step, and the list that grows whenever the step is traced."""
+    """Return the start of a stage, its compiled step, and a list that grows whenever the step is traced."""
     mesh = mesh or steps.one_device()
     rates, traces = chosen.lr_multipliers(system().shapes), []
     function = train.make_train_step(system(), chosen, rates, seed=0)
@@ -131,7 +131,7 @@ def encoded():
 
 
 def path_with(params, chosen, t: int):
-    """Give where gradients begin, the tokens to decode and the loss, for the given stopping step."""
+    """Return where gradients begin, the tokens to decode and the loss, for a stopping step."""
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     weighed = reward.weigh(system(), chosen, batch(), plain)
     draws = reward.Draws(reward.draw(jax.random.key(1), system(), chosen).noise, jnp.asarray(t))
@@ -215,7 +215,7 @@ _BOTH_LOSSES: dict = {}
 
 
 def value_and_grad(chosen, given, mesh=None):
-    """Give both losses, the figures and both gradients of one step's draws."""
+    """Return both losses, the metrics and both gradients for the random numbers of one step."""
     mesh = mesh or steps.one_device()
     plain = flow_matching.draw(jax.random.key(0), system(), chosen)
     draws = plain, reward.draw(jax.random.key(1), system(), chosen)

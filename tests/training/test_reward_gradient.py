@@ -128,7 +128,7 @@ SIZE, GUIDANCE, T, STOP = (16, 24), 4.0, 4, 2  # pixels; embedded scale; steps o
 
 
 def oracle_system() -> tuple[USO, dict[str, jax.Array]]:
-    """Give a System around the networks that `oracle_torch` pairs with torch's, and its parameters."""
+    """Return a USO with the networks that `oracle_torch` pairs with torch's, and its parameters."""
     flux = FluxConfig.tiny(lora_rank=0)
     sizes = USOConfig(
         transformer=flux,

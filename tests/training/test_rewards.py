@@ -78,7 +78,7 @@ def batch() -> dict[str, jax.Array]:
 
 @functools.cache
 def scored():
-    """Give the function (images, batch) -> every reward of every sample."""
+    """Return the function (images, batch) -> every reward of every sample."""
 
     def scores(params, images, batch):
         return rewards.score(system(), params, images, rewards.describe(system(), params, NAMES, batch))

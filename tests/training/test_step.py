@@ -127,7 +127,7 @@ def test_average_of_parameters():
 
 
 def updates(rates, steps=1, **changes):
-    """Give the optimizer's updates of two equal parameters under equal gradients."""
+    """Return the optimizer's updates of two equal parameters under equal gradients."""
     (stage,) = tiny.config("joint", **changes).run_stages
     transform, start = optimizer.make(stage, rates), {path: jnp.full((3,), 2.0) for path in rates}
     state, found = transform.init(start), []

@@ -137,7 +137,7 @@ def test_refusals_and_mistakes():
 
 
 def test_it_judges_for_the_evaluation(tmp_path):
-    """Rounds are questions of their own, answers are kept, and what cannot be had is no answer."""
+    """Rounds are separate questions, answers are cached, and failures are not answers."""
     buffer = io.BytesIO()
     Image.fromarray(IMAGE).save(buffer, "PNG")
     image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
