@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tell what training or sampling takes on a TPU slice, without having one (docs/plan.md).
+"""Estimate the memory and time of training or sampling on a TPU slice, without having one (docs/plan.md).
 
     python scripts/plan.py --config configs/uso.py:flux_dev --mode sample --quantization int8 --offload
     python scripts/plan.py --config configs/uso.py:flux_dev --topology v6e:2x4 --mode train --search

@@ -137,7 +137,7 @@ def _explain_full_disk(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _write_summary(config: TrainConfig, record: RunRecord, workdir: pathlib.Path) -> dict:
-    """Write summary.json whole or not at all, and return it."""
+    """Write summary.json atomically and return it."""
     summary = record.summary(config.variant)
     if jax.process_index() == 0:
         atomic_files.write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
