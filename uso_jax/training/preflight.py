@@ -42,8 +42,10 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
     system = precompute.build_system(config)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
     for stage in config.run_stages:
-        check_batch(f"config.stages.{stage.name}.batch_size / accumulate", stage.batch_size // stage.accumulate, mesh)
-    check_batch("config.heldout.batch_size", config.heldout.batch_size, mesh)
+        micro = stage.batch_size // stage.accumulate
+        check_batch(f"config.stages.{stage.name}.batch_size / accumulate is {micro}, which", micro, mesh)
+    heldout = config.heldout.batch_size
+    check_batch(f"config.heldout.batch_size is {heldout}, which", heldout, mesh)
     check_quantization(config, system)
     trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
     check_weights(config, system.shapes, trained)
@@ -101,11 +103,11 @@ def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
         raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
 
 
-def check_batch(name: str, size: int, mesh: Mesh) -> None:
-    """Raise InputError if a batch, named by its setting, does not divide over the devices that split it."""
+def check_batch(subject: str, size: int, mesh: Mesh) -> None:
+    """Raise InputError if a batch does not divide over the devices that split it; `subject` begins the message."""
     data_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % data_shards:
-        raise InputError(f"{name} is {size}, which does not divide over {data_shards} (data x fsdp) devices")
+        raise InputError(f"{subject} does not divide over {data_shards} (data x fsdp) devices")
 
 
 def check_quantization(config: TrainConfig, system: USO) -> None:
