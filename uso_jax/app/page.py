@@ -18,7 +18,9 @@ _DEVICE = "device"  # events that share one place in the queue
 _HELP = """
 **Content image only:** the subject in a new scene (*a clock on the table*), or the image in another style (*Transform
 the image into watercolor style*; keep the input size to keep the layout).
+
 **Style image only:** any subject in that style. Several styles are combined.
+
 **Content and style image:** the content in the style. An empty prompt keeps the layout; with a prompt, the image
 follows the prompt.
 """
