@@ -62,6 +62,9 @@ class ConfigFlag:
         if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
             print(config_help.text(file, config, self.command))
             sys.exit(0)
+        about = f"Configuration file, with :VARIANT; default {DEFAULT}."
+        if "config" not in flags.FLAGS:
+            config_flags.DEFINE_config_file("config", None, about, flag_values=flags.FLAGS, sys_argv=argv)
         flag = flags.FLAGS["config"]
         flag.parser = _Parser(config)
         # The defaults come before the user's flags, which win. absl's verbosity would show JAX's search for a TPU.
@@ -127,8 +130,6 @@ _FLAGS: list[ConfigFlag] = []
 
 def define(command: str) -> ConfigFlag:
     """Define the flag; `command` is the name of the module that calls this."""
-    if "config" not in flags.FLAGS:
-        config_flags.DEFINE_config_file("config", None, f"Configuration file, with :VARIANT; default {DEFAULT}.")
     _FLAGS.append(ConfigFlag(command))
     return _FLAGS[-1]
 
