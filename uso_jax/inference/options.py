@@ -150,10 +150,10 @@ class GenerationOptions:
         3407, whole_number(0, 2**32 - 1), "random seed; gives the same noise in any batch and on any mesh",
         record="always",
     )  # fmt: skip
-    shift: flow.Shift | None = _option(
+    shift: str | None = _option(
         None, choice(*get_args(flow.Shift)), 'shift of the schedule; "flux" is ComfyUI\'s', record="always"
     )
-    pe: flow.OffsetMode = _option(
+    pe: str = _option(
         "d", choice(*get_args(flow.OffsetMode)), "position of the content tokens relative to the image's",
         record="always", one_per_batch=True,
     )  # fmt: skip
@@ -167,7 +167,7 @@ class GenerationOptions:
         1.0, NUMBERS, "factor on the attention weights of styles, one number or one per style; 0 equals no style",
         record="always",
     )  # fmt: skip
-    style_fit: StyleFit = _option(
+    style_fit: str = _option(
         "squash", choice(*get_args(StyleFit)), 'how style images become square; "crop" is ComfyUI\'s', record="always"
     )
 
