@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from uso_jax import weights
 from uso_jax.common.errors import InputError, exit_cleanly
-from uso_jax.weights import quantization, safetensors_store
+from uso_jax.weights import quantization
 
 from . import COMMAND, download, exporting, inspecting, tokenizers, training_runs
 from .exporting import Output, Part
@@ -192,7 +192,7 @@ def pack(args: argparse.Namespace) -> None:
     for component, part in parts.items():
         if args.component in (None, component):
             params = {path: np.asarray(value, dtype or value.dtype) for path, value in part.params.items()}
-            safetensors_store.save(args.to, component, params, {"config": part.config})
+            weights.save(args.to, component, params, {"config": part.config}, overwrite=True)
             inspecting.show_component(args.to, component)
 
 

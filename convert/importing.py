@@ -18,13 +18,16 @@ from tqdm import tqdm
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
-from uso_jax.weights.zarr_store import Writer, chunk_rows, copy, text
+from uso_jax.weights.manifest_text import format_struct
+from uso_jax.weights.strided_copy import copy_cast
+from uso_jax.weights.writer import Writer
 
 from .files.arrays import BFLOAT16, Buffer
 from .files.tensors import File
 from .recognition import Checkpoint
 from .tables.table import Entry, Piece
 
+STACK_BYTES = 2**26  # layers written together, in bytes of the file's own dtype
 _BLOCK = 2**20  # numbers at a time: what fits a processor's cache
 _GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read
 _WIDEST = {np.dtype(np.float16): 65504.0}
@@ -57,28 +60,23 @@ def import_checkpoint(
     sections = manifest_configs.describe(component, checkpoint.config)
     origin = [[str(f.path.absolute()), f.size, f.path.stat().st_mtime_ns] for f in checkpoint.files]
     origin += [checkpoint.family.name, sections, checkpoint.notes]
-    by_columns = {piece.path for entry in checkpoint.entries.values() if entry.axes == (1, 0) for piece in entry.pieces}
     chosen = quantization.choose(component, structs) if mode else {}
     kept = checkpoint.structs() if mode else structs
-    stored, chunks = dict(structs), {}
+    stored = dict(structs)
     for path, struct in chosen.items():
-        stored |= (both := quantization.stored(path, struct, mode))
-        if len(struct.shape) == 3:  # layers of numbers and scales are written together
-            chunks |= dict.fromkeys(both, chunk_rows(struct.shape, kept[path].dtype.itemsize))
+        stored |= quantization.stored(path, struct, mode)
     origin += [mode] if mode else []
     count, memory = _Counter(), (Buffer(), Buffer())
     with (
-        Writer(directory, component, stored, origin, by_columns, chunks) as writer,
+        Writer(directory, component, stored, origin) as writer,
         Digests(checkpoint.files) as digests,
     ):
-        for path, first, rows, parts in _plan(checkpoint, writer):
+        for path, first, rows, parts in _plan(checkpoint):
             # The scales are written first.
-            if not writer.has(path, first) or rows > writer.rows[path]:
+            if not writer.has(path, first):
                 own = kept[path].dtype if path in chosen else structs[path].dtype
                 shape = (rows, *structs[path].shape[1:]) if structs[path].shape else ()
-                columns = path in writer.by_columns
-                out = memory[0](shape[::-1] if columns else shape, own)
-                chunk = out.T if columns else out
+                chunk = memory[0](shape, own)
                 _assemble(chunk, checkpoint, first, parts, count, memory[1], digests)
                 if path in chosen:
                     chunk, scales = quantization.quantise(chunk, mode)
@@ -100,7 +98,7 @@ def import_checkpoint(
             manifest |= {
                 "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
                 "parameters": sum(s.size for s in structs.values()),
-                "quantization": {"mode": mode, "parameters": {path: text(s) for path, s in chosen.items()}},
+                "quantization": {"mode": mode, "parameters": {path: format_struct(s) for path, s in chosen.items()}},
             }
         writer.finish(manifest)
     warnings = count.warnings(structs)
@@ -115,20 +113,27 @@ def import_checkpoint(
 Part = tuple[str, Entry, int, Piece]  # key, entry, first row of the piece in the tensor, piece
 
 
-def _plan(checkpoint: Checkpoint, writer: Writer) -> list[tuple[str, int, int, list[Part]]]:
+def layers_together(shape: tuple[int, ...], itemsize: int) -> int:
+    """Return how many layers of a stack to write together: a divisor of their number, of at most STACK_BYTES or one."""
+    layer = max(math.prod(shape[1:]) * itemsize, 1)
+    return max((n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and n * layer <= STACK_BYTES), default=1)
+
+
+def _plan(checkpoint: Checkpoint) -> list[tuple[str, int, int, list[Part]]]:
     """Give (path, first row, rows, what they are made of) of everything to write, in the order of the files."""
+    together = {path: layers_together(s.shape, s.dtype.itemsize) for path, s in checkpoint.structs().items() if s.shape}
     made: dict[tuple[str, int], list[Part]] = {}
     for key, entry in checkpoint.entries.items():
         offset = 0
         for piece in entry.pieces:
             # A stack is written some layers at a time, anything else at once.
-            first = 0 if entry.layer is None else entry.layer - entry.layer % writer.rows[piece.path]
+            first = 0 if entry.layer is None else entry.layer - entry.layer % together[piece.path]
             made.setdefault((piece.path, first), []).append((key, entry, offset, piece))
             offset += piece.stop - piece.start
     plan = []
     for (path, first), parts in made.items():
         shape = checkpoint.shapes[path].shape
-        rows = (shape or (1,))[0] if parts[0][1].layer is None else writer.rows[path]
+        rows = (shape or (1,))[0] if parts[0][1].layer is None else together[path]
         plan.append((path, first, rows, parts))
     return sorted(plan, key=lambda item: min(checkpoint.sources[key].place for key, *_ in item[3]))
 
@@ -159,7 +164,7 @@ def _assemble(
         # Only the layer axis is counted from the chunk's first row.
         place = entry.place(piece)
         place = place if entry.layer is None else (place[0] - first, *place[1:])
-        copy(out[place], entry.flax(tensor))
+        copy_cast(out[place], entry.flax(tensor))
 
 
 class _Counter:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from uso_jax.weights.zarr_store import copy
+from uso_jax.weights.strided_copy import copy_cast
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -17,7 +17,7 @@ def contiguous(value: np.ndarray) -> np.ndarray:
     if value.flags.c_contiguous:
         return value
     out = np.empty(value.shape, value.dtype)
-    copy(out, value)
+    copy_cast(out, value)
     return out
 
 

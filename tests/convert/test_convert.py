@@ -32,7 +32,10 @@ from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.projector import ProjectorConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.params import ModelDef
-from uso_jax.weights import manifest_configs, zarr_store
+from uso_jax.weights import manifest_configs
+from uso_jax.weights.manifest_text import FORMAT
+from uso_jax.weights.stored_array import StoredArray
+from uso_jax.weights.writer import Writer
 
 FILES = {"transformer": "flux", "lora": "dit_lora", "projector": "projector", "siglip": "siglip", "autoencoder": "ae"}
 if not golden.HAS_AUTOENCODER:
@@ -405,7 +408,7 @@ def test_a_failing_write_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zarr_store.Writer, "write", full)
+    monkeypatch.setattr(Writer, "write", full)
     assert "No space left" in fails(capsys, "import", golden_path("lora"), "--to", tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
 
@@ -414,7 +417,7 @@ def test_a_failing_export_leaves_nothing_behind(tmp_path, capsys, monkeypatch, i
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zarr_store.StoredArray, "part", full)
+    monkeypatch.setattr(StoredArray, "part", full)
     assert "No space left" in fails(capsys, "export", imported, "--format", "uso", "--to", tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
@@ -472,20 +475,32 @@ def test_load_of_other_shapes(change, message, small):
 def test_damaged_components(small):
     directory, _ = small
     shapes = weights.shapes(directory, "lora")
-    largest = max((directory / "lora" / "params").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    content = largest.read_bytes()
-    largest.write_bytes(content[:-1])
+    file = directory / "lora" / "params.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
     with pytest.raises(InputError, match=r"missing or incomplete; import or copy the lora again"):
         weights.load(directory, "lora", shapes)
+    for bad in (
+        b"\xff" * 8 + content[8:],
+        content.replace(b"a/b", b"a/c"),
+        content.replace(b"F32", b"I32"),
+        content.replace(b"[3]", b"[4]"),
+    ):
+        assert len(bad) == len(content) and bad != content
+        file.write_bytes(bad)
+        with pytest.raises(InputError, match=r"cannot be read .*; import or copy the lora again"):
+            weights.load(directory, "lora", shapes)
     manifest = directory / "lora" / "manifest.json"
     good = manifest.read_text()
-    for bad in ("{", "[]", "{}", good.replace("float32[3]", "float32[3"), good.replace('"format": 2', '"format": "x"')):
+    current = f'"format": {FORMAT}'
+    for bad in ("{", "[]", "{}", good.replace("float32[3]", "float32[3"), good.replace(current, '"format": "x"')):
         manifest.write_text(bad)
         with pytest.raises(InputError, match=r"manifest"):
             weights.manifest(directory, "lora")
-    manifest.write_text(good.replace('"format": 2', '"format": 3'))
-    with pytest.raises(InputError, match="update uso_jax"):
-        weights.manifest(directory, "lora")
+    for number, message in ((FORMAT + 1, "update uso_jax"), (1, "older program")):
+        manifest.write_text(good.replace(current, f'"format": {number}'))
+        with pytest.raises(InputError, match=message):
+            weights.manifest(directory, "lora")
     manifest.unlink()
     assert weights.components(directory) == []
     with pytest.raises(InputError, match="has no lora, only nothing"):

@@ -18,17 +18,19 @@ import jax
 import make_checkpoint
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 from slow_imports import slowly
 
+from convert import importing
 from convert.__main__ import main
 from uso_jax import weights
 from uso_jax.common.errors import InputError
-from uso_jax.weights import zarr_store
+from uso_jax.weights import safetensors_store
+from uso_jax.weights import writer as writer_module
+from uso_jax.weights.writer import Writer
 
 # Prints its peak memory in KiB, before and after.
 RUN = """
@@ -47,6 +49,14 @@ def start(code, *argv):
     )
 
 
+def count_pieces(args: list, to) -> int:
+    write, pieces = Writer.write, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "write", lambda *arguments: pieces.append(write(*arguments)))
+        main(["import", *map(str, args), str(to)])
+    return len(pieces)
+
+
 def fingerprint(folder) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -61,7 +71,7 @@ def test_killed_at_ten_points(tmp_path, capsys):
     args = [golden.DIR / "flux_tiny.safetensors", "--config", golden.DIR / "config.json", "--to"]
     main(["import", *map(str, args), str(tmp_path / "whole")])
     want = fingerprint(tmp_path / "whole" / "transformer")
-    chunks = sum(name.startswith("params/") and name[-1].isdigit() for name in want)
+    chunks = count_pieces(args, tmp_path / "counted")
     rng, to, written = random.Random(0), tmp_path / "w", 0
     for attempt in range(11):
         told, tells = multiprocessing.Pipe(duplex=False)
@@ -81,8 +91,8 @@ def test_killed_at_ten_points(tmp_path, capsys):
         assert process.exitcode == -signal.SIGKILL
         told.close()
         assert not to.exists() or weights.components(to) == []
-        partial = to / ".transformer.partial" / "params"
-        now = sum(path.name[-1].isdigit() for path in partial.rglob("*") if path.is_file()) if partial.exists() else 0
+        journal = to / ".transformer.partial" / "written.txt"
+        now = journal.read_text().count("\n") if journal.exists() else 0
         assert now >= written  # no work is lost
         written = now
     assert 0 < written < chunks
@@ -95,13 +105,13 @@ def test_leftovers_of_another_import_are_not_used(tmp_path, monkeypatch):
     args = ["import", str(file), "--to", str(tmp_path / "w")]
     tensors = dict(golden.tensors("dit_lora"))
 
-    def interrupted(self, path, row, array, write=zarr_store.Writer.write):
+    def interrupted(self, path, row, array, write=Writer.write):
         write(self, path, row, array)
         raise KeyboardInterrupt
 
     save_file(tensors, file)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zarr_store.Writer, "write", interrupted)
+        patch.setattr(Writer, "write", interrupted)
         main(args)
     assert (tmp_path / "w" / ".lora.partial").exists() and weights.components(tmp_path / "w") == []
     tensors = {key: value + 1 for key, value in tensors.items()}
@@ -116,10 +126,10 @@ def test_leftovers_of_another_import_are_not_used(tmp_path, monkeypatch):
 
 def test_two_imports_into_one_place(tmp_path):
     struct = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
-    with zarr_store.Writer(tmp_path, "lora", struct) as writer:
+    with Writer(tmp_path, "lora", struct) as writer:
         with (
             pytest.raises(InputError, match="another process is writing"),
-            zarr_store.Writer(tmp_path, "lora", struct),
+            Writer(tmp_path, "lora", struct),
         ):
             pass
         writer.write("a", 0, np.ones(2, np.float32))
@@ -132,7 +142,7 @@ def test_a_failed_replacement_keeps_what_was_there(tmp_path):
     weights.save(tmp_path, "lora", old, {"config": {}})
     with (
         pytest.raises(InputError, match="cannot write"),
-        zarr_store.Writer(tmp_path, "lora", {"a": jax.ShapeDtypeStruct((2,), np.float32)}),
+        Writer(tmp_path, "lora", {"a": jax.ShapeDtypeStruct((2,), np.float32)}),
     ):
         raise OSError(28, "No space left on device")
     np.testing.assert_array_equal(weights.read(tmp_path, "lora")["a"], old["a"])
@@ -155,79 +165,119 @@ def test_memory_is_bounded(tmp_path):
     assert record["config"]["flux"]["depth"] == record["config"]["flux"]["depth_single_blocks"] == 1
 
 
-def test_orbax_restores_a_component_sharded(tmp_path):
-    """The layout is an Orbax checkpoint, though Orbax did not write it."""
+def test_other_programs_read_a_component(tmp_path, monkeypatch):
+    """One file, or shards with an index, that the safetensors library reads; each device reads its own part."""
     rng = np.random.default_rng(0)
     arrays = {
         "a/b/kernel": rng.normal(size=(6, 8, 16)).astype(ml_dtypes.bfloat16),
         "c": rng.normal(size=5).astype(np.float32),
         "scalar": np.asarray(3, np.float16),
+        "eight": rng.normal(size=(4, 2)).astype(ml_dtypes.float8_e4m3fn),
+        "int": np.arange(-3, 4, dtype=np.int8),
     }
     weights.save(tmp_path, "lora", arrays, {"config": {}})
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {"manifest.json", "params.safetensors"}
+    found = load_file(tmp_path / "lora" / "params.safetensors")
+    monkeypatch.setattr(safetensors_store, "SHARD_BYTES", 100)
+    weights.save(tmp_path, "projector", arrays, {"config": {}})
+    index = json.loads((tmp_path / "projector" / "params.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in arrays.values())
+    assert index["weight_map"]["c"] == "params-00001-of-00003.safetensors" != index["weight_map"]["a/b/kernel"]
+    assert set(index["weight_map"].values()) == {path.name for path in (tmp_path / "projector").glob("params-*")}
+    shards = {path: load_file(tmp_path / "projector" / file)[path] for path, file in index["weight_map"].items()}
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     places = {"a/b/kernel": NamedSharding(mesh, P(None, "x", "y"))}
-    args = {
-        path: ocp.ArrayRestoreArgs(
-            dtype=x.dtype, global_shape=x.shape, sharding=places.get(path, NamedSharding(mesh, P()))
-        )
+    structs = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(path, NamedSharding(mesh, P())))
         for path, x in arrays.items()
     }
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(tmp_path / "lora" / "params", args=ocp.args.PyTreeRestore(restore_args=args))
-    assert restored["a/b/kernel"].addressable_shards[0].data.shape == (6, 4, 4)
-    for path, want in arrays.items():
-        np.testing.assert_array_equal(restored[path], want)
+    for component, other in (("lora", found), ("projector", shards)):
+        loaded = weights.load(tmp_path, component, structs)
+        assert loaded["a/b/kernel"].addressable_shards[0].data.shape == (6, 4, 4)
+        for path, want in arrays.items():
+            for got in (loaded[path], other[path]):
+                assert got.dtype == want.dtype
+                np.testing.assert_array_equal(got, want)
 
 
-def test_orbax_restores_what_was_imported_by_columns(tmp_path):
-    main(["import", str(golden.DIR / "dit_lora_tiny.safetensors"), "--to", str(tmp_path)])
-    orders = {json.loads(path.read_text())["order"] for path in (tmp_path / "lora" / "params").rglob(".zarray")}
-    assert "C" in orders  # several layers of the tiny model share a chunk
+def test_other_programs_read_what_was_imported(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({key: np.asarray(value) for key, value in golden.tensors("siglip").items()}, file)
     main(["import", str(file), "--to", str(tmp_path), "--config", str(golden.DIR / "config.json")])
-    folder = tmp_path / "siglip" / "params"
-    assert json.loads((folder / "head" / "mlp" / "in_layer" / "kernel" / ".zarray").read_text())["order"] == "F"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(folder)
+    restored = load_file(tmp_path / "siglip" / "params.safetensors")
     loaded = weights.load(tmp_path, "siglip", weights.shapes(tmp_path, "siglip"))
     for path, value in weights.read(tmp_path, "siglip").items():
         np.testing.assert_array_equal(restored[path], value)
         np.testing.assert_array_equal(loaded[path], value)
 
 
-def test_layers_by_columns(tmp_path, monkeypatch):
-    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", 4 * 5 * 4)
+def test_pieces_in_any_order(tmp_path):
     x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
     struct = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)}
-    with zarr_store.Writer(tmp_path, "lora", struct, by_columns=["x"]) as writer:
-        for row in range(6):
-            writer.write("x", row, x[row : row + 1])
+    with Writer(tmp_path, "lora", struct) as writer:
+        for row in (3, 0, 5, 1, 4, 2):
+            assert not writer.has("x", row)
+            writer.write("x", row, x[row : row + 1].transpose(0, 2, 1).copy().transpose(0, 2, 1))
+            assert writer.has("x", row)
         writer.finish({"config": {}})
     stored = weights.read(tmp_path, "lora")["x"]
-    file = tmp_path / "lora" / "params" / "x" / "2.0.0"
-    assert file.read_bytes() == x[2].T.tobytes()
+    file = tmp_path / "lora" / "params.safetensors"
+    assert file.read_bytes().endswith(x.tobytes())
     np.testing.assert_array_equal(stored, x)
     np.testing.assert_array_equal(stored.part((slice(1, 4), slice(1, 3), slice(2, 5))), x[1:4, 1:3, 2:5])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        np.testing.assert_array_equal(checkpointer.restore(tmp_path / "lora" / "params")["x"], x)
+    np.testing.assert_array_equal(load_file(file)["x"], x)
 
 
-def test_chunks():
-    assert zarr_store.chunk_rows((19, 3072, 12288), 2) == 1
-    assert zarr_store.chunk_rows((38, 3072, 9216), 2) == 1
-    assert zarr_store.chunk_rows((19, 3072), 2) == 19
-    assert zarr_store.chunk_rows((32128, 4096), 2) == 8032  # divides the rows, so that all files are alike
-    assert zarr_store.chunk_rows((7,), 2**40) == 1
+def test_a_missing_piece_is_noticed(tmp_path):
+    with (
+        pytest.raises(AssertionError, match="not written"),
+        Writer(tmp_path, "lora", {"x": jax.ShapeDtypeStruct((6, 2), np.float32)}) as writer,
+    ):
+        writer.write("x", 0, np.ones((5, 2), np.float32))
+        writer.finish({"config": {}})
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("rows", (1, 2, 3, 6))
+def test_a_piece_whose_line_in_the_journal_was_cut_is_written_again(tmp_path):
+    struct = {"x": jax.ShapeDtypeStruct((3,), np.float32)}
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, "lora", struct, "origin") as writer:
+        writer.write("x", 0, np.ones(1, np.float32))
+        writer.write("x", 1, np.ones(1, np.float32))
+        raise KeyboardInterrupt
+    journal = tmp_path / ".lora.partial" / "written.txt"
+    journal.write_text(journal.read_text()[:-1])
+    with Writer(tmp_path, "lora", struct, "origin") as writer:
+        assert writer.has("x", 0) and not writer.has("x", 1)
+        writer.write("x", 1, np.full(2, 2, np.float32))
+        writer.finish({"config": {}})
+    np.testing.assert_array_equal(weights.read(tmp_path, "lora")["x"], [1, 2, 2])
+
+
+def test_work_of_before_a_restart_of_the_machine_is_not_trusted(tmp_path, monkeypatch):
+    struct = {"x": jax.ShapeDtypeStruct((3,), np.float32)}
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, "lora", struct, "origin") as writer:
+        writer.write("x", 0, np.ones(1, np.float32))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(writer_module, "_boot", lambda: "another")
+    with Writer(tmp_path, "lora", struct, "origin") as writer:
+        assert not writer.has("x", 0)
+
+
+def test_layers_written_together():
+    assert importing.layers_together((19, 3072, 12288), 2) == 1
+    assert importing.layers_together((38, 3072, 9216), 2) == 1
+    assert importing.layers_together((19, 3072), 2) == 19
+    assert importing.layers_together((32128, 4096), 2) == 8032  # divides the rows
+    assert importing.layers_together((7,), 2**40) == 1
+
+
+@pytest.mark.parametrize("rows", (1, 2, 3, 4, 6))
 def test_parts_are_read_across_chunks(rows, tmp_path, monkeypatch):
     x = np.arange(6 * 4 * 5, dtype=np.float32).reshape(6, 4, 5)
-    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", rows * 4 * 5 * 4)
+    monkeypatch.setattr(safetensors_store, "CHUNK_BYTES", rows * 4 * 5 * 4)
     weights.save(tmp_path, "lora", {"x": x}, {"config": {}})
-    assert len(list((tmp_path / "lora" / "params" / "x").glob("*.0.0"))) == 6 // rows
     stored = weights.read(tmp_path, "lora")["x"]
+    assert stored._chunk(0).shape[0] == rows
     for index in (
         (slice(1, 5), slice(None), slice(2, 3)),
         (slice(None), slice(1, 2), slice(None)),

@@ -1,21 +1,21 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Imports of weights that can be killed at a given chunk."""
+"""Imports of weights that can be killed after a given piece."""
 
 import time
 
 from convert.__main__ import main
-from uso_jax.weights import zarr_store
+from uso_jax.weights.writer import Writer
 
 
 def slowly(argv: list[str], chunks) -> None:
-    """Run the command; pause after each chunk and send a message."""
-    write = zarr_store.Writer.write
+    """Run the command; pause after each piece and send a message."""
+    write = Writer.write
 
     def slow(self, path, row, array):
         write(self, path, row, array)
         chunks.send("chunk")
         time.sleep(0.002)
 
-    zarr_store.Writer.write = slow
+    Writer.write = slow
     main(argv)

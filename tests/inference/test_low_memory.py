@@ -22,8 +22,9 @@ from uso_jax.models.autoencoder import AutoEncoder
 from uso_jax.models.layers import scan
 from uso_jax.params import ModelDef
 from uso_jax.weights import quantization
+from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.quantized_kernels import Kernel, join
-from uso_jax.weights.zarr_store import Writer, text
+from uso_jax.weights.writer import Writer
 
 WANTED = dict(prompt="a fox", contents=[oracle.photo(1, 90, 130)], styles=[oracle.photo(4, 70, 33)], seed=3)
 
@@ -100,7 +101,7 @@ def quantised(source, directory, mode):
                     writer.write(quantization.scale_path(path), 0, scales)
                 writer.write(path, 0, value)
             manifest = {name: weights.manifest(source, component)[name] for name in ("config", "dtype", "parameters")}
-            parameters = {path: text(struct) for path, struct in chosen.items()}
+            parameters = {path: format_struct(struct) for path, struct in chosen.items()}
             writer.finish(manifest | {"quantization": {"mode": mode, "parameters": parameters}})
     return directory
 

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from oracle_pipeline import pixels
 
+from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
@@ -20,6 +21,7 @@ from uso_jax.models.attention.dispatch import attention
 from uso_jax.models.attention.tpu import interpreted_splash
 from uso_jax.parallel import sharding
 from uso_jax.weights.pretrained import Pretrained
+from uso_jax.weights.safetensors_store import read_extents
 
 TALL, WIDE, SQUARE = (oracle.photo(1, 90, 130), oracle.photo(2, 61, 40), oracle.photo(3, 50, 50))
 INK, FELT = oracle.photo(4, 70, 33), oracle.photo(5, 20, 20)
@@ -213,18 +215,20 @@ def test_a_record_is_json_and_says_all(pipe):
 
 
 def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
-    """Every tensor has separate files, whose beginning, middle and end are hashed."""
+    """The fingerprint samples the beginning, middle and end of every parameter."""
     shutil.copytree(directory, tmp_path / "copy")
     same = lambda: Pretrained.open(tmp_path / "copy").fingerprints
     assert same() == pipe.pretrained.fingerprints
     for component, parameter in (("transformer", "img_in/bias"), ("t5", "shared/embedding")):
-        (file,) = (tmp_path / "copy" / component / "params" / parameter).glob("[0-9]*")
+        folder = tmp_path / "copy" / component
+        extent = read_extents(folder, weights.manifest(tmp_path / "copy", component)["tensors"])[parameter]
+        file, middle = extent.file, extent.start + extent.size // 2
         numbers = bytearray(file.read_bytes())
-        numbers[len(numbers) // 2] ^= 1
+        numbers[middle] ^= 1
         file.write_bytes(numbers)
         differ = {name for name, value in same().items() if value != pipe.pretrained.fingerprints[name]}
         assert differ == {component}
-        numbers[len(numbers) // 2] ^= 1
+        numbers[middle] ^= 1
         file.write_bytes(numbers)
 
 

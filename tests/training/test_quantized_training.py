@@ -28,8 +28,8 @@ from uso_jax.training.init import initial_params
 from uso_jax.training.objectives import flow_matching
 from uso_jax.training.validation import pipeline_options
 from uso_jax.weights import quantization as quantize
+from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.quantized_kernels import join
-from uso_jax.weights.zarr_store import text
 
 ENCODERS = "text/t5/.*/kernel"
 
@@ -172,7 +172,7 @@ def test_weights_that_are_stored_quantised_start_the_same_run(directory, tmp_pat
         chosen = quantize.choose(component, structs) if component in ("transformer", "t5") else {}
         for path in chosen:
             arrays[path], arrays[quantize.scale_path(path)] = quantize.quantise(arrays[path], "int4")
-        parameters = {path: text(struct) for path, struct in chosen.items()}
+        parameters = {path: format_struct(struct) for path, struct in chosen.items()}
         quantization = {"quantization": {"mode": "int4", "parameters": parameters}} if chosen else {}
         weights.save(folder, component, arrays, {"config": {}} | quantization)
     _, got = started(override(run, {"model.weights": str(folder)}))

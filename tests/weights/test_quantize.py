@@ -2,25 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels quantised on import: their errors, where they lie, and that everything else goes on as it does without."""
 
-import json
 import os
 
 import golden_files as golden
 import jax
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
+from convert import importing
 from convert.__main__ import main
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.models.flux import Flux
 from uso_jax.params import ModelDef
-from uso_jax.weights import quantization, zarr_store
+from uso_jax.weights import quantization, safetensors_store
+from uso_jax.weights.manifest_text import format_struct
+from uso_jax.weights.writer import Writer
 
 MODES = tuple(quantization.FORMATS)
 FLUX = golden.DIR / "flux_tiny.safetensors"
@@ -31,10 +32,11 @@ pytestmark = pytest.mark.skipif("USO_GOLDEN" in os.environ, reason="counts on th
 
 @pytest.fixture(autouse=True)
 def small_kernels(monkeypatch):
-    """The tiny model's kernels count as large, and as several groups; a chunk is one layer."""
+    """The tiny model's kernels count as large, and as several groups; layers are written one by one."""
     monkeypatch.setattr(quantization, "SMALLEST", 2**10)
     monkeypatch.setattr(quantization, "GROUP", 16)
-    monkeypatch.setattr(zarr_store, "CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(importing, "STACK_BYTES", 2**14)
+    monkeypatch.setattr(safetensors_store, "CHUNK_BYTES", 2**14)
 
 
 def bring(to, *more, file=FLUX):
@@ -63,7 +65,7 @@ def test_errors_are_bounded(mode, shape, order, tmp_path):
     groups = 3 if mode == "int4" else 1
     assert scales.shape == (*shape[:-2], groups, 10) and scales.dtype == np.float32
     assert {"x": values, "x_scale": scales}.keys() == quantization.stored("x", struct, mode).keys()
-    manifest = {"config": {}, "quantization": {"mode": mode, "parameters": {"x": zarr_store.text(struct)}}}
+    manifest = {"config": {}, "quantization": {"mode": mode, "parameters": {"x": format_struct(struct)}}}
     weights.save(tmp_path, "t5", {"x": values, "x_scale": scales}, manifest)
     got = weights.read(tmp_path, "t5")["x"]
     step = np.repeat(scales, 48 // groups, axis=-2)
@@ -119,32 +121,24 @@ def test_import(mode, tmp_path, capsys):
     assert "double_blocks/img_mod/lin/kernel" in chosen and "txt_in/kernel" not in chosen and STACKED in chosen
     assert all(path.endswith("/kernel") for path in chosen)
     assert weights.shapes(to, "transformer") == weights.shapes(whole, "transformer")
-    # Layers came one by one, by columns as in the file.
-    folder = to / "transformer" / "params" / STACKED
-    header = json.loads((folder / ".zarray").read_text())
-    assert header["chunks"][0] == 1 and header["order"] == "F" and (folder / "1.0.0").is_file()
-    scales = json.loads((folder.with_name("kernel_scale") / ".zarray").read_text())
-    assert scales["chunks"] == [1, 2 if mode == "int4" else 1, 128]
+    on_disk = safetensors_store.open_safetensors(to / "transformer", record["tensors"])
+    assert on_disk[f"{STACKED}_scale"].shape == (2, 2 if mode == "int4" else 1, 128)
     for path, want in weights.read(whole, "transformer").items():
         got = weights.read(to, "transformer")[path]
         if path in chosen:
-            stored = zarr_store.StoredArray(to / "transformer" / "params" / path, record["tensors"][path])
             values, scales = quantization.quantise(np.asarray(want), mode)
-            np.testing.assert_array_equal(np.asarray(stored), values)
+            np.testing.assert_array_equal(np.asarray(on_disk[path]), values)
+            np.testing.assert_array_equal(np.asarray(on_disk[f"{path}_scale"]), scales)
             assert np.abs(np.asarray(got) - want).max() <= scales.max() * {"fp8": 16}.get(mode, 0.5)
         else:
             np.testing.assert_array_equal(got, want)
 
 
-def test_orbax_restores_it(tmp_path):
+def test_other_programs_read_it(tmp_path):
     for mode in MODES:
         to = bring(tmp_path / mode, "--quantize", mode)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            args = {
-                path: ocp.RestoreArgs(restore_type=np.ndarray)
-                for path in weights.manifest(to, "transformer")["tensors"]
-            }
-            got = checkpointer.restore(to / "transformer" / "params", args=ocp.args.PyTreeRestore(restore_args=args))
+        got = load_file(to / "transformer" / "params.safetensors")
+        assert got.keys() == weights.manifest(to, "transformer")["tensors"].keys()
         values = got[STACKED]
         if mode == "int4":
             values = np.stack([values << 4 >> 4, values >> 4], -1).reshape(*values.shape[:-1], -1)
@@ -168,7 +162,7 @@ def test_small_tensors_adapters_and_projector_stay(tmp_path, capsys):
 
 def test_it_goes_on_after_an_interruption(tmp_path, monkeypatch):
     want, to = bring(tmp_path / "whole", "--quantize", "int4"), tmp_path / "w"
-    write, done = zarr_store.Writer.write, []
+    write, done = Writer.write, []
 
     def interrupted(self, path, row, array):
         if len(done) in (13, 14, 40, 41):  # also between scales and numbers
@@ -178,7 +172,7 @@ def test_it_goes_on_after_an_interruption(tmp_path, monkeypatch):
         done.append((path, row))
 
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_store.Writer, "write", interrupted)
+        patch.setattr(Writer, "write", interrupted)
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 bring(to, "--quantize", "int4")
@@ -189,10 +183,10 @@ def test_it_goes_on_after_an_interruption(tmp_path, monkeypatch):
     files = lambda folder: {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert files(to) == files(want)
     # Chunks of another mode are not taken up.
-    monkeypatch.setattr(zarr_store.Writer, "write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Writer, "write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bring(tmp_path / "x", "--quantize", "int8")
-    monkeypatch.setattr(zarr_store.Writer, "write", write)
+    monkeypatch.setattr(Writer, "write", write)
     assert files(bring(tmp_path / "x", "--quantize", "int4")) == files(want)
 
 

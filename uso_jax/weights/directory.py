@@ -3,17 +3,14 @@
 """The weights directory: one folder a component, with its parameters and a manifest that describes them.
 
     DIR/<component>/manifest.json   what it is, its sizes, dtypes and sources
-    DIR/<component>/params/         an Orbax checkpoint: one flat dict, path -> array
-                                    (or params.safetensors, see uso_jax.weights.safetensors_store)
+    DIR/<component>/params.safetensors, or several files and an index (uso_jax.weights.safetensors_store)
 
 Paths are stored flat, as the one name a parameter has in rules, shardings and manifests: nesting would have to be
-undone on every load, and could not tell a list's "0" from a dict's. Orbax can only save a tree that is in memory, so
-the checkpoint is written here, in a layout that Orbax restores and that holds the plain bytes of each chunk of a
-parameter in a file of its own. It grows chunk by chunk, can be taken up again after a kill, and is read by mapping the
-files: a device's shard costs its own bytes, whatever the sharding (uso_jax.weights.zarr_store).
+undone on every load, and could not tell a list's "0" from a dict's. Files are read by mapping them, so a device's shard
+costs its own bytes, whatever the sharding. A component of manifest format 2 is read too (uso_jax.weights.zarr_reader).
 
-A folder is written under a temporary name (it starts with a dot) and renamed when complete, so one that can be seen is
-whole.
+A folder is written under a temporary name, which starts with a dot, and renamed when it is complete
+(uso_jax.weights.writer).
 """
 
 import json
@@ -30,11 +27,14 @@ from uso_jax.common import json_files
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, row_of
 from uso_jax.params import Params
-from uso_jax.weights import quantization, safetensors_store, zarr_store
+from uso_jax.weights import quantization, safetensors_store
 from uso_jax.weights.manifest_configs import Sections, build, check_sections
+from uso_jax.weights.manifest_text import FORMAT, ZARR_FORMAT, parse_struct
 from uso_jax.weights.quantization import InMemory, QuantisedArray
-from uso_jax.weights.safetensors_store import PackedArray
-from uso_jax.weights.zarr_store import FORMAT, StoredArray, Writer
+from uso_jax.weights.safetensors_store import open_safetensors
+from uso_jax.weights.stored_array import StoredArray
+from uso_jax.weights.writer import Writer
+from uso_jax.weights.zarr_reader import open_zarr
 
 Path = str | pathlib.Path
 _READERS = 4  # threads that read arrays
@@ -73,14 +73,14 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
         record = json_files.require_object(json.loads(path.read_text(encoding="utf-8")), str(path))
         if not isinstance(record["format"], int) or record["format"] > FORMAT:
             raise InputError(f"{path}: format {record['format']} is newer than this program knows; update uso_jax")
-        if record["format"] < FORMAT:
+        if record["format"] < ZARR_FORMAT:
             raise InputError(f"{path}: format {record['format']} is of an older program; import the {component} again")
         if record["component"] != component:
             raise InputError(f"{path} describes {record['component']!r}; the folder must keep the component's name")
         record["config"] = check_sections(record["config"], str(path))
-        record["tensors"] = {path: zarr_store.struct(text) for path, text in record["tensors"].items()}
+        record["tensors"] = {path: parse_struct(text) for path, text in record["tensors"].items()}
         if (found := record.get("quantization")) is not None:
-            found["parameters"] = {path: zarr_store.struct(text) for path, text in found["parameters"].items()}
+            found["parameters"] = {path: parse_struct(text) for path, text in found["parameters"].items()}
             for path, struct in found["parameters"].items():
                 for name, stored in quantization.stored(path, struct, found["mode"]).items():
                     if record["tensors"][name] != stored:
@@ -173,7 +173,7 @@ def save(
         writer.finish(manifest)
 
 
-def read(directory: Path, component: str) -> dict[str, StoredArray | PackedArray | QuantisedArray]:
+def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedArray]:
     """Give a component's parameters as arrays on disk, whose parts are read (and dequantised) when they are asked for.
 
     Raises:
@@ -186,9 +186,8 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | PackedArray
             raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
     try:
         tensors = record["tensors"]
-        stored = safetensors_store.read(where, tensors)
-        if stored is None:
-            stored = {path: StoredArray(where / "params" / path, struct) for path, struct in tensors.items()}
+        packed = record["format"] > ZARR_FORMAT or (where / safetensors_store.FILE).is_file()
+        stored = open_safetensors(where, tensors) if packed else open_zarr(where, tensors)
         if "quantization" in record:
             mode, before = record["quantization"]["mode"], record["quantization"]["parameters"]
             for path, struct in before.items():

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -36,6 +36,7 @@ from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store
+from uso_jax.weights.manifest_text import ZARR_FORMAT, parse_struct
 
 _SAMPLE = 4096  # bytes that are hashed of a place in a file
 FULL_PRECISION = folders(lambda row: row.full_precision)  # as upstream; their results are cast to the run's dtype
@@ -151,10 +152,10 @@ class Pretrained:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Identify each component by its sizes, dtypes, the SHA-256 of its sources, and a sample of its numbers.
+        """Fingerprint of each component: sizes, dtypes, the SHA-256 of its sources, and a sample of its numbers.
 
-        The sample is the beginning, middle and end of every file: all tensors, in milliseconds, where reading all
-        numbers of a large component would take minutes. What is one file, being small, is hashed as a whole.
+        The sample is the beginning, middle and end of every parameter, or of every layer of a stack. It takes
+        milliseconds; hashing all numbers of a large component would take minutes.
         """
         return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
 
@@ -167,11 +168,16 @@ def _missing(directory: pathlib.Path, component: str, have: Sequence[str]) -> In
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """Identify a component by its folder, see `Bundle.fingerprints`."""
+    """Return the fingerprint of a component's folder; see `Pretrained.fingerprints`."""
     record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
     facts = [record["config"], record["tensors"], record.get("quantization"), sources]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    if record["format"] > ZARR_FORMAT:
+        for sample in _samples(folder, {path: parse_struct(text) for path, text in record["tensors"].items()}):
+            digest.update(sample)
+        return digest.hexdigest()[:16]
+    # Components written before format 3 keep the fingerprints that runs and features have recorded.
     if (folder / safetensors_store.FILE).is_file():
         with (folder / safetensors_store.FILE).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -182,6 +188,18 @@ def fingerprint(folder: pathlib.Path) -> str:
                 file.seek(place)
                 digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]
+
+
+def _samples(folder: pathlib.Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[bytes]:
+    """Yield the beginning, middle and end of every parameter, of every layer where it is a stack of matrices."""
+    for path, extent in sorted(safetensors_store.read_extents(folder, structs).items()):
+        layers = structs[path].shape[0] if len(structs[path].shape) == 3 else 1
+        size = extent.size // max(layers, 1)
+        with extent.file.open("rb", buffering=0) as file:
+            for start in range(extent.start, extent.start + extent.size, max(size, 1)):
+                for place in (0, size // 2, max(size - _SAMPLE, 0)):
+                    file.seek(start + place)
+                    yield file.read(min(_SAMPLE, size - place))
 
 
 def _as_int8(value: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@
     x/kernel_scale  [layers,] groups, outputs         float32
 
 A group is GROUP input channels for int4, where one scale for all of them would lose too much, and else all inputs. Two
-int4 of neighbouring output channels share a byte, the even one in its low half: zarr would take a byte for each.
+int4 of neighbouring output channels share a byte, the even one in its low half: a safetensors file has no smaller type.
 
 Blocks are quantised, modulations too, which are a quarter of FLUX, and what else is large. What is left out is small
 (first and last layers, norms, biases), looked up instead of multiplied (embeddings), convolved, or trained (adapters,
@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from uso_jax.models.components import ADAPTERS
-from uso_jax.weights.zarr_store import StoredArray, copy
+from uso_jax.weights.stored_array import StoredArray
+from uso_jax.weights.strided_copy import copy_cast
 
 FORMATS: Mapping[str, tuple[np.dtype, float]] = {  # dtype, largest number
     "int8": (np.dtype(np.int8), 127.0),
@@ -147,7 +148,7 @@ class QuantisedArray:
             scales = scales.reshape(-1, scales.shape[-1])
             block = block.reshape(-1, block.shape[-1])
             block *= scales if groups == 1 else scales[np.arange(first, last) // size - first // size]
-            copy(out[number] if out.ndim == 3 else out, block)
+            copy_cast(out[number] if out.ndim == 3 else out, block)
         return out
 
     def __getitem__(self, row: int) -> np.ndarray:

@@ -1,80 +1,158 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A small component as one safetensors file beside its manifest, in place of params/: the form to ship and to share.
+"""How a component's parameters lie on disk: plain safetensors files beside its manifest.
 
-DIR/<component>/manifest.json
-DIR/<component>/params.safetensors    the same parameters by the same paths
+DIR/<component>/params.safetensors                     a component of at most SHARD_BYTES
+DIR/<component>/params-00002-of-00013.safetensors      a larger one; a parameter lies in one file
+DIR/<component>/params.safetensors.index.json          with shards: the file of every parameter, as on the hub
+
+A safetensors file has 8 bytes with the length of its header, the header (JSON: name, dtype, shape and byte range of
+every tensor), and the bytes of the tensors without gaps, in row-major order.
 """
 
-import os
+import json
+import math
 import pathlib
-import shutil
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+import jax
+import ml_dtypes
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
-from uso_jax.common.errors import InputError
-from uso_jax.weights import zarr_store
+from uso_jax.weights.stored_array import StoredArray
 
 FILE = "params.safetensors"
+INDEX = f"{FILE}.index.json"
+SHARD_BYTES = 2 * 2**30
+CHUNK_BYTES = 64 * 2**20  # mapped at a time
+
+DTYPES: Mapping[np.dtype, str] = {
+    np.dtype(np.int8): "I8",
+    np.dtype(ml_dtypes.float8_e4m3fn): "F8_E4M3",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float64): "F64",
+}
+Structs = Mapping[str, jax.ShapeDtypeStruct]
 
 
-class PackedArray:
-    """One parameter in an open safetensors file; indexing and `part` read what they give."""
+@dataclass(frozen=True)
+class Extent:
+    """The bytes of one parameter: where they start in a file, and how many there are."""
 
-    def __init__(self, stored: safetensors.safe_open, path: str, struct):
-        self.stored, self.path, self.shape, self.dtype = stored, path, tuple(struct.shape), np.dtype(struct.dtype)
-        if tuple(stored.get_slice(path).get_shape()) != self.shape:
-            raise ValueError(f"{path} contradicts the manifest")
-
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
-        """Give what slices select, cast to `dtype`."""
-        return self.stored.get_tensor(self.path)[index].astype(dtype or self.dtype)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.part((slice(row, row + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.part((slice(None),) * len(self.shape), dtype)
+    file: pathlib.Path
+    start: int
+    size: int
 
 
-def read(folder: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, PackedArray] | None:
-    """Give the parameters of a component's folder, or None where they are not packed; `tensors` as its manifest has.
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """List the safetensors files of a component's folder."""
+    if (folder / FILE).is_file():
+        return [folder / FILE]
+    return sorted(folder.glob("params-*-of-*.safetensors"))
+
+
+def read_extents(folder: pathlib.Path, tensors: Structs) -> dict[str, Extent]:
+    """Return where every parameter of a component's folder lies.
+
+    Args:
+      folder: DIR/<component>.
+      tensors: shape and dtype of every parameter, as the manifest says.
 
     Raises:
-      ValueError: the file is damaged or contradicts the manifest.
+      OSError: a file cannot be read.
+      ValueError: a file is damaged or contradicts the manifest.
     """
-    if not (folder / FILE).is_file():
-        return None
-    try:
-        stored = safetensors.safe_open(folder / FILE, "numpy")
-        return {path: PackedArray(stored, path, struct) for path, struct in tensors.items()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+    found = {}
+    for file in list_files(folder):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"{file} has no sound header")
+            header = json.loads(stream.read(length))
+        for path, entry in header.items():
+            if path == "__metadata__":
+                continue
+            start, stop = entry["data_offsets"]
+            struct = tensors[path]
+            if (
+                (entry["dtype"], entry["shape"]) != (DTYPES[np.dtype(struct.dtype)], list(struct.shape))
+                or stop - start != _bytes(struct)
+                or not 0 <= start <= stop <= size - 8 - length
+            ):
+                raise ValueError(f"{path} in {file} contradicts the manifest")
+            found[path] = Extent(file, 8 + length + start, stop - start)
+    if missing := tensors.keys() - found.keys():
+        raise ValueError(f"{len(missing)} parameters are missing, among them {min(missing)}")
+    return found
 
 
-def save(
-    directory: str | pathlib.Path, component: str, params: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
-) -> int:
-    """Write a component, replacing one that is there; give its bytes.
+def open_safetensors(folder: pathlib.Path, tensors: Structs) -> dict[str, StoredArray]:
+    """Return the parameters of a component's folder; arguments and errors are those of `read_extents`."""
+    extents = read_extents(folder, tensors)
+    return {path: _open_array(struct, extents[path]) for path, struct in tensors.items()}
 
-    Raises:
-      InputError: it could not be written; an existing component is untouched.
+
+def _open_array(struct: jax.ShapeDtypeStruct, extent: Extent) -> StoredArray:
+    row = _row_bytes(struct)
+    rows = max(CHUNK_BYTES // row, 1) if row else 1
+    return StoredArray(struct, rows, lambda number: (extent.file, extent.start + number * rows * row))
+
+
+# ---------------------------------------------------------------------------------------------------- layout
+
+
+def plan_files(structs: Structs) -> dict[str, list[str]]:
+    """Divide parameters into files: file name -> paths in the order of the file.
+
+    Wide dtypes come first, so that every parameter starts at a multiple of its item size.
     """
-    folder = pathlib.Path(directory).absolute() / component
-    file, temporary = folder / FILE, folder / f".{FILE}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({path: np.ascontiguousarray(value) for path, value in params.items()}, temporary)
-        size = temporary.stat().st_size
-        described = zarr_store.describe(component, params, manifest, {FILE: size})
-        (folder / ".manifest.json").write_text(described, encoding="utf-8")
-        shutil.copymode(folder / ".manifest.json", temporary)  # safetensors makes files for their owner only
-        os.replace(temporary, file)
-        os.replace(folder / ".manifest.json", folder / "manifest.json")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot write {folder}: {error}; free some space or choose another directory") from error
-    return size
+    shards: list[list[str]] = [[]]
+    size = 0
+    for path in sorted(structs, key=lambda path: -np.dtype(structs[path].dtype).itemsize):
+        if size and size + _bytes(structs[path]) > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(path)
+        size += _bytes(structs[path])
+    if len(shards) == 1:
+        return {FILE: shards[0]}
+    return {f"params-{i:05d}-of-{len(shards):05d}.safetensors": paths for i, paths in enumerate(shards, 1)}
+
+
+def create_file(file: pathlib.Path, structs: Structs) -> None:
+    """Write the header of a file and reserve the bytes of its parameters, in the order of `structs`."""
+    header, offset = {}, 0
+    for path, struct in structs.items():
+        stop = offset + _bytes(struct)
+        dtype = DTYPES[np.dtype(struct.dtype)]
+        header[path] = {"dtype": dtype, "shape": list(struct.shape), "data_offsets": [offset, stop]}
+        offset = stop
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        stream.truncate(8 + len(raw) + offset)
+
+
+def index_text(files: Mapping[str, list[str]], structs: Structs) -> str:
+    """Return the text of the index of several files, as the hub's libraries read it."""
+    record = {
+        "metadata": {"total_size": sum(map(_bytes, structs.values()))},
+        "weight_map": {path: name for name, paths in files.items() for path in paths},
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
+def _row_bytes(struct: jax.ShapeDtypeStruct) -> int:
+    return math.prod(struct.shape[1:]) * np.dtype(struct.dtype).itemsize
+
+
+def _bytes(struct: jax.ShapeDtypeStruct) -> int:
+    return math.prod(struct.shape) * np.dtype(struct.dtype).itemsize
