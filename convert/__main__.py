@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Bring checkpoints into a weights directory, and back.
+"""Import checkpoints into a weights directory, and export them again.
 
     python -m convert download flux-dev uso siglip
     python -m convert import flux1-dev.safetensors dit_lora.safetensors projector.safetensors --to weights
     python -m convert export WORKDIR --format uso --to my_style
     python -m convert inspect dit_lora.safetensors
 
-Files are recognised by their tensors, whatever they are called; several files of one component are its shards.
+Files are recognised by their tensors, not by their names; several files of one component are its shards.
 """
 
 import argparse
@@ -43,7 +43,7 @@ FORMATS = ("uso", "diffusers", "peft", "bfl")
 
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one of the commands; mistakes of the user end with exit code 2."""
+    """Run one of the commands; errors caused by user input exit with code 2."""
     if argv is None:
         # Conversion needs no accelerator and must not take one from a running job.
         jax.config.update("jax_platforms", "cpu")
@@ -64,9 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    one = dict(metavar="NAME", help="read one component only; clip_model, both towers of CLIP, is read only so")
-    config = dict(metavar="JSON", help="sizes that the tensors do not tell, by section, as in a manifest's config")
-    pad = dict(action="store_true", help="fill adapters of mixed ranks up to the largest with zeros")
+    one = dict(metavar="NAME", help="read only this component; clip_model, both towers of CLIP, must be named here")
+    config = dict(
+        metavar="JSON", help="sizes that tensor shapes do not determine, by section, as in a manifest's config"
+    )
+    pad = dict(action="store_true", help="pad adapters of mixed ranks to the largest rank with zeros")
     dtype = dict(choices=DTYPES, default="keep", metavar="DTYPE", help="cast to bf16, fp16 or fp32 (default: keep)")
 
     sub = command("import", import_files, "Read weight files into a weights directory.")
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", **config)
     sub.add_argument("--dtype", **dtype)
     sub.add_argument(
-        "--quantize", choices=quantization.FORMATS, metavar="MODE", help="large kernels to int8, fp8 or int4"
+        "--quantize", choices=quantization.FORMATS, metavar="MODE", help="quantise large kernels to int8, fp8 or int4"
     )
     sub.add_argument("--pad-ranks", **pad)
     sub.add_argument("--overwrite", action="store_true", help="replace components that exist")
@@ -86,10 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         "directory", metavar="DIR", help="weights directory, a training's --workdir, or one checkpoint of it"
     )
     sub.add_argument(
-        "--to", required=True, metavar="OUT", help="a .safetensors file, or a folder for files of usual names"
+        "--to", required=True, metavar="OUT", help="a .safetensors file, or a folder for files with the usual names"
     )
-    sub.add_argument("--format", choices=FORMATS, help="layout (default: what the component was imported from)")
-    sub.add_argument("--component", metavar="NAME", help="such as lora, projector, transformer, or merged: both in one")
+    sub.add_argument("--format", choices=FORMATS, help="layout (default: the one the component was imported from)")
+    sub.add_argument(
+        "--component",
+        metavar="NAME",
+        help="such as lora, projector, transformer, or merged: the transformer with its adapters",
+    )
     sub.add_argument("--base", metavar="DIR", help="weights directory with the transformer that a training adapted")
     sub.add_argument("--dtype", **dtype)
     which = sub.add_mutually_exclusive_group()
@@ -99,21 +105,19 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--raw", dest="average", action="store_false", help="a training's last parameters instead")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
-    sub = command(
-        "pack", pack, "Write what a training has made as a weights directory, one safetensors file a component."
-    )
+    sub = command("pack", pack, "Write the components that a run trained as a weights directory.")
     sub.add_argument("directory", metavar="WORKDIR", help="a training's --workdir, or one checkpoint of it")
     sub.add_argument("--to", required=True, metavar="DIR", help="weights directory; made if it does not exist")
     sub.add_argument("--component", metavar="NAME", help="write one component only")
     sub.add_argument("--dtype", **dtype)
 
-    sub = command("inspect", inspect, "Say what files or a weights directory hold, from headers and manifests.")
+    sub = command("inspect", inspect, "Show what files or a weights directory hold, from headers and manifests.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="weight files, or one weights directory")
     sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--pad-ranks", **pad)
 
-    sub = command("download", download.main, "Fetch the needed files of public checkpoints into the hub's cache.")
+    sub = command("download", download.main, "Download the needed files of public checkpoints into the hub's cache.")
     download.add_arguments(sub)
     return parser
 
@@ -155,7 +159,7 @@ def export(args: argparse.Namespace) -> None:
     single = target.suffix == ".safetensors"
     if single and len(outputs) > 1:
         names = " and ".join(output.name for output in outputs)
-        raise InputError(f"this makes {names}; give --to a folder, or choose one by --component")
+        raise InputError(f"this writes {names}; give --to a folder, or choose one with --component")
     paths = [target if single else target / output.name for output in outputs]
     texts = [{p.parent / name: text for name, text in o.beside.items()} for p, o in zip(paths, outputs, strict=True)]
     _check_places(target, single, [*paths, *(path for files in texts if not single for path in files)], args.overwrite)
@@ -181,14 +185,14 @@ def export(args: argparse.Namespace) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Write a training's components as they are named here; an average is taken where there is one."""
+    """Write a run's components as a weights directory, taking the average of the parameters if there is one."""
     if not training_runs.is_training(args.directory):
         raise InputError(f"{args.directory} is not a training's --workdir")
     parts = training_runs.open_training(args.directory, None)
     if args.component is not None and args.component not in parts:
-        raise InputError(f"{args.directory} has trained no {args.component}, only {', '.join(sorted(parts))}")
+        raise InputError(f"{args.directory} did not train {args.component}, only {', '.join(sorted(parts))}")
     if (dtype := DTYPES[args.dtype]) == np.dtype(ml_dtypes.bfloat16):
-        raise InputError("packed weights are fp16 or fp32: choose one with --dtype")
+        raise InputError("packed weights must be fp16 or fp32: choose one with --dtype")
     for component, part in parts.items():
         if args.component in (None, component):
             params = {path: np.asarray(value, dtype or value.dtype) for path, value in part.params.items()}
@@ -199,9 +203,7 @@ def pack(args: argparse.Namespace) -> None:
 def _parts(args: argparse.Namespace) -> dict[str, Part]:
     if not pathlib.Path(args.directory).is_dir() or not training_runs.is_training(args.directory):
         if args.average is not None:
-            raise InputError(
-                f"{args.directory} is not a training; only those have an average to choose by --ema or --raw"
-            )
+            raise InputError(f"{args.directory} is not a training's --workdir; --ema and --raw apply to trainings only")
         return exporting.open_directory(args.directory)
     parts = training_runs.open_training(args.directory, args.average)
     if args.base is not None:
@@ -210,11 +212,11 @@ def _parts(args: argparse.Namespace) -> dict[str, Part]:
 
 
 def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output]:
-    """Decide what to write: the named component, or what the format is usually wanted for."""
+    """Choose the outputs: the named component, or the usual ones of the format."""
     component, layout = args.component, args.format
     if component is None:
         if layout is None:
-            raise InputError("give --format, --component or both: what is to be written?")
+            raise InputError("nothing to export: pass --format, --component or both")
         if layout == "uso":
             if outputs := exporting.uso(parts):
                 return outputs
@@ -223,11 +225,11 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
     needed = ("transformer", "lora") if component == "merged" else (component,)
     for name in needed:
         if name not in parts:
-            more = "; give --base" if name == "transformer" and args.base is None else ""
+            more = "; pass --base" if name == "transformer" and args.base is None else ""
             raise InputError(f"{args.directory} has no {name}, only {', '.join(sorted(parts)) or 'nothing'}{more}")
     if component in ("merged", "transformer") and (layout or component == "merged"):
         if layout not in (None, "bfl", "diffusers"):
-            raise InputError(f"a transformer has no layout {layout!r}; it may be bfl or diffusers")
+            raise InputError(f"a transformer has no layout {layout!r}; choose bfl or diffusers")
         return [exporting.transformer(parts, layout == "diffusers", component == "merged")]
     if layout is None or (layout == "uso" and component in ("lora", "projector")):
         return [exporting.native(parts[component], component)]
@@ -235,7 +237,7 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
         return [exporting.adapters(parts[component], layout == "peft")]
     if component == "autoencoder" and layout in ("bfl", "diffusers"):
         return [exporting.autoencoder(parts[component], layout == "diffusers")]
-    raise InputError(f"{component} has no layout {layout!r}; leave --format out to write it as it was imported")
+    raise InputError(f"{component} has no layout {layout!r}; omit --format to write it as it was imported")
 
 
 def _check_places(target: pathlib.Path, single: bool, paths: Sequence[pathlib.Path], overwrite: bool) -> None:
@@ -250,7 +252,7 @@ def _check_places(target: pathlib.Path, single: bool, paths: Sequence[pathlib.Pa
         raise InputError(f"cannot write to {folder}: permission denied; choose another place with --to")
     for path in paths:
         if path.exists() and not overwrite:
-            raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+            raise InputError(f"{path} exists; pass --overwrite to replace it, or another name")
 
 
 # ---------------------------------------------------------------------------------------------------- inspect

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The public checkpoints by short names, fetched with huggingface_hub: its cache, its login, its HF_HUB_OFFLINE.
+"""Download public checkpoints by short names with huggingface_hub: its cache, its login, its HF_HUB_OFFLINE.
 
-Only this command uses the network; everything else works on local paths. An interrupted download goes on where it
-stopped when the same command is run again.
+Only this command uses the network; everything else works on local paths. An interrupted download resumes when the same
+command is run again.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from . import COMMAND
 
 @dataclass(frozen=True)
 class Release:
-    """Where files lie: a repository of the hub, and exactly those of its files that are needed."""
+    """A repository of the hub, and the files of it that are needed."""
 
     repo: str
     files: tuple[str, ...]
     licence: str
-    weights: tuple[str, ...] = ()  # what to import, if not all .safetensors of `files`
+    weights: tuple[str, ...] = ()  # files to import, if not all .safetensors of `files`
     options: str = ""  # of the import
 
     @property
@@ -83,12 +83,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def fetch(release: Release, revision: str | None = None, snapshot: Callable | None = None) -> pathlib.Path:
-    """Bring a release's files into the hub's cache and give the folder.
+    """Download a release's files into the hub's cache and return their folder.
 
     Args:
       release: what to fetch.
       revision: branch, tag or commit.
-      snapshot: stands for huggingface_hub.snapshot_download in tests.
+      snapshot: replaces huggingface_hub.snapshot_download in tests.
 
     Raises:
       InputError: no access, no network, or a file is missing from the repository.
@@ -111,14 +111,14 @@ def fetch(release: Release, revision: str | None = None, snapshot: Callable | No
     except (errors.HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{release.repo} could not be fetched ({reason[:200]}); run the same command to go on"
+            f"{release.repo} could not be fetched ({reason[:200]}); run the same command to resume"
         ) from error
     if gone := [name for name in release.files if not (folder / name).is_file() and name in _needed(release)]:
-        raise InputError(f"{page} has no {', '.join(gone)}; give another --revision")
+        raise InputError(f"{page} has no {', '.join(gone)}; pass another --revision")
     return folder
 
 
 def _needed(release: Release) -> set[str]:
-    """Give the files that must be there; of what describes tokenizers, some differ between repositories."""
+    """Return the files that must be there; which files describe a tokenizer differs between repositories."""
     must = (".safetensors", ".bin", ".model", "tokenizer.json", "tokenizer_config.json")
     return {name for name in release.files if name.endswith(must)} | set(release.imported)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Components out of a weights directory or a training's checkpoint, tensor by tensor, in the layouts of other programs.
+"""Export components of a weights directory or a training checkpoint in the layouts of other programs.
 
-An adapter's scale goes into its `up`, because no layout written here has a place for it.
+An adapter's scale is multiplied into its `up`, because these layouts have no place for it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from .layouts import Family
 from .tables import lora
 from .tables.table import expand
 
-ADAPTED = {  # an adapter's module, and the one it is added to
+ADAPTED = {  # adapter -> the module it is added to
     "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",
     "double_blocks/processor/qkv_lora2": "double_blocks/txt_attn/qkv",
     "double_blocks/processor/proj_lora1": "double_blocks/img_attn/proj",
@@ -39,13 +39,13 @@ ADAPTED = {  # an adapter's module, and the one it is added to
 
 @dataclasses.dataclass
 class Part:
-    """A component to export: parameters by path, read when they are indexed, and the sizes they have."""
+    """A component to export: parameters by path, read when they are indexed, and its sizes."""
 
     params: Mapping[str, Any]
     config: manifest_configs.Sections
-    family: str = ""  # it was imported from
+    family: str = ""  # the family it was imported from
     prefix: str | None = None
-    quantised: str = ""  # how
+    quantised: str = ""  # the quantised format, if any
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -53,7 +53,7 @@ class Part:
 
 
 def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
-    """Give the components of a weights directory."""
+    """Return the components of a weights directory."""
     parts = {}
     for component in weights.components(directory):
         record = weights.manifest(directory, component)
@@ -68,7 +68,7 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
 
 @dataclasses.dataclass
 class Output:
-    """One file to write: its name where a folder is written, its tensors by key, and text files that go beside it."""
+    """One file to write: its name in a folder, its tensors by key, and text files to write beside it."""
 
     name: str
     title: str
@@ -78,29 +78,31 @@ class Output:
 
 
 def native(part: Part, component: str) -> Output:
-    """Write a component under the names that it was imported from, or else its first family's."""
+    """Describe a component under the names it was imported from, by default those of its first family."""
     family = layouts.for_component(component, part.family)
     if family.component == "lora":
-        family = layouts.by_name("uso-lora")  # other layouts were brought into this one
+        family = layouts.by_name("uso-lora")  # adapters of other layouts were converted to this one
         return _plain(f"{component}.safetensors", family, _scaled(part), family.prefixes[0])
     prefix = family.prefixes[0] if part.prefix is None or family.name != part.family else part.prefix
     return _plain(f"{component}.safetensors", family, part, prefix)
 
 
 def uso(parts: Mapping[str, Part]) -> list[Output]:
-    """Write adapters and projector as upstream releases them, which is also what ComfyUI recognises."""
+    """Describe adapters and projector as upstream releases them, which ComfyUI also recognises."""
     outputs = []
     if "lora" in parts:
         outputs.append(_plain("dit_lora.safetensors", layouts.by_name("uso-lora"), _scaled(parts["lora"])))
     if "projector" in parts:
         if (kind := parts["projector"].config["projector"].get("kind", "hierarchical")) != "hierarchical":
-            raise InputError(f"the projector is of kind {kind!r}, which upstream does not have; only hierarchical ones")
+            raise InputError(
+                f"the projector is of kind {kind!r}, which upstream does not have; export a hierarchical one"
+            )
         outputs.append(_plain("projector.safetensors", layouts.by_name("uso-projector"), parts["projector"]))
     return outputs
 
 
 def adapters(part: Part, peft: bool) -> Output:
-    """Write adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
+    """Describe adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
     rank = part.config["lora"]["rank"]
     part = _scaled(part)
     if not peft:
@@ -117,7 +119,7 @@ def adapters(part: Part, peft: bool) -> Output:
 
 
 def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
-    """Write the transformer, with its adapters added to its weights if wanted."""
+    """Describe the transformer, with the adapters added to its weights if `merge`."""
     part = parts["transformer"]
     if merge:
         sections = {name: dict(values) for name, values in part.config.items()}
@@ -131,7 +133,7 @@ def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Outp
 
 
 def autoencoder(part: Part, diffusers: bool) -> Output:
-    """Write the autoencoder."""
+    """Describe the autoencoder."""
     if not diffusers:
         return _plain("ae.safetensors", layouts.by_name("flux-ae"), part)
     c = {**section_fields()["autoencoder"], **part.config["autoencoder"]}
@@ -153,7 +155,7 @@ def _diffusers_config(flux: Mapping) -> dict:
     c = {**section_fields()["flux"], **flux}
     if c["mlp_ratio"] != 4 or not c["qkv_bias"]:
         raise InputError(
-            "diffusers' FluxTransformer2DModel knows neither another mlp_ratio than 4 nor qkv without bias"
+            "diffusers' FluxTransformer2DModel only supports an mlp_ratio of 4 and qkv with bias; export --format bfl"
         )
     return {
         "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c["in_channels"],
@@ -180,7 +182,7 @@ def _plain(name: str, family: Family, part: Part, prefix: str = "") -> Output:
 
 
 class _Computed:
-    """A parameter made from others when it is indexed."""
+    """A parameter that is computed from others when it is indexed."""
 
     def __init__(self, base, rows: Callable[[slice | int], np.ndarray]):
         self.shape, self.dtype, self._rows = base.shape, base.dtype, rows
@@ -193,7 +195,7 @@ class _Computed:
 
 
 def _scaled(part: Part) -> Part:
-    """Multiply an adapter's scale into `up`."""
+    """Return adapters with their scale multiplied into `up`."""
     scale = part.config["lora"].get("scale", 1.0)
     if scale == 1:
         return part
@@ -206,7 +208,7 @@ def _scaled(part: Part) -> Part:
 
 
 def _merged(part: Part, adapters: Part) -> Part:
-    """Add adapters to the weights they adapt, in float32."""
+    """Return a transformer with adapters added to the weights they adapt, in float32."""
 
     def merged(base, down, up):
         def row(i):
@@ -230,9 +232,9 @@ def write(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm)
     """Write one file, each tensor cast to `dtype` if there is one.
 
     Raises:
-      InputError: it could not be written; an existing file is untouched.
+      InputError: the file could not be written; an existing one is untouched.
     """
-    # Wide dtypes first, so that every tensor starts at a multiple of its own width.
+    # Wide dtypes first, so that every tensor starts at a multiple of its item size.
     order = sorted(output.layout, key=lambda key: -(dtype or output.layout[key][0]).itemsize)
     layout = {key: (dtype or output.layout[key][0], output.layout[key][1]) for key in order}
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints into a weights directory, a chunk of a parameter at a time.
+"""Import checkpoints into a weights directory, one chunk of a parameter at a time.
 
-Never more than one chunk and the tensors it is made of are in memory. Chunks are made in the order of the source files,
-so that what was just read can be hashed at once, by another thread; it reads by itself only what was not.
+At most one chunk and the tensors it is made of are in memory. Chunks follow the order of the source files, so that
+another thread hashes the bytes just read; it reads only those that the import does not.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from .recognition import Checkpoint
 from .tables.table import Entry, Piece
 
 STACK_BYTES = 2**26  # layers written together, in bytes of the file's own dtype
-_BLOCK = 2**20  # numbers at a time: what fits a processor's cache
-_GAP = 2**26  # bytes that may be read once more, only to be hashed, before others that were just read
+_BLOCK = 2**20  # numbers at a time, to fit a processor's cache
+_GAP = 2**26  # bytes read again only to hash them, so that those just read can follow
 _WIDEST = {np.dtype(np.float16): 65504.0}
 
 
@@ -41,18 +41,18 @@ def import_checkpoint(
     bar: tqdm,
     mode: str | None = None,
 ) -> list[str]:
-    """Write a checked checkpoint as a component; give what the user should know of its numbers.
+    """Write a checked checkpoint as a component; return warnings about its numbers.
 
     Args:
       checkpoint: the files.
       directory: the weights directory.
-      dtype: to cast to; None: keep.
+      dtype: dtype to cast to; None: keep each parameter's.
       overwrite: replace the component if it exists.
-      bar: is told the bytes that are done, before quantisation.
-      mode: quantise large kernels, see `uso_jax.weights.quantization`; they are not cast first.
+      bar: updated with the bytes done, counted before quantisation.
+      mode: format in which large kernels are quantised (uso_jax.weights.quantization), without casting them first.
 
     Raises:
-      InputError: it could not be read or written; nothing is left behind.
+      InputError: a file could not be read or written; nothing is left behind.
     """
     component = checkpoint.family.component
     weights.check_writable(directory, component, overwrite)
@@ -120,13 +120,13 @@ def layers_together(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def _plan(checkpoint: Checkpoint) -> list[tuple[str, int, int, list[Part]]]:
-    """Give (path, first row, rows, what they are made of) of everything to write, in the order of the files."""
+    """Return (path, first row, rows, parts) of every chunk to write, in the order of the files."""
     together = {path: layers_together(s.shape, s.dtype.itemsize) for path, s in checkpoint.structs().items() if s.shape}
     made: dict[tuple[str, int], list[Part]] = {}
     for key, entry in checkpoint.entries.items():
         offset = 0
         for piece in entry.pieces:
-            # A stack is written some layers at a time, anything else at once.
+            # A stack is written a few layers at a time, any other parameter at once.
             first = 0 if entry.layer is None else entry.layer - entry.layer % together[piece.path]
             made.setdefault((piece.path, first), []).append((key, entry, offset, piece))
             offset += piece.stop - piece.start
@@ -147,7 +147,7 @@ def _assemble(
     memory: Buffer,
     digests: "Digests",
 ) -> None:
-    """Fill a chunk, whose first row is `first`, from the tensors it is made of."""
+    """Fill a chunk that starts at row `first` from the tensors it is made of."""
     for key, entry, offset, piece in parts:
         source = checkpoint.sources[key]
         rows_ = (offset, offset + piece.stop - piece.start) if source.shape else (0, None)
@@ -168,7 +168,7 @@ def _assemble(
 
 
 class _Counter:
-    """Count numbers that are not finite, or become so."""
+    """Count numbers that are not finite, or overflow when they are cast."""
 
     def __init__(self):
         self.bad: dict[str, int] = {}
@@ -180,7 +180,7 @@ class _Counter:
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
             if flat.dtype == BFLOAT16:
-                # All exponent bits set: NaN or infinity. On integers this is many times as fast.
+                # All exponent bits set: NaN or infinity. Comparing integers is many times as fast.
                 bits = block.view(np.uint16) & 0x7FFF
                 suspicious = bits.max() >= (0x7F80 if limit is None else 0x477F)
             else:
@@ -197,7 +197,7 @@ class _Counter:
                 self.overflowing[key] = self.overflowing.get(key, 0) + over
 
     def warnings(self, structs: dict[str, jax.ShapeDtypeStruct]) -> list[str]:
-        """Say what was found."""
+        """Return a sentence for each kind that was found."""
         texts = []
         for found, what in (
             (self.bad, "NaN or infinite"),
@@ -213,7 +213,7 @@ class _Counter:
 
 
 class Digests:
-    """The SHA-256 of files while they are read in parts, mostly in their order."""
+    """Compute the SHA-256 of files while they are read in parts, mostly in order."""
 
     def __init__(self, files: Sequence[File]):
         self._files = files
@@ -230,15 +230,15 @@ class Digests:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, file: File, start: int, data: np.ndarray) -> None:
-        """Take the bytes of a file from `start`, which must not change before `wait`."""
+        """Add the bytes of a file from `start` on; they must not change before `wait` returns."""
         number = next(i for i, other in enumerate(self._files) if other is file)
-        # A stack of small parameters is read from all over a file at once; following it would mean reading that twice.
+        # A stack of small parameters is read from all over a file; following it would read most of the file twice.
         if 0 <= start - self._added[number] <= _GAP:
             self._last = self._pool.submit(self._update, number, start, data.reshape(-1).view(np.uint8))
             self._added[number] = start + data.nbytes
 
     def wait(self) -> None:
-        """Wait until what was added may change."""
+        """Wait until the bytes added may change."""
         try:
             if self._last is not None:
                 self._last.result()
@@ -246,7 +246,7 @@ class Digests:
             raise self._unreadable(error) from error
 
     def finish(self) -> list[str]:
-        """Read what was not added, and give the digests."""
+        """Read the bytes that were not added, and return the digests."""
         self.wait()
         try:
             for number, file in enumerate(self._files):
@@ -265,7 +265,7 @@ class Digests:
         self._hashed[number] += data.nbytes
 
     def _skip(self, number: int, stop: int) -> None:
-        """Hash up to a position from the file itself."""
+        """Hash the file itself up to a position."""
         start = self._hashed[number]
         with self._files[number].path.open("rb") as stream:
             stream.seek(start)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What files and weights directories hold, in words."""
+"""Print what weight files and weights directories hold."""
 
 import pathlib
 import shutil
@@ -15,7 +15,7 @@ from .recognition import Checkpoint
 
 
 def show_checkpoint(found: Checkpoint) -> None:
-    """Print what the files of a component hold, and whether they would fill it."""
+    """Print what the files of a component hold, and whether they fit its model."""
     tensors = [tensor for file in found.files for tensor in file.tensors.values()]
     dtypes = sorted({str(tensor.dtype) for tensor in tensors})
     print(f"{found.names}  ({size(sum(file.size for file in found.files))})")
@@ -63,7 +63,7 @@ def show_component(directory: str | pathlib.Path, component: str) -> None:
 
 
 def size(number: int) -> str:
-    """Give a number of bytes for reading."""
+    """Format a number of bytes, such as "3.22 MiB"."""
     value, unit = float(number), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007
         if value < 1024:

@@ -45,7 +45,7 @@ from .tables.table import Row
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of file: the component it holds, its table, and how its shapes tell the model's sizes."""
+    """One kind of file: the component it holds, its table, and how the model's sizes follow from tensor shapes."""
 
     name: str
     title: str
@@ -56,12 +56,12 @@ class Family:
     ignore: str = ""  # regex of keys that belong to other networks in the same file
     foreign: str = ""  # regex of keys whose presence means that this is another, similar network
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys that hold the same tensor as another
-    pattern: str = ""  # regex of its keys, where the table does not tell them
-    asked_for: bool = False  # considered only when its component is asked for
+    pattern: str = ""  # regex of its keys, if the table does not determine them
+    asked_for: bool = False  # considered only when its component is requested
 
     @functools.cached_property
     def regex(self) -> re.Pattern:
-        """Match the keys it knows, without prefix."""
+        """Pattern of the keys it knows, without prefix."""
         if self.pattern:
             return re.compile(self.pattern)
         modules = ((m,) if isinstance(m, str) else m for m, _, _ in self.rows)
@@ -278,8 +278,8 @@ _SECOND = 8  # keys that another network in the same file must have at least
 
 
 def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Family, str, list[str]]]:
-    """Give the families in a file with the prefix and the list of their keys: what explains the most keys first."""
-    layers: dict[str, list[str]] = {}  # no pattern tells one number from another, so it is tried once for all of them
+    """Return the families in a file, each with its prefix and keys; the one with the most keys comes first."""
+    layers: dict[str, list[str]] = {}  # patterns do not distinguish numbers, so each is tried once for all of them
     for key in keys:
         layers.setdefault(re.sub(r"\d+", "0", key), []).append(key)
     candidates: list[tuple[Family, str, list[str]]] = []
@@ -305,12 +305,12 @@ def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Fami
 
 
 def by_name(name: str) -> Family:
-    """Give a family."""
+    """Return the family with a name."""
     return next(family for family in FAMILIES if family.name == name)
 
 
 def for_component(component: str, name: str) -> Family:
-    """Give the family to export a component in: the one it came from, or the component's first."""
+    """Return the family to export a component in: the one called `name`, or else the component's first."""
     fitting = [family for family in FAMILIES if family.component == component]
     if not fitting:
         known_ = ", ".join(dict.fromkeys(family.component for family in FAMILIES))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files put together to components and compared with the models they should fill, from their headers alone."""
+"""Group weight files into components and compare each with its model, from the headers alone."""
 
 import dataclasses
 import functools
@@ -30,16 +30,16 @@ def read_config(path: str | pathlib.Path) -> dict[str, dict]:
     """Read a `--config` file: sizes by section, as in a manifest's `config`.
 
     Raises:
-      InputError: it is not JSON, or a name or type in it is wrong.
+      InputError: the file is not JSON, or a name or type in it is wrong.
     """
     try:
         values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give --config a JSON file") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); pass a JSON file to --config") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if isinstance(values, dict):
-        # Such files also describe how a model is sampled and trained, which weights do not depend on.
+        # Such files may also describe sampling and training, on which weights do not depend.
         values = {section: value for section, value in values.items() if section != "sampling"}
         if isinstance(values.get("autoencoder"), dict):
             values["autoencoder"] = {k: v for k, v in values["autoencoder"].items() if k != "resolution"}
@@ -48,13 +48,13 @@ def read_config(path: str | pathlib.Path) -> dict[str, dict]:
 
 @dataclasses.dataclass
 class Checkpoint:
-    """One component in one or several files, compared with the model it should fill; only headers have been read."""
+    """One component in one or several files, compared with its model; only headers have been read."""
 
     family: Family
     prefix: str
     files: list[File]
     config: Any
-    untold: list[str]  # sizes that neither the tensors nor --config tell
+    untold: list[str]  # sizes that neither tensor shapes nor --config determine
     shapes: dict[str, jax.ShapeDtypeStruct]
     entries: dict[str, Entry]
     sources: Sources  # by the table's keys
@@ -68,28 +68,28 @@ class Checkpoint:
 
     @property
     def names(self) -> str:
-        """Name the files in a message."""
+        """Names of the files for messages."""
         return _names(self.files)
 
     @property
     def problems(self) -> dict[str, list[str]]:
-        """Give what keeps the files from filling the model, by kind."""
+        """What prevents the files from filling the model, by kind."""
         found = {"missing": self.missing, "stray": self.stray, "given twice": self.twice, "of wrong shape": self.wrong}
         return {name: keys for name, keys in found.items() if keys}
 
     def check(self) -> None:
-        """Refuse what cannot be imported."""
+        """Raise InputError if the checkpoint cannot be imported."""
         if self.untold:
             raise InputError(
-                f"{self.names}: the tensors do not tell {' and '.join(self.untold)}; write it into a JSON file such as"
-                f" {_example(self.untold[0])} and give that as --config"
+                f"{self.names}: tensor shapes do not determine {' and '.join(self.untold)}; pass a JSON file such as"
+                f" {_example(self.untold[0])} as --config"
             )
         if self.problems:
             lists = (f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in self.problems.items())
             raise InputError(f"{self.names}: the tensors do not fit {self.family.name}: {'; '.join(lists)}")
 
     def structs(self, dtype: np.dtype | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Give the parameters with `dtype`, or each with the narrowest one that keeps every tensor in it exact."""
+        """Return the parameters with `dtype`, or each with the narrowest one that holds all its tensors exactly."""
         found: dict[str, set[np.dtype]] = {}
         for key, entry in self.entries.items():
             for piece in entry.pieces:
@@ -120,16 +120,16 @@ def recognise(
     pad_ranks: bool = False,
     component: str | None = None,
 ) -> list[Checkpoint]:
-    """Sort the tensors of files into components and compare each with its model.
+    """Group the tensors of files into components and compare each with its model.
 
     Args:
       groups: files that belong together, such as the shards of one index; groups may also be shards of each other.
-      config: sizes that tensors do not tell, or that override what they tell.
+      config: sizes that tensor shapes do not determine, or that override those they do.
       pad_ranks: accept adapters of mixed ranks.
-      component: the only one wanted; None: all that the files hold.
+      component: the only component to read; None: all that the files hold.
 
     Raises:
-      InputError: a file is of no known family, shards are of different ones, or a size cannot be read.
+      InputError: a file is of no known family, shards are of different families, or a size cannot be read.
     """
     parts: dict[str, list] = {}
     for group in groups:
@@ -240,7 +240,7 @@ def _compare(
 
 
 def _fill_adapters(found: Sources, entries: dict[str, Entry]) -> int:
-    """Add zeros for adapters that a file does not have at all; count them."""
+    """Add zeros for adapters that a file lacks; return their number."""
     filled = 0
     dtype = next(iter(found.values())).dtype
     for key, entry in entries.items():
@@ -257,7 +257,7 @@ def _sizes(
 ) -> tuple[dict[str, dict], list[str]]:
     sections, untold = {}, []
     for section, fields in family.sizes.items():
-        # An adapter's file tells what it needs of the transformer; only the fields it can tell are taken over.
+        # An adapter's file determines some sizes of its transformer; only those fields are taken over.
         given = config.get(section, {})
         own = section_fields()[section] if section != "flux" or family.component == "transformer" else fields
         sections[section] = {name: value for name, value in given.items() if name in own}
@@ -267,9 +267,11 @@ def _sizes(
             try:
                 value = size(shapes)
             except KeyError as error:
-                raise InputError(f"{names}: {section}.{name} cannot be told, tensor {error} is missing") from error
+                raise InputError(
+                    f"{names}: {section}.{name} cannot be determined, tensor {error} is missing"
+                ) from error
             except (ValueError, ZeroDivisionError) as error:
-                raise InputError(f"{names}: {section}.{name} cannot be told, {error}") from error
+                raise InputError(f"{names}: {section}.{name} cannot be determined, {error}") from error
             if value is None:
                 untold.append(f"{section}.{name}")
             else:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer that lies beside a text encoder's weights, copied with them so that a weights directory is complete.
+"""Copy the tokenizer beside a text encoder's weights, so that a weights directory is complete.
 
-Published encoders have it in their own folder, or, where encoders of a pipeline lie in folders called text_encoder and
-text_encoder_2, in a neighbour called tokenizer or tokenizer_2.
+Published encoders have it in their own folder. Pipelines with folders text_encoder and text_encoder_2 have it in
+neighbours called tokenizer and tokenizer_2.
 """
 
 import pathlib
@@ -12,15 +12,15 @@ import shutil
 from uso_jax import weights
 from uso_jax.common.errors import InputError
 
-VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")  # one of them makes a folder a tokenizer's
+VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")  # a folder with one of them holds a tokenizer
 FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
 def copy(component: str, weights_file: pathlib.Path, directory: str | pathlib.Path) -> pathlib.Path | None:
-    """Copy a text encoder's tokenizer into a weights directory; give its folder there, or None if there is none.
+    """Copy a text encoder's tokenizer into a weights directory; return its folder there, or None if none is found.
 
     Raises:
-      InputError: it could not be written; one that was there is untouched.
+      InputError: the tokenizer could not be written; an existing one is untouched.
     """
     own = weights_file.absolute().parent
     beside = own.parent / own.name.replace("text_encoder", "tokenizer")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training has made, read from its own checkpoint: WORKDIR/checkpoints/STEP, without any other weights."""
+"""Components trained by a run, read from its checkpoint WORKDIR/checkpoints/STEP without any other weights."""
 
 import json
 import pathlib
@@ -16,16 +16,16 @@ from .exporting import Part
 
 
 def is_training(directory: str | pathlib.Path) -> bool:
-    """Tell whether a folder is a training's, or one checkpoint of it."""
+    """Return whether a folder is the --workdir of a training, or one of its checkpoints."""
     return _step(pathlib.Path(directory)) is not None
 
 
 def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[str, Part]:
-    """Give the components that a training trained, as of its last checkpoint or of the one that is given.
+    """Return the components that a run trained, from its last checkpoint or the one that is given.
 
     Args:
       directory: the training's --workdir, or WORKDIR/checkpoints/STEP.
-      average: take the moving average of the parameters; None: where there is one.
+      average: True: the moving average of the parameters; False: the last parameters; None: the average if any.
 
     Raises:
       InputError: the checkpoint cannot be read or has no average.
@@ -74,7 +74,7 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
 def _sections(system: dict) -> manifest_configs.Sections:
     if (encoder := system.get("style_encoder", "siglip")) != "siglip":
         raise InputError(
-            f"this run reads style images by the {encoder}, which no other program does; nothing to convert"
+            f"this run encodes style images with the {encoder}, which no other program supports; it cannot be exported"
         )
     transformer = system["transformer"]
     flux = {name: transformer[name] for name in section_fields()["flux"] if name in transformer}
@@ -93,7 +93,7 @@ def _sections(system: dict) -> manifest_configs.Sections:
 
 
 def _step(directory: pathlib.Path) -> pathlib.Path | None:
-    """Find the folder of one checkpoint."""
+    """Return the folder of the last checkpoint, or None if there is none."""
     if (directory / "arrays").is_dir() and (directory / "record").is_dir():
         return directory
     folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory

@@ -13,7 +13,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def contiguous(value: np.ndarray) -> np.ndarray:
-    """Give an array in row-major order, itself if it is."""
+    """Return an array in row-major order; the array itself if it already is."""
     if value.flags.c_contiguous:
         return value
     out = np.empty(value.shape, value.dtype)
@@ -22,13 +22,13 @@ def contiguous(value: np.ndarray) -> np.ndarray:
 
 
 class Buffer:
-    """Memory for one array after another: fresh memory for each would be cleared page by page for nothing."""
+    """Memory that is reused for one array after another, so that the system need not clear new pages each time."""
 
     def __init__(self):
         self._bytes = np.empty(0, np.uint8)
 
     def __call__(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """Give an array with undefined contents; it is lost at the next call."""
+        """Return an array with undefined contents, valid until the next call."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes.size < size:
             self._bytes = np.empty(size, np.uint8)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Safetensors files read with distrust and written in one pass.
+"""Safetensors files: untrusted ones are checked before they are read, new ones are written in one pass.
 
 The format: 8 bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors'
-bytes without gaps. Everything the header says is checked against the file before any memory is taken for tensors.
+bytes without gaps. The header is checked against the file before memory is allocated for tensors.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from uso_jax.common.errors import InputError
 from .arrays import Buffer, contiguous
 
 MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
-MAX_TENSORS = 20_000  # released transformers have hundreds
+MAX_TENSORS = 20_000  # released transformers have at most a few thousand
 MAX_AXES = 8
 
 DTYPES = {
@@ -37,7 +37,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# What people pass by mistake, by its first bytes.
+# Files that are often passed by mistake, by their first bytes.
 _OTHER_KINDS = {
     b"GGUF": "a GGUF file; take the safetensors release of the same weights",
     b"version https://git-lfs": "a Git LFS pointer, not the weights; fetch them with: git lfs pull",
@@ -56,21 +56,21 @@ class Tensor:
 
 
 class SafetensorsFile:
-    """A file whose header has been checked; tensors are read when they are asked for."""
+    """A file with a checked header; tensors are read on request."""
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
         try:
             if not self.path.is_file():
                 problem = "is a directory" if self.path.is_dir() else "does not exist"
-                raise InputError(f"{path} {problem}; give a .safetensors file")
+                raise InputError(f"{path} {problem}; pass a .safetensors file")
             self.size = self.path.stat().st_size
             self.tensors, self.metadata = self._header()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Give every tensor in file order."""
+        """Yield every key and tensor in file order."""
         for key in sorted(self.tensors, key=lambda key: self.tensors[key].start):
             yield key, self.read(key)
 
@@ -151,7 +151,7 @@ class SafetensorsFile:
         return Tensor(DTYPES[name], tuple(shape), begin + start, begin + stop)
 
     def _damaged(self, problem: str) -> InputError:
-        return InputError(f"{self.path} is not a sound safetensors file: {problem}; download or copy it again")
+        return InputError(f"{self.path} is not a valid safetensors file: {problem}; download or copy it again")
 
 
 def _without_duplicates(pairs: list) -> dict:

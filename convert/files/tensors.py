@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that are read when they are asked for: from files, or made from other such tensors."""
+"""Tensors that are read on request, from files or computed from other such tensors."""
 
 import dataclasses
 import functools
@@ -25,13 +25,13 @@ _FLOAT8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """One tensor; `read(start, stop)` gives rows of it, in `dtype` or, where it was computed, wider."""
+    """One tensor; `read(start, stop)` returns rows of it, in `dtype` or, if it is computed, in a wider one."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     read: Callable[..., np.ndarray]
     place: tuple[int, int]  # file and offset, to read in the order of the disk
-    file: File | None = None  # where it lies as it is; `read` takes a Buffer then
+    file: File | None = None  # the file that holds it unchanged, if any; then `read` also takes a Buffer
 
 
 Sources = dict[str, LazyTensor]
@@ -40,7 +40,7 @@ Sources = dict[str, LazyTensor]
 def computed(
     like: LazyTensor, shape: Sequence[int], make: Callable[[], np.ndarray], dtype: np.dtype | None = None
 ) -> LazyTensor:
-    """Give a tensor that is made from others, from `like` first of all."""
+    """Return a tensor computed from others; `like` is the first of them and gives its place and default dtype."""
     return LazyTensor(dtype or like.dtype, tuple(shape), lambda start=0, stop=None: make()[start:stop], like.place)
 
 
@@ -48,7 +48,7 @@ def computed(
 
 
 def open_files(paths: Sequence[str | pathlib.Path]) -> list[File]:
-    """Open weight files by their content; an index of shards stands for the shards it lists.
+    """Open weight files by their content; an index of shards is replaced by the shards it lists.
 
     Raises:
       InputError: a file is missing, damaged or of another kind.
@@ -95,7 +95,7 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
-    """Give the tensors of several files by key, and the keys that occur twice."""
+    """Return the tensors of several files by key, and the keys that occur more than once."""
     found: Sources = {}
     twice = []
     for number, file in enumerate(files):
@@ -113,16 +113,16 @@ def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
 
 
 def dequantise(found: Sources) -> tuple[Sources, int]:
-    """Give float8 tensors as bfloat16, times their scale where ComfyUI keeps one beside them; count them.
+    """Turn float8 tensors into bfloat16, multiplied by the scale if ComfyUI stored one; return all tensors and a count.
 
-    bfloat16 holds every plain float8 exactly. A scaled one is read in float32 and rounded by whoever asks for less.
+    bfloat16 holds every unscaled float8 exactly. A scaled one is read in float32, and rounded when it is cast.
     """
     weights = [key for key, source in found.items() if source.dtype in _FLOAT8 and not key.endswith("scaled_fp8")]
     result, spent = {}, set()
     for key in weights:
         stem = key.removesuffix("weight")
         scale = next((k for k in (f"{stem}scale_weight", f"{stem}weight_scale") if key != stem and k in found), None)
-        # Scales of activations serve 8-bit products only, and notes on the format say what the dtype says.
+        # Scales of activations are used by 8-bit products only, and notes on the format repeat the dtype.
         spent |= {k for k in (f"{stem}scale_input", f"{stem}input_scale", f"{stem}comfy_quant") if k in found}
         result[key] = _plain(found[key]) if scale is None else _scaled(key, found[key], found[scale])
         spent |= {scale} - {None}

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pickled torch files (.bin, .pt, .pth), read by torch with `weights_only`, which runs no code of theirs.
+"""Pickled torch files (.bin, .pt, .pth), read by torch with `weights_only`, which runs no code from the file.
 
-torch is needed for nothing else and is therefore imported here, when such a file is met.
+Nothing else needs torch, so it is imported only when such a file is opened.
 """
 
 import argparse
@@ -64,21 +64,21 @@ class TorchFile:
             # Training scripts keep their command line beside the weights; the class holds values and runs nothing.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped or None)
-        except Exception as error:  # the unpickler of a damaged file raises what it likes
+        except Exception as error:  # the unpickler may raise anything on a damaged file
             lines = str(error).splitlines() or [type(error).__name__]
             if "weights_only" in str(error) or "Unsupported" in str(error):
                 kind = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0]).strip()
                 raise InputError(
-                    f"{self.path} holds more than weights and could run code when it is opened, so it was not"
+                    f"{self.path} holds more than weights and could run code, so it was not opened"
                     f" ({kind[:160]}); take the safetensors release of the same weights"
                 ) from error
-            raise InputError(f"{self.path} is not a sound torch file ({lines[0][:160]}); download it again") from error
+            raise InputError(f"{self.path} is not a valid torch file ({lines[0][:160]}); download it again") from error
         for name in _INSIDE:
             if isinstance(found, dict) and isinstance(found.get(name), dict):
                 found = found[name]
                 break
         if not isinstance(found, dict):
-            raise InputError(f"{self.path} holds no state dict; give a file of weights")
+            raise InputError(f"{self.path} holds no state dict; pass a file of weights")
         return {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
 
     def _dtype(self, key: str, value: Any) -> np.dtype:
@@ -88,4 +88,4 @@ class TorchFile:
         try:
             return np.dtype(getattr(ml_dtypes, name, name))
         except TypeError as error:
-            raise InputError(f"{self.path}: tensor {key} has dtype {name}, which is not known here") from error
+            raise InputError(f"{self.path}: tensor {key} has the unsupported dtype {name}") from error

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes read off the shapes of a checkpoint's tensors.
+"""Read a model's sizes from the shapes of a checkpoint's tensors.
 
-A reader raises KeyError for a tensor that is missing, ValueError for one that makes no sense, and gives None for what
-shapes do not tell.
+A reader raises KeyError for a missing tensor and ValueError for an impossible shape, and returns None for a size that
+shapes do not determine.
 """
 
 import math
@@ -18,10 +18,10 @@ MAX_LAYERS = 512  # of any network known; a header may claim millions
 
 
 def dim(key: str, axis: int) -> Size:
-    """Take a size from one axis of a tensor."""
+    """Read a size from one axis of a tensor."""
 
     def read(shapes: Shapes) -> int:
-        # An empty tensor may claim any other size without a byte to show for it.
+        # An empty tensor may claim any size on its other axes without holding a byte.
         if len(shape := shapes[key]) <= axis or 0 in shape:
             raise ValueError(f"tensor {key} has shape {list(shape)}")
         return shape[axis]
@@ -30,12 +30,12 @@ def dim(key: str, axis: int) -> Size:
 
 
 def always(value: Any) -> Size:
-    """Give what holds for every file of the family."""
+    """Return a constant, the same for every file of the family."""
     return lambda shapes: value
 
 
 def count(pattern: str) -> Size:
-    """Count the different numbers that `(\\d+)` takes in keys; a lone huge number counts once and is then stray."""
+    """Count the distinct numbers that `(\\d+)` matches in keys."""
 
     def read(shapes: Shapes) -> int:
         found = len({match[1] for key in shapes if (match := re.match(pattern, key))})
@@ -47,7 +47,7 @@ def count(pattern: str) -> Size:
 
 
 def has(key: str) -> Size:
-    """Tell whether a tensor is there."""
+    """Read whether a tensor is present."""
     return lambda shapes: key in shapes
 
 
@@ -57,12 +57,12 @@ def ratio(size: Size, base: Size, whole: bool = False) -> Size:
 
 
 def known(size: Size, values: Mapping[Any, Any]) -> Size:
-    """Look up what follows from a size in the released models only."""
+    """Look up a value that a size implies in released models; None for other sizes."""
     return lambda shapes: values.get(size(shapes))
 
 
 def ch_mult(levels: str, conv: str) -> Size:
-    """Give the widths of an autoencoder's levels, as multiples of the first convolution's."""
+    """Read the widths of an autoencoder's levels, as multiples of the first convolution's."""
 
     def read(shapes: Shapes) -> tuple[int, ...]:
         number, base = count(levels)(shapes), dim("encoder.conv_in.weight", 0)(shapes)
@@ -74,12 +74,12 @@ def ch_mult(levels: str, conv: str) -> Size:
 
 
 def grid_size(patch: str, positions: str, axis: int) -> Size:
-    """Give the side of the images that a position embedding with a class token was made for."""
+    """Read the side of images, in pixels, from a position embedding with a class token."""
     return lambda shapes: dim(patch, 2)(shapes) * math.isqrt(max(dim(positions, axis)(shapes) - 1, 0))
 
 
 def image_size(patch: str, positions: str) -> Size:
-    """Give the side of SigLIP's images."""
+    """Read the side of SigLIP's images, in pixels."""
 
     def read(shapes: Shapes) -> int:
         side, number = dim(patch, 2)(shapes), dim(positions, 0)(shapes)
@@ -96,7 +96,7 @@ _BLOCKS = {"depth": "double_blocks", "depth_single_blocks": "single_blocks"}
 
 
 def lora_sizes(name: str) -> Size:
-    """Read a size off adapters under USO's names, of which any may be absent."""
+    """Read a size from adapters under USO's names, any of which may be absent."""
 
     def first(shapes: Shapes, pattern: str) -> tuple[int, ...] | None:
         key = next((key for key in shapes if re.fullmatch(pattern, key)), None)
@@ -132,7 +132,7 @@ def lora_sizes(name: str) -> Size:
         if name == "mlp_ratio":
             return None
         numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{_BLOCKS[name]}\.(\d{{1,9}})\.", key))}
-        # Adapters of some blocks only do not tell how many the transformer has.
+        # If only some blocks have adapters, the number of blocks is unknown.
         return len(numbers) if 0 < len(numbers) <= MAX_LAYERS and numbers == set(range(len(numbers))) else None
 
     return read

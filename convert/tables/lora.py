@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters for FLUX in the layouts that people share, brought into USO's.
+"""Convert adapters for FLUX from common layouts into USO's.
 
-Every layout says, a module at a time: `down` and `up` of some rank, perhaps an `alpha` (the adapter counts alpha / rank
-times). What differs is how modules are named, and whether queries, keys and values are adapted together, as in USO, or
-apart. Apart, they are put together exactly: three adapters that read the input through one and the same `down` are one
-adapter of the same rank, which is also how this project writes them; otherwise they are the three blocks of one adapter
-of three times the rank. An adapter of a lower rank than the largest is filled up with zeros, which changes nothing;
-ranks that differ from module to module in the file itself are refused unless the caller asks for that. Modules that a
-file does not adapt get zeros; modules that USO does not adapt are an error, because nothing here could hold them.
+Every layout stores `down` and `up` of some rank for each module, and optionally an `alpha`: the adapter is multiplied
+by alpha / rank. Layouts differ in the names of modules, and in whether they adapt queries, keys and values together, as
+USO does, or separately. Separate ones are combined exactly: three adapters with an identical `down` are one adapter of
+the same rank, which is also how this project writes them; otherwise they become the three blocks of one adapter of
+three times the rank. Adapters of lower rank are padded with zeros, which changes nothing; a file with mixed ranks is
+rejected unless the caller allows padding. Modules that a file does not adapt get zeros. Modules that USO does not adapt
+are an error, because USO has no parameters for them.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ _HALVES = re.compile(
 HALF = (
     r"\.((lora_[AB]|lora_(down|up)|lora\.(down|up)|lora_linear_layer\.(down|up))(\.default)?\.weight|alpha|dora_scale)"
 )
-"""How the keys of adapters end, whatever the layout."""
+"""Pattern of the ends of adapter keys in all layouts."""
 
 
 @dataclasses.dataclass
@@ -92,7 +92,7 @@ class _Pair:
 
 @dataclasses.dataclass
 class Adapters:
-    """A file's adapters under USO's names, and what is wrong with them by kind."""
+    """A file's adapters under USO's names, and their problems by kind."""
 
     sources: Sources
     missing: list[str]
@@ -101,10 +101,10 @@ class Adapters:
 
 
 def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) -> Adapters:
-    """Bring adapters of any layout into USO's.
+    """Convert adapters of any layout into USO's.
 
     Raises:
-      InputError: modules are adapted that USO has no adapter for, in ways that it does not know, or with mixed ranks.
+      InputError: the file adapts modules that USO does not, is not a plain LoRA, or has mixed ranks.
     """
     adapters, stray = _parse(found)
     _refuse_stray(stray)
@@ -118,8 +118,8 @@ def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) ->
     ranks = sorted({pair.rank for pair in pairs})
     if len(ranks) > 1 and not pad_ranks:
         raise InputError(
-            f"the adapters have different ranks ({', '.join(map(str, ranks[:8]))}), the model has one; give --pad-ranks"
-            f" to fill all of them up to {ranks[-1]} with zeros, which changes nothing but memory and time"
+            f"the adapters have different ranks ({', '.join(map(str, ranks[:8]))}), the model has one; pass --pad-ranks"
+            f" to pad all of them to {ranks[-1]} with zeros, which costs memory and time but changes no result"
         )
     joined = {name: _join(name, parts, result) for name, parts in adapters.items()}
     if result.wrong:
@@ -138,7 +138,7 @@ def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) ->
 
 
 def _parse(found: Sources) -> tuple[dict[str, dict[int | None, _Pair]], list[str]]:
-    """Sort keys by USO's adapter and, where a file adapts q, k and v apart, by which of them it is."""
+    """Group keys by USO's adapter and, if a file adapts q, k and v separately, by which of them it is."""
     adapters: dict[str, dict[int | None, _Pair]] = {}
     stray = []
     for key, source in found.items():
@@ -185,17 +185,17 @@ def _refuse_stray(stray: list[str]) -> None:
 
 
 def _add_alphas(adapters: dict[str, dict[int | None, _Pair]], files: Sequence[File]) -> None:
-    """Fill in alphas that stand beside the tensors: in the file's notes, or in PEFT's adapter_config.json."""
+    """Add alphas that are not tensors: from the file's metadata, or from PEFT's adapter_config.json."""
     for file in files:
         config = _peft_config(file)
         if not isinstance(alpha := config.get("lora_alpha"), int | float) or isinstance(alpha, bool):
             continue
         if config.get("alpha_pattern") or config.get("use_dora"):
-            raise InputError(f"{file.path}: PEFT's alpha_pattern and DoRA are not known here; save a plain LoRA")
+            raise InputError(f"{file.path}: PEFT's alpha_pattern and DoRA are not supported; save a plain LoRA")
         for parts in adapters.values():
             for pair in parts.values():
                 if pair.alpha is None and pair.down is not None and pair.down.shape and pair.keys[0] in file.tensors:
-                    # rsLoRA counts an adapter alpha / sqrt(rank) times.
+                    # rsLoRA multiplies an adapter by alpha / sqrt(rank).
                     pair.alpha = alpha * math.sqrt(pair.rank) if config.get("use_rslora") else float(alpha)
 
 
@@ -219,13 +219,13 @@ def _check(pair: _Pair, result: Adapters) -> None:
         result.missing.append(f"{pair.module}.{'down' if pair.down is None else 'up'}")
         return
     down, up = pair.down.shape, pair.up.shape
-    # An empty tensor may claim any other size without a byte to show for it.
+    # An empty tensor may claim any size on its other axes without holding a byte.
     if len(down) != 2 or len(up) != 2 or 0 in (*down, *up) or down[0] != up[1]:
         result.wrong.append(f"{pair.module}: down {list(down)} and up {list(up)} are not of one rank")
 
 
 def _join(name: str, parts: dict[int | None, _Pair], result: Adapters) -> tuple[LazyTensor, LazyTensor]:
-    """Make one adapter of a module's, or of its queries', keys' and values'."""
+    """Combine the adapters of a module, or of its queries, keys and values, into one (down, up)."""
     if None in parts:
         if len(parts) > 1:
             raise InputError(f"{name} is adapted both as a whole and as q, k and v apart")
@@ -270,7 +270,11 @@ def _join(name: str, parts: dict[int | None, _Pair], result: Adapters) -> tuple[
 
 
 def _rows(pair: _Pair) -> int:
-    """Give the rows of `up` that USO adapts: of a whole `linear1` the part for q, k and v, if the rest is zero."""
+    """Return the number of rows of `up` that USO adapts: of a whole `linear1`, those for q, k and v.
+
+    Raises:
+      InputError: the other rows are not zero.
+    """
     rows, width = pair.up.shape[0], pair.down.shape[1]
     if not re.fullmatch(r"single_blocks[._]\d+[._]linear1", pair.module) or rows <= 3 * width:
         return rows
@@ -286,7 +290,7 @@ def _scaled_up(pair: _Pair, rows: int) -> LazyTensor:
     up, factor = pair.up, pair.factor
     if factor == 1 and rows == up.shape[0]:
         return up
-    # A power of two changes no digit where the exponent has room; anything else is kept in float32.
+    # Multiplying by a power of two is exact unless the exponent overflows; other products are kept in float32.
     exact = factor != 0 and abs(math.frexp(factor)[0]) == 0.5 and up.dtype != np.float16
     dtype = up.dtype if exact else np.dtype(np.float32)
 
@@ -306,7 +310,7 @@ def _padded(source: LazyTensor, rank: int, axis: int) -> LazyTensor:
 
 
 def peft_rows(prefix: str) -> tuple[Row, ...]:
-    """Give the table for writing adapters in PEFT's layout: q, k and v each with the whole `down`."""
+    """Return the table for writing adapters in PEFT's layout: q, k and v each with the whole `down`."""
     rows: list[Row] = []
     fused = (
         ("transformer_blocks.{i}.attn", _QKV, "double_blocks/processor/qkv_lora1"),

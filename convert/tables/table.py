@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion tables: one row a module, read in both directions.
+"""Conversion tables: one row per module, used in both directions.
 
 A row names a torch module, the Flax module that holds the same numbers, and a kind that maps tensor suffixes to
-parameter names and axis orders. `{i}` is a layer number: when the Flax path has it too the layers are separate modules,
-when it has not they are stacked on axis 0. `{r}` is `{i}` counted from the other end. Several Flax paths in a row are
-the torch tensor cut along its first axis; several torch modules are the Flax parameter cut into equal parts.
+parameter names and axis orders. `{i}` is a layer number: if the Flax path has it too, the layers are separate modules,
+otherwise they are stacked on axis 0. `{r}` is `{i}` counted from the other end. Several Flax paths are the torch tensor
+cut along its first axis; several torch modules are the Flax parameter cut into equal parts.
 
-The model's own parameter shapes decide what must exist, so stray, missing and wrong-shape tensors cannot pass.
+The model's parameter shapes determine which tensors must exist, so stray, missing and misshaped ones are found.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Leaf = (
 Kind = Mapping[str, Leaf]  # by torch suffix
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # "/"-joined parameter path -> shape and dtype
 
-HALVES = "halves"  # of the first torch axis are in the other order
+HALVES = "halves"  # the two halves of the first torch axis are exchanged
 
 DENSE: Kind = {".weight": ("/kernel", (1, 0)), ".bias": ("/bias", None)}
 SWAPPED: Kind = {".weight": ("/kernel", (1, 0), HALVES), ".bias": ("/bias", None, HALVES)}
@@ -61,7 +61,7 @@ class Entry:
     shape: tuple[int, ...]
 
     def place(self, piece: Piece) -> tuple:
-        """Give where a piece lies in its parameter."""
+        """Return the index of a piece in its parameter."""
         layer = () if self.layer is None else (self.layer,)
         if not self.shape:
             return (*layer, ...)
@@ -69,7 +69,7 @@ class Entry:
         return (*layer, *(slice(None),) * axis, slice(piece.start, piece.stop))
 
     def flax(self, part: np.ndarray) -> np.ndarray:
-        """Bring a torch tensor, or rows of one, into the parameter's axis order."""
+        """Return a torch tensor, or rows of one, in the parameter's axis order."""
         if self.axes is None:
             return part
         order = [axis for axis in self.axes if axis is not None]
@@ -83,7 +83,7 @@ class Entry:
         return param[tuple(0 if axis is None else slice(None) for axis in self.axes)].transpose(np.argsort(order))
 
     def split(self, tensor: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
-        """Cut a torch tensor into pieces of Flax parameters (without the layer axis)."""
+        """Yield the pieces of a torch tensor as parts of Flax parameters, without the layer axis."""
         offset = 0
         for piece in self.pieces:
             size = piece.stop - piece.start
@@ -101,7 +101,7 @@ class Entry:
 
 
 def expand(rows: Sequence[Row], shapes: Shapes) -> dict[str, Entry]:
-    """Give the torch tensors that a model with these parameters needs, by torch key."""
+    """Return the torch tensors that a model with these parameters needs, by torch key."""
     entries: dict[str, Entry] = {}
     unclaimed = set(shapes)
     for torch_modules, flax_modules, kind in rows:
@@ -145,7 +145,7 @@ def _cut(piece: Piece, parts: int) -> list[Piece]:
 
 
 def _matches(patterns: list[str], shapes: Shapes) -> Iterator[tuple[dict[str, int], tuple[str, ...]]]:
-    """Give every set of layer numbers for which the first pattern names a parameter, with all patterns filled in."""
+    """Yield the layer numbers for which the first pattern names a parameter, and all patterns filled in with them."""
     stem, layered, _ = patterns[0].partition("{i}")
     # Counted over everything below the stem: the last level may lack this particular module.
     below = (path[len(stem) :].split("/")[0] for path in shapes if layered and path.startswith(stem))
@@ -160,7 +160,11 @@ def _matches(patterns: list[str], shapes: Shapes) -> Iterator[tuple[dict[str, in
 
 
 def to_flax(rows: Sequence[Row], shapes: Shapes, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Fill a model's parameters from torch tensors; every problem is collected and raised together."""
+    """Fill a model's parameters from torch tensors.
+
+    Raises:
+      InputError: tensors are missing, stray, given twice or of wrong shape; the message lists all problems.
+    """
     entries = expand(rows, shapes)
     params: dict[str, np.ndarray] = {}
     seen, stray, duplicate, wrong = set(), [], [], []
@@ -195,6 +199,6 @@ def to_flax(rows: Sequence[Row], shapes: Shapes, tensors: Iterable[tuple[str, np
 
 
 def to_torch(rows: Sequence[Row], shapes: Shapes, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Give the torch tensors of a model's parameters, one at a time, in the table's order."""
+    """Yield the torch tensors of a model's parameters in the table's order."""
     for key, entry in expand(rows, shapes).items():
         yield key, np.ascontiguousarray(entry.join(params))

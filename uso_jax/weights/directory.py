@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The weights directory: one folder a component, with its parameters and a manifest that describes them.
+"""The weights directory: one folder per component, with its parameters and a manifest that describes them.
 
     DIR/<component>/manifest.json   what it is, its sizes, dtypes and sources
     DIR/<component>/params.safetensors, or several files and an index (uso_jax.weights.safetensors_store)
@@ -53,14 +53,14 @@ def components(directory: Path) -> list[str]:
 
 
 def tokenizer(directory: Path, component: str) -> pathlib.Path:
-    """Give where a text encoder's tokenizer lies in a weights directory that has it."""
+    """Return the folder of a text encoder's tokenizer in a weights directory; it need not exist."""
     return pathlib.Path(directory) / f"tokenizer_{component}"
 
 
 def manifest(directory: Path, component: str) -> dict[str, Any]:
-    """Read a component's manifest; it is checked, and `tensors` become structs.
+    """Read and check a component's manifest; the values of `tensors` become shape-dtype structs.
 
-    `quantization` is there for a component that was quantised: its `mode`, and its `parameters` as they were before.
+    A quantised component has `quantization`: its `mode`, and the shape and dtype of each of its `parameters` before.
 
     Raises:
       InputError: the component is missing, damaged or of another format.
@@ -95,7 +95,7 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
 
 
 def shapes(directory: Path, component: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give the shapes and dtypes of a component's parameters as they are stored, or were before they were quantised."""
+    """Return shape and dtype of every parameter of a component; for quantised ones, those before quantisation."""
     return _shapes(manifest(directory, component))
 
 
@@ -122,7 +122,11 @@ def config(directory: Path, component: str, **changes) -> Any:
 
 
 def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
-    """Add an adapter's sizes to a transformer's, refusing those that contradict it; `what` names the adapter."""
+    """Add an adapter's sizes to a transformer's.
+
+    Raises:
+      InputError: a size contradicts the transformer's; the message names the adapter by `what`.
+    """
     for section, values in more.items():
         for name, value in values.items():
             if sections.setdefault(section, {}).setdefault(name, value) != value:
@@ -136,7 +140,7 @@ def add_sections(sections: dict[str, dict], more: Sections, what: str) -> None:
 
 
 def check_writable(directory: Path, component: str, overwrite: bool = False) -> None:
-    """Refuse a place where nothing could be written, before anything slow is done."""
+    """Raise InputError, before slow work starts, if a component could not be written or exists already."""
     directory = pathlib.Path(directory)
     try:
         nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
@@ -152,18 +156,18 @@ def check_writable(directory: Path, component: str, overwrite: bool = False) -> 
 def save(
     directory: Path, component: str, params: Mapping[str, Any], manifest: Mapping, overwrite: bool = False
 ) -> None:
-    """Write a component from arrays in memory; one process writes.
+    """Write a component from arrays in memory. Only one process may write.
 
     Args:
       directory: made if it does not exist.
       component: the folder's name, such as "transformer".
       params: numpy or fully addressable JAX arrays by path.
-      manifest: at least `config`, see `describe`; also `family` and `sources` where there are any. What follows from
-        the parameters is added.
+      manifest: at least `config` (uso_jax.weights.manifest_configs.describe); optionally `family` and `sources`.
+        Entries that follow from the parameters are added.
       overwrite: replace the component if it exists.
 
     Raises:
-      InputError: it could not be written; an existing component is untouched.
+      InputError: the component could not be written; an existing one is untouched.
     """
     check_writable(directory, component, overwrite)
     structs = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
@@ -174,7 +178,7 @@ def save(
 
 
 def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedArray]:
-    """Give a component's parameters as arrays on disk, whose parts are read (and dequantised) when they are asked for.
+    """Return a component's parameters as arrays on disk; indexing reads, and dequantises, only the requested part.
 
     Raises:
       InputError: the component is missing or damaged.
@@ -198,13 +202,13 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedAr
 
 
 def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    """Read a component's parameters, each cast to its struct's dtype and placed as its struct's sharding says.
+    """Load a component's parameters onto devices, each with the dtype and sharding of its struct.
 
-    Every device reads its own shard only; without a sharding a parameter goes to the default device. What was quantised
-    is dequantised, shard by shard.
+    Every device reads only its own shard. A parameter without a sharding goes to the default device. Quantised
+    parameters are dequantised shard by shard.
 
     Raises:
-      InputError: the component is missing or damaged, or is not of these shapes.
+      InputError: the component is missing, damaged or has other shapes.
     """
     _check_shapes(directory, component, shapes)
     arrays = read(directory, component)
@@ -214,16 +218,17 @@ def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStr
 def load_quantized(
     directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct], mode: str = ""
 ) -> Params:
-    """Read a component's parameters as `load` does, but quantised ones as their numbers and, beside them, their scales.
+    """Load a component's parameters as `load` does, but keep quantised ones as numbers and scales.
 
-    "x/kernel" becomes "x/kernel" in int8, float8_e4m3fn or int4, placed as its struct says, and "x/kernel_scale" in
-    float32, [layers,] groups of inputs, outputs, placed in the same way; their product is the kernel.
+    A quantised "x/kernel" becomes "x/kernel" in int8, float8_e4m3fn or int4, and "x/kernel_scale" in float32 with shape
+    [layers,] groups of inputs, outputs. Both have the sharding of the struct; their product is the kernel.
 
     Args:
-      mode: one of quantize.MODES, in which what is stored whole is quantised now; "" leaves it as it is.
+      mode: format in which kernels that are stored whole are quantised while loading, one of quantization.FORMATS;
+        "" leaves them whole.
 
     Raises:
-      InputError: the component is missing or damaged, is not of these shapes, or is stored in another mode.
+      InputError: the component is missing, damaged, has other shapes or is stored in another format.
     """
     _check_shapes(directory, component, shapes)
     wanted: dict[str, tuple[Any, jax.ShapeDtypeStruct]] = {}
@@ -270,7 +275,7 @@ def _check_shapes(directory: Path, component: str, shapes: Mapping[str, jax.Shap
 
 
 def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.ShapeDtypeStruct]]) -> Params:
-    """Read arrays on disk, each as its struct says."""
+    """Load arrays from disk, each with the dtype and sharding of its struct."""
     where = pathlib.Path(directory).absolute() / component
     default = jax.config.jax_default_device or jax.local_devices()[0]
     default = jax.local_devices(backend=default)[0] if isinstance(default, str) else default
@@ -279,16 +284,16 @@ def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.
     def read_parts(path: str) -> dict[str, np.ndarray]:
         array, struct = wanted[path]
         indices = placed[path].addressable_devices_indices_map(tuple(array.shape)).values()
-        # Devices that hold copies share one reading.
+        # Devices with the same index share one read.
         return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
 
     params, paths = {}, list(wanted)
     try:
-        # Several are read at a time, so that the disk, the casts and the transfers overlap. Arrays are made on this
-        # thread alone: beside another thread's garbage collection JAX was seen to crash.
+        # Several are read at a time, so that the disk, the casts and the transfers overlap. Only this thread creates
+        # arrays: JAX has crashed when another thread collected garbage meanwhile.
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(paths), _READERS):
-                few = paths[start : start + _READERS]  # as all together may be larger than memory
+                few = paths[start : start + _READERS]  # all together may be larger than memory
                 for path, parts in zip(few, pool.map(read_parts, few), strict=True):
                     shape, part = wanted[path][0].shape, lambda index, parts=parts: parts[str(index)]
                     params[path] = jax.make_array_from_callback(shape, placed[path], part)

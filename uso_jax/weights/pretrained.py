@@ -128,19 +128,23 @@ class Pretrained:
         return cls(str(name), directory, uso_config, defaults, dtype)
 
     def load(self, system: USO, mesh: Mesh, memory: str = "device", only: Collection[str] | None = None) -> Params:
-        """Read parameters to their places on the mesh, in a kind of memory; what is quantised stays so.
+        """Load parameters onto the mesh; quantised kernels stay quantised.
 
-        `only` names components to read; None: all.
+        Args:
+          system: the networks.
+          mesh: the mesh to shard over.
+          memory: kind of memory, "device" or "pinned_host".
+          only: components to load; None: all.
         """
-        where = sharding.shardings(mesh, placement_rules(), system.shapes)
-        where = {path: place.with_memory_kind(memory) for path, place in where.items()}
+        shardings = sharding.shardings(mesh, placement_rules(), system.shapes)
+        shardings = {path: place.with_memory_kind(memory) for path, place in shardings.items()}
         params: Params = {}
         for component, paths in by_component(system.shapes).items():
             if only is not None and component not in only:
                 continue
             dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
             structs = {
-                inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=where[path])
+                inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=shardings[path])
                 for inner, path in paths.items()
             }
             loaded = weights.load_quantized(self.directory, component, structs)
@@ -203,7 +207,7 @@ def _samples(folder: pathlib.Path, structs: Mapping[str, jax.ShapeDtypeStruct]) 
 
 
 def _as_int8(value: jax.Array) -> jax.Array:
-    """Give int4 as int8; compiled programs of jaxlib 0.10 mistake the layout of int4 arguments, and refuse them."""
+    """Convert int4 to int8: compiled programs of jaxlib 0.10 reject int4 arguments, whose layout they mistake."""
     if value.dtype != jnp.int4:
         return value
     on_device = jax.device_put(value, value.sharding.with_memory_kind("device"))

@@ -1,16 +1,17 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of linear layers in 8 or 4 bits: integers or float8, times a float32 scale an output channel.
+"""Kernels of linear layers in 8 or 4 bits: integers or float8, times float32 scales.
 
-    x/kernel        [layers,] inputs, outputs         int8, float8_e4m3fn or int4, on disk two of these in an int8
+    x/kernel        [layers,] inputs, outputs         int8, float8_e4m3fn or int4; on disk an int8 holds two int4
     x/kernel_scale  [layers,] groups, outputs         float32
 
-A group is GROUP input channels for int4, where one scale for all of them would lose too much, and else all inputs. Two
-int4 of neighbouring output channels share a byte, the even one in its low half: a safetensors file has no smaller type.
+Each output channel has one scale for every group of inputs. A group is GROUP inputs for int4, where one scale for all
+of them would lose too much, and all inputs otherwise. Two int4 of neighbouring output channels share a byte, the even
+one in its low half: a safetensors file has no smaller type.
 
-Blocks are quantised, modulations too, which are a quarter of FLUX, and what else is large. What is left out is small
-(first and last layers, norms, biases), looked up instead of multiplied (embeddings), convolved, or trained (adapters,
-projector).
+Quantised are the linear layers of blocks, including modulations, which are a quarter of FLUX, and other large ones.
+Not quantised are small parameters (first and last layers, norms, biases), embeddings, convolutions, and components that
+are trained (adapters, projector).
 """
 
 import threading
@@ -33,18 +34,18 @@ FORMATS: Mapping[str, tuple[np.dtype, float]] = {  # dtype, largest number
 SMALLEST = 2**18  # numbers of a layer that is not one of a stack; FLUX's first and last linear layers have fewer
 GROUP = 128
 
-_FLOAT8 = np.arange(256, dtype=np.uint8).view(FORMATS["fp8"][0]).astype(np.float32)  # looked up: faster than casts
+_FLOAT8 = np.arange(256, dtype=np.uint8).view(FORMATS["fp8"][0]).astype(np.float32)  # a table: faster than casts
 _BLOCK = 2**18  # numbers at a time: what fits a processor's cache
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def scale_path(path: str) -> str:
-    """Name a kernel's scales."""
+    """Return the path of a kernel's scales."""
     return f"{path}_scale"
 
 
 def choose(component: str, structs: Structs) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give the parameters that are quantised."""
+    """Return the parameters of a component that are quantised."""
 
     def large(path: str, shape: tuple[int, ...]) -> bool:
         linear = path.endswith("/kernel") and len(shape) in (2, 3) and shape[-1] % 2 == 0
@@ -54,7 +55,7 @@ def choose(component: str, structs: Structs) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def stored(path: str, struct: jax.ShapeDtypeStruct, mode: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Give what is on disk for a quantised parameter."""
+    """Return the structs of numbers and scales that are on disk for a quantised parameter."""
     *layers, inputs, outputs = struct.shape
     groups = inputs // GROUP if mode == "int4" and inputs % GROUP == 0 else 1
     shape, dtype = (struct.shape, FORMATS[mode][0]) if mode != "int4" else ((*layers, inputs, outputs // 2), np.int8)
@@ -65,9 +66,9 @@ def stored(path: str, struct: jax.ShapeDtypeStruct, mode: str) -> dict[str, jax.
 
 
 def quantise(kernel: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """Give a kernel's numbers and scales as they are stored; the numbers in the kernel's own order of axes.
+    """Quantise a kernel: return its numbers, in its own memory order, and its scales, as they are stored.
 
-    Rounds to nearest even. A scale is 1 where all is zero. NaN becomes 0, infinity the largest number of its group.
+    Rounds to nearest even. The scale of a group of zeros is 1. NaN becomes 0, infinity the largest number of its group.
     """
     _, largest = FORMATS[mode]
     values, scales = stored("", jax.ShapeDtypeStruct(kernel.shape, kernel.dtype), mode).values()
@@ -108,7 +109,7 @@ def _float8(x: np.ndarray) -> np.ndarray:
 
 
 class _Int4:
-    """Packed int4 on disk; the interface is that of StoredArray."""
+    """Packed int4 on disk, with the interface of StoredArray."""
 
     def __init__(self, packed: Any):
         self._packed = packed
@@ -125,14 +126,14 @@ class _Int4:
 
 
 class QuantisedArray:
-    """A quantised parameter on disk: `part` and indexing give its numbers times their scales, as StoredArray does."""
+    """A quantised parameter on disk, with the interface of StoredArray; what it reads is numbers times scales."""
 
     def __init__(self, values: StoredArray, scales: StoredArray, struct: jax.ShapeDtypeStruct, mode: str):
         self.values = _Int4(values) if mode == "int4" else values
         self.scales, self.shape, self.dtype = scales, tuple(struct.shape), np.dtype(struct.dtype)
 
     def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
-        """Give what slices select, cast to `dtype`; a layer at a time, because float32 takes several times as much."""
+        """Read the part that the slices select, cast to `dtype`, layer by layer to save memory."""
         bounds = [s.indices(size)[:2] for s, size in zip(index, self.shape, strict=True)]
         out = np.empty([stop - start for start, stop in bounds], dtype or self.dtype)
         (first, last), outputs = bounds[-2], slice(*bounds[-1])
@@ -159,7 +160,7 @@ class QuantisedArray:
 
 
 class InMemory:
-    """A kernel of an array on disk, quantised when its numbers or scales are first asked for."""
+    """A kernel stored whole, quantised when its numbers or scales are first read."""
 
     def __init__(self, array: Any, mode: str):
         self._array, self._mode, self._lock, self._made = array, mode, threading.Lock(), ()
@@ -168,7 +169,7 @@ class InMemory:
         self.values, self.scales = _Int4(values) if mode == "int4" else values, scales
 
     def whole(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give numbers and scales as they are stored, made a layer at a time: float32 is several times as large."""
+        """Return numbers and scales as they are stored, quantised layer by layer: float32 is several times as large."""
         with self._lock:
             if not self._made and len(self._array.shape) == 3:
                 layers = [quantise(self._array[row], self._mode) for row in range(self._array.shape[0])]
@@ -179,7 +180,7 @@ class InMemory:
 
 
 class _Part:
-    """Numbers or scales of a kernel in memory; the interface is that of StoredArray."""
+    """Numbers or scales of a kernel in memory, with the interface of StoredArray."""
 
     def __init__(self, kernel: InMemory, number: int, struct: jax.ShapeDtypeStruct):
         self._kernel, self._number, self.shape, self.dtype = kernel, number, struct.shape, np.dtype(struct.dtype)
@@ -189,7 +190,7 @@ class _Part:
 
 
 def scale_sharding(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    """Give the place of the scales, of this shape, beside a kernel's: inputs are cut where the groups can be."""
+    """Return the sharding of scales of this shape for a kernel's: groups are sharded like inputs if they divide."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
     spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]

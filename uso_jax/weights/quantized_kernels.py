@@ -45,7 +45,7 @@ class Kernel:
 
 
 def join(params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: jnp.float32) -> dict[str, Any]:
-    """Put every kernel together with its scales; `dtype` gives what the layer of a path computes in."""
+    """Combine every kernel with its scales; `dtype` maps a path to the dtype that its layer computes in."""
     scales = {path: quantization.scale_path(path) for path in params if quantization.scale_path(path) in params}
     kernels = {path: Kernel(params[path], params[scale], dtype(path)) for path, scale in scales.items()}
     return {path: value for path, value in params.items() if path not in scales.values()} | kernels
@@ -54,7 +54,7 @@ def join(params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: j
 def describe(
     structs: Mapping[str, jax.ShapeDtypeStruct], mode: str, components: Collection[str] | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Describe a System's parameters as `weights.load_quantized` places them; `components` None: of all of them."""
+    """Return the structs of a USO's parameters as `weights.load_quantized` places them; `components` None: all."""
     found = dict(structs)
     for component, paths in by_component(structs).items() if mode else ():
         if components is not None and component not in components:
