@@ -143,7 +143,7 @@ def import_files(args: argparse.Namespace) -> None:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)
         if component in ("t5", "clip"):
-            folder = tokenizers.copy(component, checkpoint.files[0].path, args.to)
+            folder = tokenizers.copy_tokenizer(component, checkpoint.files[0].path, args.to)
             missing = f"not beside the weights; put its files into {weights.tokenizer(args.to, component)}"
             print(f"  tokenizer   {folder or missing}")
 
@@ -170,10 +170,11 @@ def export(args: argparse.Namespace) -> None:
         for output, path, files in zip(outputs, paths, texts, strict=True):
             size = sum((dtype or own).itemsize * int(np.prod(shape)) for own, shape in output.layout.values())
             with _bar(size, output.name) as bar:
-                exporting.write(output, path, dtype, bar)
+                exporting.write_output(output, path, dtype, bar)
             for name, text in files.items() if not single else ():
                 name.write_text(text, encoding="utf-8")
-            print(f"{path}  {len(output.layout):,} tensors  {inspecting.size(path.stat().st_size)}  ({output.title})")
+            size = inspecting.format_bytes(path.stat().st_size)
+            print(f"{path}  {len(output.layout):,} tensors  {size}  ({output.title})")
     except (InputError, OSError) as error:
         for path in made:
             for file in path.iterdir() if path.is_dir() else ():
@@ -218,7 +219,7 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
         if layout is None:
             raise InputError("nothing to export: pass --format, --component or both")
         if layout == "uso":
-            if outputs := exporting.uso(parts):
+            if outputs := exporting.uso_outputs(parts):
                 return outputs
             raise InputError(f"{args.directory} has neither lora nor projector, only {', '.join(sorted(parts))}")
         component = "merged" if layout == "bfl" and "lora" in parts else "transformer" if layout == "bfl" else "lora"
@@ -230,13 +231,13 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
     if component in ("merged", "transformer") and (layout or component == "merged"):
         if layout not in (None, "bfl", "diffusers"):
             raise InputError(f"a transformer has no layout {layout!r}; choose bfl or diffusers")
-        return [exporting.transformer(parts, layout == "diffusers", component == "merged")]
+        return [exporting.transformer_output(parts, layout == "diffusers", component == "merged")]
     if layout is None or (layout == "uso" and component in ("lora", "projector")):
-        return [exporting.native(parts[component], component)]
+        return [exporting.native_output(parts[component], component)]
     if component == "lora" and layout in ("diffusers", "peft"):
-        return [exporting.adapters(parts[component], layout == "peft")]
+        return [exporting.adapter_output(parts[component], layout == "peft")]
     if component == "autoencoder" and layout in ("bfl", "diffusers"):
-        return [exporting.autoencoder(parts[component], layout == "diffusers")]
+        return [exporting.autoencoder_output(parts[component], layout == "diffusers")]
     raise InputError(f"{component} has no layout {layout!r}; omit --format to write it as it was imported")
 
 

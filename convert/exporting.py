@@ -77,38 +77,38 @@ class Output:
     beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def native(part: Part, component: str) -> Output:
+def native_output(part: Part, component: str) -> Output:
     """Describe a component under the names it was imported from, by default those of its first family."""
-    family = layouts.for_component(component, part.family)
+    family = layouts.export_family(component, part.family)
     if family.component == "lora":
-        family = layouts.by_name("uso-lora")  # adapters of other layouts were converted to this one
+        family = layouts.family_by_name("uso-lora")  # adapters of other layouts were converted to this one
         return _plain(f"{component}.safetensors", family, _scaled(part), family.prefixes[0])
     prefix = family.prefixes[0] if part.prefix is None or family.name != part.family else part.prefix
     return _plain(f"{component}.safetensors", family, part, prefix)
 
 
-def uso(parts: Mapping[str, Part]) -> list[Output]:
+def uso_outputs(parts: Mapping[str, Part]) -> list[Output]:
     """Describe adapters and projector as upstream releases them, which ComfyUI also recognises."""
     outputs = []
     if "lora" in parts:
-        outputs.append(_plain("dit_lora.safetensors", layouts.by_name("uso-lora"), _scaled(parts["lora"])))
+        outputs.append(_plain("dit_lora.safetensors", layouts.family_by_name("uso-lora"), _scaled(parts["lora"])))
     if "projector" in parts:
         if (kind := parts["projector"].config["projector"].get("kind", "hierarchical")) != "hierarchical":
             raise InputError(
                 f"the projector is of kind {kind!r}, which upstream does not have; export a hierarchical one"
             )
-        outputs.append(_plain("projector.safetensors", layouts.by_name("uso-projector"), parts["projector"]))
+        outputs.append(_plain("projector.safetensors", layouts.family_by_name("uso-projector"), parts["projector"]))
     return outputs
 
 
-def adapters(part: Part, peft: bool) -> Output:
+def adapter_output(part: Part, peft: bool) -> Output:
     """Describe adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
     rank = part.config["lora"]["rank"]
     part = _scaled(part)
     if not peft:
-        family = dataclasses.replace(layouts.by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
+        family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
         return _plain("pytorch_lora_weights.safetensors", family, part)
-    family = dataclasses.replace(layouts.by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
+    family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": lora.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
@@ -118,7 +118,7 @@ def adapters(part: Part, peft: bool) -> Output:
     return output
 
 
-def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
+def transformer_output(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
     """Describe the transformer, with the adapters added to its weights if `merge`."""
     part = parts["transformer"]
     if merge:
@@ -126,16 +126,16 @@ def transformer(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Outp
         weights.add_sections(sections, parts["lora"].config, "the lora")
         part = _merged(part, _scaled(parts["lora"]))
     if not diffusers:
-        return _plain("transformer.safetensors", layouts.by_name("flux"), part)
-    output = _plain("diffusion_pytorch_model.safetensors", layouts.by_name("flux-diffusers"), part)
+        return _plain("transformer.safetensors", layouts.family_by_name("flux"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name("flux-diffusers"), part)
     output.beside = {"config.json": json.dumps(_diffusers_config(part.config["flux"]), indent=2) + "\n"}
     return output
 
 
-def autoencoder(part: Part, diffusers: bool) -> Output:
+def autoencoder_output(part: Part, diffusers: bool) -> Output:
     """Describe the autoencoder."""
     if not diffusers:
-        return _plain("ae.safetensors", layouts.by_name("flux-ae"), part)
+        return _plain("ae.safetensors", layouts.family_by_name("flux-ae"), part)
     c = {**section_fields()["autoencoder"], **part.config["autoencoder"]}
     levels = len(c["ch_mult"])
     config = {
@@ -146,7 +146,7 @@ def autoencoder(part: Part, diffusers: bool) -> Output:
         "scaling_factor": c["scale_factor"], "shift_factor": c["shift_factor"], "use_quant_conv": False,
         "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
     }  # fmt: skip
-    output = _plain("diffusion_pytorch_model.safetensors", layouts.by_name("flux-ae-diffusers"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name("flux-ae-diffusers"), part)
     output.beside = {"config.json": json.dumps(config, indent=2) + "\n"}
     return output
 
@@ -228,7 +228,7 @@ def _merged(part: Part, adapters: Part) -> Part:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def write(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm) -> None:
+def write_output(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm) -> None:
     """Write one file, each tensor cast to `dtype` if there is one.
 
     Raises:
@@ -244,4 +244,4 @@ def write(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm)
                 yield output.tensor(key).astype(layout[key][0], copy=False)
             bar.update(math.prod(layout[key][1]) * layout[key][0].itemsize)
 
-    safetensors_file.write(path, layout, tensors(), {"format": "pt"})
+    safetensors_file.write_safetensors(path, layout, tensors(), {"format": "pt"})

@@ -18,7 +18,7 @@ def show_checkpoint(found: Checkpoint) -> None:
     """Print what the files of a component hold, and whether they fit its model."""
     tensors = [tensor for file in found.files for tensor in file.tensors.values()]
     dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-    print(f"{found.names}  ({size(sum(file.size for file in found.files))})")
+    print(f"{found.names}  ({format_bytes(sum(file.size for file in found.files))})")
     sections = manifest_configs.describe(found.family.component, found.config)
     lines = {
         "family": f"{found.family.name}: {found.family.title}",
@@ -32,19 +32,19 @@ def show_checkpoint(found: Checkpoint) -> None:
         "parameters": f"{sum(struct.size for struct in found.shapes.values()):,}",
     }
     for section, values in sections.items():
-        told = {k: v for k, v in values.items() if f"{section}.{k}" not in found.untold}
+        known = {k: v for k, v in values.items() if f"{section}.{k}" not in found.undetermined}
         own = section == found.family.component or found.family.component == "transformer"
-        lines[section if own else f"needs {section}"] = ", ".join(f"{k} {_plain(v)}" for k, v in told.items())
+        lines[section if own else f"needs {section}"] = ", ".join(f"{k} {_plain(v)}" for k, v in known.items())
     if found.quantised:
         lines["8 bits"] = f"{found.quantised:,} float8 tensors, which become bfloat16 on import"
     if found.notes:
         lines["note"] = "; ".join(found.notes)
-    if found.untold:
-        lines["not told"] = f"{', '.join(found.untold)}; import needs --config"
+    if found.undetermined:
+        lines["unknown"] = f"{', '.join(found.undetermined)}; import needs --config"
     if found.ignored:
         lines["ignored"] = f"{found.ignored:,} tensors of other networks"
     lines |= {name: _some(keys) for name, keys in found.problems.items()}
-    complete = "complete, nothing missing and nothing stray" + ("; sizes are needed" if found.untold else "")
+    complete = "complete, nothing missing and nothing stray" + ("; sizes are needed" if found.undetermined else "")
     lines["verdict"] = "does not fit the model" if found.problems else complete
     _print_table(lines)
 
@@ -58,11 +58,11 @@ def show_component(directory: str | pathlib.Path, component: str) -> None:
     more += f"  {len(found['parameters']):,} kernels {found['mode']}" if found else ""
     print(
         f"{pathlib.Path(directory) / f'{component:<11}'}  {manifest['parameters']:>14,} parameters"
-        f"  {manifest['dtype']:<8}  {size(sum(manifest['files'].values())):>8}{more}"
+        f"  {manifest['dtype']:<8}  {format_bytes(sum(manifest['files'].values())):>8}{more}"
     )
 
 
-def size(number: int) -> str:
+def format_bytes(number: int) -> str:
     """Format a number of bytes, such as "3.22 MiB"."""
     value, unit = float(number), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007

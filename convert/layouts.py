@@ -304,12 +304,12 @@ def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Fami
     return found
 
 
-def by_name(name: str) -> Family:
+def family_by_name(name: str) -> Family:
     """Return the family with a name."""
     return next(family for family in FAMILIES if family.name == name)
 
 
-def for_component(component: str, name: str) -> Family:
+def export_family(component: str, name: str) -> Family:
     """Return the family to export a component in: the one called `name`, or else the component's first."""
     fitting = [family for family in FAMILIES if family.component == component]
     if not fitting:
@@ -318,7 +318,7 @@ def for_component(component: str, name: str) -> Family:
     return next((family for family in fitting if family.name == name), fitting[0])
 
 
-def model(component: str, sections: manifest_configs.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+def build_model(component: str, sections: manifest_configs.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     """Return the config of these sizes, and the parameters of its model that the component's tensors fill."""
     row = row_of("transformer" if component in ADAPTERS else component, sections)
     # No shape shows how heads are cut, and which token ends a text; unless they are given, the check comes later.

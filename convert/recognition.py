@@ -19,7 +19,7 @@ from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
 
 from . import layouts
-from .files.tensors import File, LazyTensor, Sources, dequantise, sources
+from .files.tensors import File, LazyTensor, Sources, dequantise, merge_sources
 from .layouts import Family
 from .tables import lora
 from .tables.infer_sizes import Shapes
@@ -54,7 +54,7 @@ class Checkpoint:
     prefix: str
     files: list[File]
     config: Any
-    untold: list[str]  # sizes that neither tensor shapes nor --config determine
+    undetermined: list[str]  # sizes that neither tensor shapes nor --config determine
     shapes: dict[str, jax.ShapeDtypeStruct]
     entries: dict[str, Entry]
     sources: Sources  # by the table's keys
@@ -79,10 +79,10 @@ class Checkpoint:
 
     def check(self) -> None:
         """Raise InputError if the checkpoint cannot be imported."""
-        if self.untold:
+        if self.undetermined:
             raise InputError(
-                f"{self.names}: tensor shapes do not determine {' and '.join(self.untold)}; pass a JSON file such as"
-                f" {_example(self.untold[0])} as --config"
+                f"{self.names}: tensor shapes do not determine {' and '.join(self.undetermined)}; pass a JSON file"
+                f" such as {_example(self.undetermined[0])} as --config"
             )
         if self.problems:
             lists = (f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in self.problems.items())
@@ -133,7 +133,7 @@ def recognise(
     """
     parts: dict[str, list] = {}
     for group in groups:
-        found, twice = sources(group)
+        found, twice = merge_sources(group)
         found, quantised = dequantise(found)
         claims = layouts.detect(found, component)
         if not claims:
@@ -206,8 +206,8 @@ def _compare(
             if found.setdefault(name, twin).shape != twin.shape:
                 wrong.append(f"{alias} differs from {name}, which it should equal")
     shapes = {key: source.shape for key, source in found.items()}
-    sections, untold = _sizes(family, shapes, config, _names(files))
-    model, targets = layouts.model(family.component, sections)
+    sections, undetermined = _sizes(family, shapes, config, _names(files))
+    model, targets = layouts.build_model(family.component, sections)
     entries = expand(family.rows, targets)
     if family.component == "lora":
         filled = _fill_adapters(found, entries)
@@ -225,7 +225,7 @@ def _compare(
         prefix,
         files,
         model,
-        untold,
+        undetermined,
         targets,
         entries,
         found,
@@ -255,7 +255,7 @@ def _fill_adapters(found: Sources, entries: dict[str, Entry]) -> int:
 def _sizes(
     family: Family, shapes: Shapes, config: manifest_configs.Sections, names: str
 ) -> tuple[dict[str, dict], list[str]]:
-    sections, untold = {}, []
+    sections, undetermined = {}, []
     for section, fields in family.sizes.items():
         # An adapter's file determines some sizes of its transformer; only those fields are taken over.
         given = config.get(section, {})
@@ -273,7 +273,7 @@ def _sizes(
             except (ValueError, ZeroDivisionError) as error:
                 raise InputError(f"{names}: {section}.{name} cannot be determined, {error}") from error
             if value is None:
-                untold.append(f"{section}.{name}")
+                undetermined.append(f"{section}.{name}")
             else:
                 sections[section][name] = value
-    return sections, untold
+    return sections, undetermined

@@ -16,7 +16,7 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")  # a folder with
 FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
-def copy(component: str, weights_file: pathlib.Path, directory: str | pathlib.Path) -> pathlib.Path | None:
+def copy_tokenizer(component: str, weights_file: pathlib.Path, directory: str | pathlib.Path) -> pathlib.Path | None:
     """Copy a text encoder's tokenizer into a weights directory; return its folder there, or None if none is found.
 
     Raises:

@@ -161,7 +161,7 @@ def _without_duplicates(pairs: list) -> dict:
     return found
 
 
-def write(
+def write_safetensors(
     path: pathlib.Path,
     layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     tensors: Iterable[np.ndarray],

@@ -94,7 +94,7 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
     return [path.parent / name for name in names]
 
 
-def sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
+def merge_sources(files: Sequence[File]) -> tuple[Sources, list[str]]:
     """Return the tensors of several files by key, and the keys that occur more than once."""
     found: Sources = {}
     twice = []

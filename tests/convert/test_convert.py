@@ -275,8 +275,8 @@ def test_lying_headers(header, data, length, message, tmp_path, capsys):
     ("content", "message"),
     [
         (b"", "does not fit a file"),
-        (b"PK\x03\x04" + bytes(100), "not a sound torch file"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P", "not a sound torch file"),
+        (b"PK\x03\x04" + bytes(100), "not a valid torch file"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P", "not a valid torch file"),
         (b'{"weight_map": 3}', "nor an index of shards"),
         (b'{"weight_map": {"a": "../x"}}', "not the name of a file beside"),
         (b'{"weight_map": {"a": "gone"}}', "download the missing shard"),

@@ -148,10 +148,10 @@ def test_a_tokenizer_in_the_next_folder(tmp_path):
         path.touch()
     (tmp_path / "weights" / "tokenizer_clip").mkdir(parents=True)
     (tmp_path / "weights" / "tokenizer_clip" / "old.json").touch()
-    made = tokenizers.copy("clip", tmp_path / "text_encoder" / "model.safetensors", tmp_path / "weights")
+    made = tokenizers.copy_tokenizer("clip", tmp_path / "text_encoder" / "model.safetensors", tmp_path / "weights")
     assert [path.name for path in made.iterdir()] == ["vocab.json"]
     assert [path.name for path in made.parent.iterdir()] == ["tokenizer_clip"]
-    assert tokenizers.copy("t5", tmp_path / "weights" / "model.safetensors", tmp_path / "weights") is None
+    assert tokenizers.copy_tokenizer("t5", tmp_path / "weights" / "model.safetensors", tmp_path / "weights") is None
 
 
 def test_unknown_name(capsys):

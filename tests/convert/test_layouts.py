@@ -172,7 +172,7 @@ def consumed_once(name: str, manifest: dict):
     shapes = {key.removeprefix(prefix): tuple(shape) for key, shape in manifest.items()}
     sections = {part: {n: size(shapes) for n, size in fields.items()} for part, fields in family.sizes.items()}
     assert not [n for fields in sections.values() for n, value in fields.items() if value is None]
-    _, targets = layouts.model(family.component, sections)
+    _, targets = layouts.build_model(family.component, sections)
     entries = expand(family.rows, targets)
     aliases = set(family.aliases)
     assert {key: entry.shape for key, entry in entries.items()} == {k: v for k, v in shapes.items() if k not in aliases}
@@ -369,9 +369,9 @@ def test_without_torch(tmp_path):
 def test_csd(tmp_path):
     config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
     config |= {"image_size": 16, "patch_size": 8, "projection_dim": 10}
-    _, shapes = layouts.model("csd", {"csd": config})
+    _, shapes = layouts.build_model("csd", {"csd": config})
     rng = np.random.default_rng(0)
-    entries = expand(layouts.by_name("csd").rows, shapes)
+    entries = expand(layouts.family_by_name("csd").rows, shapes)
     tensors = {f"module.{key}": rng.normal(size=entry.shape).astype(np.float16) for key, entry in entries.items()}
     save_file(tensors, tmp_path / "x")
     main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w")])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from convert.files.safetensors_file import write
+from convert.files.safetensors_file import write_safetensors
 
 MANIFESTS = pathlib.Path(__file__).parents[1] / "golden" / "checkpoint_manifests.json"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,7 +50,7 @@ def make(path: pathlib.Path, layout: dict[str, tuple[np.dtype, tuple[int, ...]]]
         for _, shape in layout.values():
             yield numbers(shape, rng)
 
-    write(path, layout, tensors(), {"format": "pt"})
+    write_safetensors(path, layout, tensors(), {"format": "pt"})
 
 
 if __name__ == "__main__":
