@@ -19,6 +19,7 @@ import make_checkpoint
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors_library
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
@@ -177,14 +178,17 @@ def test_other_programs_read_a_component(tmp_path, monkeypatch):
     }
     weights.save(tmp_path, "lora", arrays, {"config": {}})
     assert {path.name for path in (tmp_path / "lora").iterdir()} == {"manifest.json", "params.safetensors"}
-    found = load_file(tmp_path / "lora" / "params.safetensors")
+    found = safetensors_library.load_file(tmp_path / "lora" / "params.safetensors")
     monkeypatch.setattr(safetensors_store, "SHARD_BYTES", 100)
     weights.save(tmp_path, "projector", arrays, {"config": {}})
     index = json.loads((tmp_path / "projector" / "params.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in arrays.values())
     assert index["weight_map"]["c"] == "params-00001-of-00003.safetensors" != index["weight_map"]["a/b/kernel"]
     assert set(index["weight_map"].values()) == {path.name for path in (tmp_path / "projector").glob("params-*")}
-    shards = {path: load_file(tmp_path / "projector" / file)[path] for path, file in index["weight_map"].items()}
+    shards = {
+        path: safetensors_library.load_file(tmp_path / "projector" / file)[path]
+        for path, file in index["weight_map"].items()
+    }
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     places = {"a/b/kernel": NamedSharding(mesh, P(None, "x", "y"))}
     structs = {
@@ -204,7 +208,7 @@ def test_other_programs_read_what_was_imported(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({key: np.asarray(value) for key, value in golden.tensors("siglip").items()}, file)
     main(["import", str(file), "--to", str(tmp_path), "--config", str(golden.DIR / "config.json")])
-    restored = load_file(tmp_path / "siglip" / "params.safetensors")
+    restored = safetensors_library.load_file(tmp_path / "siglip" / "params.safetensors")
     loaded = weights.load(tmp_path, "siglip", weights.shapes(tmp_path, "siglip"))
     for path, value in weights.read(tmp_path, "siglip").items():
         np.testing.assert_array_equal(restored[path], value)
@@ -225,7 +229,7 @@ def test_pieces_in_any_order(tmp_path):
     assert file.read_bytes().endswith(x.tobytes())
     np.testing.assert_array_equal(stored, x)
     np.testing.assert_array_equal(stored.part((slice(1, 4), slice(1, 3), slice(2, 5))), x[1:4, 1:3, 2:5])
-    np.testing.assert_array_equal(load_file(file)["x"], x)
+    np.testing.assert_array_equal(safetensors_library.load_file(file)["x"], x)
 
 
 def test_a_missing_piece_is_noticed(tmp_path):

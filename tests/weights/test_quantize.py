@@ -9,6 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors_library
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
@@ -137,7 +138,7 @@ def test_import(mode, tmp_path, capsys):
 def test_other_programs_read_it(tmp_path):
     for mode in MODES:
         to = bring(tmp_path / mode, "--quantize", mode)
-        got = load_file(to / "transformer" / "params.safetensors")
+        got = safetensors_library.load_file(to / "transformer" / "params.safetensors")
         assert got.keys() == weights.manifest(to, "transformer")["tensors"].keys()
         values = got[STACKED]
         if mode == "int4":
