@@ -75,8 +75,8 @@ def test_a_missing_file(tmp_path):
         (ERRORS.RevisionNotFoundError, "at this revision"),
         (ERRORS.LocalEntryNotFoundError, "unset HF_HUB_OFFLINE"),
         (ERRORS.OfflineModeIsEnabled, "unset HF_HUB_OFFLINE"),
-        (ERRORS.HfHubHTTPError, "run the same command to go on"),
-        (OSError, "run the same command to go on"),
+        (ERRORS.HfHubHTTPError, "run the same command to resume"),
+        (OSError, "run the same command to resume"),
     ],
 )
 def test_what_may_go_wrong(kind, message, tmp_path):

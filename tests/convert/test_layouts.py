@@ -39,7 +39,7 @@ def test_diffusers_transformer(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "flux-diffusers" in out and "guidance-distilled" in out and "nothing missing" in out
     main(["import", str(index), "--to", str(tmp_path / "w"), "--config", config])
-    model = load(tmp_path / "w", "flux", Flux, dtype="float32", remat="none")
+    model = load(tmp_path / "w", "transformer", Flux, dtype="float32", remat="none")
     assert error(run_flux(model), run_torch_flux(torch_flux())) < TOLERANCE
     # ... and out again, whole, into a folder that diffusers loads.
     main(

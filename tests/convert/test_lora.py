@@ -263,7 +263,7 @@ def bfl_file(tmp_path, *more):
 
 
 def our_output(directory):
-    return converted.run_flux(converted.load(directory, "flux", Flux, dtype="float32", remat="none"))
+    return converted.run_flux(converted.load(directory, "transformer", Flux, dtype="float32", remat="none"))
 
 
 def torch_base(directory, tmp_path):

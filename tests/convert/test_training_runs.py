@@ -145,7 +145,7 @@ def test_a_training_of_everything_needs_no_base(tmp_path):
         (["--component", "merged"], "has no transformer"),
         (["--component", "autoencoder"], "has no autoencoder"),
         (["--format", "peft", "--component", "projector"], "projector has no layout 'peft'"),
-        ([], "what is to be written"),
+        ([], "nothing to export"),
     ],
 )
 def test_what_a_training_does_not_have(options, message, workdir, tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_no_average(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.style_encoder": "autoencoder"}, "reads style images by the autoencoder"),
+        ({"model.style_encoder": "autoencoder"}, "style images with the autoencoder"),
         ({"model.transformer.projector.kind": "mlp"}, "the projector is of kind 'mlp'"),
     ],
 )

@@ -43,7 +43,7 @@ def config_file(tmp_path, sections) -> str:
 def load(directory, component, make, **changes):
     config = weights.config(directory, component, **changes)
     structure = ModelDef(lambda rngs: make(config, rngs=rngs))
-    parts = split_transformer(structure.shapes) if component == "flux" else {component: structure.shapes}
+    parts = split_transformer(structure.shapes) if component == "transformer" else {component: structure.shapes}
     return structure({k: v for name, shapes in parts.items() for k, v in weights.load(directory, name, shapes).items()})
 
 
