@@ -9,11 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uso_jax.common.config_flag import load_config
     from uso_jax.common.errors import InputError
     from uso_jax.inference.options import GenerationOptions
     from uso_jax.inference.pipeline import USOPipeline
     from uso_jax.models.flux import FluxConfig
-    from uso_jax.models.uso import USO, USOConfig
+    from uso_jax.models.uso import USO
+    from uso_jax.models.uso_config import USOConfig
     from uso_jax.training.config import TrainConfig
     from uso_jax.training.fit import fit
     from uso_jax.training.stage import StageConfig
@@ -31,6 +33,7 @@ __all__ = [
     "USOConfig",
     "USOPipeline",
     "fit",
+    "load_config",
 ]
 
 _MODULES = {
@@ -41,9 +44,10 @@ _MODULES = {
     "StageConfig": "uso_jax.training.stage",
     "TrainConfig": "uso_jax.training.config",
     "USO": "uso_jax.models.uso",
-    "USOConfig": "uso_jax.models.uso",
+    "USOConfig": "uso_jax.models.uso_config",
     "USOPipeline": "uso_jax.inference.pipeline",
     "fit": "uso_jax.training.fit",
+    "load_config": "uso_jax.common.config_flag",
 }
 
 

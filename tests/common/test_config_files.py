@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+import uso_jax
 from uso_jax.common import config_files
 
 
@@ -30,16 +31,12 @@ def test_other_names_stay(name, tmp_path, monkeypatch):
     assert config_files.find(name) == name
 
 
-@pytest.mark.parametrize("form", ["--config={}", "-config={}", "--config {}"])
-def test_a_command_line_names_an_existing_file(form, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["uso:small", "uso.py:small", "configs/uso.py:small"])
+def test_packaged_configurations_load_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    packaged = config_files.folder() / "mini_foundation.py"
-    rest = ["--config.seed=3", "--workdir=x"]
-    given = ["program", *form.format("mini_foundation:base").split(), *rest]
-    assert config_files.expand(given) == ["program", *form.format(f"{packaged}:base").split(), *rest]
-    assert config_files.expand(["program", *rest]) == ["program", f"--config={config_files.folder() / 'uso.py'}", *rest]
+    assert uso_jax.load_config(name).variant == "small"
 
 
-def test_the_default_of_a_checkout_stays(monkeypatch):
-    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
-    assert config_files.expand(["program", "--config.seed=3"]) == ["program", "--config.seed=3"]
+def test_the_default_variant_is_mini(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert uso_jax.load_config("uso") == uso_jax.load_config("configs/uso.py:mini")

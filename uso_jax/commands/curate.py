@@ -1,31 +1,30 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare data: python scripts/curate.py COMMAND --to PATH --config configs/uso.py --config.data.source=NAME ...
+"""Prepare data: uso-curate COMMAND --to PATH --config configs/uso.py --config.data.source=NAME ...
 
     view        an HTML page with a data card and a sample of the triplets
     convert     the triplets, written as a TFDS data set in ArrayRecord files, with a page and a card
-    precompute  what the encoders make of them, to train without encoders
+    precompute  the outputs of the encoders, to train without encoders
 
 Make triplets of stylised images, with --config configs/curation.py (docs/curation.md):
 
-    captions    what every image shows            stylize    style references, by an expert
-    destylize   content references, by an expert    score      how like the target both are, by CSD and DINO
+    captions    a caption of every image          stylize    style references, by an expert
+    destylize   content references, by an expert    score      similarity of both to the target, by CSD and DINO
     judge       the subject part by part, by a vision-language model
     run         all of these, in order; judge unless --config.curation.keep.judge is negative
     truth       for drawn sources: which references are right
-    report      a page about what is kept and why   export     what is kept, as convert writes it
+    report      a page about what is kept and why   export     the kept triplets, as convert writes them
 
-The configuration says which source, and for precompute also whose encoders and sizes. Of several processes
-(--process=0/4 to 3/4) each makes its share.
+The configuration selects the source and, for precompute, the encoders and sizes. Several processes (--process=0/4 to
+3/4) share the work.
 """
 
 import pathlib
 import re
 import shlex
 
-from absl import flags
+from absl import app, flags
 
-from uso_jax.commands import absl_program
 from uso_jax.common import config_flag, extras
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
@@ -33,23 +32,27 @@ from uso_jax.training.config import TrainConfig
 
 _CONFIG = config_flag.define(__name__)
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
-_SPLIT = flags.DEFINE_multi_enum("split", ["train"], ["train", "heldout"], "Of the source; convert takes several.")
+_SPLIT = flags.DEFINE_multi_enum(
+    "split", ["train"], ["train", "heldout"], "Split of the source; convert takes several."
+)
 _NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set; default the source's.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
 _SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert, report: triplets on the page.")
 _BEAM = flags.DEFINE_string(
     "beam", None, "convert: read by Apache Beam, with these pipeline options; '' for the default."
 )
-_STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes count; default the last of the run.")
-_PROCESS = flags.DEFINE_string("process", "0/1", "precompute and steps of a curation: which of how many this is.")
-_RETRY = flags.DEFINE_bool("retry", False, "Steps of a curation: do again what failed.")
-_SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples a file.")
-_DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "precompute: of style and text; as encoded.")
+_STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes are used; default the last of the run.")
+_PROCESS = flags.DEFINE_string("process", "0/1", "precompute and steps of a curation: NUMBER/COUNT of this process.")
+_RETRY = flags.DEFINE_bool("retry", False, "Steps of a curation: repeat what failed.")
+_SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples per file.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", "float32", "bfloat16"], "precompute: dtype of style and text; default as encoded."
+)
 
 
 def main() -> None:
-    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run)
+    """Parse the command line and run the command. User errors end with exit code 2."""
+    app.run(_run, flags_parser=config_flag.parse)
 
 
 @exit_cleanly
@@ -59,7 +62,7 @@ def _run(argv: list[str]) -> None:
     commands |= dict.fromkeys((*STEPS, "run"), _curate) | {"report": _report, "export": _export}
     if len(argv) != 2 or argv[1] not in commands or not _TO.value:
         names = " | ".join(commands)
-        raise InputError(f"usage: python scripts/curate.py {names} --to PATH [--config.data.source=NAME ...]")
+        raise InputError(f"usage: uso-curate {names} --to PATH [--config.data.source=NAME ...]")
     if argv[1] not in ("view", "convert", "precompute"):
         extras.require("curation")
     config = _CONFIG.value
@@ -137,7 +140,7 @@ def _curate(config: TrainConfig, name: str) -> None:
     judge = ("judge",) if curation.keep.judge is not None else ()
     for step in (*STEPS[:4], *judge) if name == "run" else (name,):
         steps.run_step(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
-    print(f"{name} is done. A report about it: python scripts/curate.py report --to {_TO.value}")
+    print(f"{name} is done. A report about it: uso-curate report --to {_TO.value}")
 
 
 def _report(config: TrainConfig) -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Judge a model by a public benchmark: python scripts/evaluate.py STAGE BENCHMARK --to DIR ...
+"""Judge a model by a public benchmark: uso-evaluate STAGE BENCHMARK --to DIR ...
 
     prepare    the benchmark's data to DIR/items.jsonl
     generate   items to images in DIR/MODEL/images

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimate the memory and time of training or sampling on a TPU slice, without having one (docs/plan.md).
 
-    python scripts/plan.py --config configs/uso.py:flux_dev --mode sample --quantization int8 --offload
-    python scripts/plan.py --config configs/uso.py:flux_dev --topology v6e:2x4 --mode train --search
-    python scripts/plan.py --table plans/*.json
+    uso-plan --config configs/uso.py:flux_dev --mode sample --quantization int8 --offload
+    uso-plan --config configs/uso.py:flux_dev --topology v6e:2x4 --mode train --search
+    uso-plan --table plans/*.json
 
 It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'.
 """
@@ -12,10 +12,9 @@ It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'
 import json
 import pathlib
 
-from absl import flags
+from absl import app, flags
 from tqdm import tqdm
 
-from uso_jax.commands import absl_program
 from uso_jax.common import atomic_files, config_flag
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.hardware import chips
@@ -24,21 +23,23 @@ from uso_jax.planning import report as plan_words
 
 _CONFIG = config_flag.define(__name__)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Chip and slice, such as v5e:4x4, v6e:2x4, v5p:2x2x1; cpu:8.")
-_MODE = flags.DEFINE_enum("mode", "sample", programs.PROGRAMS, "Whose programs: a sampling step, a training step ...")
+_MODE = flags.DEFINE_enum(
+    "mode", "sample", programs.PROGRAMS, "Programs to plan: those of a sampling step, a training step ..."
+)
 _STAGE = flags.DEFINE_string("stage", "", "Stage of the configuration; default: the last of its run.")
 _BATCH = flags.DEFINE_integer("batch", 0, "Images over all devices; default: the stage's, or one where it is split.")
-_QUANTIZATION = flags.DEFINE_string("quantization", "", "Kernels as weights imported so have them: int8, fp8, int4.")
+_QUANTIZATION = flags.DEFINE_string("quantization", "", "Plan with kernels quantised to int8, fp8 or int4.")
 _TILE = flags.DEFINE_integer("tile", None, "Decode images in tiles of this many pixels a side.")
-_OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with networks on the host while they do nothing.")
-_QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much sooner, memory is then an estimate.")
+_OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with unused networks in host memory.")
+_QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much faster, but memory is an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
-_TABLE = flags.DEFINE_bool("table", False, "Lay out the reports in files that were written with --json, in Markdown.")
+_TABLE = flags.DEFINE_bool("table", False, "Print the reports of files written with --json as a Markdown table.")
 
 
 def main() -> None:
-    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run)
+    """Parse the command line and run the command. User errors end with exit code 2."""
+    app.run(_run, flags_parser=config_flag.parse)
 
 
 @exit_cleanly

@@ -1,15 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Train USO: python scripts/train.py --config configs/uso.py [--workdir DIR] [--config.KEY=VALUE ...]."""
+"""Train USO: uso-train --config configs/uso.py[:VARIANT] [--workdir DIR] [--config.SETTING=VALUE ...]."""
 
 import logging
 import pathlib
 
 import jax
-from absl import flags
+from absl import app, flags
 
 from uso_jax import mini
-from uso_jax.commands import absl_program
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost
@@ -23,13 +22,13 @@ _JOIN = multihost.define_flags()
 
 
 def main() -> None:
-    """Parse the command line and run the command; mistakes of the user end with exit code 2."""
-    absl_program.run(_run)
+    """Parse the command line and run the command. User errors end with exit code 2."""
+    app.run(_run, flags_parser=config_flag.parse)
 
 
 @exit_cleanly
 def _run(_) -> None:
-    """Train, alone or as one of several processes, then print what was learned."""
+    """Train, alone or as one of several processes, then print the results."""
     config = _CONFIG.value
     check_settings(config)
     # Orbax reports every save and every missing optional file; of a failed save, asyncio reports the other files.
@@ -40,7 +39,7 @@ def _run(_) -> None:
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.run_stages)}.")
     if config.variant in mini.SIZES:
-        print("The 12 B model: python scripts/train.py --config configs/uso.py:flux_dev (needs converted weights).")
+        print("The 12 B model: uso-train --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
     try:
         summary = fit(config, workdir)
@@ -53,7 +52,7 @@ def _run(_) -> None:
 
 
 def report(summary: dict, workdir: pathlib.Path) -> None:
-    """Print what was learned."""
+    """Print losses, evaluation tables and where the images are."""
     print(f"\n{'stage':<18}{'steps':>8}{'seconds':>10}{'held-out loss before':>23}{'after':>10}")
     for stage in summary["stages"]:
         print(

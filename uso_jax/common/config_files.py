@@ -4,7 +4,6 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
 
 DEFAULT = "configs/uso.py"
 
@@ -29,17 +28,3 @@ def find(name: str) -> str:
         packaged = folder() / f"{short[1]}.py"
         return str(packaged) if packaged.is_file() else name
     return name
-
-
-def expand(argv: Sequence[str]) -> list[str]:
-    """Return a command line in which --config names an existing file; without --config it names the default one."""
-    found = list(argv)
-    for number, argument in enumerate(found):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config") and (equals or number + 1 < len(found)):
-            place = number if equals else number + 1
-            file, colon, variant = (value if equals else found[place]).partition(":")
-            found[place] = (f"{flag}=" if equals else "") + find(file) + colon + variant
-            return found
-    default = find(DEFAULT)
-    return found if default == DEFAULT else [found[0], f"--config={default}", *found[1:]]

@@ -19,20 +19,20 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from uso_jax.common import config_help, schema
+from uso_jax.common import config_files, config_help, schema
 from uso_jax.common.config_files import DEFAULT
 from uso_jax.common.errors import InputError, exit_cleanly
 
 
-def load(name: str) -> Any:
-    """Return the configuration of FILE[:VARIANT].
+def load_config(name: str) -> Any:
+    """Return the configuration of FILE[:VARIANT], such as "uso:flux_dev"; `config_files.find` says which files.
 
     Raises:
       InputError: the file does not exist, or it raises an error, such as for an unknown variant.
     """
     file, *variant = name.split(":", 1)
     try:
-        return runpy.run_path(file)["get_config"](*variant)
+        return runpy.run_path(config_files.find(file))["get_config"](*variant)
     except FileNotFoundError as error:
         raise InputError(f"there is no configuration file {file}") from error
     except InputError:
@@ -58,7 +58,7 @@ class ConfigFlag:
         """
         given = re.findall(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
         file = given[-1] if given else DEFAULT
-        config = load(file)
+        config = load_config(file)
         if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
             print(config_help.text(file, config, self.command))
             sys.exit(0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from uso_jax.common import schema
+from uso_jax.common import config_files, schema
 
 WIDTH = 80
 ALIASES = {  # names in other trainers
@@ -91,7 +91,7 @@ def text(file: str, config: Any, command: str) -> str:
     for flag in _flags(command):
         lines += [f"  --{flag.name} = {flag.default!r}", _wrapped(" " * 6, flag.help)]
     lines += ["", f"Variants of {name}, as --config {name}:VARIANT:", ""]
-    variants = runpy.run_path(name).get("VARIANTS", {})
+    variants = runpy.run_path(config_files.find(name)).get("VARIANTS", {})
     width = max(map(len, variants), default=0) + 4
     lines += [_wrapped(f"  {variant}".ljust(width), described, width) for variant, described in variants.items()]
     lines += ["", f"Settings of {file}, as --config.SETTING=VALUE; * stands for each name:"]

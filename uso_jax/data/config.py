@@ -159,7 +159,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Triplets:
-    """Triplets written by scripts/curate.py convert."""
+    """Triplets written by uso-curate convert."""
 
     train: Split = Split()  # split to train on
     heldout: Split = Split(split="heldout")  # split to validate on
@@ -191,8 +191,8 @@ class DataConfig:
     webdataset: WebDataset = WebDataset()  # WebDataset shards
     folder: Folder = Folder()  # folder of images
     parquet: Rooted = Rooted()  # parquet files
-    triplets: Triplets = Triplets()  # written by scripts/curate.py convert
-    features: Files = Files()  # encoder outputs, written by scripts/curate.py precompute
+    triplets: Triplets = Triplets()  # written by uso-curate convert
+    features: Files = Files()  # encoder outputs, written by uso-curate precompute
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Sections of further sources, by name; `kind` names the source where it is not the name of the section."""
     mixture: Mixture = field(default_factory=Mixture)  # shares of sources, where source is "mixture"

@@ -70,7 +70,7 @@ def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) 
             directory = mini.directory(config.model.weights)
             raise InputError(
                 f"weights directory {directory} has no {absent[0]}, which no stage trains; convert it first:"
-                f" python -m convert import FILE --to {directory}"
+                f" uso-convert import FILE --to {directory}"
             )
     _check_rewards(config, missing)
 

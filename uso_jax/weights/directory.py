@@ -47,7 +47,7 @@ def components(directory: Path) -> list[str]:
     """List the complete components of a weights directory."""
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a weights directory; make one with: python -m convert import")
+        raise InputError(f"{directory} is not a weights directory; make one with: uso-convert import")
     found = (path.parent.name for path in directory.glob("*/manifest.json"))
     return sorted(name for name in found if not name.startswith("."))
 

@@ -167,7 +167,7 @@ class Pretrained:
 def _missing(directory: pathlib.Path, component: str, have: Sequence[str]) -> InputError:
     return InputError(
         f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
-        f" python -m convert import FILE --to {directory}"
+        f" uso-convert import FILE --to {directory}"
     )
 
 
