@@ -1,22 +1,26 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare data: uso-curate COMMAND --to PATH --config configs/uso.py --config.data.source=NAME ...
+"""Prepare data: uso-curate COMMAND --to PATH [--config.data.source=NAME ...].
 
     view        an HTML page with a data card and a sample of the triplets
-    convert     the triplets, written as a TFDS data set in ArrayRecord files, with a page and a card
+    convert     the triplets as a TFDS data set, with a page and a card
     precompute  the outputs of the encoders, to train without encoders
 
-Make triplets of stylised images, with --config configs/curation.py (docs/curation.md):
+Make triplets of stylised images, with --config configs/curation.py
+(docs/curation.md):
 
-    captions    a caption of every image          stylize    style references, by an expert
-    destylize   content references, by an expert    score      similarity of both to the target, by CSD and DINO
+    captions    a caption of every image
+    stylize     style references, by an expert
+    destylize   content references, by an expert
+    score       similarity of both to the target, by CSD and DINO
     judge       the subject part by part, by a vision-language model
-    run         all of these, in order; judge unless --config.curation.keep.judge is negative
+    run         all of these in order; without judge if keep.judge is negative
     truth       for drawn sources: which references are right
-    report      a page about what is kept and why   export     the kept triplets, as convert writes them
+    report      a page about what is kept and why
+    export      the kept triplets, as convert writes them
 
-The configuration selects the source and, for precompute, the encoders and sizes. Several processes (--process=0/4 to
-3/4) share the work.
+The configuration selects the source and, for precompute, the encoders and
+sizes. Several processes (--process=0/4 to 3/4) share the work.
 """
 
 import pathlib
