@@ -55,7 +55,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Path:
-    """Where a split lies."""
+    """Location of a split."""
 
     path: str = ""  # file, folder or URL; required by the source that is read
 
