@@ -181,7 +181,7 @@ def test_other_settings_are_refused(images, encoded, tmp_path):
         first_batches(config(encoded, target_size=(24, 16)))
     with pytest.raises(InputError, match="made for num_styles 1, not 2"):
         first_batches(config(encoded | {"data.num_styles": 2}))
-    with pytest.raises(InputError, match="holds no features: make them with"):
+    with pytest.raises(InputError, match="holds no features: create them with"):
         FeatureSource(tmp_path)
     with pytest.raises(InputError, match="reads one source of images"):
         make(encoded, tmp_path / "again")
