@@ -206,7 +206,7 @@ COMPONENTS: dict[str, Component] = {
         # These are read by metrics alone, on one network at a time.
         Component("dinov2", DinoConfig, Dino, _stack_over_fsdp("blocks"), release="dinov2"),
         Component(
-            "image_reward", ImageRewardConfig, ImageReward, REPLICATE,
+            "image_reward", ImageRewardConfig, ImageReward, _stack_over_fsdp("(visual_encoder/blocks|layers)"),
             sections={"image_reward_vision": "vision", "image_reward_text": "text"},
         ),
         Component("inception", InceptionConfig, Inception, REPLICATE),

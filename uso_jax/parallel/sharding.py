@@ -79,6 +79,10 @@ def shardings(mesh: Mesh, rules: params.Rules, shapes: Mapping[str, jax.ShapeDty
             raise InputError(f"sharding rules: {path} has shape {list(shape)}, too few dimensions for {tuple(spec)}")
         for size, axis in zip(shape, spec, strict=False):
             axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+            if unknown := set(axes) - set(AXES):
+                raise InputError(
+                    f"sharding rules: {path}: {min(unknown)!r} is no mesh axis; axes are {', '.join(AXES)}"
+                )
             if size % (shards := math.prod(mesh.shape[name] for name in axes)):
                 raise InputError(
                     f"sharding rules: {path} has shape {list(shape)}, and {size} does not divide by mesh axis"

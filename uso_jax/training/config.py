@@ -126,15 +126,20 @@ class TrainConfig:
     seed: int = 0  # seed of parameters, data order and noise
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
     """Devices along each axis of the mesh; one axis may be -1, for all that remain."""
-    rules: params.Rules = (
-        placement_rules()
-    )  # (regex over parameter paths, mesh axes of the dimensions); first match wins
+    placement: params.Rules = ()
+    """Sharding rules that come before the networks' own: (regex over parameter paths, mesh axes of each dimension)."""
+    log_placement: bool = False  # print the sharding of every parameter, and the rule that decided it
     checkpoint: CheckpointConfig = CheckpointConfig()  # checkpoints
     guard: GuardConfig = GuardConfig()  # fault-tolerance settings
     profile: ProfileConfig = ProfileConfig()  # profiling
     log_every: int = 10  # steps between logged metrics
     heldout: HeldoutConfig = HeldoutConfig()  # validation
     evaluation: EvaluationConfig | None = None  # tables at the end, where the source knows the truth; None: none
+
+    @property
+    def rules(self) -> params.Rules:
+        """All sharding rules, in order; the first match wins."""
+        return (*self.placement, *placement_rules())
 
     def __post_init__(self):
         if misnamed := [name for name, stage in self.stages.items() if stage.name != name]:

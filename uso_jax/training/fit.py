@@ -45,6 +45,8 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     system = preflight.check(config, mesh, workdir)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
+    if config.log_placement and jax.process_index() == 0:
+        print(*sharding.describe_placement(mesh, config.rules, system.shapes), sep="\n", flush=True)
     lr_multipliers = [stage.lr_multipliers(system.shapes) for stage in config.run_stages]
     trained = set().union(*lr_multipliers)
 

@@ -9,6 +9,7 @@ that only concern the configuration. Every check raises an `InputError` that nam
 import glob
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,9 +48,18 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
     heldout = config.heldout.batch_size
     check_batch(f"config.heldout.batch_size is {heldout}, which", heldout, mesh)
     check_quantization(config, system)
+    check_placement(config, mesh, system)
     trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
     check_weights(config, system.shapes, trained)
     return system
+
+
+def check_placement(config: TrainConfig, mesh: Mesh, system: USO) -> None:
+    """Raise InputError if a parameter has no sharding rule, or a rule of `config.placement` matches no parameter."""
+    sharding.shardings(mesh, config.rules, system.shapes)
+    for regex, axes in config.placement:
+        if not any(re.fullmatch(regex, path) for path in system.shapes):
+            raise InputError(f"config.placement: {regex!r}, {axes} matches no parameter; correct or remove it")
 
 
 def check_workdir(workdir: pathlib.Path) -> None:
