@@ -115,12 +115,12 @@ def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any
     if not names:
         return "the image is missing"
     if len(names) > 1:
-        return f"there are several files for the image: {', '.join(names)}"
+        return f"there are several images: {', '.join(names)}"
     try:
         height, width = decode.image_size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)
     if not any_size and 0 not in wanted and (width, height) != wanted:
-        return f"the image is {width} x {height}; expected {one.width} x {one.height}"
+        return f"the image is {width} x {height}, not {one.width} x {one.height}"
     return ""
