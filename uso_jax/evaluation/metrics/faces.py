@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Face similarity between an image and its references, from precomputed embeddings.
 
-Face recognition networks have restrictive licences, so embeddings are read from a file that any network can fill:
+Face recognition networks have separate licences, so embeddings are read from a file that any network can fill:
 
     numpy.savez("faces.npz", **{f"{network}/{sha256 of the image file}": array of [faces, d], largest face first})
 
