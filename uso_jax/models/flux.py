@@ -13,21 +13,20 @@ a rotary axes, c latent channels of a token.
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from uso_jax.models.attention.dispatch import attention
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.embeddings import rotary_embedding, rotate, timestep_embedding
 from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.layers.mlp import MLP, gelu_tanh
+from uso_jax.models.layers.token_groups import TokenGroup, join_groups
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
 from uso_jax.parallel.constraints import by_heads, by_tokens, sequence_shards
 
@@ -106,36 +105,6 @@ PRESETS = {
 
 
 # ---------------------------------------------------------------------------------------------------- functions
-
-
-def timestep_embedding(t: Float[Array, " b"], dim: int = 256) -> Float[Array, "b {dim}"]:
-    """Return the cosines, then the sines, of 1000 t at `dim // 2` frequencies, for times in [0, 1], in float32."""
-    exponents = -math.log(10_000) * np.arange(dim // 2, dtype=np.float32) / (dim // 2)
-    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    if dim == 256:
-        # exp(exponents[12]) is 0.02 ulp from a tie, and torch rounds it the other way; times 1000 t this is 3e-5.
-        frequencies[12] = np.nextafter(frequencies[12], np.float32(1))
-    angles = (1000.0 * t.astype(jnp.float32))[:, None] * jnp.asarray(frequencies)[None]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def rotary_embedding(
-    ids: Float[Array, "b l a"], axes_dim: tuple[int, ...], theta: int
-) -> Float[Array, "b l 1 pairs 2"]:
-    """Return cosine and sine of every token's rotation angles, one block of pairs per id axis, in float32."""
-    angles = [
-        ids[..., axis, None] * jnp.asarray(theta ** -(np.arange(0, dim, 2) / dim), jnp.float32)[None, None]
-        for axis, dim in enumerate(axes_dim)
-    ]
-    angles = jnp.concatenate(angles, axis=-1)
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)[:, :, None]
-
-
-def rotate(x: Float[Array, "b l n k"], pe: Float[Array, "_ l 1 pairs 2"]) -> Float[Array, "b l n k"]:
-    """Rotate adjacent channel pairs of queries or keys by the token's angles, in float32."""
-    even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
-    cos, sin = pe[..., 0], pe[..., 1]
-    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 def layer_norm(x: Float[Array, "b l d"], epsilon: float = 1e-6) -> Float[Array, "b l d"]:
@@ -314,29 +283,6 @@ class FinalLayer(nnx.Module):
         return self.linear(modulate(x, ModulationOut(shift, scale, gate=scale)))
 
 
-class _Group(NamedTuple):
-    """Tokens of one kind and their attention inputs; None means ids of zeros, all valid, or no bias."""
-
-    tokens: Array
-    ids: Array | None = None
-    valid: Array | None = None
-    bias: Array | None = None
-
-
-def _join(groups: list[_Group], field: str) -> Array | None:
-    """Concatenate one field of all groups; None if no group has it."""
-    values = [getattr(group, field) for group in groups]
-    if all(value is None for value in values):
-        return None
-    rows = max(len(value) for value in values if value is not None)
-    default = {"ids": jnp.zeros((1, 1, 3)), "valid": jnp.ones((1, 1), bool), "bias": jnp.zeros((1, 1))}
-    whole = []
-    for group, value in zip(groups, values, strict=True):
-        value = default[field] if value is None else value
-        whole.append(jnp.broadcast_to(value, (rows, group.tokens.shape[1], *value.shape[2:])))
-    return jnp.concatenate(whole, axis=1)
-
-
 class Flux(nnx.Module):
     """Predict the velocity of packed latents from time, text, and any number of style and content images."""
 
@@ -407,23 +353,25 @@ class Flux(nnx.Module):
         if guidance is not None:
             vec = vec + self.guidance_in(timestep_embedding(guidance).astype(dtype))
 
-        text = [_Group(self.txt_in(txt.astype(dtype)))]
-        image = [_Group(self.img_in(img.astype(dtype)), img_ids)]
+        text = [TokenGroup(self.txt_in(txt.astype(dtype)))]
+        image = [TokenGroup(self.img_in(img.astype(dtype)), img_ids)]
         if style is not None:
-            text.insert(0, _Group(style.astype(dtype), None, style_valid, style_bias))
+            text.insert(0, TokenGroup(style.astype(dtype), None, style_valid, style_bias))
         if ref_img is not None:
-            image.append(_Group(self.img_in(ref_img.astype(dtype)), ref_ids, ref_valid, ref_bias))
+            image.append(TokenGroup(self.img_in(ref_img.astype(dtype)), ref_ids, ref_valid, ref_bias))
         for stream in (text, image):  # pad to a multiple of the mesh's sequence axis
             if missing := -sum(group.tokens.shape[1] for group in stream) % sequence_shards():
                 filling = jnp.zeros((b, missing, c.hidden_size), dtype)
-                stream.append(_Group(filling, valid=jnp.zeros((b, missing), bool)))
-        pe = rotary_embedding(_join(text + image, "ids"), c.axes_dim, c.theta)
-        key_valid, key_bias = _join(text + image, "valid"), _join(text + image, "bias")
+                stream.append(TokenGroup(filling, valid=jnp.zeros((b, missing), bool)))
+        pe = rotary_embedding(join_groups(text + image, "ids"), c.axes_dim, c.theta)
+        key_valid, key_bias = join_groups(text + image, "valid"), join_groups(text + image, "bias")
 
         num_img, joint = img.shape[1], (vec, pe, key_valid, key_bias)
         run = functools.partial(scan.scan, remat=c.remat, constrain=scan.constrain_tokens)
         img, txt = run(
-            self.double_blocks, lambda block, x: block(*x, *joint), (_join(image, "tokens"), _join(text, "tokens"))
+            self.double_blocks,
+            lambda block, x: block(*x, *joint),
+            (join_groups(image, "tokens"), join_groups(text, "tokens")),
         )
         x = run(self.single_blocks, lambda block, x: block(x, *joint), jnp.concatenate([txt, img], axis=1))
         x = x[:, txt.shape[1] : txt.shape[1] + num_img]

@@ -44,7 +44,7 @@ class Choices:
     mode: str  # one of PROGRAMS
     stage: str = ""  # stage that defines image sizes and the train step; "": the last of the run
     batch: int = 0  # images over all devices; 0: the stage's batch size, or in sampling one per data shard
-    quantization: str = ""  # one of quantize.MODES; "": none
+    quantization: str = ""  # one of quantize.FORMATS; "": none
     tile: int | None = None  # side of decoder tiles in pixels; None: decode whole images
     offload: bool = False  # sampling: keep unused networks in host memory
     quick: bool = False  # compile with the least effort
