@@ -32,36 +32,36 @@ Progress = Callable[[str], Any]  # receives a description of the current step
 
 
 def plan_programs(
-    config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
+    config: TrainConfig, target: Slice, choices: Choices, progress: Progress = lambda what: None
 ) -> list[Report]:
     """Compile the programs of a mode for a slice and return a report for each.
 
     Args:
       config: configuration of the run.
-      where: devices to compile for.
+      target: devices to compile for.
       choices: what to plan.
       progress: called before each compilation.
 
     Raises:
       InputError: the mesh does not match the slice, or the batch does not match the mesh.
     """
-    mesh, wanted = programs.build_programs(config, where.devices, choices)
-    executed = _count(config.with_numerics(attention="xla"), where, choices)
-    needed = _count(config.with_numerics(attention="xla", remat="none"), where, choices)
+    mesh, wanted = programs.build_programs(config, target.devices, choices)
+    executed = _count(config.with_numerics(attention="xla"), target, choices)
+    needed = _count(config.with_numerics(attention="xla", remat="none"), target, choices)
     reports = []
     for program in wanted:
-        progress(f"Compiling the {program.name} for {where.name}")
-        report = _facts(config, where, mesh, choices, program)
+        progress(f"Compiling the {program.name} for {target.name}")
+        report = _facts(config, target, mesh, choices, program)
         report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
-        report |= compile_program(program, mesh, where.chip, choices.quick)
-        report["roofline"] = _roofline(report, where)
-        report["suggestions"] = [] if report["fits"] else suggest(config, where, choices, program, report)
+        report |= compile_program(program, mesh, target.chip, choices.quick)
+        report["roofline"] = _roofline(report, target)
+        report["suggestions"] = [] if report["fits"] else suggest(config, target, choices, program, report)
         reports.append(report)
     return reports
 
 
 def find_largest_batch(
-    config: TrainConfig, where: Slice, choices: Choices, progress: Progress = lambda what: None
+    config: TrainConfig, target: Slice, choices: Choices, progress: Progress = lambda what: None
 ) -> tuple[Report, int]:
     """Return the report of the largest batch that fits, and the batch; (a report that does not fit, 0) if none does.
 
@@ -74,14 +74,14 @@ def find_largest_batch(
     if choices.mode == "encode-parts":
         raise InputError("--search needs one program; use --mode sample, train or reward")
     stage = programs.choose_stage(config, choices)
-    mesh = sharding.make_mesh(config.mesh, list(where.devices))
-    ways, limit = mesh.shape["data"] * mesh.shape["fsdp"], where.chip.usable_bytes
+    mesh = sharding.make_mesh(config.mesh, list(target.devices))
+    data_shards, limit = mesh.shape["data"] * mesh.shape["fsdp"], target.chip.usable_bytes
     known: dict[int, Report] = {}  # by images per shard of the batch
 
     def total(each: int) -> int:
-        progress(f"Trying a batch of {each * ways}")
-        sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * ways, accumulate=1))
-        (known[each],) = plan_programs(sized, where, dataclasses.replace(choices, batch=each * ways))
+        progress(f"Trying a batch of {each * data_shards}")
+        sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * data_shards, accumulate=1))
+        (known[each],) = plan_programs(sized, target, dataclasses.replace(choices, batch=each * data_shards))
         return known[each]["total_bytes"]
 
     low, high, guess = 0, math.inf, 1  # the largest that fits, the smallest that does not
@@ -91,16 +91,16 @@ def find_largest_batch(
         slope = (known[one]["total_bytes"] - known[other]["total_bytes"]) / (one - other) if one != other else 0
         predicted = int(one + (limit - known[one]["total_bytes"]) / slope) if slope > 0 else 2 * guess
         guess = max(min(predicted, high - 1, 8 * max(low, 1)), low + 1)
-    return known[low or 1], low * ways
+    return known[low or 1], low * data_shards
 
 
-def _count(config: TrainConfig, where: Slice, choices: Choices) -> dict[str, float]:
-    mesh, traced = programs.build_programs(config, where.devices, choices)
+def _count(config: TrainConfig, target: Slice, choices: Choices) -> dict[str, float]:
+    mesh, traced = programs.build_programs(config, target.devices, choices)
     with jax.set_mesh(mesh):
         return {one.name: flops.count_flops(one, *one.arguments, loops=one.loops) for one in traced}
 
 
-def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, program: Program) -> Report:
+def _facts(config: TrainConfig, target: Slice, mesh: Mesh, choices: Choices, program: Program) -> Report:
     stage = programs.choose_stage(config, choices)
     training = choices.mode in ("train", "reward")
     return {
@@ -108,8 +108,8 @@ def _facts(config: TrainConfig, where: Slice, mesh: Mesh, choices: Choices, prog
         "config": config.variant,
         "mode": choices.mode,
         "stage": stage.name,
-        "topology": where.name,
-        "devices": len(where.devices),
+        "topology": target.name,
+        "devices": len(target.devices),
         "mesh": dict(mesh.shape),
         "batch": stage.batch_size if training else choices.batch or mesh.shape["data"] * mesh.shape["fsdp"],
         "accumulate": stage.accumulate if training else 1,
@@ -148,16 +148,16 @@ def _version(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- time
 
 
-def _roofline(report: Report, where: Slice) -> Report:
+def _roofline(report: Report, target: Slice) -> Report:
     """Return lower bounds in seconds for arithmetic, memory and network; at best they overlap."""
-    chip = where.chip
+    chip = target.chip
     if chip.bf16_flops is None:
         return {}
     # Arguments are read once, results written once, temporaries both.
     moved = report["argument_bytes"] + report["output_bytes"] + 2 * report["temporary_bytes"]
     sent = sum(one["sent_bytes"] for one in report["collectives"].values())
     seconds = {
-        "arithmetic": report["executed_flops"] / len(where.devices) / chip.bf16_flops,
+        "arithmetic": report["executed_flops"] / len(target.devices) / chip.bf16_flops,
         "memory": moved / chip.memory_bandwidth,
         "network": sent / chip.network_bandwidth,
     }
@@ -166,34 +166,34 @@ def _roofline(report: Report, where: Slice) -> Report:
 
 
 def suggest(
-    config: TrainConfig, where: Slice, choices: Choices, program: Program, report: dict[str, Any]
+    config: TrainConfig, target: Slice, choices: Choices, program: Program, report: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return changes of the command with estimated memory, smallest first.
 
     Arguments are counted exactly and temporaries are scaled from this program's, so a suggestion may not fit either.
     """
     found = []
-    for what, changed, chosen, share in _changes(config, where, choices):
+    for what, changed, chosen, share in _changes(config, target, choices):
         try:
-            _, programs_ = programs.build_programs(changed, where.devices, chosen)
+            _, programs_ = programs.build_programs(changed, target.devices, chosen)
         except InputError:
             continue
         other = next(one for one in programs_ if one.name == program.name)
         arguments = programs.device_bytes(other.arguments) + programs.device_bytes(other.besides)
         total = arguments + int(share * report["temporary_bytes"])
-        found.append({"change": what, "estimated_bytes": total, "estimated_fits": total <= where.chip.usable_bytes})
+        found.append({"change": what, "estimated_bytes": total, "estimated_fits": total <= target.chip.usable_bytes})
     return sorted(found, key=lambda one: one["estimated_bytes"])
 
 
-def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tuple[str, TrainConfig, Choices, float]]:
+def _changes(config: TrainConfig, target: Slice, choices: Choices) -> Iterator[tuple[str, TrainConfig, Choices, float]]:
     stage, training = programs.choose_stage(config, choices), choices.mode in ("train", "reward")
-    mesh, count = sharding.make_mesh(config.mesh, list(where.devices)).shape, len(where.devices)
-    ways = mesh["data"] * mesh["fsdp"]
-    each = (stage.batch_size // stage.accumulate if training else choices.batch or ways) // ways
+    mesh, count = sharding.make_mesh(config.mesh, list(target.devices)).shape, len(target.devices)
+    data_shards = mesh["data"] * mesh["fsdp"]
+    each = (stage.batch_size // stage.accumulate if training else choices.batch or data_shards) // data_shards
     with_ = lambda **changes: dataclasses.replace(choices, **changes)
     if each > 1:
         alone = programs.with_stage(config, dataclasses.replace(stage, accumulate=1))
-        yield f"--batch {ways}", alone, with_(batch=ways), 1 / each
+        yield f"--batch {data_shards}", alone, with_(batch=data_shards), 1 / each
     if each > 1 and training:
         more = stage.accumulate * each
         flag = f"--config.stages.{stage.name}.accumulate={more}"
@@ -218,7 +218,12 @@ def _changes(config: TrainConfig, where: Slice, choices: Choices) -> Iterator[tu
         shape = {"data": 1, "fsdp": count // tensor, "sequence": 1, "tensor": tensor}
         if count % tensor == 0 and shape != dict(mesh):
             batch = stage.batch_size if training else shape["fsdp"]
-            share = batch / shape["fsdp"] / (each * ways * stage.accumulate if training else each * ways) * ways
+            share = (
+                batch
+                / shape["fsdp"]
+                / (each * data_shards * stage.accumulate if training else each * data_shards)
+                * data_shards
+            )
             words = " ".join(f"--config.mesh.{axis}={size}" for axis, size in shape.items())
             changed = dataclasses.replace(config, mesh=shape)
             yield words, changed, with_(batch=batch), share * mesh["tensor"] / tensor

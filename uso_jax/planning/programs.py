@@ -136,23 +136,24 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     if ready and precompute.is_ready(config.data.heldout):
         system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
     preflight.check_quantization(config, system)
-    where = sharding.shardings(mesh, config.rules, system.shapes)
+    shardings = sharding.shardings(mesh, config.rules, system.shapes)
     trained = set().union(*(one.lr_multipliers(system.shapes) for one in config.run_stages))
-    params, rates = describe_params(config, system, where, trained), stage.lr_multipliers(system.shapes)
-    state = describe_state(stage, rates, {path: params[path] for path in rates})
-    places = state_shardings(state, where)
-    state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, places)
-    frozen = {path: struct for path, struct in params.items() if path not in rates}
-    describe_batch = features if ready else batch
+    lr_multipliers = stage.lr_multipliers(system.shapes)
+    params = describe_params(config, system, shardings, trained)
+    state = describe_state(stage, lr_multipliers, {path: params[path] for path in lr_multipliers})
+    placed = state_shardings(state, shardings)
+    state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, placed)
+    frozen = {path: struct for path, struct in params.items() if path not in lr_multipliers}
+    describe_batch = feature_batch if ready else image_batch
     return Program(
         "train step" if stage.reward is None else "reward step",
-        jit_train_step(system, stage, rates, 0, places),
+        jit_train_step(system, stage, lr_multipliers, 0, placed),
         (state, frozen, describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
         loops=stage.rollout_steps,
     )
 
 
-def batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
+def image_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
     """Return descriptions of the batches of images that `data.loader` yields for a stage."""
     b, n, side = stage.batch_size, config.data.num_styles, config.system.siglip.image_size
     image, flag, number = jnp.uint8, jnp.bool_, jnp.int32
@@ -168,9 +169,9 @@ def batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: 
     return {name: _struct((b, *shape), dtype, place) for name, (shape, dtype) in shapes.items()}
 
 
-def features(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
+def feature_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
     """Return descriptions of the batches of precomputed features that `data.loader` yields for a stage."""
-    found = batch(config, stage, system, place)
+    found = image_batch(config, stage, system, place)
     b, n, z = stage.batch_size, config.data.num_styles, config.system.autoencoder.z_channels
     side, down = config.system.siglip.image_size, config.system.autoencoder.downscale
     whole = _Untokenised(config.system)
@@ -224,7 +225,7 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
             program("VAE encode", "encode", "autoencoder", image(1, *stage.content_size)),
             program("VAE decode", "decode", "autoencoder", x, static=(height, width)),
         ]
-    place = lambda struct, where: _struct(struct.shape, struct.dtype, where)
+    place = lambda struct, to: _struct(struct.shape, struct.dtype, to)
     txt, y = (place(s, split) for s in jax.eval_shape(sampler.programs["text"], part("text"), tokens))
     ids = lambda make: place(jax.eval_shape(make), whole)
     # A dict, because jaxtyping checks that `Inputs` holds arrays.
@@ -245,12 +246,12 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
 
 def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
     """Return descriptions of parameters with the dtypes and shardings of loaded weights."""
-    where = sharding.shardings(mesh, placement_rules(), system.shapes)
+    shardings = sharding.shardings(mesh, placement_rules(), system.shapes)
 
     def dtype(path: str) -> Any:
         return jnp.float32 if component_of(path)[0] in FULL_PRECISION else system.config.transformer.dtype
 
-    structs = {path: _struct(shape.shape, dtype(path), where[path]) for path, shape in system.shapes.items()}
+    structs = {path: _struct(shape.shape, dtype(path), shardings[path]) for path, shape in system.shapes.items()}
     return _quantised(structs, mode)
 
 
