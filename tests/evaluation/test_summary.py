@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From figures to tables: published rows from their published parts, and every protocol's own formula."""
+"""Tables from figures: published rows from their published parts, and the formula of every protocol."""
 
 import itertools
 

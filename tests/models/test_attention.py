@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel of the attention wrapper against softmax written out."""
+"""Every attention kernel against an explicit softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_splash(queries, keys, masked):
 
 
 def small_blocks(monkeypatch):
-    """Let the kernel take blocks and parts of a quarter of their sizes."""
+    """Reduce the kernel's block and part sizes to a quarter."""
     for name, most in (("_KEYS", 512), ("_PART", 128), ("_QUERIES", 256)):
         monkeypatch.setattr(tpu, name, most)
 
@@ -124,7 +124,7 @@ def test_splash_takes_many_blocks(monkeypatch):
 
 @pytest.mark.parametrize("masked", (False, True))
 def test_cudnn_sorts_the_valid_keys_first(monkeypatch, masked):
-    """Everything but the kernel: XLA stands in for it and gets the same lengths."""
+    """Test everything but the cuDNN kernel; XLA replaces it and gets the same lengths."""
     real, seen = jax.nn.dot_product_attention, []
 
     def stand_in(*args, implementation, **options):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every network and formula against numbers measured on the original torch implementation."""
+"""Every network and formula against values recorded from the original torch implementation."""
 
 import functools
 

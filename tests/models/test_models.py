@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the networks must hold to beyond parity: full-size facts, absent conditions, memory policies, sharding."""
+"""Properties of the networks beyond parity: full sizes, absent conditions, remat policies, sharding."""
 
 import functools
 import re
@@ -150,7 +150,7 @@ def validity():
 
 @functools.cache
 def outputs_and_gradients():
-    """Run `batch` with its conditions masked as `validity` says: output, and gradients of its square."""
+    """Run `batch` with conditions masked by `validity`; return the output and the gradients of its square."""
 
     @jax.jit
     def run(features, ref_img):
@@ -232,7 +232,7 @@ def test_remat_changes_nothing(remat):
 
 
 def test_remat_reaches_both_stacks():
-    """Count beyond those that are inside the blocks whatever the policy, around GELU and modulation."""
+    """Count checkpoints other than those around GELU and modulation, which are in the blocks under every policy."""
     times = {}
     for remat in ("none", "full"):
         trace = jax.make_jaxpr(lambda inputs, remat=remat: forward(structure(remat=remat)(weights()), inputs))(batch())
@@ -241,7 +241,7 @@ def test_remat_reaches_both_stacks():
 
 
 def test_bfloat16():
-    """Hold it loosely: a bfloat16 has 8 bits, 0.4 %, and five blocks round dozens of times, at random."""
+    """Compare loosely: bfloat16 has 8 bits (0.4 %), and five blocks round dozens of times."""
     low = structure(dtype="bfloat16")(params.cast(weights(), jnp.bfloat16))
     got = jax.jit(forward)(low, batch(), *validity())
     assert got.dtype == jnp.float32

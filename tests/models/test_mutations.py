@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parity tests have teeth: each passes as things are, and fails by far on a plausible mistake."""
+"""Mutation tests of the parity tests: each passes on the real code and fails by far with a plausible mistake."""
 
 import functools
 import re
@@ -84,13 +84,13 @@ def norm(name):
 
 
 def swap(a, b):
-    """Exchange two words in the torch names of the table."""
+    """Swap two words in the torch names of the table."""
     exchange = lambda name: name.replace(a, "@").replace(b, a).replace("@", b)
     return lambda patch: dict(rows=tuple((exchange(t), f, k) for t, f, k in ROWS))
 
 
 def reorder(key, parts, order):
-    """Cut the tensors of `key` into parts along the first axis and put those in another order."""
+    """Split the tensors of `key` along the first axis and reorder the parts."""
     edit = lambda x: np.concatenate([np.split(x, parts)[i] for i in order])
     return lambda patch: dict(edit=(key, edit))
 
@@ -221,7 +221,7 @@ def test_mistake(name, monkeypatch):
 
 
 def test_order_of_style_tokens_cannot_matter(monkeypatch):
-    """No mistake above moves them: style and text share weights and ids, so only convention orders their tokens."""
+    """Check the order of style and text tokens, which no mistake above changes: they share weights and ids."""
     real = projector.HierarchicalProjector.__call__
     monkeypatch.setattr(
         projector.HierarchicalProjector, "__call__", lambda self, features: real(self, features)[:, ::-1]

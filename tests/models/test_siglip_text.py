@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""SigLIP's two towers and where they meet, against transformers."""
+"""SigLIP's two towers and their logits against transformers."""
 
 import dataclasses
 import functools

@@ -95,7 +95,7 @@ def test_t5_buckets(num_buckets, max_distance):
 
 
 def test_t5_has_a_full_size_bias_beyond_the_last_bucket():
-    """The released table's sizes on FLUX's 512 tokens: distances past 128 share the outermost buckets."""
+    """Check the released sizes with FLUX's 512 tokens: distances above 128 share the last buckets."""
     buckets = relative_position_buckets(512, 32, 128)
     assert set(buckets[0, 128:]) == {31} and set(buckets[511, : 511 - 127]) == {15}
     assert buckets.min() == 0 and np.unique(buckets).size == 32 - 1  # bucket 16, distance 0 after the query, is unused

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the planner counts: operations in jaxprs, traffic in compiled programs."""
+"""FLOPs of jaxprs and communication of compiled programs."""
 
 import jax
 import jax.numpy as jnp

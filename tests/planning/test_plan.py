@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The planner: that what it compiles is what runs, what it reports, and what it says to mistakes."""
+"""The planner: its programs are those that run; its reports; its errors."""
 
 import dataclasses
 import importlib.util

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to a vision-language model: sent as OpenAI's interface wants them, kept, tried again, never made up."""
+"""The client of vision-language models: requests, cache, retries and failures; and judges that use it."""
 
 import base64
 import io
