@@ -80,7 +80,7 @@ class _Judged:
             reply = self.vlm.ask(images, prompt, round_=100 * round_ + number, **options)
             if (found := read(reply)) is not None:
                 return found
-        raise NoAnswer(f"the answer cannot be parsed: {reply[:120]!r}")
+        raise NoAnswer(f"the answer cannot be read: {reply[:120]!r}")
 
 
 class Instruction(_Judged):
