@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A strict place to run: 8 virtual CPU devices, no rank promotion by accident, float32 products in full."""
 
+import collections
+import ctypes
 import gc
 import os
 
@@ -19,41 +21,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # takes half of the time in which a network's parameters are traced.
 partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
 
-# The files that take minutes, longest first: whoever began one of them last would keep all others waiting.
-LONG = (
-    *(
-        "training/test_reward",
-        "training/test_fit",
-        "training/test_long_runs",
-        "training/test_reward_fit",
-        "scripts/test_evaluate",
-        "training/test_fault_tolerance",
-    ),
-    *(
-        "training/test_reward_gradient",
-        "inference/test_pipeline",
-        "scripts/test_generate",
-        "training/test_rewards",
-        "training/test_precompute",
-        "training/test_train",
-    ),
-    *(
-        "training/test_mini",
-        "scripts/test_train",
-        "models/test_mutations",
-        "training/test_guidance",
-        "planning/test_plan",
-        "app/test_app",
-    ),
-)
 
-
+@pytest.hookimpl(tryfirst=True)  # before `-m` takes any away
 def pytest_collection_modifyitems(items):
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.parent.name + "/" + item.path.stem, len(LONG)))
+    """Begin with the files that hold the most slow tests, so that no worker is left alone with one of them."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 gc.freeze()  # what is imported stays, so collections need not look at it
+
+
+release_free_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +43,12 @@ def compiled(tmp_path_factory):
         folder = folder.parent  # of all workers
     (folder / "compiled").mkdir(exist_ok=True)
     return folder / "compiled"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Return the memory of a module's compiled programs: they are not called again."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    release_free_memory()
