@@ -141,6 +141,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
+@pytest.mark.slow
 def test_an_image_repeats_on_the_command_line(folder, session, monkeypatch):
     uploads = {"content": "fox", "style": "ink", "extra": "felt"}
     files = {kind: session.upload(f"{n}.png", (folder / f"{n}.png").read_bytes()) for kind, n in uploads.items()}
@@ -172,6 +173,7 @@ def _text(image: Image.Image):
     return info
 
 
+@pytest.mark.slow
 def test_styles_are_saved_and_chosen_by_name(folder, session):
     ink = session.upload("ink.png", (folder / "ink.png").read_bytes())
     save = lambda name, style=ink: session.call(4, [name, style, None, []])

@@ -305,6 +305,7 @@ def test_captions_by_a_model(tmp_path):
 # ---------------------------------------------------------------------------------------------------- the truth
 
 
+@pytest.mark.slow
 def test_truth_knows_right_from_wrong():
     source = ProceduralSource(length=4, seed=5)
     truth = Truth(source)

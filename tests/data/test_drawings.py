@@ -101,6 +101,7 @@ def test_counterfactuals_change_one_thing():
         assert (changed & free).mean() < 0.01 and changed.mean() > 0.03
 
 
+@pytest.mark.slow
 def test_a_style_is_told_by_patches_whatever_is_drawn_where():
     source = ProceduralSource(split="heldout", seed=3, tasks={"style": 1.0})
     triplets = [source[index] for index in range(8)]

@@ -108,6 +108,7 @@ def compile_cheaply(directory: pathlib.Path):
         for function in (_read, _write):
             patch.setattr(jax_cache, function.__wrapped__.__name__, function)
         yield
+    _LOADED.clear()  # a worker would otherwise hold the programs of all modules
     _configure(before)
 
 

@@ -72,6 +72,7 @@ def inputs(style_encoder: str, **changes):
     return system, params, {name: jnp.asarray(value) for name, value in batch.items()}
 
 
+@pytest.mark.slow
 def test_one_encoder_for_both_references():
     system, params, batch = inputs("autoencoder")
     found = jax.jit(lambda p, b: system.inputs(p, b, content=True, style=True))(params, batch)
@@ -88,6 +89,7 @@ def test_one_encoder_for_both_references():
     assert (np.diff(starts, axis=0) > 0).all()
 
 
+@pytest.mark.slow
 def test_absent_styles_do_nothing():
     system, params, batch = inputs("autoencoder")
     other = dict(batch, style=255 - batch["style"])

@@ -103,7 +103,14 @@ def test_blocks_hold_all_tokens_and_little_else(length):
 
 
 # Two blocks of queries, in parts forward or not; two of keys in two or three parts, and three in four.
-@pytest.mark.parametrize("queries, keys, parted", ((129, 140, True), (260, 700, False), (400, 1200, True)))
+@pytest.mark.parametrize(
+    "queries, keys, parted",
+    (
+        (129, 140, True),
+        pytest.param(260, 700, False, marks=pytest.mark.slow),
+        pytest.param(400, 1200, True, marks=pytest.mark.slow),
+    ),
+)
 def test_splash_gradients(monkeypatch, queries, keys, parted):
     small_blocks(monkeypatch)
     monkeypatch.setattr(tpu, "_FEW_QUERIES", {jax.devices()[0].device_kind} if parted else set())

@@ -123,6 +123,7 @@ def test_killed_after_three_of_ten(folder, monkeypatch, capsys):
     assert capsys.readouterr().out.count("(was finished)") == 3
 
 
+@pytest.mark.slow
 def test_processes_share_the_items_and_their_names_never_collide(folder):
     items = ("--eval_json_path", str(folder / "items.json"), "--num_images_per_prompt", "2", "--batch_size", "4")
     names = []

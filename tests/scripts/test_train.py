@@ -40,6 +40,7 @@ def train(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_trains_every_stage(tmp_path):
     run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert run.returncode == 0, run.stderr

@@ -121,6 +121,7 @@ def test_bfloat16_embeddings_give_a_float32_loss():
 # ---------------------------------------------------------------------------------------------------- a small CSD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 48])
 def test_a_small_csd_learns_style(size):
     config = ClipVisionConfig(

@@ -70,6 +70,7 @@ def attention(q, k, v, bias=None, mask=None, *, scale=None, is_causal=False, imp
 
 
 # The anchor's gradient is 10,000 times the reward's in networks of random numbers.
+@pytest.mark.slow
 @pytest.mark.parametrize(("gradient_steps", "anchor_weight"), [(1, 0.0), (2, 1e-4)])
 def test_finite_differences(gradient_steps, anchor_weight, monkeypatch):
     # What the networks keep in float32, whatever their own precision is, would hide errors of 1e-4 in its rounding.
@@ -187,6 +188,7 @@ def torch_csd(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return F.normalize(feature @ matrix, dim=-1)
 
 
+@pytest.mark.slow
 def test_torch_autograd():
     system, numbers = oracle_system()
     b, (rows, columns), reference = 2, system.token_grid(*SIZE), (2, 1)

@@ -50,7 +50,7 @@ class Emoji:
     preserved: float = 0.8  # share of targets that keep the placement of the content image
     looks: Looks = Looks()  # whose styles
     train: Drawn = Drawn("train", length=10_000_000)  # emoji to train on
-    heldout: Drawn = Drawn("heldout_style", seed=1, length=100_000)  # emoji of a team that training never sees
+    heldout: Drawn = Drawn("heldout_styles", seed=1, length=100_000)  # emoji of a team that training never sees
 
 
 @dataclass(frozen=True)

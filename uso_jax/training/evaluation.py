@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation tables of runs on drawn data, whose true images are known.
 
-A table is a task and a split of the data source. Its figures are means over triplets:
+A table is a task and a split of the data source. A table whose split the source does not have is left out. The figures
+of a table are means over triplets:
 
     content_accuracy, style_accuracy, mse   exact, from the known factors of a drawing
                                             (uso_jax.evaluation.metrics.counterfactual); the style alone where there is
@@ -22,8 +23,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from uso_jax.common.errors import InputError
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
+from uso_jax.data.splits import has_split
 from uso_jax.data.triplet import TASK_CONDITIONS
 from uso_jax.evaluation.metrics.counterfactual import WISHES, Counterfactuals, Styles
 from uso_jax.evaluation.metrics.lpips import Perceptual
@@ -59,7 +62,7 @@ class Evaluation:
         jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))
         shared = dict(sample=jitted(self._sample_of), learned=jitted(self._learned_of), perceptual=perceptual)
         self.tables = {
-            name: Table(table, config, self.stage, mesh, **shared) for name, table in self.settings.tables.items()
+            name: Table(table, config, self.stage, mesh, **shared) for name, table in available_tables(config).items()
         }
 
     def sample(self, params: Params) -> dict[str, Images]:
@@ -91,6 +94,22 @@ class Evaluation:
             for (name, label), values in zip(_CLASSES.items(), logits, strict=True):
                 figures[name] = jnp.mean(jnp.argmax(values, -1) == batch[label])
         return figures
+
+
+def available_tables(config: TrainConfig) -> dict[str, TableConfig]:
+    """Return the tables of an evaluation whose split the held-out source has; the others are left out.
+
+    Raises:
+      InputError: the source does not have the split of the main table.
+    """
+    tables = {}
+    for name, table in config.evaluation.tables.items():
+        if has_split(config.data.heldout, table.split):
+            tables[name] = table
+        elif name == "main":
+            source = config.data.heldout["name"]
+            raise InputError(f"evaluation.tables.main: {source} data with these settings has no split {table.split!r}")
+    return tables
 
 
 class Table:

@@ -20,7 +20,7 @@ from uso_jax.data.emoji.source import EmojiSource
 from uso_jax.data.triplet import Triplet
 from uso_jax.images import decode
 
-SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout")
+SPLITS = ("train", "heldout_subjects", "heldout_style", "heldout")  # names in the data sets that exist
 IMAGES = ("content", "style", "target")
 TEXT = ("prompt", "layout", "subject", "style_subject", "content_team", "style_team")
 DRAWN = ("num_train", "num_heldout", "seed", "preserved", "empty_prompt")  # settings besides the size
@@ -117,6 +117,7 @@ class EmojiSet:
     """
 
     def __init__(self, data_dir: Path | str, split: str = "train", config: str | None = None):
+        split = {"heldout_styles": "heldout_style"}.get(split, split)
         if split not in SPLITS:
             raise InputError(f"emoji data: unknown split {split!r}; use one of {', '.join(SPLITS)}.")
         root = Path(data_dir) / EmojiTriplets.name
