@@ -40,7 +40,7 @@ def test_sources_open(variant, source, folder):
         if source in DRAWN:
             assert open_source(spec, config.run_stages[0].data)[0].target.ndim == 3
         else:
-            with pytest.raises(InputError, match=rf"data\.{source}\.train\.path"):
+            with pytest.raises(InputError, match=rf"data\.{source}\.train\.path|does not exist"):
                 open_source(spec, config.run_stages[0].data)
 
 
