@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from convert.layouts import by_name
+from convert.layouts import family_by_name
 from convert.tables.table import to_flax
 from uso_jax import flow
 from uso_jax.hardware import flops
@@ -162,7 +162,7 @@ def run(task: str, sizes: Sizes, steps: int, weights: Mapping[str, np.ndarray]) 
     network = _network(task, sizes)
     structure = ModelDef(network.make)
     adapters = {k: v for k, v in structure.shapes.items() if "processor/" in k}
-    rows = by_name({"decode": "flux-ae-diffusers", "siglip": "siglip"}.get(task, "flux-diffusers")).rows
+    rows = family_by_name({"decode": "flux-ae-diffusers", "siglip": "siglip"}.get(task, "flux-diffusers")).rows
     taken = {k: v for k, v in structure.shapes.items() if k not in adapters}
     params = jax.device_put(to_flax(rows, taken, weights.items()))
     inputs = jax.device_put(network.inputs)

@@ -148,7 +148,7 @@ def test_mistakes(settings, fragments):
 
 @pytest.mark.parametrize("file", ["configs/uso.py", "configs/mini_ablations.py", "configs/curation.py:flux"])
 def test_help_lists_variants_and_settings(file):
-    config = config_flag.load(file)
+    config = config_flag.load_config(file)
     page = config_help.text(file, config, __name__)
     assert max(map(len, page.splitlines())) <= 100 and sum(len(line) > 80 for line in page.splitlines()) < 5
     for field in schema.fields(config):
@@ -174,7 +174,7 @@ def test_every_field_has_a_document(file):
 
     lacking = {
         f"{kind.__name__}.{name}"
-        for kind in classes(config_flag.load(str(tiny.ROOT / file)))
+        for kind in classes(config_flag.load_config(str(tiny.ROOT / file)))
         for name, doc in schema.docs(kind).items()
         if not doc and not kind.__module__.startswith("uso_jax.models.")
     }

@@ -14,7 +14,7 @@ from reader_cases import CASES, read
 from schemas import decoded, jpeg, tar, write, zipped
 
 from uso_jax.common.errors import BadExample, InputError
-from uso_jax.data.readers import NAMES
+from uso_jax.data.readers import READERS
 from uso_jax.data.storage import archives, urls
 
 
@@ -37,7 +37,7 @@ def assert_left_out(source, reasons):
 
 
 def test_every_reader_has_a_case():
-    assert set(CASES) == set(NAMES)
+    assert set(CASES) == set(READERS)
 
 
 @pytest.mark.parametrize("name", CASES)

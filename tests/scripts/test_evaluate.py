@@ -19,7 +19,7 @@ from PIL import Image
 from uso_jax.commands.evaluate import main
 from uso_jax.evaluation import gallery, score_log
 from uso_jax.evaluation import items as item
-from uso_jax.evaluation.benchmark import NAMES, by_name
+from uso_jax.evaluation.benchmark import MODULES, by_name
 
 SCRIPT = tiny.ROOT / "scripts" / "evaluate.py"
 
@@ -74,7 +74,7 @@ def score_arguments(name: str, folder: pathlib.Path, weights: pathlib.Path, item
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_every_benchmark_is_stopped_resumed_and_reported(name, tmp_path, weights, monkeypatch, capsys):
     items = prepare(name, tmp_path)
     assert len(items) >= 5

@@ -130,17 +130,11 @@ def _process() -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------------- curation
 
 
-def _curation():
-    from uso_jax.curation.config import from_section
-
-    section = _CONFIG.value.get("curation")
-    return from_section(section and section.to_dict())
-
-
 def _curate(config: TrainConfig, name: str) -> None:
     from uso_jax.curation import steps
+    from uso_jax.curation.config import curation_of
 
-    curation, spec = _curation(), getattr(config.data, _SPLIT.value[-1])
+    curation, spec = curation_of(config), getattr(config.data, _SPLIT.value[-1])
     judge = ("judge",) if curation.keep.judge is not None else ()
     for step in (*STEPS[:4], *judge) if name == "run" else (name,):
         steps.run_step(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
@@ -149,10 +143,11 @@ def _curate(config: TrainConfig, name: str) -> None:
 
 def _report(config: TrainConfig) -> None:
     from uso_jax.curation import report
+    from uso_jax.curation.config import curation_of
     from uso_jax.curation.store import Folder
 
     folder = Folder(_TO.value)
-    keep = _curation().keep
+    keep = curation_of(config).keep
     decisions = report.write_report(folder, keep, _SAMPLE.value)
     print(report.markdown(folder, keep, decisions))
     print(f"Wrote {folder.path / 'report' / 'index.html'}")
@@ -160,9 +155,10 @@ def _report(config: TrainConfig) -> None:
 
 def _export(config: TrainConfig) -> None:
     from uso_jax.curation import report, selection
+    from uso_jax.curation.config import curation_of
     from uso_jax.curation.store import Folder
 
     folder = Folder(_TO.value)
-    decisions = report.write_report(folder, _curation().keep, _SAMPLE.value)
+    decisions = report.write_report(folder, curation_of(config).keep, _SAMPLE.value)
     triplets = selection.kept(folder, decisions)
     _write_set({_SPLIT.value[-1]: triplets}, folder.path / "export", _NAME.value or "curated", config)
