@@ -51,4 +51,4 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
-    release_free_memory()
+    release_free_memory(0)
