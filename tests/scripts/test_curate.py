@@ -41,7 +41,7 @@ def test_convert(tmp_path):
     [
         (("sort", "--to=x"), "usage: uso-curate view | convert | precompute | captions | stylize"),
         (("precompute", "--to=x", "--process=4", *DATA), "--process=4 must be NUMBER/COUNT, such as 0/4."),
-        (("report", "--to=nothing"), "nothing holds no curation: begin one with curate.py captions."),
+        (("report", "--to=nothing"), "nothing holds no curation"),
         (("run", "--to=x"), "this configuration has no section curation: use --config configs/curation.py."),
         (
             ("stylize", "--to=nothing", "--config=configs/curation.py", "--process=2"),

@@ -50,7 +50,7 @@ class Folder:
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
         self.manifest = _read_json(
-            self.path / MANIFEST, f"{path} holds no curation: start one with curate.py captions."
+            self.path / MANIFEST, f"{path} holds no curation: start one with uso-curate captions."
         )
         self.layouts: list[str] = self.manifest["layouts"]
 
