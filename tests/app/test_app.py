@@ -25,6 +25,8 @@ from uso_jax.commands import generate
 from uso_jax.images import files as image_files
 from uso_jax.inference import styles
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 SLOW = 120  # seconds that an image may take on a busy machine
 PLAIN = dict(  # in the order of the form's controls, then the session's images
     prompt="a fox", content=None, content_strength=1, style=None, style_strength=1, extra=None, extra_strength=1,
@@ -141,7 +143,6 @@ def pixels(image: Image.Image) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- HTTP
 
 
-@pytest.mark.slow
 def test_an_image_repeats_on_the_command_line(folder, session, monkeypatch):
     uploads = {"content": "fox", "style": "ink", "extra": "felt"}
     files = {kind: session.upload(f"{n}.png", (folder / f"{n}.png").read_bytes()) for kind, n in uploads.items()}
@@ -173,7 +174,6 @@ def _text(image: Image.Image):
     return info
 
 
-@pytest.mark.slow
 def test_styles_are_saved_and_chosen_by_name(folder, session):
     ink = session.upload("ink.png", (folder / "ink.png").read_bytes())
     save = lambda name, style=ink: session.call(4, [name, style, None, []])
@@ -265,7 +265,6 @@ def browser():
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
 
-@pytest.mark.slow
 def test_a_browser_generates_downloads_and_shows_errors(folder, address, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(SLOW * 1000)

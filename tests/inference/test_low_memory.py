@@ -26,6 +26,8 @@ from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.quantized_kernels import Kernel, join
 from uso_jax.weights.writer import Writer
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 WANTED = dict(prompt="a fox", contents=[oracle.photo(1, 90, 130)], styles=[oracle.photo(4, 70, 33)], seed=3)
 
 
@@ -106,7 +108,6 @@ def quantised(source, directory, mode):
     return directory
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", quantization.FORMATS)
 def test_quantised_kernels_stay_so_and_draw_the_same(directory, tmp_path, monkeypatch, mode):
     monkeypatch.setattr(quantization, "SMALLEST", 2**8)
@@ -168,7 +169,6 @@ def test_tiles_cover_and_blend():
     np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode_tiled(larger, z, 8))(z), larger(z), atol=1e-6)
 
 
-@pytest.mark.slow
 def test_tiles_of_a_smooth_image_equal_the_whole():
     """The autoencoder is mini's, because a smooth image needs trained weights; tiles are 96 of 128 pixels."""
     structure = ModelDef(lambda rngs: AutoEncoder(weights.config(mini.WEIGHTS, "autoencoder"), rngs=rngs))
@@ -182,7 +182,6 @@ def test_tiles_of_a_smooth_image_equal_the_whole():
     assert difference.mean() < 2 and difference.max() < 12  # grey levels
 
 
-@pytest.mark.slow
 def test_the_pipeline_decodes_in_tiles(directory):
     plain, tiled = load(directory), load(directory, tile=64)
     arguments = dict(prompt="a fox", width=96, height=72, seed=3)

@@ -23,6 +23,8 @@ from uso_jax.parallel import sharding
 from uso_jax.weights.pretrained import Pretrained
 from uso_jax.weights.safetensors_store import read_extents
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 TALL, WIDE, SQUARE = (oracle.photo(1, 90, 130), oracle.photo(2, 61, 40), oracle.photo(3, 50, 50))
 INK, FELT = oracle.photo(4, 70, 33), oracle.photo(5, 20, 20)
 MODES = {
@@ -117,7 +119,6 @@ def test_noise_depends_on_the_seed_alone(pipe):
     assert not np.allclose(batch[0], batch[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2)], ids=str)
 def test_eight_devices_draw_what_one_draws(pipe, directory, shape):
     many = USOPipeline.from_weights(directory, mesh=sharding.make_mesh(shape), compilation_cache=False)
@@ -215,7 +216,6 @@ def test_a_record_is_json_and_says_all(pipe):
     assert len(record["request"]["contents"][0]["sha256"]) == 64
 
 
-@pytest.mark.slow
 def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
     """The fingerprint samples the beginning, middle and end of every parameter."""
     shutil.copytree(directory, tmp_path / "copy")
@@ -234,7 +234,6 @@ def test_a_record_tells_other_numbers(directory, pipe, tmp_path):
         file.write_bytes(numbers)
 
 
-@pytest.mark.slow
 def test_weights_without_references(directory, tmp_path):
     for name in ("transformer", "autoencoder", "t5", "clip", "tokenizer_t5", "tokenizer_clip", "pipeline.json"):
         (tmp_path / name).symlink_to(directory / name)

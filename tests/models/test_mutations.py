@@ -21,6 +21,8 @@ from uso_jax.common.errors import InputError
 from uso_jax.models import autoencoder, flux, projector, siglip
 from uso_jax.params import ModelDef
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 CASE = "style_subject"
 ROWS = TRANSFORMER + LORA + PROJECTOR
 LAYERS = tuple(CONFIG["projector"]["layers"])

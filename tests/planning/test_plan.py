@@ -26,6 +26,8 @@ from uso_jax.planning import report as plan_words
 from uso_jax.training.config import override
 from uso_jax.training.validation import pipeline_options
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 REWARD = {
     "weights": {"csd_style": 1.0}, "start": 0, "scale": 1.0, "num_steps": 4, "first": 1, "last": 2,
     "gradient_steps": 1, "guidance": 4.0, "shift": "flux", "phi": "negative", "margin": 2.0, "anchor": 0.0,
@@ -64,7 +66,6 @@ def test_batches_are_what_the_data_pipeline_makes(config, eight):
     assert described(program.arguments[2]) == described(next(iter(stream)))
 
 
-@pytest.mark.slow
 def test_a_train_step_runs_on_what_was_described(config, eight):
     _, (program,) = programs.build_programs(config, eight.devices, programs.Choices("train"))
     arrays = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), program.arguments)
@@ -144,7 +145,6 @@ def test_a_training_report(config, eight):
     assert row.startswith("| train step | cpu:8 | fsdp 4 tensor 2 | 8 | 43 | bf16 | 0.00 |")
 
 
-@pytest.mark.slow
 def test_rematerialised_steps_do_more_than_they_need(config, eight):
     remat = config.with_numerics(remat="full")
     assert remat.system.transformer.remat == remat.system.text.t5.remat == "full"
@@ -191,7 +191,6 @@ class TestSearch:
         assert len(tried) == len(set(tried)) <= 12
 
 
-@pytest.mark.slow
 def test_what_might_fit(config, eight):
     report = {"temporary_bytes": 8_000_000}
     choices = programs.Choices("train", batch=64)

@@ -21,6 +21,8 @@ from uso_jax.evaluation import gallery, score_log
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.benchmark import MODULES, by_name
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 SCRIPT = tiny.ROOT / "scripts" / "evaluate.py"
 
 
@@ -73,7 +75,6 @@ def score_arguments(name: str, folder: pathlib.Path, weights: pathlib.Path, item
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_every_benchmark_is_stopped_resumed_and_reported(name, tmp_path, weights, monkeypatch, capsys):
     items = prepare(name, tmp_path)
@@ -116,7 +117,6 @@ def test_every_benchmark_is_stopped_resumed_and_reported(name, tmp_path, weights
     assert lines[1][:2] == ["m", "strict"] and len(lines) == 2 + len(benchmark.published)
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_resumed(tmp_path, weights):
     items = prepare("mico", tmp_path)
     arguments = [str(a) for a in score_arguments("mico", tmp_path, weights, items)]
@@ -223,7 +223,6 @@ def test_unreadable_answers_strict_and_compat(tmp_path, weights, monkeypatch):
     assert compat.asked == 30 and told["mode"] == "compat" and told["complete"] and told["table"]
 
 
-@pytest.mark.slow
 def test_generate_makes_what_is_missing(tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()

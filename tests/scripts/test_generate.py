@@ -25,6 +25,8 @@ from uso_jax.images import decode, files
 from uso_jax.images.reference import Reference
 from uso_jax.inference import styles
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_compilation(compiled):
@@ -123,7 +125,6 @@ def test_killed_after_three_of_ten(folder, monkeypatch, capsys):
     assert capsys.readouterr().out.count("(was finished)") == 3
 
 
-@pytest.mark.slow
 def test_processes_share_the_items_and_their_names_never_collide(folder):
     items = ("--eval_json_path", str(folder / "items.json"), "--num_images_per_prompt", "2", "--batch_size", "4")
     names = []
@@ -312,7 +313,6 @@ def end(process: subprocess.Popen) -> tuple[str, str]:
     return out, error
 
 
-@pytest.mark.slow
 def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folder):
     def run(out, *more, **options):
         said = end(start(
@@ -336,7 +336,6 @@ def test_a_second_process_compiles_nothing_and_eight_devices_draw_the_same(folde
             assert np.abs(pixels(a) - pixels(b)).max() <= 1
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(folder):
     """With the mini weights, and a SIGKILL during the fourth image."""
     items = ("--eval_json_path", str(folder / "items.json"), "--num_steps", "12", "--mesh", "data=1")

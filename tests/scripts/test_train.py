@@ -11,6 +11,8 @@ import forks
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 SMALL = [
     "--config.model.weights=",
     "--config.stages.style_alignment.steps=5",
@@ -40,7 +42,6 @@ def train(*arguments, **environment):
     )
 
 
-@pytest.mark.slow
 def test_trains_every_stage(tmp_path):
     run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert run.returncode == 0, run.stderr

@@ -20,6 +20,8 @@ from uso_jax.training import profiling
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.fit import fit
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_compilation(compiled):
@@ -74,7 +76,6 @@ def consumed(straight, *numbers):
     return [straight.watch.batches[number - 1] for number in numbers]
 
 
-@pytest.mark.slow
 def test_roll_back_past_a_bad_batch(straight, poisoned, tmp_path, capsys):
     poisoned += consumed(straight, 4)
     settings = config({"guard.max_rollbacks": 2})
@@ -98,7 +99,6 @@ def test_roll_back_past_a_bad_batch(straight, poisoned, tmp_path, capsys):
     assert_same(resumed.saved[6], watch.saved[6])
 
 
-@pytest.mark.slow
 def test_roll_back_to_the_start(straight, poisoned, tmp_path):
     poisoned += consumed(straight, 1)
     with runs.watched() as watch:
@@ -107,7 +107,6 @@ def test_roll_back_to_the_start(straight, poisoned, tmp_path):
     assert watch.batches[-6:-1] == consumed(straight, 2, 3, 4, 5, 6)
 
 
-@pytest.mark.slow
 def test_too_many_roll_backs(straight, poisoned, tmp_path):
     poisoned += consumed(straight, 3, 4, 5)
     with pytest.raises(InputError, match=r"diverged at step 3: .* after 2 roll-backs; the last good .* is step 2"):
@@ -149,14 +148,12 @@ def test_a_save_holds_what_was_there_when_it_began(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.slow
 def test_profile_of_some_steps(tmp_path):
     fit(config({"profile.start": 3, "profile.steps": 2}), tmp_path)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
 
 
-@pytest.mark.slow
 def test_speed_and_goodput(straight, monkeypatch, tmp_path):
     lines = [json.loads(line) for line in (straight.workdir / profiling.FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 5, 6]  # the first step is compilation

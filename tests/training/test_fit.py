@@ -31,7 +31,7 @@ import uso_jax.training.fit
 from uso_jax.common.errors import InputError
 from uso_jax.training.fit import fit
 
-pytestmark = EVENT_LOOP_IS_CLOSED
+pytestmark = [pytest.mark.slow, EVENT_LOOP_IS_CLOSED]  # compiles or runs whole programs
 PROJECTOR = "transformer/feature_embedder/"
 
 
@@ -146,7 +146,6 @@ def test_checkpoint_of_another_configuration(straight, other, message):
     assert files(straight.workdir) == before
 
 
-@pytest.mark.slow
 def test_loss_that_is_not_finite(tmp_path):
     # The first stage is sound; the second jumps so far in its first step that nothing can follow.
     changes = {"stages.joint.learning_rate": 1e30, "checkpoint.every": 1}
@@ -167,7 +166,6 @@ def file_size_limit(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.slow
 def test_full_disk_while_saving(straight, tmp_path):
     # Python ignores the limit's signal, so writes past it fail as on a full disk. It holds from the third batch on, and
     # lies between the images, 11 kB, and a checkpoint's arrays, 85 kB. The save of step 2 is done by then.
@@ -188,7 +186,6 @@ def test_full_disk_while_saving(straight, tmp_path):
     assert metrics(tmp_path) == metrics(straight.workdir)
 
 
-@pytest.mark.slow
 def test_full_disk_while_writing_metrics(tmp_path, monkeypatch):
     # Under pytest the progress bar is written to a file, which the limit would also stop.
     monkeypatch.setattr(uso_jax.common.progress, "tqdm", functools.partial(tqdm, disable=True))
@@ -197,7 +194,6 @@ def test_full_disk_while_writing_metrics(tmp_path, monkeypatch):
     assert f"cannot write to {tmp_path}" in str(failure.value)
 
 
-@pytest.mark.slow
 def test_damaged_checkpoint(straight, tmp_path):
     with watched(interrupt(4)), pytest.raises(KeyboardInterrupt):
         fit(config(), tmp_path)
@@ -208,7 +204,6 @@ def test_damaged_checkpoint(straight, tmp_path):
         fit(config(), tmp_path)
 
 
-@pytest.mark.slow
 def test_evaluation_before_and_after(tmp_path):
     tables = {
         "evaluation.tables": {
@@ -266,7 +261,6 @@ def test_batch_that_does_not_divide_over_the_mesh(tmp_path):
         fit(config({"heldout.batch_size": 12}), tmp_path)
 
 
-@pytest.mark.slow
 def test_aspect_buckets(tmp_path):
     items = []
     for number in range(32):
@@ -302,7 +296,6 @@ def test_empty_data(tmp_path):
         fit(config(json_data(tmp_path, [])), tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["target", "content"])
 def test_image_that_does_not_decode(tmp_path, name):
     # The codec is fitted to the targets before training; all other images are first read inside the data pipeline.

@@ -19,6 +19,8 @@ from uso_jax.models.uso import USO
 from uso_jax.training.objectives import flow_matching, guidance
 from uso_jax.training.validation import pipeline_options
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 RATES = dict(text_dropout=0.0, content_dropout=0.0, style_dropout=0.0, all_dropout=0.0)
 
 

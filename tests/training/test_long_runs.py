@@ -22,6 +22,8 @@ from clusters import Plan
 from uso_jax.common.errors import InputError
 from uso_jax.hardware import multihost
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 STEPS, EVERY = 12, 2
 
 
@@ -46,7 +48,6 @@ def reached(plan: Plan, step: int):
     return lambda: clusters.steps(plan.workdir) and clusters.steps(plan.workdir)[-1] >= step
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments(straight, tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     plan = elsewhere(straight, tmp_path, pause=0.1)
@@ -55,7 +56,6 @@ def test_killed_at_random_moments(straight, tmp_path):
     fault_drill.check_equal(plan, straight)
 
 
-@pytest.mark.slow
 def test_asked_to_end_and_then_damaged(straight, tmp_path):
     plan = elsewhere(straight, tmp_path, pause=0.2)
     running = clusters.Running(plan)
@@ -84,7 +84,6 @@ def truncate(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.slow
 def test_on_other_meshes_by_other_processes(straight, tmp_path):
     """Four processes are asked to end, of two that go on one is killed, and one ends the run."""
     mesh = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.sequence": 2}  # two and two read the same rows
@@ -123,7 +122,6 @@ for step in range(4):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hang", "code", "message"),
     [

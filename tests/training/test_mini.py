@@ -21,6 +21,8 @@ from uso_jax.training.evaluation import Evaluation
 from uso_jax.training.init import initial_params
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 COMPONENTS = {
     *("autoencoder", "clip", "csd", "judge", "lora", "projector", "siglip", "siglip_text", "t5", "transformer"),
 }
@@ -66,7 +68,6 @@ def figures(request):
         return found | evaluation.baselines(params)["main"]
 
 
-@pytest.mark.slow
 def test_targets_and_copies_are_judged_exactly(figures):
     assert figures["target"]["content_accuracy"] == figures["target"]["style_accuracy"] == 1.0
     assert figures["target"]["mse"] == 0.0
@@ -74,14 +75,12 @@ def test_targets_and_copies_are_judged_exactly(figures):
     assert figures["copy_content"]["style_accuracy"] < 0.1 < 0.4 < figures["copy_style"]["style_accuracy"]
 
 
-@pytest.mark.slow
 def test_the_style_arrives(figures):
     assert figures["after"]["style_accuracy"] > figures["before"]["style_accuracy"] + 0.2
     # Guided images are bolder than the mean of what could be right, which alone has the least squared error.
     assert figures["after"]["mse"] < 0.5 * figures["copy_content"]["mse"]
 
 
-@pytest.mark.slow
 def test_the_content_stays(figures):
     assert figures["after"]["content_accuracy"] > figures["before"]["content_accuracy"] + 0.35
 

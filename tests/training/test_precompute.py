@@ -26,6 +26,8 @@ from uso_jax.training.init import initial_params
 from uso_jax.training.objectives import flow_matching
 from uso_jax.training.validation import pipeline_options
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 COUNT = 34
 
 
@@ -106,7 +108,6 @@ def test_loss_equals_that_of_images(images, encoded):
     assert len(raw_losses) >= 2 and np.abs(raw_losses - ready_losses).max() < 1e-4 * raw_losses.min()
 
 
-@pytest.mark.slow
 def test_training_reads_them(encoded, tmp_path):
     made = fit(config(encoded, steps=2), tmp_path)["stages"][0]
     assert 0 < made["heldout_loss_after"] != made["heldout_loss_before"] > 0
@@ -139,7 +140,6 @@ def test_examples_keep_their_shapes(tmp_path):
     assert seen == set(range(24))
 
 
-@pytest.mark.slow
 def test_processes_and_a_stopped_run_make_the_same_files(images, encoded, tmp_path, monkeypatch):
     whole = FeatureSource(encoded["data.features.train.path"])
     make(images, tmp_path, process=(1, 2))

@@ -31,6 +31,8 @@ from uso_jax.weights import quantization as quantize
 from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.quantized_kernels import join
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 ENCODERS = "text/t5/.*/kernel"
 
 
@@ -142,7 +144,6 @@ def test_a_layer_is_whole_only_while_it_is_used():
 # ---------------------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ("int8", "int4"))
 def test_stopped_and_resumed_equals_straight(directory, tmp_path, mode):
     run = config(directory, mode, changes={"checkpoint.every": 2})
@@ -163,7 +164,6 @@ def test_stopped_and_resumed_equals_straight(directory, tmp_path, mode):
         fit(config(directory, "", changes={"checkpoint.every": 2}), tmp_path / "straight")
 
 
-@pytest.mark.slow
 def test_weights_that_are_stored_quantised_start_the_same_run(directory, tmp_path):
     run = config(directory, "int4")
     _, want = started(run)
@@ -183,7 +183,6 @@ def test_weights_that_are_stored_quantised_start_the_same_run(directory, tmp_pat
         started(override(run, {"model.weights": str(folder), "model.quantization": "int8"}))
 
 
-@pytest.mark.slow
 def test_a_run_on_features_holds_what_is_planned(directory, tmp_path):
     run = config(directory, "int4")
     changes = {"data.source": "features"}

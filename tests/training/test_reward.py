@@ -22,6 +22,8 @@ from uso_jax.training import step as train
 from uso_jax.training.objectives import flow_matching, reward
 from uso_jax.training.rewards import REWARDS, Reward
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 PLAIN = dict(eps=1e4, learning_rate=1e4, weight_decay=0.0, clip_norm=1e9)  # Adam as gradient descent at rate 1
 SHORT = dict(weights=dict(csd_style=1.0), start=0, num_steps=4, last=3)
 MOVED = 1e-5  # more than rounding
@@ -86,7 +88,6 @@ def four_steps(start: int | None):
     return run(stage(start=start, anchor=1.0, changes=PLAIN), [batch()] * 4)
 
 
-@pytest.mark.slow
 def test_lambda_is_0_for_S_steps_then_1():
     (with_it, _), (without, _) = four_steps(2), four_steps(None)
     assert [metrics["reward_active"] for _, metrics in with_it] == [0, 0, 1, 1]
@@ -104,7 +105,6 @@ def test_lambda_is_0_for_S_steps_then_1():
         np.testing.assert_array_equal(value, with_it[1][0].params[path])
 
 
-@pytest.mark.slow
 def test_one_compilation_for_every_t_and_across_S():
     chosen = stage(start=2, anchor=1.0)
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), 1) for number in range(4)]
@@ -153,7 +153,6 @@ def path_of(t: int, **values):
     return path_with(steps.params(), stage(**values), t)
 
 
-@pytest.mark.slow
 def test_roll_out_is_the_sampler_stopped_early():
     chosen, t = stage(), 2
     x_t, tokens, _ = path_of(t)
@@ -169,7 +168,6 @@ def test_roll_out_is_the_sampler_stopped_early():
     np.testing.assert_allclose(tokens, flow.predict_x0(want, velocity(want, time), time), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_more_gradient_steps_give_the_same_image():
     _, one, loss = path_of(2)
     x_t, two, loss_2 = path_of(2, last=2, gradient_steps=2)
@@ -178,13 +176,11 @@ def test_more_gradient_steps_give_the_same_image():
     assert np.abs(x_t - path_of(3)[0]).max() < 1e-5  # one step less before gradients begin
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("values", [dict(blocks=2), dict(remat_decoder=False)])
 def test_saving_memory_changes_nothing(values):
     assert float(path_of(2, **values)[2]) == pytest.approx(float(path_of(2)[2]), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_tiles_decode_one_after_another():
     chosen = stage(changes=dict(target_size=(32, 32)), tile=16)
     params = steps.params()
@@ -240,7 +236,6 @@ def value_and_grad(chosen, given, mesh=None):
         return compute(placed, sharding.global_batch(mesh, {k: np.asarray(v) for k, v in given.items()}), draws)
 
 
-@pytest.mark.slow
 def test_samples_without_a_style_image_do_not_count():
     chosen, full, partly = stage(), batch(), batch()
     partly["style_valid"] = partly["style_valid"].at[:3].set(False)
@@ -255,7 +250,6 @@ def test_samples_without_a_style_image_do_not_count():
     assert float(value) == pytest.approx(-float(tally["reward"][0]) / 5, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_a_batch_without_any_style_image_has_no_reward():
     nobody = batch() | {"style_valid": jnp.zeros((8, 1), bool)}
     (pre, value, tally), (plain, grads) = value_and_grad(stage(), nobody)
@@ -283,7 +277,6 @@ def test_dropped_style_is_no_reference():
     assert float(value) == float(tally["reward"][1]) == 0
 
 
-@pytest.mark.slow
 def test_eight_devices_equal_one():
     chosen = stage()
     (pre, value, _), (plain, grads) = value_and_grad(chosen, batch())
@@ -294,7 +287,6 @@ def test_eight_devices_equal_one():
         assert largest_difference(got, want) < 2e-5 * size
 
 
-@pytest.mark.slow
 def test_micro_batches_equal_one_batch():
     # Half of the style images are dropped, so the micro-batches differ in how many samples count.
     changes = PLAIN | dict(style_dropout=0.5)
@@ -311,7 +303,6 @@ def test_micro_batches_equal_one_batch():
 # ---------------------------------------------------------------------------------------------------- what is frozen
 
 
-@pytest.mark.slow
 def test_only_the_transformer_may_learn_from_a_reward():
     chosen = stage()
     assert all(path.startswith("transformer/") for path in chosen.lr_multipliers(system().shapes))
@@ -338,7 +329,6 @@ def broken() -> Reward:
     return Reward(score=score, describe=lambda system, params, batch: batch["style_label"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_step_without_a_finite_reward_is_skipped(kind, monkeypatch):
     monkeypatch.setitem(REWARDS, "broken", broken())
@@ -356,7 +346,6 @@ def test_a_step_without_a_finite_reward_is_skipped(kind, monkeypatch):
     assert int(steps.adam(after_good).count) == 1
 
 
-@pytest.mark.slow
 def test_training_raises_what_is_rewarded(monkeypatch):
     bright = Reward(score=lambda system, params, images, _: jnp.mean(jnp.tanh(images), axis=(1, 2, 3)))
     monkeypatch.setitem(REWARDS, "bright", bright)

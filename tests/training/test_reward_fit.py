@@ -22,7 +22,7 @@ from uso_jax.training.rewards import REWARDS, Reward
 from uso_jax.training.stage import RewardConfig
 from uso_jax.training.validation import is_cheating
 
-pytestmark = runs.EVENT_LOOP_IS_CLOSED
+pytestmark = [pytest.mark.slow, runs.EVENT_LOOP_IS_CLOSED]  # compiles or runs whole programs
 FRESH = {"model.fresh": ("csd", "judge", "lora", "projector")}
 REWARD = dict(weights=dict(csd_style=1.0), start=3, num_steps=3, last=2, anchor=0.1, judges=("judge_style",))
 IMAGES = ("saturation", "contrast", "leakage")
@@ -56,7 +56,6 @@ def straight(tmp_path_factory):
         return runs.Straight(workdir, fit(config(), workdir), watch), *seen
 
 
-@pytest.mark.slow
 def test_metrics_and_summary(straight):
     run, *_ = straight
     lines = runs.metrics(run.workdir)
@@ -73,7 +72,6 @@ def test_metrics_and_summary(straight):
     assert sorted(path.name for path in (run.workdir / "samples").iterdir()) == ["000003_joint.png", "000004_joint.png"]
 
 
-@pytest.mark.slow
 def test_only_what_the_stage_trains_has_changed(straight):
     _, before, after = straight
     changed = {path for path, value in before.items() if not np.array_equal(value, after[path])}
@@ -81,7 +79,6 @@ def test_only_what_the_stage_trains_has_changed(straight):
     assert {path.split("/")[0] for path in before} >= {"autoencoder", "csd", "text", "siglip", "judge"}
 
 
-@pytest.mark.slow
 def test_resumed_across_the_start_equals_straight(straight, tmp_path):
     run, *_ = straight
     assert set(run.watch.saved[2]) == {"params", "opt_state", "ema", "anchor"}
@@ -94,7 +91,6 @@ def test_resumed_across_the_start_equals_straight(straight, tmp_path):
     assert runs.metrics(tmp_path) == runs.metrics(run.workdir)
 
 
-@pytest.mark.slow
 def test_a_reward_that_is_never_finite_stops_the_run(monkeypatch, tmp_path):
     def score(system, params, images, _):
         return np.nan * images.mean(axis=(1, 2, 3))
@@ -129,7 +125,6 @@ def test_cheating_is_a_judge_that_falls_while_the_reward_rises():
     assert not is_cheating(RewardConfig(dict(csd_style=1.0), 0, judges=("judge_style",)), [start, *falls])
 
 
-@pytest.mark.slow
 def test_early_stop_ends_the_stage_for_good(monkeypatch, tmp_path):
     monkeypatch.setattr(uso_jax.training.hooks, "is_cheating", lambda reward, history: history[-1]["step"] == 2)
     settings = config({"heldout.grid_every": 1}, start=1, patience=1, anchor=0.0, run=("joint", "disentanglement"))
@@ -161,7 +156,6 @@ def test_missing_weights_of_a_reward(tmp_path):
     assert parts.run_stages[0].reward is None and not (tmp_path / "other" / "checkpoints" / "4").exists()
 
 
-@pytest.mark.slow
 def test_rewards_come_from_the_weights_directory(tmp_path, monkeypatch):
     settings = config({"model.weights": str(tmp_path), "model.fresh": ("vgg",)}, weights=dict(csd_style=1.0), judges=())
     from uso_jax.models.uso import USO
@@ -216,7 +210,6 @@ def test_rewards_that_do_not_fit_the_stage():
         preflight.check_stages(config(stage=dict(conditions=("content",))))
 
 
-@pytest.mark.slow
 def test_checkpoint_of_another_reward(straight):
     run, *_ = straight
     with pytest.raises(InputError, match=r"stages\[0\]\.reward\.start was 3, is 2"):

@@ -31,6 +31,8 @@ from uso_jax.training import rewards
 from uso_jax.training.objectives import flow_matching, reward
 from uso_jax.training.stage import RewardConfig
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 REWARD = dict(weights=dict(csd_style=1.0, gram_style=0.3), start=0, num_steps=4, first=2, last=2)
 VGG = dict(channels=(6, 8), depths=(2, 1), image_size=16, dtype="float64")
 NETWORKS = {"model.fresh": ("csd", "vgg"), "model.rewards.vgg": VGG}
@@ -70,7 +72,6 @@ def attention(q, k, v, bias=None, mask=None, *, scale=None, is_causal=False, imp
 
 
 # The anchor's gradient is 10,000 times the reward's in networks of random numbers.
-@pytest.mark.slow
 @pytest.mark.parametrize(("gradient_steps", "anchor_weight"), [(1, 0.0), (2, 1e-4)])
 def test_finite_differences(gradient_steps, anchor_weight, monkeypatch):
     # What the networks keep in float32, whatever their own precision is, would hide errors of 1e-4 in its rounding.
@@ -188,7 +189,6 @@ def torch_csd(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return F.normalize(feature @ matrix, dim=-1)
 
 
-@pytest.mark.slow
 def test_torch_autograd():
     system, numbers = oracle_system()
     b, (rows, columns), reference = 2, system.token_grid(*SIZE), (2, 1)

@@ -25,6 +25,8 @@ from uso_jax.training import image_statistics, rewards
 from uso_jax.training.rewards import REWARDS, Reward
 from uso_jax.weights import manifest_configs
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 NAMES = (
     "csd_style",
     "gram_style",

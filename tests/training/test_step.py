@@ -21,6 +21,8 @@ from uso_jax.training import optimizer
 from uso_jax.training import step as train
 from uso_jax.training.objectives import flow_matching
 
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
 ADAPTERS, PROJECTOR = r"transformer/.*/processor/.*", r"transformer/feature_embedder/.*"
 TRAINED = {  # stage: regex of the paths it must train
     "style_alignment": PROJECTOR,
@@ -103,7 +105,6 @@ def test_parameters_and_moments_are_split_over_eight_devices():
 # ---------------------------------------------------------------------------------------------------- optimizer
 
 
-@pytest.mark.slow
 def test_two_micro_batches_equal_one_batch():
     # A large eps turns Adam into plain gradient descent at rate 1: parameters then differ only as gradients do.
     plain = dict(eps=1e4, learning_rate=1e4, weight_decay=0.0, clip_norm=1e9)
@@ -181,7 +182,6 @@ def test_muon_moves_the_blocks_matrices_alike_in_all_directions():
             assert sizes.min() > 1 and sizes.max() < 1.05 * sizes.min() < 1.6, path
 
 
-@pytest.mark.slow
 def test_muon_on_eight_devices_equals_one():
     changes = dict(optimizer="muon", weight_decay=0.01)
     alone, _ = step("joint", **changes)
