@@ -186,7 +186,7 @@ def docs(config_class: type) -> dict[str, str]:
     found = dict.fromkeys((field.name for field in dataclasses.fields(config_class)), "")
     for base in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(base):
-            found |= _own_docs(base)
+            found |= {name: doc for name, doc in _own_docs(base).items() if name in found}
     return found
 
 

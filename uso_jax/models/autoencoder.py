@@ -21,16 +21,16 @@ from uso_jax.models.attention.dispatch import attention
 class AutoEncoderConfig:
     """Sizes and latent scaling; the defaults are FLUX.1's ae.safetensors."""
 
-    in_channels: int = 3
-    ch: int = 128
-    out_ch: int = 3
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
-    scale_factor: float = 0.3611
-    shift_factor: float = 0.1159
-    norm_groups: int = 32
-    dtype: str = "float32"
+    in_channels: int = 3  # channels of an image
+    ch: int = 128  # channels of the first level
+    out_ch: int = 3  # channels of a decoded image
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level over ch; each further level halves the image
+    num_res_blocks: int = 2  # residual blocks of a level
+    z_channels: int = 16  # channels of a latent
+    scale_factor: float = 0.3611  # factor of latents
+    shift_factor: float = 0.1159  # subtracted from latents before they are scaled
+    norm_groups: int = 32  # groups of the group norms
+    dtype: str = "float32"  # of matrix products
 
     def __post_init__(self):
         if self.ch % self.norm_groups:

@@ -35,14 +35,14 @@ def _check(config: "ClipTextConfig | ClipVisionConfig") -> None:
 class ClipTextConfig:
     """Sizes and numerics of the text transformer; the defaults are openai/clip-vit-large-patch14."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
+    vocab_size: int = 49408  # tokens of the vocabulary
+    hidden_size: int = 768  # width of the residual stream
+    intermediate_size: int = 3072  # width of the MLP
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 12  # attention heads
+    max_position_embeddings: int = 77  # text tokens
+    layer_norm_eps: float = 1e-5  # added to the variance in norms
+    eos_token_id: int = 49407  # id of the end token, where the text is pooled
     projection_dim: int = 0  # width of the joint image-text embedding; 0: no projection, as in FLUX
     dtype: str = "bfloat16"  # of matrix products and the residual; norms and softmax use float32
     remat: str = "full"  # a key of scan.REMAT_POLICIES
@@ -73,16 +73,16 @@ class ClipTextConfig:
 class ClipVisionConfig:
     """Sizes and numerics of the vision tower; the defaults are openai/clip-vit-base-patch32."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    image_size: int = 224
-    patch_size: int = 32
-    layer_norm_eps: float = 1e-5
+    hidden_size: int = 768  # width of the residual stream
+    intermediate_size: int = 3072  # width of the MLP
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 12  # attention heads
+    image_size: int = 224  # pixels per side of an image
+    patch_size: int = 32  # pixels per side of a patch
+    layer_norm_eps: float = 1e-5  # added to the variance in norms
     projection_dim: int = 512  # width of the joint image-text embedding; 0: no projection
-    dtype: str = "float32"
-    remat: str = "full"
+    dtype: str = "float32"  # of matrix products
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         _check(self)
@@ -113,7 +113,7 @@ class ClipVisionConfig:
 class ClipConfig:
     """Both towers; the defaults are openai/clip-vit-base-patch32 in float32, for metrics."""
 
-    vision: ClipVisionConfig = ClipVisionConfig()
+    vision: ClipVisionConfig = ClipVisionConfig()  # the vision tower
     text: ClipTextConfig = ClipTextConfig(
         hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512, dtype="float32"
     )

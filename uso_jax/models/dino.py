@@ -26,16 +26,16 @@ from uso_jax.models.layers.mlp import MLP
 class DinoConfig:
     """Sizes and numerics; the defaults are DINO's dino_vits16."""
 
-    hidden_size: int = 384
-    intermediate_size: int = 1536
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 6
+    hidden_size: int = 384  # width of the residual stream
+    intermediate_size: int = 1536  # width of the MLP
+    num_hidden_layers: int = 12  # blocks
+    num_attention_heads: int = 6  # attention heads
     image_size: int = 224  # resolution of the position embedding, which is interpolated for other sizes
-    patch_size: int = 16
-    layer_norm_eps: float = 1e-6
+    patch_size: int = 16  # pixels per side of a patch
+    layer_norm_eps: float = 1e-6  # added to the variance in norms
     layer_scale: bool = False  # DINOv2: learned scales of residual branches, and a mask token
-    dtype: str = "float32"
-    remat: str = "full"
+    dtype: str = "float32"  # of matrix products
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         check_heads(self.hidden_size, self.num_attention_heads)

@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 class DrawingClassifierConfig:
     """Numbers of classes, channels per level (each level halves the image), and the input size in pixels."""
 
-    num_subjects: int = 106
-    num_styles: int = 35
-    channels: tuple[int, ...] = (32, 64, 96, 128)
-    image_size: int = 32
+    num_subjects: int = 106  # subjects to tell apart
+    num_styles: int = 35  # styles to tell apart
+    channels: tuple[int, ...] = (32, 64, 96, 128)  # channels of each stage
+    image_size: int = 32  # pixels per side of an image
 
 
 class DrawingClassifier(nnx.Module):

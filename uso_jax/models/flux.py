@@ -35,20 +35,20 @@ from uso_jax.parallel.constraints import by_heads, by_tokens, sequence_shards
 class FluxConfig:
     """Sizes and numerics of the transformer; the defaults are FLUX.1-dev without USO's additions."""
 
-    in_channels: int = 64
-    vec_in_dim: int = 768
-    context_in_dim: int = 4096
-    hidden_size: int = 3072
-    mlp_ratio: float = 4.0
-    num_heads: int = 24
-    depth: int = 19
-    depth_single_blocks: int = 38
-    axes_dim: tuple[int, ...] = (16, 56, 56)
-    theta: int = 10_000
-    qkv_bias: bool = True
-    guidance_embed: bool = True
+    in_channels: int = 64  # channels of an image token
+    vec_in_dim: int = 768  # width of the pooled text vector
+    context_in_dim: int = 4096  # width of a text token
+    hidden_size: int = 3072  # width of the residual stream
+    mlp_ratio: float = 4.0  # width of the MLP over hidden_size
+    num_heads: int = 24  # attention heads
+    depth: int = 19  # double-stream blocks
+    depth_single_blocks: int = 38  # single-stream blocks
+    axes_dim: tuple[int, ...] = (16, 56, 56)  # rotary channels of each position axis; they add up to the head width
+    theta: int = 10_000  # base of the rotary frequencies
+    qkv_bias: bool = True  # biases of the query, key and value layers
+    guidance_embed: bool = True  # the distilled guidance scale is an input
     lora_rank: int = 0  # 0: no adapters; the released USO uses 128
-    lora_scale: float = 1.0
+    lora_scale: float = 1.0  # factor of the adapters' output
     projector: ProjectorConfig | None = None  # None: no style images
     dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids use float32
     remat: str = "full"  # a key of scan.REMAT_POLICIES

@@ -29,10 +29,10 @@ from uso_jax.common.errors import InputError
 class VggConfig:
     """Channels and number of convolutions per block; blocks are separated by pooling. The defaults are VGG-16."""
 
-    channels: tuple[int, ...] = (64, 128, 256, 512, 512)
-    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    channels: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
+    depths: tuple[int, ...] = (2, 2, 3, 3, 3)  # convolutions of each stage
     image_size: int = 224  # images are resized to this many pixels before comparison
-    dtype: str = "float32"
+    dtype: str = "float32"  # of matrix products
 
     def __post_init__(self):
         if len(self.channels) != len(self.depths):
@@ -153,7 +153,7 @@ class _OnlyArrays(pickle.Unpickler):
 class AlexNetConfig:
     """Channels of the five convolutions."""
 
-    channels: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
+    channels: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)  # channels of each stage
 
 
 class AlexNet(nnx.Module):

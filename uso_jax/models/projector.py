@@ -28,9 +28,9 @@ _EPSILON = 1e-5  # of layer norms
 class ProjectorConfig:
     """Sizes of the projector; the defaults match google/siglip-so400m-patch14-384."""
 
-    siglip_tokens: int = 729
+    siglip_tokens: int = 729  # tokens of a style image from SigLIP
     style_tokens: int = 64  # per level, so 192 per image
-    siglip_dim: int = 1152
+    siglip_dim: int = 1152  # width of SigLIP's tokens
     layers: tuple[int, int, int] = (-2, -11, -20)  # hidden states for levels high, mid, low
     kind: str = "hierarchical"  # one of PROJECTORS
 

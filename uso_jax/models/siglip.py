@@ -28,15 +28,15 @@ from uso_jax.models.layers.mlp import MLP, gelu_tanh
 class SiglipConfig:
     """Sizes and numerics of the tower; the defaults are google/siglip-so400m-patch14-384."""
 
-    hidden_size: int = 1152
-    intermediate_size: int = 4304
-    num_hidden_layers: int = 27
-    num_attention_heads: int = 16
-    image_size: int = 384
-    patch_size: int = 14
-    layer_norm_eps: float = 1e-6
-    dtype: str = "float32"
-    remat: str = "full"
+    hidden_size: int = 1152  # width of the residual stream
+    intermediate_size: int = 4304  # width of the MLP
+    num_hidden_layers: int = 27  # blocks
+    num_attention_heads: int = 16  # attention heads
+    image_size: int = 384  # pixels per side of an image
+    patch_size: int = 14  # pixels per side of a patch
+    layer_norm_eps: float = 1e-6  # added to the variance in norms
+    dtype: str = "float32"  # of matrix products
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         check_heads(self.hidden_size, self.num_attention_heads)
@@ -152,16 +152,16 @@ class SiglipVision(nnx.Module):
 class SiglipTextConfig:
     """Sizes and numerics of the transformer; the defaults are google/siglip-so400m-patch14-384."""
 
-    hidden_size: int = 1152
-    intermediate_size: int = 4304
-    num_hidden_layers: int = 27
-    num_attention_heads: int = 16
-    max_position_embeddings: int = 64
-    vocab_size: int = 32000
+    hidden_size: int = 1152  # width of the residual stream
+    intermediate_size: int = 4304  # width of the MLP
+    num_hidden_layers: int = 27  # blocks
+    num_attention_heads: int = 16  # attention heads
+    max_position_embeddings: int = 64  # text tokens
+    vocab_size: int = 32000  # tokens of the vocabulary
     projection_size: int = 1152  # of the pooled output; equals the vision tower's hidden_size
-    layer_norm_eps: float = 1e-6
-    dtype: str = "float32"
-    remat: str = "full"
+    layer_norm_eps: float = 1e-6  # added to the variance in norms
+    dtype: str = "float32"  # of matrix products
+    remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         check_heads(self.hidden_size, self.num_attention_heads)

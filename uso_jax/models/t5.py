@@ -24,15 +24,15 @@ from uso_jax.models.layers.mlp import gelu_tanh
 class T5Config:
     """Sizes and numerics of the encoder; the defaults are google/t5-v1_1-xxl."""
 
-    vocab_size: int = 32128
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    vocab_size: int = 32128  # tokens of the vocabulary
+    d_model: int = 4096  # width of the residual stream
+    d_kv: int = 64  # width of an attention head
+    d_ff: int = 10240  # width of the MLP
+    num_layers: int = 24  # blocks
+    num_heads: int = 64  # attention heads
+    relative_attention_num_buckets: int = 32  # buckets of relative positions
+    relative_attention_max_distance: int = 128  # distance from which positions share the last bucket
+    layer_norm_epsilon: float = 1e-6  # added to the mean square in norms
     dtype: str = "bfloat16"  # of matrix products and the residual; this network overflows in float16
     remat: str = "full"  # a key of scan.REMAT_POLICIES
 

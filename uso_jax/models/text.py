@@ -67,11 +67,13 @@ class T5ClipConfig:
 
     encoders: ClassVar[tuple[str, ...]] = ("t5", "clip")
 
-    t5: T5Config = T5Config()
-    clip: ClipTextConfig = ClipTextConfig()
-    t5_length: int = 512
-    t5_tokenizer: str = "google/t5-v1_1-xxl"
-    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    t5: T5Config = T5Config()  # T5's encoder
+    clip: ClipTextConfig = ClipTextConfig()  # CLIP's text transformer
+    t5_length: int = 512  # text tokens of a prompt; longer ones are cut
+    t5_tokenizer: str = "google/t5-v1_1-xxl"  # T5's tokenizer: a folder, a name in the hub's cache, or mini
+    clip_tokenizer: str = (
+        "openai/clip-vit-large-patch14"  # CLIP's tokenizer: a folder, a name in the hub's cache, or mini
+    )
 
     @classmethod
     def from_defaults(cls, sizes: Callable[[str], Any], defaults: Any) -> "T5ClipConfig":
