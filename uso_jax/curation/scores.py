@@ -6,7 +6,6 @@ Scores are rewards of uso_jax.training.rewards: CSD and DINO for the released mo
 reference is compared with the caption instead. Thresholds are applied later, when triplets are selected.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -91,7 +90,7 @@ class Scorer:
     def _system(self) -> USO:
         networks = {name: self._network(name) for name in self.components}
         # Other components have mini's sizes, but are never allocated.
-        config = dataclasses.replace(Pretrained.open("mini").system, **networks)
+        config = Pretrained.open("mini").system.with_networks(networks)
         return USO(config, without=set(USO(config).structures) - set(self.components))
 
     def _network(self, name: str) -> Any:

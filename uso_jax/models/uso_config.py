@@ -4,7 +4,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from flax import nnx
@@ -72,6 +72,12 @@ class USOConfig:
             **self.networks,
         }
         return known.get(component)
+
+    def with_networks(self, networks: Mapping[str, Any]) -> "USOConfig":
+        """Return the config with further networks, by row, in place of those it has."""
+        tower = {"siglip": networks["siglip"]} if "siglip" in networks else {}
+        others = {name: config for name, config in networks.items() if name not in tower}
+        return replace(self, **tower, networks={**self.networks, **others})
 
     def has(self, component: str) -> bool:
         """Return whether a weights component such as "csd" is one of these networks."""
