@@ -47,7 +47,7 @@ def test_json_stays_as_it_was():
 def test_json_shares_nothing_with_the_record():
     record = RunRecord.from_json(copy.deepcopy(WRITTEN))
     written = record.to_json()
-    record.run_stages[0].reward.append({"step": 4})
+    record.stages[0].reward.append({"step": 4})
     record.evaluation["main"]["after"]["mse"] = 7.0
     assert written == WRITTEN
 

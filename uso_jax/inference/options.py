@@ -145,7 +145,7 @@ class GenerationOptions:
     num_steps: int | None = _option(
         None, whole_number(1, MAX_STEPS), "sampling steps", record="always", one_per_batch=True
     )
-    guidance: float | None = _option(None, NUMBER, "guidance scale", record="always")
+    guidance: float | int | None = _option(None, NUMBER, "guidance scale", record="always")
     seed: int = _option(
         3407, whole_number(0, 2**32 - 1), "random seed; gives the same noise in any batch and on any mesh",
         record="always",
@@ -160,10 +160,10 @@ class GenerationOptions:
     content_ref: int | None = _option(
         None, whole_number(1, MAX_CONTENT_SIDE), "long side of content images, in pixels", record="always"
     )
-    content_strength: float = _option(
+    content_strength: float | int = _option(
         1.0, NUMBER, "factor on the attention weights of content images; 0 equals no content image", record="always"
     )
-    style_strength: float | Sequence[float] = _option(
+    style_strength: float | int | Sequence[float | int] = _option(
         1.0, NUMBERS, "factor on the attention weights of styles, one number or one per style; 0 equals no style",
         record="always",
     )  # fmt: skip
