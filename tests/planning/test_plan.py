@@ -269,7 +269,7 @@ def test_plans_that_make_no_sense(config, eight):
         build("train", "", 6)
     with pytest.raises(InputError, match="--batch 6 does not divide over 4"):
         build("sample", "", 6)
-    with pytest.raises(InputError, match="--stage 'joint' is not in the run; stages are disentanglement"):
+    with pytest.raises(InputError, match="--stage 'joint' is not in the run"):
         build("train", "joint")
     with pytest.raises(InputError, match="has no reward"):
         build("reward")
