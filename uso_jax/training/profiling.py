@@ -122,7 +122,7 @@ class ModelFlops:
 
     def __init__(self, config: TrainConfig, stage: StageConfig, lr_multipliers: Mapping[str, float]):
         plain = config.with_numerics(attention="xla", remat="none")
-        (stage,) = (one for one in plain.stages if one.name == stage.name)
+        (stage,) = (one for one in plain.run_stages if one.name == stage.name)
         self._step = make_train_step(precompute.build_system(plain), stage, lr_multipliers, 0)
         self._loops = stage.rollout_steps
         self._known: dict[tuple, float] = {}
