@@ -279,9 +279,9 @@ def test_vgg_weights_that_do_not_fit():
         == ModelDef(lambda rngs: Vgg(config, rngs=rngs)).shapes.keys()
     )
     missing = {key: value for key, value in state.items() if key != "features.5.weight"}
-    with pytest.raises(InputError, match=r"features\.5\.weight must have shape \[8, 6, 3, 3\].* is missing"):
+    with pytest.raises(InputError, match=r"features\.5\.weight must have shape \[8, 6, 3, 3\], but is missing"):
         perceptual_backbones.from_torchvision(missing, config)
-    with pytest.raises(InputError, match=re.escape("features.0.bias must have shape [6]; it is of shape [7]")):
+    with pytest.raises(InputError, match=re.escape("features.0.bias must have shape [6], but is of shape [7]")):
         perceptual_backbones.from_torchvision(state | {"features.0.bias": np.zeros(7)}, config)
 
 
