@@ -191,5 +191,5 @@ def test_the_pipeline_decodes_in_tiles(directory):
     assert np.abs(a - b).mean() < 12  # random weights, so nothing is smooth
     small = dict(prompt="a fox", seed=3)
     np.testing.assert_array_equal(pixels(plain(**small)), pixels(tiled(**small)))
-    with pytest.raises(InputError, match="tile must be a multiple of 8, at least 64"):
+    with pytest.raises(InputError, match="tile must be a multiple of 8 and at least 64 pixels, not 60"):
         load(directory, tile=60)
