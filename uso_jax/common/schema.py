@@ -6,6 +6,7 @@ The document of a field is the comment behind it or directly above it, or the st
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -70,7 +71,7 @@ def _changed(value: Any, kind: Any, changes: _Changes, where: str) -> Any:
             new[name] = _changed(old, item, change, f"{where}.{name}")
         else:
             item = type(old) if item is Any and type(old) in _SCALARS else item
-            new[name] = _converted(change, item, f"{where}.{name}")
+            new[name] = converted(change, item, f"{where}.{name}")
     if isinstance(value, Mapping):
         return {**value, **new}
     return _make(functools.partial(dataclasses.replace, value), new, where)
@@ -86,42 +87,68 @@ def _make(build, values: Mapping[str, Any], where: str) -> Any:
 
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_PLAIN = {**_SCALARS, dict: "an object", list: "a list"}
+_LARGEST = 1 << 1023  # whole numbers below become floats
 
 
-def _converted(value: Any, kind: Any, where: str) -> Any:
+def converted(value: Any, kind: Any, where: str) -> Any:
+    """Return a value from outside as its annotation says.
+
+    A list becomes a tuple where the annotation is one, a whole number a float, and a mapping a dataclass. Further keys
+    of a TypedDict are kept.
+
+    Raises:
+      InputError: the value has another type; `where` names it.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (kind,) = (arg for arg in args if arg is not type(None))
-        return _converted(value, kind, where)
-    if origin is typing.Literal and value in args:
+        *others, last = (arg for arg in args if arg is not type(None))
+        for arg in others:
+            with contextlib.suppress(InputError):
+                return converted(value, arg, where)
+        return converted(value, last, where)
+    if origin is typing.Literal and type(value) in map(type, args) and value in args:
         return value
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[1:] == (...,) else args
         if len(kinds) == len(value):
-            return tuple(_converted(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+            return tuple(converted(item, kind, where) for item, kind in zip(value, kinds, strict=True))
     elif origin is Sequence and isinstance(value, list | tuple):
-        return tuple(_converted(item, args[0], where) for item in value)
-    elif origin is Mapping and isinstance(value, Mapping):
-        return {name: _converted(item, args[1], f"{where}.{name}") for name, item in value.items()}
+        return tuple(converted(item, args[0], where) for item in value)
+    elif origin is list and isinstance(value, list):
+        return [converted(item, args[0], f"{where}[{number}]") for number, item in enumerate(value)]
+    elif origin in (Mapping, dict) and isinstance(value, Mapping):
+        return {name: converted(item, args[1], f"{where}.{name}") for name, item in value.items()}
+    elif typing.is_typeddict(kind):
+        if isinstance(value, Mapping):
+            return _entries(value, kind, where)
     elif dataclasses.is_dataclass(kind):
         if isinstance(value, Mapping):
             kinds = _kinds(kind)
             if unknown := value.keys() - kinds.keys():
                 raise InputError(f"{where} has no {min(unknown)!r}; it has {', '.join(kinds)}")
-            return _make(
-                kind, {name: _converted(v, kinds[name], f"{where}.{name}") for name, v in value.items()}, where
-            )
+            return _make(kind, {name: converted(v, kinds[name], f"{where}.{name}") for name, v in value.items()}, where)
         if isinstance(value, kind):
             return value
-    elif kind is float and type(value) is int:
+    elif kind is float and type(value) is int and abs(value) < _LARGEST:
         return float(value)
-    elif origin is None and (type(value) is kind or kind not in _SCALARS):
+    elif origin is None and (type(value) is kind or kind not in _PLAIN):
         return value
-    raise InputError(f"{where}: {value!r} is not {expected(kind)}")
+    shown = repr(value)
+    raise InputError(f"{where}: {shown if len(shown) <= 200 else shown[:200] + '...'} is not {expected(kind)}")
+
+
+def _entries(value: Mapping, kind: Any, where: str) -> dict:
+    """Return a mapping with the entries of a TypedDict checked."""
+    if absent := sorted(kind.__required_keys__ - value.keys()):
+        raise InputError(f"{where} has no {absent[0]!r}")
+    kinds = _entry_kinds(kind)
+    checked = {name: converted(value[name], kinds[name], f"{where}.{name}") for name in kinds if name in value}
+    return {**value, **checked}
 
 
 def expected(kind: Any) -> str:
@@ -131,14 +158,22 @@ def expected(kind: Any) -> str:
         return f"one of {', '.join(map(str, args))}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("nothing" if arg is type(None) else expected(arg) for arg in args)
-    if kind in _SCALARS:
-        return _SCALARS[kind]
+    if kind in _PLAIN or origin in _PLAIN:
+        return _PLAIN[origin or kind]
+    if typing.is_typeddict(kind):
+        return _PLAIN[dict]
     if dataclasses.is_dataclass(kind) or origin is Mapping:
         return "a section"
     if origin is tuple:
         words = [expected(arg).removeprefix("a ") if arg is not ... else "..." for arg in args]
         return f"a tuple ({', '.join(words)})"
     return "a tuple" if origin is Sequence else str(kind)
+
+
+@functools.cache
+def _entry_kinds(kind: Any) -> dict[str, Any]:
+    """Return the annotation of every entry of a TypedDict."""
+    return typing.get_type_hints(kind)
 
 
 @functools.cache
