@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from uso_jax.common.errors import BadExample
 from uso_jax.data import buckets
-from uso_jax.images import decode
+from uso_jax.images import decode, opening
 
 
 def encoded(image, kind="PNG", **options):
@@ -65,7 +65,7 @@ def test_size_needs_the_header_only():
         (encoded(noise, "JPEG"), (90, 60)),
         (encoded(noise, "JPEG", exif=exif), (60, 90)),
     ):
-        assert decode.image_size(data[: len(data) // 2], what="x") == size
+        assert opening.image_size(data[: len(data) // 2], what="x") == size
         assert decode.decode_image(data, what="x").shape[:2] == size
         with pytest.raises(BadExample, match="x cannot be decoded"):
             decode.decode_image(data[: len(data) // 2], what="x")
@@ -74,7 +74,7 @@ def test_size_needs_the_header_only():
 def test_decompression_bomb_is_refused_by_its_header():
     bomb = encoded(Image.new("1", (9000, 9000)))
     assert len(bomb) < 20_000
-    for look in (decode.decode_image, decode.image_size):
+    for look in (decode.decode_image, opening.image_size):
         with pytest.raises(BadExample, match=r"has 9000 x 9000 pixels; the limit is 64000000"):
             look(bomb, what="bomb")
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from uso_jax.common.errors import InputError
+from uso_jax.images import opening
 from uso_jax.images.reference import Reference
 
 
@@ -30,7 +31,7 @@ class Upload(NamedTuple):
           InputError: the file is not an image, or is too large.
         """
         try:
-            reference = Reference.of(self.path)
+            reference = Reference.of(self.path, opening.UPLOADS)
         except InputError as error:
             raise InputError(self.renamed(str(error))) from error
         return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.renamed, reference.notes)))

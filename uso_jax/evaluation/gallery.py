@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from uso_jax.common import progress
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.evaluation.items import EvalItem
-from uso_jax.images import decode
+from uso_jax.images import decode, opening
 from uso_jax.images.decode import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -117,7 +117,7 @@ def _reason(names: list[str], files: dict[str, pathlib.Path], one: EvalItem, any
     if len(names) > 1:
         return f"there are several images: {', '.join(names)}"
     try:
-        height, width = decode.image_size(files[names[0]], what=f"image {str(files[names[0]])!r}")
+        height, width = opening.image_size(files[names[0]], what=f"image {str(files[names[0]])!r}")
     except BadExample as error:
         return str(error)
     wanted = (one.width, one.height)

@@ -5,27 +5,26 @@
 Images are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 """
 
-import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from uso_jax.common.errors import BadExample
+from uso_jax.images import colours, opening
+from uso_jax.images.opening import Limits
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 ImageData = bytes | Path | Image.Image
 Fit = Callable[[Image.Image], Image.Image]
 
-MAX_PIXELS = 64_000_000  # checked on the header, before any pixel memory is taken
-BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises for files that are not images
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height are swapped
+MAX_PIXELS = opening.FILES.pixels
 
 
-def read_image(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]]:
+def read_image(source: ImageData, *, what: str, limits: Limits = opening.FILES) -> tuple[Pixels, tuple[str, ...]]:
     """Read an image as sRGB. Return it, and one sentence for each thing that was left out.
 
     The EXIF orientation and the colour profile are applied. Transparent pixels are blended with white.
@@ -33,13 +32,14 @@ def read_image(source: ImageData, *, what: str) -> tuple[Pixels, tuple[str, ...]
     Args:
       source: a file, its bytes, or an image that PIL has opened.
       what: names the image in messages.
+      limits: the largest image that is allowed.
 
     Raises:
       BadExample: the source is not an image, or is too large.
     """
-    with _opened(source, what) as image:
-        notes = (f"{what} is animated: only its first frame is used",) if getattr(image, "is_animated", False) else ()
-        return np.array(_rgb(image.copy() if image is source else image)), notes
+    opened = opening.open_image(source, what=what, limits=limits)
+    notes = (f"{what} is animated: only its first frame is used",) if opened.animated else ()
+    return colours.pixels(opened), notes
 
 
 def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:
@@ -55,81 +55,10 @@ def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit 
     Raises:
       BadExample: the source is not an image, or is too large.
     """
-    with _opened(source, what) as image:
-        image = _rgb(image)
-        if number >= 0:
-            image = image.crop(_square(*image.size, number, what))
-        return np.asarray(image if fit is None else fit(image))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return an image as sRGB. The argument may be modified: copies would take a third of the time."""
-    ImageOps.exif_transpose(image, in_place=True)
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith(("I", "F")):
-        # PIL would clip these to white. Integers are read as 16-bit, floats as [0, 1].
-        values = np.asarray(image, np.float64) * (255 if image.mode == "F" else 255 / 65535)
-        image = Image.fromarray(np.rint(np.clip(np.nan_to_num(values), 0, 255)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        # Transparent pixels are often black; viewers show white behind them.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB")
-    image = _to_srgb(image, profile)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def image_size(source: ImageData, *, what: str) -> tuple[int, int]:
-    """Return the (height, width) that `read_image` will return, from the header alone; the bytes may end after it.
-
-    Raises:
-      BadExample: the source is not an image, or is too large.
-    """
-    with _opened(source, what) as image:
-        width, height = image.size
-        # Other formats may store the orientation after the pixels, and files with one are rare.
-        turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5
-        return (width, height) if turned else (height, width)
-
-
-@contextlib.contextmanager
-def _opened(source: ImageData, what: str) -> Iterator[Image.Image]:
-    """Open an image of an allowed size. Raise BadExample for anything that is wrong with it."""
-    try:
-        with contextlib.ExitStack() as stack:
-            image = source
-            if not isinstance(source, Image.Image):
-                image = stack.enter_context(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
-            width, height = image.size
-            if not width or not height:
-                raise BadExample(f"{what} has no pixels; replace or remove it")
-            if width * height > MAX_PIXELS:
-                raise BadExample(f"{what} has {width} x {height} pixels; the limit is {MAX_PIXELS}: shrink it")
-            yield image
-    except FileNotFoundError:
-        raise BadExample(f"{what} does not exist; check the path") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadExample(f"{what} has too many pixels; the limit is {MAX_PIXELS}: shrink it") from error
-    except BadExample:
-        raise
-    except BROKEN as error:
-        # PIL's message names an object in memory, which tells the user nothing.
-        reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else error
-        empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
-        reason = "is empty" if empty else f"cannot be decoded ({reason})"
-        raise BadExample(f"{what} {reason}; replace or remove it") from error
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Apply an embedded colour profile, unless it is sRGB or invalid."""
-    if not profile:
-        return image
-    try:
-        described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(described).lower():
-            return image
-        return ImageCms.profileToProfile(image, described, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # viewers ignore an invalid profile too
+    image = colours.srgb(opening.open_image(source, what=what))
+    if number >= 0:
+        image = image.crop(_square(*image.size, number, what))
+    return np.asarray(image if fit is None else fit(image))
 
 
 def _square(width: int, height: int, number: int, what: str) -> tuple[int, int, int, int]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.images import decode
+from uso_jax.images import opening
 from uso_jax.images.reference import Reference
 
 KEY = "uso_jax"
@@ -56,14 +56,10 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: the file does not exist, or has no record.
     """
-    try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(KEY)
-        record = json.loads(text) if text else None
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path") from None
-    except (*decode.BROKEN, RecursionError) as error:
-        raise InputError(f"{path} is not an image with a readable record ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != 1:
+    text = opening.open_image(pathlib.Path(path), what=str(path)).image.info.get(KEY)
+    if not isinstance(text, str):
+        raise InputError(f"{path} has no record of uso_jax: another program made it or saved it again")
+    record = untrusted.json(text, dict[str, Any], f"the record in {path}", remedy="restore the image")
+    if record.get("format") != 1:
         raise InputError(f"{path} has no record of uso_jax: another program made it or saved it again")
     return record

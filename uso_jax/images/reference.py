@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from uso_jax.common.errors import InputError
-from uso_jax.images import decode
+from uso_jax.images import decode, opening
 from uso_jax.images.decode import Pixels
+from uso_jax.images.opening import Limits
 
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
@@ -34,8 +35,12 @@ class Reference:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: "ImageLike | Reference") -> "Reference":
+    def of(cls, source: "ImageLike | Reference", limits: Limits = opening.FILES) -> "Reference":
         """Read a path, a PIL image or a uint8 array. Return a `Reference` unchanged.
+
+        Args:
+          source: what to read.
+          limits: the largest image that is allowed.
 
         Raises:
           InputError: the source is not an image, or is too large; the message names it.
@@ -47,18 +52,13 @@ class Reference:
                 raise InputError(f"an image array must be uint8 [height, width, 3], not {source.dtype} {source.shape}")
             return cls(source, _digest(source))
         if isinstance(source, Image.Image):
-            pixels, notes = decode.read_image(source, what="the image")
+            pixels, notes = decode.read_image(source, what="the image", limits=limits)
             return cls(pixels, _digest(pixels), None, notes)
         if not isinstance(source, str | pathlib.Path):
             raise InputError(f"an image must be a path, a PIL image or an array, not {type(source).__name__}")
-        path, what = pathlib.Path(source), f"image {str(source)!r}"
-        if not path.is_file():
-            raise InputError(f"{what} {'is not a file' if path.exists() else 'does not exist'}; check the path")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{what} cannot be read: {error.strerror}; check its permissions") from error
-        pixels, notes = decode.read_image(data, what=what)
+        what = f"image {str(source)!r}"
+        data = opening.read_file(pathlib.Path(source), what=what, limits=limits)
+        pixels, notes = decode.read_image(data, what=what, limits=limits)
         return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes)
 
     @property

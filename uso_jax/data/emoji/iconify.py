@@ -8,7 +8,6 @@ https://iconify.design/docs/types/iconify-json.html
 """
 
 import functools
-import io
 import json
 import re
 import tarfile
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from uso_jax.common.errors import InputError
+from uso_jax.images import opening
 
 MEMBER = "package/icons.json"
 MAX_BYTES = 256 * 2**20  # limit of the unpacked size; the largest set in use has 104 MB
@@ -89,8 +88,7 @@ class IconSet:
             png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
         except ValueError as error:
             raise InputError(f"{what} cannot be rendered ({error}): download its set again.") from error
-        with Image.open(io.BytesIO(bytes(png))) as image:
-            return np.asarray(image.convert("RGBA"))
+        return np.asarray(opening.open_image(bytes(png), what=what).image.convert("RGBA"))
 
 
 def find_tarballs(folder: Path, names: Sequence[str]) -> dict[str, Path]:

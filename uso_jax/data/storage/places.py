@@ -14,6 +14,7 @@ from typing import Any
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.storage import urls
 from uso_jax.images import decode as images
+from uso_jax.images import opening
 
 _HEADER = 1 << 16  # bytes read first to find the size of an image
 _ZIP_HEADER = 30
@@ -86,8 +87,8 @@ class Place:
         if self.row < 0 and self.unpacked < 0:
             with contextlib.suppress(OSError, BadExample):
                 length = _HEADER if self.length < 0 else min(_HEADER, self.length)
-                return images.image_size(urls.read_bytes(self.file, self.start, length, part=True), what=str(self))
-        return images.image_size(self.read(), what=str(self))
+                return opening.image_size(urls.read_bytes(self.file, self.start, length, part=True), what=str(self))
+        return opening.image_size(self.read(), what=str(self))
 
 
 def _inflate(place: Place) -> bytes:
