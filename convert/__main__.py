@@ -11,6 +11,7 @@ Files are recognised by their tensors, not by their names; several files of one 
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
@@ -23,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from uso_jax import weights
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.weights import quantization
 
@@ -164,14 +166,25 @@ def export(args: argparse.Namespace) -> None:
     texts = [{p.parent / name: text for name, text in o.beside.items()} for p, o in zip(paths, outputs, strict=True)]
     _check_places(target, single, [*paths, *(path for files in texts if not single for path in files)], args.overwrite)
     made = [] if single or target.exists() else [target]
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(locks.hold(path.parent, path.name))
+        _write_outputs(target, made, dtype, list(zip(outputs, paths, texts, strict=True)), single)
+
+
+def _write_outputs(
+    target: pathlib.Path,
+    made: list[pathlib.Path],
+    dtype: np.dtype | None,
+    files: list[tuple[Output, pathlib.Path, dict[pathlib.Path, str]]],
+    single: bool,
+) -> None:
     try:
-        for path in made:
-            path.mkdir()
-        for output, path, files in zip(outputs, paths, texts, strict=True):
+        for output, path, beside in files:
             size = sum((dtype or own).itemsize * int(np.prod(shape)) for own, shape in output.layout.values())
             with _bar(size, output.name) as bar:
                 exporting.write_output(output, path, dtype, bar)
-            for name, text in files.items() if not single else ():
+            for name, text in beside.items() if not single else ():
                 name.write_text(text, encoding="utf-8")
             size = inspecting.format_bytes(path.stat().st_size)
             print(f"{path}  {len(output.layout):,} tensors  {size}  ({output.title})")
@@ -179,7 +192,6 @@ def export(args: argparse.Namespace) -> None:
         for path in made:
             for file in path.iterdir() if path.is_dir() else ():
                 file.unlink()
-            path.rmdir()
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot write {target}: {error.strerror}; choose another place with --to") from error

@@ -10,6 +10,7 @@ import pathlib
 import shutil
 
 from uso_jax import weights
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")  # a folder with one of them holds a tokenizer
@@ -29,6 +30,11 @@ def copy_tokenizer(component: str, weights_file: pathlib.Path, directory: str | 
         return None
     target = weights.tokenizer(directory, component)
     temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
+    with locks.hold(target.parent, target.name):
+        return _copy(source, target, temporary, old)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path, temporary: pathlib.Path, old: pathlib.Path) -> pathlib.Path:
     try:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.styles import StyleEmbedding
@@ -42,6 +43,7 @@ class StyleLibrary:
         """
         if not _NAME.fullmatch(name):
             raise InputError("the name of a style is made of letters, digits, spaces, - and _; choose such a name")
-        if name in self.names():
-            raise InputError(f"style {name!r} exists already; choose another name")
-        style_files.write_style(self.folder / f"{name}.safetensors", style)
+        with locks.hold(self.folder, name):
+            if name in self.names():
+                raise InputError(f"style {name!r} exists already; choose another name")
+            style_files.write_style(self.folder / f"{name}.safetensors", style)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uso_jax.commands.option_flags import add_option_flags, given_options
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.evaluation import benchmark as benchmarks
 from uso_jax.evaluation import generation
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.to = pathlib.Path(args.to)
     if re.search(r"[/\\]|^\.|^$", getattr(args, "model", "x")):
         raise InputError(f"--model {args.model!r} names a folder in --to, so it has no slash and no leading dot")
-    sys.exit({"prepare": _prepare, "generate": _generate, "score": _score, "report": _report}[args.stage](args))
+    stage = {"prepare": _prepare, "generate": _generate, "score": _score, "report": _report}[args.stage]
+    # Models are independent: each has a folder, and so a lock.
+    with locks.hold(args.to / getattr(args, "model", "")):
+        code = stage(args)
+    sys.exit(code)
 
 
 def _prepare(args: argparse.Namespace) -> int:

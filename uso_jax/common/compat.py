@@ -36,6 +36,13 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
+def lock_host() -> str:
+    """Return the name of this host as filelock writes it into lock files; it tells containers of one host apart."""
+    from filelock._identity import host_name
+
+    return host_name()
+
+
 @contextlib.contextmanager
 def _absent(name: str) -> Iterator[None]:
     """Let imports of a package fail as if it were not installed, unless it has been imported already."""

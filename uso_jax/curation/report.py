@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uso_jax.common import atomic_files
-from uso_jax.common.errors import BadExample, InputError
+from uso_jax.common import atomic_files, locks
+from uso_jax.common.errors import BadExample
 from uso_jax.curation import selection
 from uso_jax.curation.config import KeepConfig
 from uso_jax.curation.selection import FILTERS, Decision
@@ -93,12 +93,9 @@ def write_report(folder: Folder, keep: KeepConfig, sample: int = 24) -> list[Dec
     decisions = selection.decide(folder, keep)
     where = folder.path / "report"
     lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in decisions)
-    try:
-        where.mkdir(exist_ok=True)
+    with locks.hold(where), atomic_files.explained(where, "free some space."):
         atomic_files.write_file(where / "decisions.jsonl", lines)
         atomic_files.write_file(where / "index.html", _page(folder, keep, decisions, sample))
-    except OSError as error:
-        raise InputError(f"cannot write {where}: {error.strerror}.") from error
     return decisions
 
 

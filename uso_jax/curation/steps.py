@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 from uso_jax.curation import captions
 from uso_jax.curation.config import CurationConfig
@@ -46,8 +47,14 @@ def run_step(
     """
     if not 0 <= process[0] < process[1]:
         raise InputError(f"process {process[0]}/{process[1]} must be from 0/N to N-1/N.")
+    with locks.hold(path, share=process):
+        return _run_step(name, config, spec, Path(path), process, retry)
+
+
+def _run_step(
+    name: str, config: CurationConfig, spec: Mapping[str, Any], path: Path, process: tuple[int, int], retry: bool
+) -> Folder:
     again = lambda row: retry and "failed" in row
-    path = Path(path)
     if name == "captions":
         source = _open(spec)
         total = min(len(source), config.limit or len(source))

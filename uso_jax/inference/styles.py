@@ -22,7 +22,7 @@ import safetensors
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, locks
 from uso_jax.common.errors import InputError
 
 FORMAT = "uso_jax style 1"
@@ -67,8 +67,7 @@ def write_style(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path
     images = json.dumps(list(style.images), ensure_ascii=False)
     metadata = {"format": FORMAT, "tower": style.tower, "images": images}
     data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
-    with atomic_files.explained(f"style {path}", "choose another place"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.hold(path.parent, path.name), atomic_files.explained(f"style {path}", "choose another place"):
         atomic_files.write_file(path, data)
     return path
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from tqdm import tqdm
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, locks
 from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding
 from uso_jax.training import preflight
@@ -42,6 +42,13 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
       Stopped: SIGTERM came, and a checkpoint is written.
     """
     workdir = pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        preflight.check_workdir(workdir)
+        lock = stack.enter_context(locks.hold(workdir)) if jax.process_index() == 0 else None
+        return _fit(config, workdir, lock, stack)
+
+
+def _fit(config: TrainConfig, workdir: pathlib.Path, lock: locks.Lock | None, stack: contextlib.ExitStack) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     system = preflight.check(config, mesh, workdir)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
@@ -51,35 +58,35 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     trained = set().union(*lr_multipliers)
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
-    with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)
-        resume = Resume(config, system, shardings, trained, checkpoints, workdir)
-        latest, record, saved = resume.newest() or (0, RunRecord(config.fingerprint()), None)
-        if record.is_finished(config.run_stages):
-            return _write_summary(config, record, workdir)
-        run = Run(
-            config=config,
-            system=system,
-            mesh=mesh,
-            shardings=shardings,
-            trained=trained,
-            workdir=workdir,
-            checkpoints=checkpoints,
-            metrics=Metrics(workdir, latest),
-            speed=Speed(workdir, record.productive_seconds),
-            watchdog=stack.enter_context(contextlib.closing(Watchdog(config.guard.watchdog_seconds))),
-            stop=stack.enter_context(contextlib.closing(StopRequest())),
-            profile=ProfileWindow(config.profile, workdir / "profile"),
-            record=record,
-        )
-        stack.callback(checkpoints.close)  # first while the watchdog still watches: a save in progress may hang
-        stack.callback(run.metrics.close)
-        stack.callback(run.profile.close)
-        stack.enter_context(_explain_full_disk(workdir))
-        with jax.set_mesh(mesh):
-            _train(run, resume, lr_multipliers, saved)
-        checkpoints.wait()
-        return _write_summary(config, run.record, workdir)
+    stack.callback(checkpoints.close)
+    resume = Resume(config, system, shardings, trained, checkpoints, workdir)
+    latest, record, saved = resume.newest() or (0, RunRecord(config.fingerprint()), None)
+    if record.is_finished(config.run_stages):
+        return _write_summary(config, record, workdir)
+    run = Run(
+        config=config,
+        system=system,
+        mesh=mesh,
+        shardings=shardings,
+        trained=trained,
+        workdir=workdir,
+        lock=lock,
+        checkpoints=checkpoints,
+        metrics=Metrics(workdir, latest),
+        speed=Speed(workdir, record.productive_seconds),
+        watchdog=stack.enter_context(contextlib.closing(Watchdog(config.guard.watchdog_seconds))),
+        stop=stack.enter_context(contextlib.closing(StopRequest())),
+        profile=ProfileWindow(config.profile, workdir / "profile"),
+        record=record,
+    )
+    stack.callback(checkpoints.close)  # first while the watchdog still watches: a save in progress may hang
+    stack.callback(run.metrics.close)
+    stack.callback(run.profile.close)
+    stack.enter_context(_explain_full_disk(workdir))
+    with jax.set_mesh(mesh):
+        _train(run, resume, lr_multipliers, saved)
+    checkpoints.wait()
+    return _write_summary(config, run.record, workdir)
 
 
 def _train(run: Run, resume: Resume, lr_multipliers: Sequence[dict[str, float]], saved: dict | None) -> None:

@@ -67,6 +67,8 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
             run.profile.after(offset + step, values)
             run.watchdog.beat(f"after step {offset + step}, stage {stage.name!r}")
             run.checkpoints.check()
+            if run.lock is not None:
+                run.lock.check()
             info = StepInfo(step, position, asked=run.stop.came(offset + step), last=step == stage.steps)
             pausing = any(hook.blocking and hook.is_due(info) for hook in hooks)
             if pausing:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uso_jax import mini, weights
-from uso_jax.common import progress
+from uso_jax.common import locks, progress
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data import features
 from uso_jax.data.buckets import share_out
@@ -110,6 +110,20 @@ def precompute(
         raise InputError(
             f"shard_size {shard_size} must be positive, and process {process[0]}/{process[1]} be 0/N to N-1/N."
         )
+    with locks.hold(path, share=process):
+        return _encode(config, stage, split, path, source, shard_size, process, dtype)
+
+
+def _encode(
+    config: TrainConfig,
+    stage: StageConfig,
+    split: str,
+    path: pathlib.Path,
+    source: TripletSource,
+    shard_size: int,
+    process: tuple[int, int],
+    dtype: str,
+) -> int:
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
     config = override(config, {"model.quantization": ""})  # encoders alone fit, and are the same for every run
     full = USO(config.system)

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from jax.sharding import Mesh, NamedSharding
 
+from uso_jax.common.locks import Lock
 from uso_jax.models.uso import USO
 from uso_jax.params import Params
 from uso_jax.training.checkpoints import Checkpoints
@@ -31,6 +32,7 @@ class Run:
     shardings: dict[str, NamedSharding]  # by parameter path
     trained: set[str]  # parameters that any stage trains: float32, and in every checkpoint
     workdir: pathlib.Path
+    lock: Lock | None  # of the workdir; None in processes other than the first
     checkpoints: Checkpoints
     metrics: Metrics
     speed: Speed

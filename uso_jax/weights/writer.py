@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 from uso_jax.weights import safetensors_store
 from uso_jax.weights.manifest_text import FORMAT, format_struct, manifest_text
@@ -45,15 +46,12 @@ class Writer:
         self._resumable = origin is not None
         self._extents: dict[str, Extent] = {}
         self._written: dict[tuple[str, int], int] = {}  # path and first row of a piece -> its numbers
-        self._lock = None
+        self._lock = contextlib.ExitStack()
         self._owns_folder = False
-        self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> "Writer":
-        self._made = [path for path in self.target.parents if not path.exists()]
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock.enter_context(locks.hold(self.target.parent, self.component))
             self._owns_folder = True
             origin = self.folder / "origin.json"
             if self._resumable and origin.is_file() and origin.read_text(encoding="utf-8") == self._origin:
@@ -108,13 +106,7 @@ class Writer:
     def __exit__(self, kind, error, trace) -> None:
         if self._owns_folder and error is not None and not (isinstance(error, KeyboardInterrupt) and self._resumable):
             shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
-            with contextlib.suppress(OSError):
-                self._lock_path.unlink()
-        for path in self._made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        self._lock.close()
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, InputError):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
             raise InputError(
@@ -124,25 +116,8 @@ class Writer:
     # ------------------------------------------------------------------------------------------------ details
 
     @property
-    def _lock_path(self) -> pathlib.Path:
-        return self.target.with_name(f".{self.component}.lock")
-
-    @property
     def _journal(self) -> pathlib.Path:
         return self.folder / "written.txt"
-
-    def _take_lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the user must not start two imports into one place
-            return
-        lock = self._lock_path.open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise InputError(f"another process is writing {self.target}; wait for it to end") from error
-        self._lock = lock
 
     def _create_files(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

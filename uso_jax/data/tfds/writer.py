@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from uso_jax.common import locks
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.tfds.records import encode_example, sizes_file
 from uso_jax.data.triplet import TripletSource
@@ -99,7 +100,12 @@ def prepare(
     builder = Triplets(data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=name))
     builder.sources, builder.limit, builder.max_errors, builder.specs = sources, limit, max_errors, specs or {}
     download = tfds.download.DownloadConfig(try_download_gcs=False)
-    path = Path(builder.data_path)
+    with locks.hold(Path(builder.data_path).parent):
+        return _prepare(builder, download, beam_options)
+
+
+def _prepare(builder: Triplets, download: tfds.download.DownloadConfig, beam_options: Sequence[str]) -> Path:
+    path, specs = Path(builder.data_path), builder.specs
     if not specs or path.exists():
         builder.download_and_prepare(download_config=download, file_format="array_record")
         return path
@@ -111,10 +117,10 @@ def prepare(
         raise InputError('Apache Beam is not installed: pip install "uso_jax[beam]".') from error
     download.beam_options = PipelineOptions([*_BEAM, *beam_options])
     builder.download_and_prepare(download_config=download, file_format="array_record")
-    lost = [reason for split in sources for reason in beam.pop_lost(path, split)]
-    if len(lost) > max_errors:
+    lost = [reason for split in builder.sources for reason in beam.pop_lost(path, split)]
+    if len(lost) > builder.max_errors:
         shutil.rmtree(path)
-        raise _too_many(lost, max_errors)
+        raise _too_many(lost, builder.max_errors)
     return path
 
 
