@@ -14,7 +14,13 @@ import tiny
 from uso_jax.common import compat, locks
 from uso_jax.common.errors import InputError
 
-HOLD = "import sys, time; from uso_jax.common import locks\nwith locks.hold(sys.argv[1]): print(flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from uso_jax.common import locks
+with locks.hold(sys.argv[1]):
+    print(flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
