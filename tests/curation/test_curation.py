@@ -178,6 +178,18 @@ def test_a_judge_that_fails_makes_no_scores(made, tmp_path):
         assert ("judge" in row) is ("nonsense" not in rows[number]["failed"])
 
 
+def test_the_key_is_in_no_file_of_a_curation(made, tmp_path, monkeypatch, capfd):
+    secret = "sk-planted-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    folder = copy(made, tmp_path / "c")
+    turn = itertools.cycle([(400, {"error": f"bad key {secret}"}, {}), f"not the form {secret}", GOOD])
+    rows, _ = judged(folder, lambda body: next(turn), vlm__threads=1)
+    assert any("bad key [key]" in row.get("failed", "") for row in rows.values())
+    assert any("judge" in row for row in rows.values())
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert not written and secret not in "".join(capfd.readouterr())
+
+
 def test_only_what_passes_the_networks_is_judged(made, tmp_path):
     folder = copy(made, tmp_path / "c")
     scores = {number: row["style"] for number, row in folder.all_rows("score").items()}

@@ -3,6 +3,7 @@
 """The client of vision-language models: requests, cache, retries and failures; and judges that use it."""
 
 import base64
+import gzip
 import io
 import itertools
 import json
@@ -136,6 +137,101 @@ def test_refusals_and_mistakes():
             Vlm(**arguments)
 
 
+HOSTILE = {
+    "nested": b"[" * 100_000,
+    "surrogate": json.dumps(fake_vlm.message("half \ud83d")).encode(),
+    "nul": json.dumps(fake_vlm.message("a\0b")).encode(),
+    "number": b'{"choices": ' + b"9" * 5000 + b"}",
+    "list": b'{"choices": {"0": 1}}',
+    "latin": b'{"choices": "\xe9"}',
+    "bomb": gzip.compress(bytes(50 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_one_failed_question(name, tmp_path):
+    hostile = (200, HOSTILE[name], {"Content-Encoding": "gzip"} if name == "bomb" else {})
+    with fake_vlm.serve(lambda body: hostile if "bad" in fake_vlm.text_of(body) else "4") as endpoint:
+        vlm = Vlm("m", endpoint.url, cache=tmp_path / "answers.jsonl", tries=2, **QUICK)
+        with pytest.raises(VlmError) as error:
+            vlm.ask(["bad"], number)
+        assert error.value.kind == "nonsense" and vlm.ask(["good"], number) == 4
+    assert Vlm("m", cache=tmp_path / "answers.jsonl").ask(["good"], number) == 4
+
+
+def test_a_question_with_half_a_character_is_asked_and_kept(tmp_path):
+    with fake_vlm.serve(lambda body: "4") as endpoint:
+        assert Vlm("m", endpoint.url, cache=tmp_path / "c.jsonl", **QUICK).ask(["half \ud83d"], number) == 4
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_mistake_after_the_first_answer_ends_no_run():
+    with fake_vlm.serve(scripted("4", (401, {}, {}), (404, {}, {}), "3")) as endpoint:
+        vlm = Vlm("m", endpoint.url, **QUICK)
+        assert vlm.ask(["1"], number) == 4
+        for question in "23":
+            with pytest.raises(VlmError, match="status 40") as error:
+                vlm.ask([question])
+            assert error.value.kind == "refused"
+        assert vlm.ask(["4"], number) == 3
+    with fake_vlm.serve(lambda body: (307, b"", {"Location": "/v1/chat/completions"})) as endpoint:
+        with pytest.raises(VlmError, match="redirects"):
+            Vlm("m", endpoint.url, **QUICK).ask(["?"])
+        assert len(endpoint.asked) == 1
+
+
+def test_damaged_lines_of_the_cache_are_asked_again(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    with fake_vlm.serve(fake_vlm.text_of) as endpoint:
+        assert Vlm("m", endpoint.url, cache=cache, **QUICK).ask(["one"]) == "one"
+        whole = cache.read_bytes()
+        cache.write_bytes(b"[" * 50_000 + b"\n\xff\n\0\0\n{}\n[1]\n" + whole + b'{"key": "a", "answer": 3}\n{"key')
+        vlm = Vlm("m", endpoint.url, cache=cache, **QUICK)
+        assert [vlm.ask([text]) for text in ("one", "two")] == ["one", "two"] and len(endpoint.asked) == 2
+    assert [Vlm("m", cache=cache).ask([text]) for text in ("one", "two")] == ["one", "two"]
+
+
+def test_the_key_is_in_no_file_and_no_message(tmp_path, monkeypatch, capfd, caplog):
+    secret = "sk-planted-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    escaped = json.dumps(fake_vlm.message(f"You sent {secret}.")).replace("planted", "\\u0070lanted").encode()
+    said = []
+    for reply in (
+        f"You sent {secret}.",
+        (200, escaped, {}),
+        (400, {"error": secret}, {}),
+        (401, {"error": secret}, {}),
+    ):
+        with fake_vlm.serve(lambda body, reply=reply: reply) as endpoint:
+            vlm = Vlm("m", endpoint.url, cache=tmp_path / "c.jsonl", api_key=secret, tries=1, **QUICK)
+            judge = judges.open_judge(f"m@{endpoint.url}", tmp_path / "judge.jsonl")
+            for ask in (lambda text, vlm=vlm: vlm.ask([text]), lambda text, judge=judge: judge.ask([], text)):
+                try:
+                    said.append(ask(str(reply)[:9]))
+                except (VlmError, judges.NoAnswer, InputError) as error:
+                    said.append(str(error))
+        assert all(headers["Authorization"] == f"Bearer {secret}" for headers in endpoint.headers)
+    assert "You sent [key]." in said
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode()
+    assert written.count("You sent [key].") == 4
+    assert secret not in written + "".join(said) + "".join(capfd.readouterr()) + caplog.text
+
+
+@pytest.mark.parametrize("reply", [b'{"of": 3}', b"[" * 50_000, b"\xff", b"\0\0\0"])
+def test_damaged_stored_answers_are_named(reply, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    good = {"of": "a", "reply": "4", "judge": "m", "date": "2026-01-01"}
+    line = json.dumps(good).encode() + b"\n"
+    path.write_bytes(line + reply + b"\n")
+    with pytest.raises(InputError, match=r"judge\.jsonl line 2.*remove that line"):
+        judges.open_judge("replay", path)
+    for torn in (b"", b"{", b"\0" * 200_000):
+        path.write_bytes(line + torn)
+        assert judges.open_judge("replay", path).name == "m" and path.read_bytes() == line
+    path.write_bytes(b"{")
+    assert judges.open_judge("fake", path).record()["from"] is None and path.read_bytes() == b""
+
+
 def test_it_judges_for_the_evaluation(tmp_path):
     """Rounds are separate questions, answers are cached, and failures are not answers."""
     buffer = io.BytesIO()
@@ -153,6 +249,6 @@ def test_it_judges_for_the_evaluation(tmp_path):
     refuse = fake_vlm.serve(lambda body: (400, {"error": "no"}, {}))
     with refuse as endpoint, pytest.raises(judges.NoAnswer, match="refused"):
         judges.open_judge(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
-    for spec in ("qwen", "@http://x"):
+    for spec in ("qwen", "@http://x", "qwen@localhost:8000"):
         with pytest.raises(InputError, match="MODEL@URL"):
             judges.open_judge(spec, path)

@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--compat", action="store_true", help="the published scripts' quirks too")
     add("--any_size", action="store_true", help="take images of another size than the items'")
     add("--judge", metavar="SPEC", help="MODEL@URL of an endpoint, fake, or replay: kept answers")
+    add("--key_over_http", action="store_true", help="send the judge's key to another machine without encryption")
     add("--judge_prompts", metavar="JSON", help="file of texts for the judge, by name, in place of this project's")
     add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
     add("--texts", metavar="JSON", help="what a text reader saw in each image, see docs/evaluate.md")
@@ -173,7 +174,9 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
     return Tools(
         networks=networks,
-        vlm=judges.open_judge(args.judge, folder / "judge.jsonl") if args.judge else None,
+        vlm=judges.open_judge(args.judge, folder / "judge.jsonl", key_over_http=args.key_over_http)
+        if args.judge
+        else None,
         faces=faces.Embeddings.read(args.faces) if args.faces else None,
         reader=ocr.Reader.read(args.texts) if args.texts else None,
         prompts=_prompts(args.judge_prompts, vlm_prompts.TEXTS) if args.judge_prompts else {},

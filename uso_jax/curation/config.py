@@ -62,6 +62,7 @@ class VlmConfig:
     model: str = ""  # name of the model at the endpoint
     base_url: str = ""  # OpenAI-compatible endpoint, such as http://localhost:8000/v1; "": cached answers only
     key_env: str = "OPENAI_API_KEY"  # environment variable with the endpoint's key
+    key_over_http: bool = False  # send the key to another machine without encryption
     threads: int = 8  # questions at once
     timeout: float = 120.0  # seconds until a request counts as failed
     tries: int = 6  # requests before a question counts as failed
@@ -77,7 +78,7 @@ class VlmConfig:
         Raises:
           InputError: `model` is empty.
         """
-        names = ("timeout", "tries", "takes", "backoff", "max_tokens", "max_pixels")
+        names = ("key_over_http", "timeout", "tries", "takes", "backoff", "max_tokens", "max_pixels")
         options = {name: getattr(self, name) for name in names}
         if not self.model:
             raise InputError("this step asks a vision-language model: set --config.curation.vlm.model and .base_url.")

@@ -7,7 +7,7 @@
 
 All answers are cached in a JSON-lines file, including those that `parse` rejects. A question is never sent twice, so a
 run can be repeated from its cache alone, without an endpoint, with the same parsing failures. A missing answer raises
-`VlmError`; no value is substituted.
+`VlmError`; no value is substituted. The endpoint is not trusted (`uso_jax.common.http`), and its key is in no file.
 """
 
 import base64
@@ -19,14 +19,15 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
-import httpx
 import numpy as np
 import tenacity
 from PIL import Image
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.common.http import HttpAnswer, HttpError, HttpServer
 from uso_jax.images.reference import ImageLike, Reference
 
 Answer = TypeVar("Answer")
@@ -59,6 +60,7 @@ class Vlm:
         cache: str | pathlib.Path | None = None,
         replay: Sequence[str | pathlib.Path] = (),
         api_key: str | None = None,
+        key_over_http: bool = False,
         timeout: float = 60.0,
         tries: int = 5,
         takes: int = 3,
@@ -76,7 +78,8 @@ class Vlm:
           cache: JSON-lines file of answers, read now and appended to; None: no file.
           replay: further caches to read, such as those of other processes.
           api_key: sent as a bearer token; None or "" sends none.
-          timeout: seconds per try.
+          key_over_http: send the key unencrypted to other machines too; by default only over https or to this machine.
+          timeout: seconds per try, from the connection to the last byte of the answer.
           tries: requests per answer when the endpoint times out, is busy or is unreachable.
           takes: answers to sample before one that cannot be parsed counts as nonsense.
           backoff: seconds before the second try, doubled for each further try, with jitter. A longer Retry-After from
@@ -87,21 +90,18 @@ class Vlm:
           max_pixels: larger images are downscaled to this many pixels.
 
         Raises:
-          InputError: an argument is empty or out of range.
+          InputError: an argument is empty or out of range, or the key would cross a network unencrypted.
         """
         if not model:
             raise InputError("model is empty; set it to the model's name at the endpoint")
-        if base_url and not base_url.startswith(("http://", "https://")):
-            raise InputError(f"endpoint {base_url!r} must begin with http:// or https://")
         if min(tries, takes, max_tokens, max_pixels) < 1 or timeout <= 0:
             raise InputError("tries, takes, max_tokens, max_pixels and timeout must be positive")
         self.model, self.max_pixels, self.takes = model, max_pixels, takes
         self._options = dict(max_tokens=max_tokens, temperature=temperature)
+        options = dict(key=api_key, key_over_http=key_over_http, timeout=timeout)
+        self._server = HttpServer(base_url, **options) if base_url else None
+        self._has_answered = False
         self._cache = _Cache(None if cache is None else pathlib.Path(cache), list(map(pathlib.Path, replay)))
-        self._client = None
-        if base_url:
-            headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-            self._client = httpx.Client(base_url=base_url.rstrip("/") + "/", timeout=timeout, headers=headers)
         jitter = tenacity.wait_exponential_jitter(multiplier=backoff, max=longest_wait, jitter=backoff)
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(tries),
@@ -129,7 +129,7 @@ class Vlm:
 
         Raises:
           VlmError: no answer could be obtained or parsed.
-          InputError: the endpoint rejects the key, the address or the model, or an image cannot be read.
+          InputError: the endpoint rejects the key, the address or the model at once, or an image cannot be read.
         """
         pieces = [
             part if isinstance(part, str | bytes) else _shrunk(Reference.of(part).pixels, self.max_pixels)
@@ -147,9 +147,7 @@ class Vlm:
         raise VlmError("nonsense", f"no usable answer in {self.takes} takes ({last}); the last: {answer[:200]!r}")
 
     def close(self) -> None:
-        """Close connections. The cache needs no closing: every answer is written at once."""
-        if self._client is not None:
-            self._client.close()
+        """Do nothing: a connection ends with its request, and every answer is written at once."""
 
     def _answer(self, pieces: list[Any], options: dict[str, Any]) -> str:
         described = [piece if isinstance(piece, str) else _digest(piece) for piece in pieces]
@@ -157,7 +155,7 @@ class Vlm:
         key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
         if (known := self._cache.get(key)) is not None:
             return known
-        if self._client is None:
+        if self._server is None:
             raise VlmError("missing", "the answer is not in the cache, and there is no endpoint to ask")
         content = [_text(piece) if isinstance(piece, str) else _image(piece) for piece in pieces]
         message = dict(model=self.model, messages=[dict(role="user", content=content)], **options)
@@ -171,25 +169,26 @@ class Vlm:
     def _send(self, message: dict[str, Any]) -> str:
         """Send one request; raise `_Again` if it may be retried."""
         try:
-            response = self._client.post("chat/completions", json=message)
-        except httpx.TimeoutException as error:
-            raise _Again("timeout", f"no answer in time ({type(error).__name__})") from error
-        except httpx.TransportError as error:
-            raise _Again("unreachable", f"the endpoint cannot be reached ({error})") from error
-        status = response.status_code
-        if status in _BUSY:
-            raise _Again("busy", f"the endpoint is busy or failing (status {status})", _retry_after(response))
-        if status in _MISTAKES:
-            raise InputError(f"{self._client.base_url} returns status {status}: {_MISTAKES[status]}")
-        if status != 200:
-            raise VlmError("refused", f"the endpoint rejects the question (status {status}: {response.text[:200]!r})")
+            found = self._server.post("chat/completions", message)
+        except HttpError as error:
+            raise _Again(error.kind, f"the endpoint gives no answer: {error}") from error
+        if found.status in _BUSY:
+            raise _Again("busy", f"the endpoint is busy or failing (status {found.status})", found.retry_after)
+        # After the first answer it is a failure of one question: a long run goes on.
+        if found.status in _MISTAKES and not self._has_answered:
+            raise InputError(f"{self._server.address} returns status {found.status}: {_MISTAKES[found.status]}")
+        if 300 <= found.status < 400:
+            raise VlmError("refused", f"the endpoint redirects (status {found.status}), which is not followed")
+        if found.status != 200:
+            raise VlmError("refused", f"the endpoint rejects the question (status {found.status}: {_shown(found)})")
         try:
-            answer = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise _Again("nonsense", f"the endpoint returns no message: {response.text[:200]!r}") from error
+            answer = untrusted.json(found.text, dict, "the answer")["choices"][0]["message"]["content"]
+        except (InputError, LookupError, TypeError) as error:
+            raise _Again("nonsense", f"the endpoint returns no message ({error}): {_shown(found)}") from error
         if not isinstance(answer, str) or not answer.strip():
-            raise _Again("nonsense", f"the endpoint returns an empty message: {response.text[:200]!r}")
-        return answer
+            raise _Again("nonsense", f"the endpoint returns an empty message: {_shown(found)}")
+        self._has_answered = True
+        return self._server.hide_key(answer)  # in the JSON it may have been escaped
 
 
 class _Again(Exception):
@@ -200,6 +199,11 @@ class _Again(Exception):
         self.kind, self.retry_after = kind, retry_after
 
 
+class _Stored(TypedDict):
+    key: str
+    answer: str
+
+
 class _Cache:
     """Answers by the digest of their question, one JSON line each; an interrupted write loses at most the last line."""
 
@@ -208,24 +212,26 @@ class _Cache:
         for other in others:
             self._read(other)
         if path is not None:
-            data = self._read(path)
-            self._torn = bool(data) and not data.endswith(b"\n")
+            self._torn = self._read(path)
 
-    def _read(self, path: pathlib.Path) -> bytes:
+    def _read(self, path: pathlib.Path) -> bool:
+        """Read the answers of a file. Return whether its last line is torn."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
+            if not path.exists():
+                return False
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                torn = file.read() not in (b"", b"\n")
         except OSError as error:
             raise InputError(
                 f"cannot read the answer cache {path} ({error.strerror}); check its permissions"
             ) from error
-        for line in data.splitlines():
-            try:
-                record = json.loads(line)
-                self._known[record["key"]] = str(record["answer"])
-            except (ValueError, LookupError, TypeError):
-                continue  # an interrupted write: that question is asked again
-        return data
+        # A damaged line, such as an interrupted write, is skipped: its question is asked again.
+        for _, record in untrusted.json_lines(path, _Stored, damaged=lambda error: None):
+            self._known[record["key"]] = record["answer"]
+        return torn
 
     def get(self, key: str) -> str | None:
         return self._known.get(key)
@@ -237,7 +243,8 @@ class _Cache:
             if self._path is None:
                 return
             # A single write keeps lines of concurrent processes apart.
-            data = ("\n" * self._torn + line + "\n").encode()
+            # A question with half of a surrogate pair: its escape is valid JSON.
+            data = ("\n" * self._torn + line + "\n").encode("utf-8", "backslashreplace")
             self._torn = False
             try:
                 file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -249,11 +256,8 @@ class _Cache:
                 raise InputError(f"cannot write the answer cache {self._path} ({error.strerror})") from error
 
 
-def _retry_after(response: httpx.Response) -> float:
-    try:
-        return max(float(response.headers.get("Retry-After", 0)), 0.0)
-    except ValueError:
-        return 0.0  # a date, which is rare: use the back-off
+def _shown(found: HttpAnswer) -> str:
+    return repr(found.text[:200])
 
 
 def _shrunk(pixels: np.ndarray, max_pixels: int) -> np.ndarray:

@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import read_json_lines
 from uso_jax.vlm.client import Vlm, VlmError
 
 
@@ -68,12 +69,8 @@ class CachedJudge:
         self._dates: list[str] = []
         names = set()
         if path.exists():
-            data = path.read_bytes()
-            if not data.endswith(b"\n"):  # an interrupted write
-                path.write_bytes(data[: data.rfind(b"\n") + 1])
-            for number, line in read_json_lines(path, ""):
-                if not all(isinstance(line.get(name), str) for name in ("of", "reply", "judge", "date")):
-                    raise InputError(f"{path} line {number} is not a judge's answer; remove that line")
+            _drop_torn_line(path)
+            for _, line in untrusted.json_lines(path, _Stored, remedy="remove that line"):
                 self._kept[line["of"]] = line["reply"]
                 names.add(line["judge"])
                 self._dates.append(line["date"])
@@ -108,14 +105,41 @@ class CachedJudge:
         with self._lock:
             self._kept[of] = reply
             self._dates.append(date)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise InputError(f"cannot write the answer to {self.path} ({error.strerror})") from error
         return reply
 
     def record(self) -> dict[str, Any]:
         """Return the judge's name and the dates of its first and last answer, as JSON."""
         return {"model": self.name, "from": min(self._dates, default=None), "to": max(self._dates, default=None)}
+
+
+class _Stored(TypedDict):
+    of: str
+    reply: str
+    judge: str
+    date: str
+
+
+def _drop_torn_line(path: pathlib.Path) -> None:
+    """Cut off a last line without its end, which an interrupted write left."""
+    try:
+        with path.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            size = 1 << 16
+            for start in range(end - size, -size, -size):
+                file.seek(max(start, 0))
+                found = file.read(min(size, start + size)).rfind(b"\n")
+                if found >= 0:
+                    file.truncate(max(start, 0) + found + 1)
+                    return
+            file.truncate(0)
+    except OSError as error:
+        raise InputError(f"cannot open the stored answers {path} ({error.strerror}); check its permissions") from error
 
 
 class FakeJudge:
@@ -137,9 +161,10 @@ class FakeJudge:
 class EndpointJudge:
     """A judge behind an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY."""
 
-    def __init__(self, model: str, base_url: str):
+    def __init__(self, model: str, base_url: str, *, key_over_http: bool = False):
         # One take: an answer that cannot be parsed is stored as this judge's answer.
-        self.name, self._vlm = model, Vlm(model, base_url, takes=1, api_key=os.environ.get("OPENAI_API_KEY"))
+        key = os.environ.get("OPENAI_API_KEY")
+        self.name, self._vlm = model, Vlm(model, base_url, takes=1, api_key=key, key_over_http=key_over_http)
 
     def __call__(
         self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
@@ -151,21 +176,24 @@ class EndpointJudge:
             raise NoAnswer(f"{error.kind}: {error}") from error
 
 
-def open_judge(spec: str, path: pathlib.Path) -> CachedJudge:
+def open_judge(spec: str, path: pathlib.Path, *, key_over_http: bool = False) -> CachedJudge:
     """Return the judge that --judge names: "MODEL@URL", "fake", or "replay" for stored answers only.
 
     Args:
       spec: the value of --judge.
       path: file of stored answers.
+      key_over_http: send the key unencrypted to an endpoint on another machine.
 
     Raises:
-      InputError: `spec` has another form, or the stored answers are damaged.
+      InputError: `spec` has another form, the stored answers are damaged, or the key would be sent unencrypted.
     """
     if spec == "replay":
         return CachedJudge(path, None)
     if spec == "fake":
         return CachedJudge(path, FakeJudge())
-    model, at, url = spec.rpartition("@")
-    if not at or not model:
-        raise InputError(f"--judge {spec!r} is unknown; use MODEL@URL of an endpoint, fake or replay")
-    return CachedJudge(path, EndpointJudge(model, url))
+    found = re.fullmatch(r"(.+?)@(https?://.*)", spec)  # a model's name may contain an @, and so may a URL
+    if not found:
+        raise InputError(
+            f"--judge {spec!r} is unknown; use MODEL@URL of an endpoint at http:// or https://, fake or replay"
+        )
+    return CachedJudge(path, EndpointJudge(*found.groups(), key_over_http=key_over_http))
