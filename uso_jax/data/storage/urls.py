@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Access to local files and URLs (through fsspec), and checks of relative names."""
 
+import contextlib
 import io
 import os
+import pathlib
+import stat
+from collections.abc import Callable, Iterator
 
 import fsspec
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import BadExample, InputError
 
 MAX_BYTES = 1 << 28  # limit of one image file, before and after decompression
@@ -51,10 +56,13 @@ def open_binary(path: str) -> io.IOBase:
     """Open a local or remote file for reading.
 
     Raises:
-      InputError: it is missing or cannot be read.
+      InputError: it is missing, is no regular file, or cannot be read.
     """
     try:
-        return fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb")
+        if not is_url(path):
+            return _open_local(path)
+        with _store_errors():
+            return fsspec.open(path, "rb").open()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path.") from None
     except ImportError as error:
@@ -67,36 +75,46 @@ def read_text(path: str) -> str:
     """Read a local or remote UTF-8 text file.
 
     Raises:
-      InputError: it is missing, cannot be read, or is not UTF-8.
+      InputError: it is missing, cannot be read, is too large, or is not UTF-8.
     """
+    if not is_url(path):
+        return untrusted.text(pathlib.Path(path), limit=untrusted.LIST_LIMIT)
     with open_binary(path) as file:
         try:
-            return file.read().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not readable text ({error}): save it as UTF-8.") from error
+            with _store_errors():
+                found = file.read(untrusted.LIST_LIMIT + 1)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error}): try again later.") from error
+    return untrusted.text(found, path, limit=untrusted.LIST_LIMIT)
 
 
 def is_folder(path: str) -> bool:
     """Return whether a local or remote folder exists."""
-    if not is_url(path):
-        return os.path.isdir(path)
-    system, inner = filesystem(path)
-    return system.isdir(inner)
+    return _ask(path, os.path.isdir, "isdir")
 
 
 def exists(path: str) -> bool:
     """Return whether a local or remote file or folder exists."""
+    return _ask(path, os.path.exists, "exists")
+
+
+def _ask(path: str, local: Callable[[str], bool], remote: str) -> bool:
     if not is_url(path):
-        return os.path.exists(path)
+        return local(path)
     system, inner = filesystem(path)
-    return system.exists(inner)
+    try:
+        with _store_errors():
+            return getattr(system, remote)(inner)
+    except OSError as error:
+        raise InputError(f"{path} cannot be reached ({error}): check the address, or try again later.") from error
 
 
 def filesystem(path: str):
     """Return fsspec's file system of a URL and the path in it."""
     try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
+        with _store_errors():
+            return fsspec.core.url_to_fs(path)
+    except (ImportError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be opened ({error}).") from error
 
 
@@ -118,9 +136,10 @@ def read_bytes(path: str, start: int = 0, length: int = -1, part: bool = False) 
     if is_url(path):
         system, inner = filesystem(path)
         end = start + (length if length >= 0 else MAX_BYTES + 1)
-        data = system.cat_file(inner, start=start or None, end=end)
+        with _store_errors():
+            data = system.cat_file(inner, start=start or None, end=end)
     else:
-        with open(path, "rb") as file:
+        with _open_local(path) as file:
             file.seek(start)
             data = file.read(length if length >= 0 else MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -128,3 +147,20 @@ def read_bytes(path: str, start: int = 0, length: int = -1, part: bool = False) 
     if len(data) < length and not part:
         raise BadExample(f"{path} ends before byte {start + length}: it is truncated, copy it again.")
     return data
+
+
+def _open_local(path: str) -> io.BufferedReader:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
+        raise OSError("it is not a file")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    """Raise the errors of stores as OSError: each store's library has classes for its failed requests."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

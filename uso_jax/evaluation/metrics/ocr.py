@@ -9,7 +9,6 @@ Source: PosterMaker (arXiv 2504.06632) for both figures.
 """
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
-from uso_jax.common.errors import InputError
+from uso_jax.common import untrusted
 from uso_jax.evaluation.gallery import Sample
 from uso_jax.evaluation.metrics.base import Metric, Tools
 from uso_jax.evaluation.score_log import Failed, Result
@@ -37,15 +36,10 @@ class Reader:
         Raises:
           InputError: the file is not readable or has another form.
         """
-        try:
-            data = pathlib.Path(path).read_bytes()
-            found = json.loads(data)
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"--texts {path} is not readable JSON ({error})") from error
-        lines = lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value)
-        if not isinstance(found, dict) or not all(map(lines, found.values())):
-            raise InputError(f"--texts {path} must be a JSON object of lists of lines; see docs/evaluate.md")
-        return cls(found, hashlib.sha256(data).hexdigest()[:16])
+        gone = f"--texts {path} is not readable JSON: it does not exist"
+        data = untrusted.text(pathlib.Path(path), f"--texts {path}", missing=gone)
+        found = untrusted.json(data, dict[str, list[str]], f"--texts {path}", remedy="see docs/evaluate.md")
+        return cls(found, hashlib.sha256(data.encode()).hexdigest()[:16])
 
 
 def compare(wanted: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
