@@ -27,6 +27,10 @@ VALUES = st.recursive(
 CHECKED = settings(deadline=None, max_examples=60, derandomize=True)
 
 
+def items(*args, **kwargs):
+    return [item for _, item in untrusted.json_items(*args, **kwargs)]
+
+
 class Row(TypedDict):
     key: str
     score: NotRequired[float]
@@ -48,13 +52,13 @@ def test_json_lines_end_at_line_feeds_only(tmp_path_factory, texts, end, mark):
     path.write_bytes(b"\xef\xbb\xbf" * mark + data.encode())
     expected = [{"text": text} for text in texts]
     assert [value for _, value in untrusted.json_lines(path)] == expected
-    assert untrusted.json_list(path) == expected
+    assert items(path) == expected
 
 
 @CHECKED
 @given(st.binary(max_size=60))
 def test_bytes_are_a_value_or_one_sentence(data):
-    for read in (untrusted.text, untrusted.json, untrusted.json_list):
+    for read in (untrusted.text, untrusted.json, items):
         try:
             read(data, where="a.json")
         except InputError as error:
@@ -88,7 +92,7 @@ def test_damages_of_json(tmp_path, name):
     data, words = DAMAGES[name]
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    for read in (untrusted.json, untrusted.json_list):
+    for read in (untrusted.json, items):
         with pytest.raises(InputError, match=rf"a\.json.*({words}).*; write it again") as caught:
             read(path, remedy="write it again")
         assert "\n" not in str(caught.value)
@@ -147,15 +151,15 @@ def test_a_list_is_one_by_its_content(tmp_path):
     path = tmp_path / "a.json"
     for data in (b'[{"a": 1}, {"a": 2}]', b'{"a": 1}\r\n\r\n{"a": 2}\r\n', b'\xef\xbb\xbf{"a": 1}\n{"a": 2}'):
         path.write_bytes(data)
-        assert untrusted.json_list(path) == [{"a": 1}, {"a": 2}]
+        assert items(path) == [{"a": 1}, {"a": 2}]
     path.write_bytes(b'{\n "a": {\n  "b": 1}\n}\n')
-    assert untrusted.json_list(path) == [{"a": {"b": 1}}]
+    assert items(path) == [{"a": {"b": 1}}]
     path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 3}\n')
     with pytest.raises(InputError, match=r"a\.json line 2 is not valid JSON"):
-        untrusted.json_list(path)
+        items(path)
     path.write_bytes(b'[{"a": 1}, 2]')
     with pytest.raises(InputError, match=r"a\.json, item 1: 2 is not an object"):
-        untrusted.json_list(path)
+        items(path)
 
 
 def test_damaged_lines_are_told_and_skipped(tmp_path):

@@ -6,7 +6,7 @@
     untrusted.json(path, dict[str, float], remedy="...")         a JSON file
     untrusted.json(answer, _Answer, "the judge's answer")        JSON text
     untrusted.json_lines(path, _Row)                             a log, one JSON value a line
-    untrusted.json_list(path)                                    items, as a JSON list or one a line
+    untrusted.json_items(path)                                   items, as a JSON list or one a line
 
 A source is a path (`pathlib.Path`), bytes, or text that was decoded already (`str`). Text is UTF-8, with or without a
 byte order mark, and lines end at "\\n" or "\\r\\n" only. A schema is an annotation: a scalar, `dict`, `list`,
@@ -124,7 +124,7 @@ def json_lines(
             yield number, value
 
 
-def json_list(
+def json_items(
     source: Source,
     schema: type[T] | Any = dict,
     where: str = "",
@@ -132,26 +132,30 @@ def json_list(
     missing: str = "",
     remedy: str = _REMEDY,
     limit: int = LIST_LIMIT,
-) -> list[T]:
-    """Return the items of a JSON list, or of JSON lines, whatever the file is called; one object is a list of one.
+    nan: bool = False,
+) -> Iterator[tuple[str, T]]:
+    """Yield (location, item) for the items of a JSON list, or of JSON lines, whatever the file is called.
+
+    One object is a list of one, an empty one of none. A location is "a.json, item 0" or "a.json line 1".
 
     Raises:
-      InputError: see `json`; `schema` is that of one item, and the message names its line or its number from 0.
+      InputError: see `json`; `schema` is that of one item.
     """
     where = where or _name(source)
     found = text(source, where, missing=missing, remedy=remedy, limit=limit)
     if not found.lstrip().startswith("{"):
-        items = _checked(_parsed(found, where, remedy, False), list, where, remedy)
-        return [_checked(item, schema, f"{where}, item {number}", remedy) for number, item in enumerate(items)]
+        for number, item in enumerate(_checked(_parsed(found, where, remedy, nan), list, where, remedy)):
+            yield f"{where}, item {number}", _checked(item, schema, f"{where}, item {number}", remedy)
+        return
     first, _, rest = found.lstrip().partition("\n")
     if not rest.strip() or not _is_json(first):  # one object, perhaps over several lines
-        return [_checked(_parsed(found, where, remedy, False), schema, where, remedy)]
-    items = []
+        if item := _parsed(found, where, remedy, nan):
+            yield f"{where}, item 0", _checked(item, schema, f"{where}, item 0", remedy)
+        return
     for number, line in enumerate(found.split("\n"), 1):
         if line.strip():
             there = f"{where} line {number}"
-            items.append(_checked(_parsed(line, there, remedy, False), schema, there, remedy))
-    return items
+            yield there, _checked(_parsed(line, there, remedy, nan), schema, there, remedy)
 
 
 def lines(found: str) -> list[str]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of items that name image files, as JSON or with one item per line (.jsonl).
+"""Lists of items that name image files, as a JSON list or with one item per line, whatever the file is called.
 
     json      {"prompt": "a cat", "content": "a.png", "styles": ["b.png"], "target": "c.png", "layout": "shifted"}
               or, in upstream's form, {"prompt": "a cat", "image_paths": ["a.png", "b.png"], "image_tgt_path": "c.png"}
@@ -8,16 +8,18 @@
     uso_eval  {"prompt": "a cat", "image_paths": ["a.png" or "", "b.png"], "save_dir": "name"}
 
 In USO's files the first of `image_paths` is the content ("" means none) and the others are styles; in UNO's all are
-subjects. Paths are relative to the directory of the JSON file, or to `root`. "layout" defaults to preserved for an
-empty prompt and to shifted otherwise.
+subjects. Paths are relative to the directory of the JSON file, or to `root`; backslashes separate folders too. "layout"
+defaults to preserved for an empty prompt and to shifted otherwise. `uso_eval` also reads the config.json of upstream's
+examples, with "image_ref1" and so on.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.common.upstream_items import with_image_paths
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.data.storage import urls
 from uso_jax.data.storage.places import Place
@@ -25,14 +27,14 @@ from uso_jax.data.triplet import check_words
 
 OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
 UNO_KEYS = {"prompt", "image_paths", "image_path", "image_tgt_path"}
-EVAL_KEYS = {"prompt", "image_paths", "save_dir"}
+EVAL_KEYS = {"prompt", "image_paths", "save_dir", "seed"}
 
 
 def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
     """Read a list in this project's form; items in upstream's form are accepted too."""
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load_list(path)):
-        yield own_item(item, number, folder, f"{path}, item {number}")
+    for number, (where, item) in enumerate(read_items(path)):
+        yield own_item(item, number, folder, where)
 
 
 def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Item | LeftOut]:
@@ -47,8 +49,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
     if several not in ("leave_out", "first"):
         raise InputError(f"several is {several!r}; use 'leave_out' or 'first'.")
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load_list(path)):
-        where = f"{path}, item {number}"
+    for number, (where, item) in enumerate(read_items(path)):
         values = _upstream(item, where)
         if values["styles"]:
             if several == "leave_out":
@@ -61,9 +62,8 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
 def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
     """Read USO's list of images to generate. Targets are the generated images in the directory `pictures`, if set."""
     folder = root or urls.parent(str(path))
-    for number, item in enumerate(load_list(path)):
-        where = f"{path}, item {number}"
-        item = _object(item, where, EVAL_KEYS)
+    for number, (where, item) in enumerate(read_items(path)):
+        item = _object(with_image_paths(item, where) if isinstance(item, Mapping) else item, where, EVAL_KEYS)
         values = _references(item)
         values["layout"] = "shifted" if values["prompt"] else "preserved"
         name = item.get("save_dir", str(number))
@@ -73,28 +73,21 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
         yield _item(values, str(number), folder, where, made)
 
 
-def load_list(path: str | Path) -> list:
-    """Read a JSON list or a JSON Lines file.
+def read_items(path: str | Path, nan: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield (location, item) of a JSON list or of JSON lines; `nan` accepts NaN, which public score files hold.
 
     Raises:
       InputError: the file is missing, invalid or empty.
     """
-    path = str(path)
-    try:
-        text = urls.read_text(path)
-    except InputError as error:
-        missing = "does not exist" in str(error)
-        raise InputError(f"{path} does not exist: check the path of the triplets file.") if missing else error from None
-    try:
-        if path.endswith(".jsonl"):
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(items, list) or not items:
+    path, empty = str(path), True
+    if not urls.exists(path):
+        raise InputError(f"{path} does not exist: check the path of the triplets file.")
+    text = urls.read_text(path)
+    for pair in untrusted.json_items(text, Any, untrusted.printable(path), limit=untrusted.LIST_LIMIT, nan=nan):
+        empty = False
+        yield pair
+    if empty:
         raise InputError(f"{path} must contain a list with at least one item.")
-    return items
 
 
 def own_item(item: Any, number: int, folder: str, where: str) -> Item:

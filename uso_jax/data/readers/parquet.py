@@ -7,20 +7,25 @@
 Only prompt and target are required. File names are relative to the directory of the parquet file, or to `root`.
 """
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.data.readers.source import Item
+from uso_jax.common.untrusted import printable
+from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.data.storage import archives, places, urls
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import check_words
 
 
-def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
+def read_parquet(path: str | Path, root: str = "") -> Iterator[Item | LeftOut]:
     """Read one parquet file, or all in a folder."""
-    for file in archives.list_files(str(path), ".parquet"):
+    unused: list[str] = []
+    files = archives.list_files(str(path), ".parquet", unused)
+    yield from (LeftOut("not a .parquet file", name) for name in unused)
+    for file in files:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -29,7 +34,7 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item]:
         if missing := [name for name in ("prompt", "target") if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(names)}.")
         images = [n for n in names if n in ("target", "content", "style") or n.startswith("style_")]
-        folder, stem = root or urls.parent(file), file.rpartition("/")[2].removesuffix(".parquet")
+        folder, stem = root or urls.parent(file), printable(posixpath.splitext(file.rpartition("/")[2])[0])
         for batch in table.iter_batches(columns=[*images, *(n for n in ("prompt", "layout") if n in names)]):
             columns = {}
             for name in batch.schema.names:

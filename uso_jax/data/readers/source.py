@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from uso_jax.common import atomic_files, progress
+from uso_jax.common import atomic_files, progress, untrusted
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import Triplet, task_of
@@ -26,6 +26,7 @@ from uso_jax.images.decode import Fit
 
 _LOG = logging.getLogger("uso_jax.data")
 _KEPT_FROM = 10_000  # number of triplets from which measured image sizes are cached on disk
+_NAMED = 3  # skipped files of one reason that messages name
 _THREADS = 16  # for reading image headers, which is I/O-bound
 
 
@@ -47,9 +48,10 @@ class Item:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that a reader skips, with the reason. Rows are counted by reason."""
+    """A row or file that a reader skips, with the reason. They are counted by reason, and the first ones named."""
 
     reason: str
+    name: str = ""
 
 
 def both_ways(
@@ -71,6 +73,9 @@ class FileTriplets:
       path: of the data, for messages and keys.
       found: output of the reader.
 
+    Attributes:
+      left_out: number of skipped rows and files by reason.
+
     Raises:
       InputError: two items have the same key, or there are none.
     """
@@ -79,9 +84,12 @@ class FileTriplets:
         self.name, self.path = name, str(path)
         self.left_out: collections.Counter[str] = collections.Counter()
         rows, ends, keys = bytearray(), array("q", [0]), set()
+        names: dict[str, list[str]] = collections.defaultdict(list)
         for item in found:
             if isinstance(item, LeftOut):
                 self.left_out[item.reason] += 1
+                if item.name and len(names[item.reason]) < _NAMED:
+                    names[item.reason].append(untrusted.printable(item.name))
                 continue
             if item.key in keys:
                 raise InputError(f"{self.path}: two triplets have the key {item.key!r}; rename or remove one.")
@@ -90,10 +98,10 @@ class FileTriplets:
             ends.append(len(rows))
         self._rows, self._ends = bytes(rows), ends
         if not len(self):
-            lost = "; ".join(f"{count} rows skipped: {reason}" for reason, count in self.left_out.items())
+            lost = "; ".join(_told(reason, count, names[reason]) for reason, count in self.left_out.items())
             raise InputError(f"{self.path} has no usable triplet ({lost or 'it is empty'}).")
         for reason, count in self.left_out.items():
-            _LOG.warning("%s: %d rows skipped: %s", self.path, count, reason)
+            _LOG.warning("%s: %s", self.path, _told(reason, count, names[reason]))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -158,6 +166,11 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uso_jax"
 
 
+def _told(reason: str, count: int, names: Sequence[str]) -> str:
+    more = ", ..." if len(names) < count else ""
+    return f"{count} skipped: {reason}" + (f" ({', '.join(names)}{more})" if names else "")
+
+
 def _size(place: Place | None) -> tuple[int, int]:
     try:
         return (0, 0) if place is None else place.size()
@@ -168,11 +181,12 @@ def _size(place: Place | None) -> tuple[int, int]:
 def _pack(item: Item) -> bytes:
     place = lambda value: value and value.pack()
     values = [item.key, item.prompt, item.layout, place(item.content), [place(p) for p in item.styles]]
-    return json.dumps([*values, place(item.target), item.meta], ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps([*values, place(item.target), item.meta], ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogateescape")  # names of files may be any bytes
 
 
 def _unpack(row: bytes) -> Item:
-    key, prompt, layout, content, styles, target, meta = json.loads(row)
+    key, prompt, layout, content, styles, target, meta = json.loads(row.decode("utf-8", "surrogateescape"))
     return Item(
         key=key,
         prompt=prompt,

@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.data.storage import archives, urls
@@ -32,12 +33,14 @@ def read_stylebooth(
       styles: use the next stylised image of the same style as style image, with an empty prompt.
       table: file name of the table.
     """
-    files = archives.list_members(str(path))
+    files, used = archives.list_members(str(path)), set()
     found = [name for name in files if posixpath.basename(name) == table]
     if len(found) != 1:
         raise InputError(f"{path} holds {len(found)} files {table}, expected one: set table to the one to read.")
     folder = posixpath.dirname(found[0])
-    lines = files[found[0]].read().decode("utf-8-sig", "replace").splitlines()
+    where = f"{path}, {found[0]}"
+    lines = untrusted.lines(untrusted.text(files[found[0]].read(), where)) or [""]
+    used.add(found[0])
     if tuple(name.strip() for name in lines[0].split(",")[:5]) != HEADER:
         raise InputError(f"{path}: {found[0]} does not start with the columns {', '.join(HEADER)}.")
     rows, of_style = [], collections.defaultdict(list)
@@ -46,15 +49,18 @@ def read_stylebooth(
             continue
         cells = [cell.strip() for cell in line.split(",", 5)]
         if len(cells) < 5 or not all((cells[0], cells[3], cells[4])):
-            yield LeftOut("incomplete row")
+            yield LeftOut("incomplete row", f"row {number}")
             continue
-        where = f"{path}, {found[0]}, row {number}"
-        target, source = (posixpath.join(folder, urls.check_inside(cell, where)) for cell in cells[3:5])
+        target, source = (
+            posixpath.join(folder, urls.check_inside(cell, f"{where}, row {number}")) for cell in cells[3:5]
+        )
         if target not in files or source not in files:
-            yield LeftOut("an image is missing")
+            yield LeftOut("an image is missing", f"row {number}")
             continue
+        used |= {target, source}
         of_style[cells[0]].append(len(rows))
         rows.append((number, cells[0], files[target], files[source]))
+    yield from (LeftOut("not in the table", name) for name in files if name not in used)
     places_of = {row: i for members in of_style.values() for i, row in enumerate(members)}
     for place, (number, style, target, source) in enumerate(rows):
         members = of_style[style]

@@ -33,7 +33,10 @@ def read_subjects200k(
       collection: read only this one, such as "collection_2"; "" means all.
       both: also yield the triplet from the right view to the left.
     """
-    for file in archives.list_files(str(path), ".parquet"):
+    unused: list[str] = []
+    files = archives.list_files(str(path), ".parquet", unused)
+    yield from (LeftOut("not a .parquet file", name) for name in unused)
+    for file in files:
         name, number = file.rpartition("/")[2].removesuffix(".parquet"), 0
         table = places.open_table(file)
         missing = [column for column in ("image", *_COLUMNS) if column not in table.schema_arrow.names]

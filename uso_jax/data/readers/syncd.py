@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.data.readers.json_list import load_list
+from uso_jax.data.readers.json_list import read_items
 from uso_jax.data.readers.source import Item, LeftOut
 from uso_jax.data.storage import archives, urls
 from uso_jax.data.storage.places import Place
@@ -39,11 +39,10 @@ def read_syncd(
     """
     for file in _files(str(path)):
         name = posixpath.splitext(file.rpartition("/")[2])[0]
-        for number, entry in enumerate(load_list(file)):
+        for number, (where, entry) in enumerate(read_items(file, nan=True)):
             if isinstance(reason := _checked(entry), str):
                 yield LeftOut(reason)
                 continue
-            where = f"{file}, set {number}"
             images = [Place(urls.join(urls.parent(file), name, where)) for name in entry["filenames"]]
             likeness = entry.get("dino_scores")
             good = [_aesthetics(entry, name) >= min_aesthetics for name in entry["filenames"]]
@@ -63,7 +62,7 @@ def read_syncd(
 
 
 def _files(path: str) -> list[str]:
-    if path.endswith(".json"):
+    if path.lower().endswith((".json", ".jsonl")):
         return [path]
     found = [place.file for name, place in archives.list_members(path).items() if name.endswith(".json")]
     scored = [file for file in found if file.endswith("metadata_with_scores.json")]

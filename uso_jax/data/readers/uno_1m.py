@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.data.readers.json_list import load_list
+from uso_jax.data.readers.json_list import read_items
 from uso_jax.data.readers.source import Item, LeftOut, both_ways
 from uso_jax.data.storage import archives, urls
 from uso_jax.data.storage.places import Place
@@ -40,8 +40,8 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
     archive = functools.cache(archives.list_members)
     for file in files:
         name = file.rpartition("/")[2].removesuffix(".json")
-        for number, row in enumerate(load_list(file)):
-            key, where = f"{name}/{number}", f"{file}, row {number}"
+        for number, (where, row) in enumerate(read_items(file, nan=True)):
+            key = f"{name}/{number}"
             if isinstance(reason := _checked(row, min_score), str):
                 yield LeftOut(reason)
                 continue
@@ -53,7 +53,7 @@ def read_uno_1m(path: str | Path, min_score: float | int = 3.5, both: bool = Tru
 
 def _files(path: str) -> tuple[str, list[str]]:
     """Return the folder and its label files. The union of all label files, beside labels/, is not read."""
-    if path.endswith(".json"):
+    if path.lower().endswith((".json", ".jsonl")):
         folder = urls.parent(path)
         return (urls.parent(folder) if folder.rstrip("/").endswith("labels") else folder), [path]
     labels = urls.join(path, "labels", path)

@@ -2,97 +2,126 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the contents of folders, tar and zip files as places to read from. Nothing is unpacked.
 
-A member of an archive is a byte range of the archive, read on demand.
+A member of an archive is a byte range of the archive, read on demand. Files of desktops and editors are left out of
+all of them; see `uso_jax.common.folders` for the other rules of folders.
 """
 
 import io
-import os
 import posixpath
 import tarfile
 import zipfile
 from collections.abc import Iterator
 
+from uso_jax.common import folders
 from uso_jax.common.errors import InputError
+from uso_jax.common.untrusted import printable
 from uso_jax.data.storage import urls
 from uso_jax.data.storage.places import Place
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _TAR_BLOCK = 512
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def list_files(path: str, ending: str) -> list[str]:
+def list_files(path: str, ending: str, unused: list[str] | None = None) -> list[str]:
     """Return the path itself if it ends in `ending`, otherwise the files of the folder that do, in order of name.
+
+    Args:
+      path: a file or folder.
+      ending: in any case.
+      unused: receives the names of the folder's other files.
 
     Raises:
       InputError: there are none.
     """
-    if path.endswith(ending):
+    if path.lower().endswith(ending):
         return [path]
-    found = [place.file for name, place in list_members(path).items() if name.endswith(ending)]
+    found = []
+    for name, place in list_members(path).items():
+        if name.lower().endswith(ending):
+            found.append(place.file)
+        elif unused is not None:
+            unused.append(name)
     if not found:
         raise InputError(f"{path} contains no file that ends in {ending}: check the path.")
     return found
 
 
-def list_members(path: str) -> dict[str, Place]:
+def list_members(path: str, inside: str = "") -> dict[str, Place]:
     """List the files of a folder, or the members of a tar or zip file, by relative name in order of name.
 
+    Args:
+      path: of the folder or archive.
+      inside: the folder that links in a folder may not leave; by default `path`.
+
     Raises:
-      InputError: the archive is damaged or compressed as a whole, or has a duplicate name or one that leads out of it.
+      InputError: the archive is damaged or compressed as a whole, or has a duplicate name, one that leads out of it, a
+        link or a device; or the folder has a link that leads out of it, a FIFO or a device.
     """
-    if path.endswith(_COMPRESSED):
+    kind = path.lower()
+    if kind.endswith(_COMPRESSED):
         raise InputError(f"{path} is compressed as a whole, so images cannot be read individually: gunzip it first.")
-    if path.endswith(".tar"):
+    if kind.endswith(".tar"):
         pairs = _tar(path)
-    elif path.endswith(".zip"):
+    elif kind.endswith(".zip"):
         pairs = _zip(path)
     elif urls.is_folder(path):
-        pairs = _folder(path)
+        pairs = _folder(path, inside or path)
     else:
         raise InputError(f"{path} is not a folder, a .tar or a .zip file: check the path.")
     found: dict[str, Place] = {}
     for name, place in pairs:
         name = urls.check_inside(name, path)
+        if folders.is_clutter(name):
+            continue
         if name in found:
-            raise InputError(f"{path} contains {name!r} twice: remove one.")
+            raise InputError(f"{path} contains {printable(name)!r} twice: remove one.")
         found[name] = place
     return dict(sorted(found.items()))
 
 
-def images_by_stem(folder: str, part: str) -> dict[str, Place]:
+def find_part(folder: str, part: str) -> str | None:
+    """Return FOLDER/PART, FOLDER/PART.tar or FOLDER/PART.zip, whichever exists, or None."""
+    whole = urls.join(folder, part, folder)
+    return next((path for path in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(path)), None)
+
+
+def images_by_stem(folder: str, part: str, unused: list[str] | None = None) -> dict[str, Place]:
     """Return the images of FOLDER/PART, FOLDER/PART.tar or FOLDER/PART.zip by name without extension.
+
+    Args:
+      folder: the folder.
+      part: name of the part.
+      unused: receives the names of files that are no images, below `folder`.
 
     Raises:
       InputError: the part is missing, or two of its images differ only in folder or extension.
     """
-    whole = urls.join(folder, part, folder)
-    path = next((p for p in (whole, f"{whole}.tar", f"{whole}.zip") if urls.exists(p)), None)
+    path = find_part(folder, part)
     if path is None:
         raise InputError(
             f"{folder} has no {part}, {part}.tar or {part}.zip: check the path and the names of its parts."
         )
     found: dict[str, Place] = {}
-    for name, place in list_members(path).items():
-        if not name.lower().endswith(IMAGES):
+    for name, place in list_members(path, inside=folder).items():
+        if not folders.is_image(name):
+            if unused is not None:
+                unused.append(f"{part}/{name}")
             continue
         stem = posixpath.splitext(posixpath.basename(name))[0]
         if stem in found:
-            raise InputError(f"{path} contains two images {stem!r}: rename or remove one.")
+            raise InputError(f"{path} contains two images {printable(stem)!r}: rename or remove one.")
         found[stem] = place
     return found
 
 
-def _folder(path: str) -> Iterator[tuple[str, Place]]:
+def _folder(path: str, inside: str) -> Iterator[tuple[str, Place]]:
     if urls.is_url(path):
         system, inner = urls.filesystem(path)
         for name in system.find(inner):
             yield name.removeprefix(inner).lstrip("/"), Place(str(system.unstrip_protocol(name)))
         return
-    for folder, _, names in os.walk(path):
-        for name in names:
-            whole = os.path.join(folder, name)
-            yield os.path.relpath(whole, path).replace(os.sep, "/"), Place(whole)
+    for name, file in folders.files(path, inside=inside):
+        yield name, Place(file)
 
 
 def _tar(path: str) -> Iterator[tuple[str, Place]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uso_jax.common.errors import BadExample, InputError
+from uso_jax.common.untrusted import printable
 from uso_jax.data.storage import urls
 from uso_jax.images import decode as images
 from uso_jax.images import opening
@@ -36,7 +37,7 @@ class Place:
 
     def __str__(self):
         inside = f", row {self.row}" if self.row >= 0 else f":{self.member}" if self.member else ""
-        return f"{self.file}{inside}"
+        return printable(f"{self.file}{inside}")
 
     def pack(self) -> list[Any]:
         """Return the place as a short JSON list, without trailing defaults."""
