@@ -15,18 +15,33 @@ each run keeps (pip install "uso_jax[perceptual]"). --sheet shows the images of 
 
 import argparse
 import glob
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import contact_sheet
 
-Figures = dict[str, float]
+Figures = dict[str, float | None]
+
+
+class _Stage(TypedDict):
+    name: str
+    evaluation: NotRequired[dict[str, Figures]]
+    reward: NotRequired[list[Figures]]
+
+
+class _Summary(TypedDict):
+    """What this program reads of a run's summary.json."""
+
+    stages: NotRequired[list[_Stage]]
+    evaluation: NotRequired[dict[str, Figures]]
+    tables: NotRequired[dict[str, dict[str, Figures]]]
 
 
 @exit_cleanly
@@ -78,10 +93,9 @@ def _runs(row: str) -> tuple[str, list[tuple[pathlib.Path, dict]]]:
     files = [folder / "summary.json" for folder in folders if (folder / "summary.json").is_file()]
     if not files:
         raise InputError(f"{row!r}: no finished run matches; pass NAME=PATTERN of workdirs, such as full=runs/full-*")
-    try:
-        return name, [(file.parent, json.loads(file.read_text())) for file in files]
-    except ValueError as error:
-        raise InputError(f"{row!r}: a summary.json is damaged ({error}); run that training again") from error
+    return name, [
+        (file.parent, untrusted.json(file, _Summary, remedy="run that training again", nan=True)) for file in files
+    ]
 
 
 def _table(run: tuple[pathlib.Path, dict], name: str | None) -> dict[str, Figures]:
@@ -96,8 +110,10 @@ def _table(run: tuple[pathlib.Path, dict], name: str | None) -> dict[str, Figure
 def _after(run: tuple[pathlib.Path, dict], table: str | None, stage: str | None) -> Figures:
     folder, summary = run
     if stage is None:
-        return _table(run, table)["after"]
-    stages = {entry["name"]: entry.get("evaluation", {}) for entry in summary["stages"]}
+        if "after" not in (found := _table(run, table)):
+            raise InputError(f"{folder} has no row 'after'; it has {', '.join(found) or 'none'}")
+        return found["after"]
+    stages = {entry["name"]: entry.get("evaluation", {}) for entry in summary.get("stages", ())}
     if stage not in stages:
         raise InputError(f"{folder} has no stage {stage!r}; it has {', '.join(stages)}")
     if (table or "main") not in stages[stage]:
@@ -152,7 +168,7 @@ def _curves(rows: dict[str, list[dict]], path: str) -> None:
 
     found: dict[str, list[tuple[str, list[dict]]]] = {}  # by stage: row and history of each run
     for name, runs in rows.items():
-        for entry in (entry for run in runs for entry in run["stages"] if "reward" in entry):
+        for entry in (entry for run in runs for entry in run.get("stages", ()) if entry.get("reward")):
             found.setdefault(entry["name"], []).append((name, entry["reward"]))
     if not found:
         raise InputError("none of these runs trained with a reward, so there are no curves")

@@ -13,7 +13,6 @@ is missing or could not be judged; what, stands in the summary.
 """
 
 import argparse
-import json
 import pathlib
 import re
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uso_jax.commands.option_flags import add_option_flags, given_options
-from uso_jax.common import locks
+from uso_jax.common import locks, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.evaluation import benchmark as benchmarks
 from uso_jax.evaluation import generation
@@ -86,7 +85,7 @@ def _score(args: argparse.Namespace) -> int:
     log = ScoreLog(folder / "scores.jsonl")
     scores = scoring.score_images(metrics, items, found, log, given, batch_size=args.batch_size)
     told = summary.summarise(args.benchmark, args.model, items, found, scores, compat=args.compat)
-    told["images"] = str(images)
+    told["images"] = untrusted.printable(images)
     told["judge"] = judge_record(given)
     summary.write_summary(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
@@ -190,12 +189,7 @@ def judge_record(tools: Tools) -> dict[str, Any] | None:
 
 
 def _prompts(file: str, known: Any) -> dict[str, str]:
-    try:
-        found = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--judge_prompts {file} is not readable JSON ({error})") from error
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise InputError(f"--judge_prompts {file} must be an object of texts")
+    found = untrusted.json(pathlib.Path(file), dict[str, str], f"--judge_prompts {file}")
     if unknown := found.keys() - set(known):
         raise InputError(f"--judge_prompts {file}: unknown name {min(unknown)!r}; known are {', '.join(known)}")
     return found

@@ -15,7 +15,7 @@ import pathlib
 from absl import app, flags
 from tqdm import tqdm
 
-from uso_jax.common import atomic_files, config_flag
+from uso_jax.common import atomic_files, config_flag, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.hardware import chips
 from uso_jax.planning import planner, programs
@@ -66,13 +66,12 @@ def _run(argv: list[str]) -> None:
 
 
 def _read(name: str) -> list[planner.Report]:
+    remedy = "it is not a file that plan.py --json has written"
+    reports = untrusted.json(pathlib.Path(name), list[dict], missing=f"{name} does not exist", remedy=remedy)
     try:
-        reports = json.loads(pathlib.Path(name).read_text(encoding="utf-8"))
-        if not isinstance(reports, list):
-            raise TypeError("not a list")
         plan_words.table(reports)
         return reports
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{name} is not a file that plan.py --json has written") from error
 
 

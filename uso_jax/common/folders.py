@@ -40,7 +40,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES)
 
 
-def files(folder: str | os.PathLike, *, inside: str | os.PathLike | None = None) -> Iterator[tuple[str, str]]:
+def files(
+    folder: str | os.PathLike, *, inside: str | os.PathLike | None = None, deep: bool = True
+) -> Iterator[tuple[str, str]]:
     """Yield (relative name with "/", path) of every file below a folder, in order of name folder by folder.
 
     A folder that is reached twice through links is listed once.
@@ -48,6 +50,7 @@ def files(folder: str | os.PathLike, *, inside: str | os.PathLike | None = None)
     Args:
       folder: the folder.
       inside: the folder that links may not leave; by default `folder`.
+      deep: also list the folders in it.
 
     Raises:
       InputError: the folder cannot be read, a link leads out of it or nowhere, or an entry is a FIFO, socket or device.
@@ -67,7 +70,7 @@ def files(folder: str | os.PathLike, *, inside: str | os.PathLike | None = None)
                 root.check(entry.path)
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
-                if real not in seen:
+                if deep and real not in seen:
                     seen.add(real)
                     below.append((f"{name}/", entry.path))
             elif entry.is_file():

@@ -286,7 +286,7 @@ def _parsed(found: str, where: str, remedy: str, nan: bool) -> Any:
     except _Invalid as error:
         raise InputError(f"{where} is not valid JSON ({error}); {remedy}") from error
     except RecursionError:
-        raise InputError(f"{where} is nested more than {DEPTH} levels deep; {remedy}") from None
+        raise InputError(f"{where} is not valid JSON (nested more than {DEPTH} levels deep); {remedy}") from None
     if "\\u" in found:
         _check_strings(value, where, remedy)
     return value

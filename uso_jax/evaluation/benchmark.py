@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from uso_jax.common import folders, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.evaluation.gallery import SUFFIXES
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
@@ -124,7 +124,8 @@ def images(folder: pathlib.Path, what: str) -> list[str]:
     Raises:
       InputError: there are none; `what` describes the expected images.
     """
-    found = sorted(str(path) for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = folders.files(folder, deep=False) if folder.is_dir() else ()
+    found = [path for name, path in files if folders.is_image(name)]
     if not found:
         raise InputError(f"{folder} has no images; it must contain {what}")
     return found
@@ -136,10 +137,10 @@ def text_lines(path: pathlib.Path, what: str) -> list[str]:
     Raises:
       InputError: the file is unreadable or empty; `what` describes the expected lines.
     """
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}); it must contain {what}") from error
+    text = untrusted.text(
+        path, missing=f"cannot read {path}, it does not exist; it must contain {what}", remedy=f"it must contain {what}"
+    )
+    found = [line.strip() for line in untrusted.lines(text) if line.strip()]
     if not found:
         raise InputError(f"{path} is empty; it must contain {what}")
     return found

@@ -12,8 +12,9 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from uso_jax.common import progress
+from uso_jax.common import folders, progress
 from uso_jax.common.errors import BadExample, InputError
+from uso_jax.common.untrusted import printable
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.images import decode, opening
 from uso_jax.images.decode import Pixels
@@ -81,10 +82,7 @@ def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_si
     folder, found = pathlib.Path(folder), Gallery()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of images; run the stage generate, or pass a folder with --images")
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
-    files = {
-        name: p for name, p in files.items() if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    }
+    files = {name: pathlib.Path(path) for name, path in folders.files(folder) if name.lower().endswith(SUFFIXES)}
     used = set()
     for one in progress.bar(items, "checking images", unit="item", leave=False):
         for number in range(one.num_images):
@@ -97,7 +95,7 @@ def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_si
             else:
                 path = files[names[0]]
                 found.samples.append(Sample(one, number, path, file_digest(str(path))))
-    found.extra = sorted(files.keys() - used)
+    found.extra = sorted(map(printable, files.keys() - used))
     return found
 
 

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import read_json_lines
 
 FILE = "items.jsonl"
 
@@ -100,10 +99,9 @@ def read_items(folder: pathlib.Path | str, benchmark: str) -> list[EvalItem]:
       InputError: the file is missing or empty, a line is invalid or belongs to another benchmark, or a key repeats.
     """
     path = pathlib.Path(folder, FILE)
+    missing = f"{path} does not exist; run the stage prepare first: uso-evaluate prepare {benchmark} --to ..."
     found = []
-    for number, values in read_json_lines(
-        path, f"run the stage prepare first: uso-evaluate prepare {benchmark} --to ..."
-    ):
+    for number, values in untrusted.json_lines(path, missing=missing):
         one = parse_item(values, f"{path} line {number}")
         if one.benchmark != benchmark:
             raise InputError(

@@ -6,45 +6,39 @@ Images embedded in parquet are extracted once, to the folder `images_of_parquet`
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, folders, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import read_json_lines, require_object
 
 _EXTRACTED = "images_of_parquet"
 
 
 def read_records(path: pathlib.Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location, record) from a .jsonl, .json or .parquet file, or from all files of one type in a folder.
+    """Yield (location, record) from a JSON, JSON lines or parquet file, or from all files of one type in a folder.
 
     Raises:
       InputError: there is no such file, or it is damaged; `remedy` describes the expected data.
     """
     if path.is_dir():
-        for suffix in ("*.jsonl", "*.parquet", "*.json"):
-            files = sorted(path.glob(suffix)) or sorted(path.glob(f"data/{suffix}"))
-            if files:
+        for suffix in (".jsonl", ".parquet", ".json"):
+            if files := _files(path, suffix) or _files(path / "data", suffix):
                 for file in files:
                     yield from read_records(file, remedy)
                 return
         raise InputError(f"{path} has no .jsonl, .parquet or .json file; {remedy}")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet(path)
-    elif path.suffix == ".jsonl":
-        yield from ((f"{path} line {number}", values) for number, values in read_json_lines(path, remedy))
     else:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not readable JSON ({error}); {remedy}") from error
-        if not isinstance(found, list):
-            raise InputError(f"{path} must be a JSON list; {remedy}")
-        yield from ((f"{path} item {i}", require_object(one, f"{path} item {i}")) for i, one in enumerate(found))
+        yield from untrusted.json_items(path, missing=f"{path} does not exist; {remedy}", remedy=remedy)
+
+
+def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() == suffix and p.is_file() and not folders.is_clutter(p.name))
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,7 +79,7 @@ def image_paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...
     """
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
         raise InputError(f"{where}: {values!r} is not a list of image paths")
-    found = tuple(os.path.join(folder, value) for value in values)
+    found = tuple(folders.located(value, folder, where) for value in values)
     for file in found:
         if not os.path.isfile(file):
             raise InputError(f"{where}: image {file!r} does not exist; check the path")

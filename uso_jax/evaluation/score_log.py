@@ -9,16 +9,21 @@ A line is the result of one metric for one image:
 Instead of `values` it may have "skipped" with a permanent reason (no face detected) or "failed" with a transient one
 (the judge did not answer), which the next run retries. `of` is a digest of everything the result depends on: the image,
 the item with its references, and the metric with its networks. Lines with an outdated digest are ignored. An incomplete
-last line is dropped.
+last line is dropped, and so are lines that are no JSON, as an interrupted write or a power cut leaves them.
 """
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
 
+from uso_jax.common import schema, untrusted
 from uso_jax.common.errors import InputError
+
+_LOG = logging.getLogger("uso_jax.evaluation")
 
 Values = Mapping[str, float]
 
@@ -40,11 +45,21 @@ class Failed:
 Result = Values | Skipped | Failed
 
 
+class _Line(TypedDict):
+    key: str
+    number: int
+    metric: str
+    of: str
+    values: NotRequired[dict[str, float]]
+    skipped: NotRequired[str]
+    failed: NotRequired[str]
+
+
 class ScoreLog:
     """Results by (key, number, metric), backed by scores.jsonl.
 
     Raises:
-      InputError: the file cannot be read or a line is damaged.
+      InputError: the file cannot be read or a line is no result.
     """
 
     def __init__(self, path: pathlib.Path | str):
@@ -57,11 +72,15 @@ class ScoreLog:
                 os.truncate(self.path, len(whole))
         except OSError as error:
             raise InputError(f"cannot read {self.path} ({error.strerror}); check its permissions") from error
-        for number, line in enumerate(whole.splitlines(), 1):
+        dropped: list[InputError] = []
+        rows = untrusted.json_lines(self.path, Any, damaged=dropped.append, nan=True) if whole else ()
+        for number, row in rows:
             try:
-                self._add(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{self.path} line {number} is damaged ({error!r}); remove that line") from error
+                self._add(schema.converted(row, _Line, "it"))
+            except (InputError, KeyError) as error:
+                raise InputError(f"{self.path} line {number} is damaged ({error}); remove that line") from error
+        if dropped:
+            _LOG.warning("%d lines are dropped, their images are scored again: %s", len(dropped), dropped[0])
 
     def get(self, name: tuple[str, int], metric: str, of: str) -> Result | None:
         """Return a metric's result for an image (key, number), or None if there is none with the digest `of`."""
@@ -96,9 +115,9 @@ class ScoreLog:
         for line in lines:
             self._add(line)
 
-    def _add(self, line: Mapping) -> None:
+    def _add(self, line: _Line) -> None:
         if "values" in line:
-            result: Result = {name: float(value) for name, value in line["values"].items()}
+            result: Result = dict(line["values"])
         else:
             result = Skipped(line["skipped"]) if "skipped" in line else Failed(line["failed"])
         self._lines[line["key"], line["number"], line["metric"]] = (line["of"], result)

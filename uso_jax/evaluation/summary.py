@@ -15,7 +15,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +31,39 @@ _SEED = 20_25
 _BLOCK = 4_000_000  # values resampled at a time
 
 Figures = Mapping[str, float]
+
+
+class Cell(TypedDict):
+    """A value of a table, with its interval unless it is of the whole."""
+
+    value: float
+    low: NotRequired[float]
+    high: NotRequired[float]
+
+
+class _Entry(TypedDict):
+    key: str
+    number: int
+    metric: str
+    reason: str
+
+
+class Summary(TypedDict):
+    """What summary.json holds, as far as reports read it."""
+
+    benchmark: str
+    model: str
+    mode: str
+    date: str
+    complete: bool
+    images: str
+    pictures: dict[str, int]
+    table: dict[str, Cell]
+    metrics: dict[str, dict[str, Any]]
+    problems: list[_Entry]
+    skipped: list[_Entry]
+    extra: list[str]
+    judge: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, images, published
@@ -48,12 +49,9 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
 
 def _single(data: pathlib.Path) -> list[tuple[str, str, list[str]]]:
     path, found = data / "prompts_and_classes.txt", []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path} ({error.strerror}); --data must be google/dreambooth's dataset folder"
-        ) from error
+    remedy = "--data must be google/dreambooth's dataset folder"
+    text = untrusted.text(path, missing=f"cannot read {path}, it does not exist; {remedy}", remedy=remedy)
+    text = text.replace("\r\n", "\n")
     classes = dict(re.findall(r"^(\w+),([\w ]+)$", text, re.MULTILINE))
     things, _, live = text.partition("Live Subject Prompts")
     prompts = {

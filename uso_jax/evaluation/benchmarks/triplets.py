@@ -10,25 +10,30 @@ DATA is a folder <style>/<id>/{content,style,target}.png with an optional prompt
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from uso_jax.common import folders, untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, published
-from uso_jax.evaluation.gallery import SUFFIXES
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
     """Return one item per triplet."""
-    if data.is_file() or list(data.glob("*.jsonl")):
+    if data.is_file() or any(path.suffix.lower() == ".jsonl" for path in data.glob("*")):
         return [_record(where, record, data) for where, record in records.read_records(data, "see docs/evaluate.md")]
     items = []
-    for folder in sorted(path for path in data.glob("*/*") if path.is_dir()):
-        files = {p.stem: str(p) for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
+    members: dict[pathlib.Path, dict[str, str]] = {}
+    for name, path in folders.files(data) if data.is_dir() else ():
+        if name.count("/") == 2:
+            images = members.setdefault(pathlib.Path(path).parent, {})
+            if folders.is_image(name):
+                images[pathlib.Path(name).stem] = path
+    for folder, files in sorted(members.items()):
         if missing := [name for name in ("content", "style", "target") if name not in files]:
             raise InputError(f"{folder} has no {missing[0]} image; a triplet needs content, style and target")
         words = folder / "prompt.txt"
-        prompt = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
+        prompt = untrusted.text(words).strip() if words.is_file() else ""
         style = folder.parent.name
         items.append(_item(f"{style}/{folder.name}", style, prompt, files["content"], files["style"], files["target"]))
     if not items:

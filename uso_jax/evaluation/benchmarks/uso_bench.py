@@ -11,10 +11,10 @@ written here after the published templates are used.
     DATA/style_prompts.txt     optional: one per line
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation.benchmark import Benchmark, Column, images, slug, text_lines
 from uso_jax.evaluation.items import EvalItem
@@ -133,13 +133,7 @@ def _names(data: pathlib.Path) -> dict[str, str]:
     path = data / "names.json"
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); fix the file") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise InputError(f"{path} must be a JSON object of image names, such as {{'human/01.jpg': 'man'}}")
-    return found
+    return untrusted.json(path, dict[str, str], remedy="it must map image names, as in {'human/01.jpg': 'man'}")
 
 
 _COMBINED = ("combined_preserved", "combined_shifted")

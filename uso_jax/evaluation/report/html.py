@@ -6,6 +6,7 @@ The page is self-contained: it loads nothing from the network. Prompts, keys and
 """
 
 import csv
+import io
 import json
 import pathlib
 import shutil
@@ -16,14 +17,14 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from uso_jax.common import atomic_files, progress
+from uso_jax.common import atomic_files, progress, untrusted
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.evaluation import significance
 from uso_jax.evaluation.benchmark import Benchmark
 from uso_jax.evaluation.gallery import SUFFIXES, pixels
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.report import charts
-from uso_jax.evaluation.summary import csv_text, item_means
+from uso_jax.evaluation.summary import Summary, csv_text, item_means
 
 SHOWN = 60  # items per subset in the item list, in addition to those with problems
 _SHEET = 8  # rows of a contact sheet
@@ -42,23 +43,24 @@ def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[di
     if not names:
         raise InputError(f"{folder} has no scored model; run the stage score first")
     for name in names:
-        path = folder / name / "summary.json"
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            with (folder / name / "items.csv").open(encoding="utf-8", newline="") as file:
-                lines = list(csv.DictReader(file))
-            told["figures"] = {
-                (line.pop("key"), int(line.pop("number"))): {
-                    n: float(v) for n, v in line.items() if n != "subset" and v
-                }
-                for line in lines
-            }
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist; score {name} first") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / name} is damaged ({error!r}); score {name} again") from error
-        found.append(told)
+        path, again = folder / name / "summary.json", f"score {name} again"
+        told = untrusted.json(
+            path, Summary, missing=f"{path} does not exist; score {name} first", remedy=again, nan=True
+        )
+        found.append(told | {"figures": _figures(folder / name / "items.csv", again)})
     return found
+
+
+def _figures(path: pathlib.Path, remedy: str) -> dict[tuple[str, int], dict[str, float]]:
+    """Read the figures of every image from items.csv."""
+    text = untrusted.text(path, missing=f"{path} does not exist; {remedy}", remedy=remedy)
+    try:
+        return {
+            (line.pop("key"), int(line.pop("number"))): {n: float(v) for n, v in line.items() if n != "subset" and v}
+            for line in csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        }
+    except (csv.Error, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {remedy}") from error
 
 
 def write_report(
