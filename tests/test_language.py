@@ -36,6 +36,7 @@ PICTURES = {  # text that may contain the word: why
     "what this picture shows": "prompt of a vision-language model",
     '"pictures"': "key of an evaluation's summary.json",
     "told.pictures.": "key of an evaluation's summary.json",
+    "pictures: dict": "key of an evaluation's summary.json",
     '"picture"': "key of score logs and of a curation's rows",
     '"--pictures"': "alias of a command-line flag",
     "`pictures`": "option of the reader uso_eval",
