@@ -17,6 +17,10 @@ from uso_jax.data import buckets
 from uso_jax.flow import Shift
 
 CONDITIONS = ("content", "style")
+OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "prodigy", "schedule_free")
+SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
+TIMESTEPS = ("uniform", "logit_normal", "mode")
+LOSS_WEIGHTS = ("none", "cosmap", "min_snr")
 # Values of StageConfig.train: what USO adds to the transformer, alone and together.
 PROJECTOR: params.Rules = ((r"transformer/feature_embedder/.*", 1.0), (r".*", None))
 LORA: params.Rules = ((r"transformer/.*/processor/.*", 1.0), (r".*", None))
@@ -106,7 +110,8 @@ class StageConfig:
     """Further arguments of the source, such as the weights of its tasks; sources that do not know them ignore them."""
     learning_rate: float = 8e-5  # peak learning rate
     warmup_steps: int = 100  # steps of linear warm-up
-    decay: str = "constant"  # learning rate after warm-up: "constant", or "cosine" down to zero at the last step
+    decay: str = "constant"
+    """Learning rate after warm-up, one of SCHEDULES. All but "constant" end at zero, "polynomial" by the square."""
     weight_decay: float = 0.01  # decoupled weight decay
     betas: tuple[float, float] = (0.9, 0.999)  # decay rates of the optimizer's moments
     eps: float = 1e-8  # epsilon of the optimizer
@@ -119,13 +124,22 @@ class StageConfig:
     guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling
     shift_mu: float | None = None  # exponent of the time shift in training; None: FLUX.1's, by token count
     reward: RewardConfig | None = None  # style reward learning; None: no reward
-    optimizer: str = "adamw"  # "adamw", or "muon" for the matrices of the blocks
+    optimizer: str = "adamw"
+    """One of OPTIMIZERS: "muon" updates the matrices of the blocks, "prodigy" finds its own rate around 1."""
     all_dropout: float = 0.0  # share of examples without any condition
     clip_cut: float = 0.0  # share of captions of which CLIP reads the beginning only, so T5's tokens carry the rest
     max_guidance: float = 5.0  # largest scale that the guidance loss draws
     target_aspects: tuple[tuple[int, int], ...] = ()
     """Aspects of targets as (height, width) at 512 x 512, scaled to target_size's area; (): target_size alone."""
     content_aspects: tuple[tuple[int, int], ...] = ()  # aspects of content images; (): content_size alone
+    restarts: int = 1  # times that "cosine_restarts" begins again, each after an equal share of the steps
+    timesteps: str = "uniform"  # distribution of training times before the shift, one of TIMESTEPS
+    timestep_mean: float = 0.0  # mean of the logit, for "logit_normal"
+    timestep_std: float = 1.0  # standard deviation of the logit, for "logit_normal"
+    mode_scale: float = 1.29  # weight of the middle, for "mode"; -1 favours the ends most, 1.75 the middle most
+    loss_weight: str = "none"  # weight of a time in the flow-matching loss, one of LOSS_WEIGHTS
+    min_snr_gamma: float = 5.0  # largest signal-to-noise ratio that counts in full, for "min_snr"
+    huber: float = 0.0  # velocity error above which the loss grows linearly (Huber); 0: squared error everywhere
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
@@ -137,10 +151,25 @@ class StageConfig:
             raise InputError(f"{where}: batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
         if unknown := set(self.conditions) - set(CONDITIONS):
             raise InputError(f"{where}: unknown conditions {sorted(unknown)}; known are {', '.join(CONDITIONS)}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise InputError(f"{where}: optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
-        if self.decay not in ("constant", "cosine"):
-            raise InputError(f"{where}: decay must be 'constant' or 'cosine', not {self.decay!r}")
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "decay": SCHEDULES,
+            "timesteps": TIMESTEPS,
+            "loss_weight": LOSS_WEIGHTS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{where}: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.optimizer == "schedule_free" and (self.decay != "constant" or self.ema_decay):
+            raise InputError(
+                f"{where}: schedule_free replaces decay and ema_decay; set decay to 'constant' and ema_decay to 0"
+            )
+        if not 0 <= self.restarts < self.steps:
+            raise InputError(f"{where}: restarts must be from 0 to steps - 1, not {self.restarts}")
+        if self.timestep_std <= 0 or not -1 <= self.mode_scale <= 1.75:
+            raise InputError(f"{where}: timestep_std must be positive, and mode_scale from -1 to 1.75")
+        if self.min_snr_gamma <= 0 or self.huber < 0:
+            raise InputError(f"{where}: min_snr_gamma must be positive, and huber 0 or positive")
         for name in ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -176,6 +205,11 @@ class StageConfig:
         """Mean number of steps without a gradient in the roll-out of the reward; 1 without a reward."""
         r = self.reward
         return 1.0 if r is None else r.num_steps - (r.first + r.last) / 2 - r.gradient_steps + 1
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether training keeps an average of the trained parameters, which is what it validates and passes on."""
+        return bool(self.ema_decay) or self.optimizer == "schedule_free"
 
     def at_size(self, height: int, width: int) -> "StageConfig":
         """Return the stage for a batch whose targets have this size."""

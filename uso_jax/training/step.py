@@ -33,7 +33,7 @@ class TrainState:
       step: steps of the stage that are done, int32.
       params: trained parameters by path, float32.
       opt_state: state of the optimizer.
-      ema: exponential moving average of the trained parameters; {} without one.
+      ema: average of the trained parameters, exponential or schedule-free's; {} without one.
       anchor: trained parameters as they were when the reward began, for its anchor; {} without one.
     """
 
@@ -50,12 +50,14 @@ class TrainState:
 
 
 def state_shardings(state: TrainState, shardings: Mapping[str, NamedSharding]) -> TrainState:
-    """Return the sharding of every array of a state: moments and averages are placed like their parameters."""
+    """Return the sharding of every array of a state: what has a parameter's shape is placed like it."""
     mesh = next(iter(shardings.values())).mesh
 
-    def place(path, _):
+    def place(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in shardings]
-        return shardings[names[-1]] if names else NamedSharding(mesh, PartitionSpec())
+        # Adafactor's factored moments are smaller, and replicated.
+        alike = bool(names) and leaf.shape == state.params[names[-1]].shape
+        return shardings[names[-1]] if alike else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -77,7 +79,7 @@ def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], traina
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
     anchor = copy(stage.reward is not None and stage.reward.anchor)
     opt_state = optimizer.make(stage, lr_multipliers).init(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.ema_decay), anchor)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.keeps_average), anchor)
 
 
 def jit_train_step(
@@ -167,8 +169,7 @@ def make_train_step(
             loss, grads, figures = step_with_reward(here, state, frozen, batch, anchor, rng)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         trainable = optax.apply_updates(state.params, updates)
-        decay = stage.ema_decay
-        ema = {path: decay * old + (1 - decay) * trainable[path] for path, old in state.ema.items()}
+        ema = optimizer.average(stage, state.ema, trainable, opt_state)
         if stage.reward is not None:
             keep = lambda new, old: jnp.where(figures["reward_skipped"] > 0, old, new)
             before = (state.params, state.opt_state, state.ema)

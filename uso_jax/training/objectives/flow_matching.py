@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flow-matching loss of USO's stages.
 
-    L_pre = E || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2        paper Eq. (5), w(t) = 1
+    L_pre = E w(t) || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2   paper Eq. (5)
+
+The paper's w(t) is 1 and its times are uniform; `noise_levels` has other choices. With `huber`, the error of a number
+beyond that many standard deviations of the latent counts linearly.
 
 Shapes: b batch, l target tokens, d token channels.
 """
@@ -13,12 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from uso_jax import flow
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
 from uso_jax.training import rewards
+from uso_jax.training.objectives import noise_levels
 from uso_jax.training.stage import StageConfig
 
 _CLIP_START = 3  # tokens of a cut caption that CLIP reads
@@ -57,7 +62,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
     drop = lambda name, rate: chosen(name, rate) | drop_all
     return Draws(
         noise=jax.random.normal(keys["noise"], (b, num_tokens, system.config.transformer.in_channels)),
-        t=flow.sample_times(keys["t"], b, mu),
+        t=noise_levels.draw_times(keys["t"], stage, mu),
         drop_text=drop("text", stage.text_dropout),
         drop_content=drop("content", stage.content_dropout),
         drop_style=drop("style", stage.style_dropout),
@@ -99,14 +104,19 @@ def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tup
 def error(
     params: Params, system: USO, stage: StageConfig, x0: Float[Array, "b l d"], inputs: Inputs, draws: Draws
 ) -> Float[Array, ""]:
-    """Return the mean squared velocity error of an encoded batch, in float32."""
+    """Return the mean weighted velocity error of an encoded batch, in float32."""
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predicted = system.velocity(params, inputs, x_t, draws.t, stage.guidance)
-    return jnp.mean(jnp.square(predicted - flow.velocity_target(x0, draws.noise)))
+    difference = predicted - flow.velocity_target(x0, draws.noise)
+    # optax's Huber loss is half of the squared error near zero.
+    errors = 2 * optax.huber_loss(difference, delta=stage.huber) if stage.huber else jnp.square(difference)
+    if stage.loss_weight != "none":
+        errors = errors * noise_levels.weight(stage, draws.t)[:, None, None]
+    return jnp.mean(errors)
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
-    """Return the mean squared velocity error of a batch, in float32."""
+    """Return the mean weighted velocity error of a batch, in float32."""
     return error(params, system, stage, *encode(params, system, stage, drop_conditions(system, batch, draws)), draws)
 
 
