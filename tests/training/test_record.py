@@ -3,11 +3,14 @@
 """The record of a run keeps the JSON of checkpoints and of summary.json."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import tiny
 
+from uso_jax.common.errors import InputError
+from uso_jax.training import resume
 from uso_jax.training.record import RunRecord, StageRecord
 
 # As runs wrote it when the record was a dict: the first stage done, the second at step 3 of 4.
@@ -77,3 +80,15 @@ def test_where_a_run_ends(stage, step, stopped, finished):
     assert record.last_step(stages[stage]) == (stopped or 4)
     record.begin_stage(1)
     assert (record.stage, record.step, record.data, record.seconds) == (1, 0, None, 0.0)
+
+
+def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path):
+    (stage,) = tiny.config("joint").run_stages
+    config = dataclasses.replace(tiny.config("joint"), run=("joint",))
+    saved = config.fingerprint()
+    for name in ("timesteps", "loss_weight", "restarts"):
+        del saved["stages"][0][name]
+    resume.check_same_config(saved, config.fingerprint(), tmp_path)
+    changed = dataclasses.replace(config, stages={"joint": dataclasses.replace(stage, timesteps="mode")})
+    with pytest.raises(InputError, match=r"stages\[0\]\.timesteps was 'uniform', is 'mode'"):
+        resume.check_same_config(saved, changed.fingerprint(), tmp_path)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run continues: which checkpoint, whether it belongs to the run, and how its arrays are placed."""
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import describe_params
 from uso_jax.training.record import RunRecord
+from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState, describe_state, state_shardings
 
 
@@ -56,7 +59,7 @@ class Resume:
 
     def _like(self, record: dict) -> dict | None:
         """Return shapes, dtypes and shardings of a checkpoint's arrays, or None if they need not be read."""
-        _check_same_config(record["config"], self.config.fingerprint(), self.workdir)
+        check_same_config(record["config"], self.config.fingerprint(), self.workdir)
         position = RunRecord.from_json(record)
         if position.is_finished(self.config.run_stages):
             return None
@@ -70,8 +73,11 @@ class Resume:
         return checkpoint_arrays(self.trained, state, frozen)
 
 
-def _check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
+def check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
     """Raise InputError if a run would continue under other settings; the message names the first ones that differ."""
+    # A setting that did not exist when the checkpoint was saved had its default.
+    defaults = json.loads(json.dumps(dataclasses.asdict(StageConfig(""))))
+    saved = saved | {"stages": [defaults | stage for stage in saved["stages"]]}
     if found := list(_differences(saved, wanted)):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise InputError(
