@@ -21,10 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from uso_jax import weights
-from uso_jax.common import locks
+from uso_jax.common import locks, progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.weights import quantization
 
@@ -137,7 +136,8 @@ def import_files(args: argparse.Namespace) -> None:
     for checkpoint in found:
         component = checkpoint.family.component
         structs = checkpoint.structs(dtype).values()
-        with _bar(sum(s.size * s.dtype.itemsize for s in structs), component) as bar:
+        size = sum(s.size * s.dtype.itemsize for s in structs)
+        with progress.bar(total=size, desc=f"importing the {component}", unit="B", leave=False) as bar:
             warnings = import_checkpoint(checkpoint, args.to, dtype, args.overwrite, bar, args.quantize)
         if args.quantize and not quantization.choose(component, checkpoint.shapes):
             warnings.append(f"the {component} has no kernels to quantise")
@@ -182,7 +182,7 @@ def _write_outputs(
     try:
         for output, path, beside in files:
             size = sum((dtype or own).itemsize * int(np.prod(shape)) for own, shape in output.layout.values())
-            with _bar(size, output.name) as bar:
+            with progress.bar(total=size, desc=f"writing {output.name}", unit="B", leave=False) as bar:
                 exporting.write_output(output, path, dtype, bar)
             for name, text in beside.items() if not single else ():
                 name.write_text(text, encoding="utf-8")
@@ -289,11 +289,6 @@ def inspect(args: argparse.Namespace) -> None:
 def _recognise(args: argparse.Namespace) -> list[Checkpoint]:
     config = read_config(args.config) if args.config else {}
     return recognise([open_files([file]) for file in args.files], config, args.pad_ranks, args.component)
-
-
-def _bar(total: int, name: str) -> tqdm:
-    numbers = dict(total=total, unit="B", unit_scale=True, unit_divisor=1024)
-    return tqdm(desc=name, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True, **numbers)
 
 
 if __name__ == "__main__":

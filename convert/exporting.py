@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from uso_jax import weights
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
 from uso_jax.weights import manifest_configs
@@ -228,7 +228,7 @@ def _merged(part: Part, adapters: Part) -> Part:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def write_output(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: tqdm) -> None:
+def write_output(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar: progress.Bar) -> None:
     """Write one file, each tensor cast to `dtype` if there is one.
 
     Raises:

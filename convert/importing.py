@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from uso_jax import weights
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
 from uso_jax.weights.manifest_text import format_struct
@@ -38,7 +38,7 @@ def import_checkpoint(
     directory: str,
     dtype: np.dtype | None,
     overwrite: bool,
-    bar: tqdm,
+    bar: progress.Bar,
     mode: str | None = None,
 ) -> list[str]:
     """Write a checked checkpoint as a component; return warnings about its numbers.
@@ -83,7 +83,7 @@ def import_checkpoint(
                     writer.write(quantization.scale_path(path), first, scales)
                 writer.write(path, first, chunk)
             bar.update(rows / (structs[path].shape or (1,))[0] * structs[path].size * structs[path].dtype.itemsize)
-        bar.set_postfix_str("SHA-256")
+        bar.note("SHA-256")
         manifest = {
             "family": checkpoint.family.name,
             "prefix": checkpoint.prefix,

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from tasks import SIZES, Run, Sizes, run
 from torch_peer import Peer, matmul
-from tqdm import tqdm
 
 from uso_jax.common import progress
 
@@ -32,7 +31,7 @@ def measure(tasks: Sequence[str], size: str, operations: Mapping[str, float], ar
     with progress.bar(total=len(tasks) * args.repeats, unit="turn") as bar:
         ceiling = _ceiling(sizes, threads)
         for task in tasks:
-            bar.set_description_str(task)
+            bar.describe(task)
             rows += _Match(task, sizes, args, threads).rows(operations[task], bar)
             gc.collect()  # before the next networks are created
     return {
@@ -74,7 +73,7 @@ class _Match:
         if jax.default_backend() != "cpu":
             self._bytes["ours"] = program_bytes
 
-    def rows(self, operations: float, bar: tqdm) -> list[dict]:
+    def rows(self, operations: float, bar: progress.Bar) -> list[dict]:
         """Run the sides in turns, every second time in reverse order, and return the rows of the table."""
         wall, cpu = ({name: [] for name in self._sides} for _ in range(2))
         for turn in range(self._repeats):

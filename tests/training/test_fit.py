@@ -3,7 +3,6 @@
 """Whole runs: their products, stopping and resuming anywhere, and everything that can go wrong."""
 
 import contextlib
-import functools
 import json
 import resource
 import time
@@ -12,7 +11,6 @@ import pytest
 import tiny
 from comparison import assert_same
 from PIL import Image
-from tqdm import tqdm
 from training_runs import (
     EVENT_LOOP_IS_CLOSED,
     Straight,
@@ -26,8 +24,6 @@ from training_runs import (
     without_times,
 )
 
-import uso_jax.common.progress
-import uso_jax.training.fit
 from uso_jax.common.errors import InputError
 from uso_jax.training.fit import fit
 
@@ -186,9 +182,7 @@ def test_full_disk_while_saving(straight, tmp_path):
     assert metrics(tmp_path) == metrics(straight.workdir)
 
 
-def test_full_disk_while_writing_metrics(tmp_path, monkeypatch):
-    # Under pytest the progress bar is written to a file, which the limit would also stop.
-    monkeypatch.setattr(uso_jax.common.progress, "tqdm", functools.partial(tqdm, disable=True))
+def test_full_disk_while_writing_metrics(tmp_path):
     with file_size_limit(0) as limit, watched(lambda n: n == 1 and limit()), pytest.raises(InputError) as failure:
         fit(config(), tmp_path)
     assert f"cannot write to {tmp_path}" in str(failure.value)

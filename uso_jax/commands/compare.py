@@ -23,7 +23,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from PIL import Image
 
-from uso_jax.common import untrusted
+from uso_jax.common import progress, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import contact_sheet
 
@@ -130,7 +130,8 @@ def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> 
     columns = {name: name.removeprefix("copy_") for name in known}
     known = {name: known[name] | judge.distances(given, column) for name, column in columns.items()}
     for name, runs in rows.items():
-        more = [judge.distances(_images(folder, table), "after") for folder, _ in runs]
+        with progress.phase(f"measuring distances of {name}"):
+            more = [judge.distances(_images(folder, table), "after") for folder, _ in runs]
         found[name] = [figures | distances for figures, distances in zip(found[name], more, strict=True)]
     return found, known
 

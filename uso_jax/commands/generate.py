@@ -15,14 +15,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from uso_jax.commands.option_flags import add_option_flags, given_options
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import files
 from uso_jax.inference import batch_jobs, request
 from uso_jax.inference.options import BOOLEAN, GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.inference.reporter import Reporter
 from uso_jax.parallel import sharding
 
 
@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--process_index must be from 0 to {args.num_processes - 1}, not {args.process_index}")
     if min(args.num_images_per_prompt, args.batch_size) < 1:
         raise InputError("--num_images_per_prompt and --batch_size must be at least 1")
-    print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(
         args.weights,
         dtype=args.dtype,
@@ -54,9 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.from_image and args.made_with != pipe.context:
         print(f"note: {args.from_image} was made with other weights or another dtype, so the image will differ")
-    with _Bar() as bar:
-        for path, made in job.run(pipe, items, bar):
-            bar.write(f"{path}" if made else f"{path}  (was finished)")
+    total = job.count(len(items))
+    images = progress.bar(total=total, desc="image", unit="image", leave=False, disable=total < 2)
+    with images as bar, Reporter() as shown:
+        for path, made in job.run(pipe, items, shown):
+            shown.close()
+            progress.say(f"{path}" if made else f"{path}  (was finished)")
+            (bar.update if made else bar.skip)()
 
 
 def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, Any]]:
@@ -78,29 +81,6 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
         raise InputError('nothing to generate: pass --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
     return [batch_jobs.parse_item(values)], given
-
-
-class _Bar:
-    """A progress bar on stderr: steps, and seconds per step without compilation."""
-
-    def __enter__(self) -> "_Bar":
-        layout = "{desc}: {n_fmt}/{total_fmt} steps |{bar}| {rate_inv_fmt}"
-        self.bar = tqdm(desc="Loading", unit="step", bar_format=layout, dynamic_ncols=True, leave=False)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
-
-    def __call__(self, what: str, step: int, total: int) -> None:
-        if step == 0:
-            self.bar.reset(total)
-        self.bar.set_description_str(what, refresh=False)
-        self.bar.n = step
-        self.bar.refresh()
-
-    def write(self, text: str) -> None:
-        self.bar.clear()
-        tqdm.write(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,9 +13,8 @@ import json
 import pathlib
 
 from absl import app, flags
-from tqdm import tqdm
 
-from uso_jax.common import atomic_files, config_flag, untrusted
+from uso_jax.common import atomic_files, config_flag, progress, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.hardware import chips
 from uso_jax.planning import planner, programs
@@ -52,12 +51,12 @@ def _run(argv: list[str]) -> None:
     choices = programs.Choices(
         _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
     )
-    with tqdm(bar_format="{desc} [{elapsed}]") as bar:
+    with progress.phase(f"tracing the programs of {config.variant}") as shown:
         if _SEARCH.value:
-            report, largest = planner.find_largest_batch(config, where, choices, bar.set_description_str)
+            report, largest = planner.find_largest_batch(config, where, choices, shown.describe)
             reports = [report]
         else:
-            reports = planner.plan_programs(config, where, choices, bar.set_description_str)
+            reports = planner.plan_programs(config, where, choices, shown.describe)
     print("\n".join(map(plan_words.describe, reports)))
     if _SEARCH.value:
         print(f"  largest batch    {largest}" if largest else "  not even the smallest batch fits")

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 from uso_jax.commands.option_flags import add_option_flags, given_options
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.inference import styles as style_files
 
@@ -45,7 +46,9 @@ def _encode(args: argparse.Namespace) -> None:
     from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
     pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
-    _print(style_files.write_style(args.out, pipe.encode_style(args.images, **given_options(args))))
+    with progress.phase("encoding the style"):
+        style = pipe.encode_style(args.images, **given_options(args))
+    _print(style_files.write_style(args.out, style))
 
 
 def _mix(args: argparse.Namespace) -> None:

@@ -118,7 +118,9 @@ class Folder:
                     self.rows(need, shard)
                 if not self.is_done(step, shard) or any(map(again, self.rows(step, shard).values())):
                     self._write(step, shard, *make(shard))
-                bar.update()
+                    bar.update()
+                else:
+                    bar.skip()
 
     def has(self, step: str) -> bool:
         """Return whether a step was started."""

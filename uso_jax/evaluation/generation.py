@@ -12,6 +12,7 @@ from uso_jax.evaluation.items import EvalItem
 from uso_jax.inference import batch_jobs
 from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.inference.reporter import Reporter
 
 
 def generate_images(
@@ -42,9 +43,11 @@ def generate_images(
                 batch_size=batch_size,
             )
             listed = [_job_item(number, one) for number, one in enumerate(group)]
-            for _, now in job.run(pipe, listed, lambda *_: None):
-                made, had = made + now, had + (not now)
-                bar.update()
+            with Reporter() as reporter:
+                for _, now in job.run(pipe, listed, reporter):
+                    reporter.close()
+                    made, had = made + now, had + (not now)
+                    (bar.update if now else bar.skip)()
     return made, had
 
 

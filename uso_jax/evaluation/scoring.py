@@ -84,7 +84,8 @@ def score_images(
     Raises:
       InputError: a metric cannot be built; this is checked before scoring starts.
     """
-    measures = {metric.name: (metric, make(metric, tools)) for metric in metrics}
+    with progress.phase("loading the judges' networks"):
+        measures = {metric.name: (metric, make(metric, tools)) for metric in metrics}
     found = Scores(identities={name: dict(measure.identity) for name, (_, measure) in measures.items()})
     for name, (metric, _) in measures.items():
         found.requested[name] = sum(one.num_images for one in items if metric.applies(one))
@@ -106,9 +107,10 @@ def score_images(
             bad = {name: reason for name, s in new.items() if (reason := unreadable(s))}
             gallery.problems |= bad
             for name, asked in waiting.items():
-                _judge(single[name], [s for s in asked if s.name not in bad], log, digests)
+                with progress.phase(f"judging {name}"):
+                    _judge(single[name], [s for s in asked if s.name not in bad], log, digests)
             read += [s for s in batch if s.name not in bad]
-            bar.update(len(batch))
+            (bar.update if new else bar.skip)(len(batch))
     gallery.samples = read
     for sample in read:
         for name, (metric, _) in single.items():
@@ -116,7 +118,8 @@ def score_images(
                 _add(found, name, sample.name, log.get(sample.name, name, digests[name, sample.name]))
     for name, (metric, measure) in measures.items():
         if name not in single:
-            _judge_whole(found, metric, measure, gallery.samples, log)
+            with progress.phase(f"judging {name} of all images"):
+                _judge_whole(found, metric, measure, gallery.samples, log)
     return found
 
 

@@ -123,6 +123,11 @@ class Job:
     batch_size: int = 1
     process: tuple[int, int] = (0, 1)
 
+    def count(self, num_items: int) -> int:
+        """Return how many images of the items this process generates."""
+        process, num_processes = self.process
+        return len(range(process, num_items * self.num_images_per_prompt, num_processes))
+
     def run(self, pipe: USOPipeline, items: Sequence[Item], progress: Progress) -> Iterator[tuple[pathlib.Path, bool]]:
         """Generate all images that are not finished. Yield each file, and whether it was generated now."""
         waiting: list[tuple[pathlib.Path, Request, str]] = []

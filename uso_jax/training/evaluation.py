@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
@@ -160,8 +161,8 @@ class Table:
 
     def sample(self, params: Params) -> Images:
         """Generate an image for every triplet."""
-        made = [np.asarray(self._sample(params, sharding.whole_batch(self.mesh, batch))) for batch in self.batches]
-        return np.concatenate(made)
+        shown = progress.bar(self.batches, "generating images", unit="batch", leave=False)
+        return np.concatenate([np.asarray(self._sample(params, sharding.whole_batch(self.mesh, b))) for b in shown])
 
     def figures(self, params: Params, images: Images) -> Figures:
         """Return the figures of any images, one per triplet."""

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import jax
-from tqdm import tqdm
 
-from uso_jax.common import atomic_files, locks
+from uso_jax.common import atomic_files, locks, progress
 from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding
 from uso_jax.training import preflight
@@ -42,6 +41,8 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
       Stopped: SIGTERM came, and a checkpoint is written.
     """
     workdir = pathlib.Path(workdir)
+    if jax.process_index():
+        progress.silence()
     with contextlib.ExitStack() as stack:
         preflight.check_workdir(workdir)
         lock = stack.enter_context(locks.hold(workdir)) if jax.process_index() == 0 else None
@@ -85,7 +86,8 @@ def _fit(config: TrainConfig, workdir: pathlib.Path, lock: locks.Lock | None, st
     stack.enter_context(_explain_full_disk(workdir))
     with jax.set_mesh(mesh):
         _train(run, resume, lr_multipliers, saved)
-    checkpoints.wait()
+    with progress.phase("saving"):
+        checkpoints.wait()
     return _write_summary(config, run.record, workdir)
 
 
@@ -96,7 +98,8 @@ def _train(run: Run, resume: Resume, lr_multipliers: Sequence[dict[str, float]],
     if run.config.evaluates:
         run.evaluation = Evaluation(run.config, run.system, run.mesh)
         if run.record.evaluation is None:
-            evaluate_before(run, params)
+            with progress.phase("judging the model before training"):
+                evaluate_before(run, params)
     index = run.record.stage
     while index < len(run.config.run_stages):
         if index > run.record.stage:
@@ -128,7 +131,7 @@ def _roll_back(run: Run, resume: Resume, index: int, bad: NotFinite) -> dict:
     run.positions[index] = bad.position
     run.speed.productive = run.record.productive_seconds
     run.metrics.rewind(step)
-    tqdm.write(f"{bad.sentence}; going on from step {step} without the batches up to it", file=sys.stderr)
+    progress.say(f"{bad.sentence}; going on from step {step} without the batches up to it", sys.stderr)
     return saved
 
 

@@ -35,6 +35,7 @@ class StepInfo:
 class Hook:
     """A function that is called after some of a stage's train steps, with the step and the parts of the parameters."""
 
+    name: str  # what is shown while it lasts
     call: Callable[[StepInfo, TrainState, Params], None]  # (step, state, frozen parameters)
     every: int  # steps; 0: never by count
     on_last: bool = True  # also after the last step of the stage
@@ -92,13 +93,13 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
     # The last images without the reward show what it changes.
     reward_starts = lambda info: stage.reward is not None and info.step == stage.reward.start
     hooks = [
-        Hook(grid, every=config.heldout.grid_every, also=reward_starts),
-        Hook(heldout_loss, every=config.heldout.every),
-        Hook(checkpoint, every=config.checkpoint.every, also=lambda info: info.asked),
-        Hook(speed, every=config.log_every, blocking=False),
+        Hook("drawing samples", grid, every=config.heldout.grid_every, also=reward_starts),
+        Hook("validating", heldout_loss, every=config.heldout.every),
+        Hook("saving", checkpoint, every=config.checkpoint.every, also=lambda info: info.asked),
+        Hook("writing speeds", speed, every=config.log_every, blocking=False),
     ]
     if run.evaluation is not None:
-        hooks.insert(2, Hook(evaluation, every=0))
+        hooks.insert(2, Hook("judging", evaluation, every=0))
     return hooks
 
 

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Key
 
 from uso_jax import mini, weights
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import COMPONENTS, by_component, folders
 from uso_jax.models.uso import USO
@@ -39,7 +40,8 @@ def initial_params(
     fresh = {path: struct for path, struct in structs.items() if path not in params}
     # One program a component, so that runs that differ in one network find the others' in the compilation cache.
     for name, key in system.keys(jax.random.key(config.seed)).items():
-        params |= _draw(system.structures[name], key, f"{name}/", fresh)
+        with progress.phase(f"drawing the {name}"):
+            params |= _draw(system.structures[name], key, f"{name}/", fresh)
     return params
 
 
@@ -153,10 +155,14 @@ def _load(config: TrainConfig, structs: Mapping[str, jax.ShapeDtypeStruct]) -> P
         if component not in have:
             continue
         wanted = {inner: structs[path] for inner, path in paths.items()}
-        if config.model.quantization and component in QUANTIZED:
-            loaded = weights.load_quantized(directory, component, wanted, config.model.quantization)
-            paths |= {quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()}
-        else:
-            loaded = weights.load(directory, component, wanted)
+        with progress.phase(f"loading the {component} of {directory}"):
+            if config.model.quantization and component in QUANTIZED:
+                loaded = weights.load_quantized(directory, component, wanted, config.model.quantization)
+                scales = {
+                    quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()
+                }
+                paths |= scales
+            else:
+                loaded = weights.load(directory, component, wanted)
         params |= {paths[inner]: value for inner, value in loaded.items()}
     return params

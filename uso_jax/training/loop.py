@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from uso_jax.common import progress
 from uso_jax.data.loader import batches
@@ -50,17 +49,19 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
     if config.guard.max_rollbacks and run.checkpoints.latest() is None:
         run.save(state, frozen)  # something to roll back to
     shown = dict(total=stage.steps, initial=record.step, desc=stage.name, unit="step")
-    if jax.process_index():
-        shown["disable"] = True
 
     with contextlib.closing(data), progress.bar(**shown) as bar:
         hooks, metrics = stage_hooks(run, index, validator, bar.write), _LateMetrics(run, index, bar)
         run.speed.begin_stage()
+        compiled = None
         for step in range(record.step + 1, record.last_step(stage) + 1):
             run.profile.before(offset + step)
             batch = sharding.global_batch(run.mesh, next(data))
             operations = needed_flops(state, frozen, batch)
-            state, values = train_step(step)(state, frozen, batch)
+            program = train_step(step)
+            with progress.phase("compiling the train step") if program is not compiled else contextlib.nullcontext():
+                state, values = program(state, frozen, batch)
+            compiled = program
             position = data.get_state()
             metrics.add(step, values, position)
             bar.update()
@@ -76,9 +77,11 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
             run.speed.step(stage.batch_size, operations)
             for hook in hooks:
                 if hook.is_due(info):
-                    hook.call(info, state, frozen)
+                    with progress.phase(hook.name):
+                        hook.call(info, state, frozen)
             if info.asked and not (info.last and index == len(config.run_stages) - 1):
-                run.end()
+                with progress.phase("saving"):
+                    run.end()
             if pausing:
                 run.watchdog.beat(f"after validating and saving step {offset + step}, stage {stage.name!r}")
                 run.speed.resume()
@@ -119,9 +122,10 @@ def _first_state(
 def _begin_record(run: Run, index: int, validator: Validator, params: Params) -> None:
     """Begin the record of a stage with what held-out data says before its first step."""
     stage = run.config.run_stages[index]
-    run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=validator.loss(params)))
-    if stage.reward is not None and stage.reward.start == 0:
-        validate_reward(run, index, validator, params, 0)
+    with progress.phase(f"{stage.name}, validating before the first step"):
+        run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=validator.loss(params)))
+        if stage.reward is not None and stage.reward.start == 0:
+            validate_reward(run, index, validator, params, 0)
 
 
 def _open_data(run: Run, index: int) -> Iterator[dict[str, np.ndarray]]:
@@ -165,7 +169,7 @@ class _LateMetrics:
     Both methods raise what `fault_tolerance.check` finds wrong with a step.
     """
 
-    def __init__(self, run: Run, index: int, bar: tqdm):
+    def __init__(self, run: Run, index: int, bar: progress.Bar):
         self._run, self._stage, self._offset, self._bar = run, run.config.run_stages[index], run.first_step(index), bar
         self._waiting: tuple[int, dict[str, jax.Array], dict] | None = None
 
@@ -183,6 +187,6 @@ class _LateMetrics:
         run, number = self._run, self._offset + step
         numbers = {key: float(value) for key, value in values.items()}
         numbers = fault_tolerance.check(self._stage, number, numbers, run.record, position)
-        self._bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
+        self._bar.note(f"loss={numbers['loss']:.4f}")
         if step % run.config.log_every == 0:
             run.metrics.write(number, self._stage.name, numbers)

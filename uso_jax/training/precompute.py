@@ -147,16 +147,24 @@ def _encode(
         features.write_manifest(path, manifest, encoder.nulls())
         mine = range(process[0], shards, process[1])
         lost = 0
-        with progress.bar(total=len(mine) * shard_size, desc=f"encoding {split}", unit="example") as bar:
-            for number in mine:
-                chosen = np.arange(number * shard_size, min((number + 1) * shard_size, total))
-                if not features.is_done(path, number):
+        examples = {number: np.arange(number * shard_size, min((number + 1) * shard_size, total)) for number in mine}
+        with progress.bar(total=sum(map(len, examples.values())), desc=f"encoding {split}", unit="example") as bar:
+            for number, chosen in examples.items():
+                if features.is_done(path, number):
+                    bar.skip(len(chosen))
+                else:
                     left_out: dict[int, str] = {}
                     found = encoder.records(chosen, left_out, config.data.max_errors - lost)
-                    features.write_shard(path, number, found, left_out)
+                    features.write_shard(path, number, _counted(found, bar), left_out)
+                    bar.update(len(left_out))
                 lost += len(features.left_out(path, number))
-                bar.update(len(chosen))
     return total
+
+
+def _counted(records: Iterator, bar: progress.Bar) -> Iterator:
+    for record in records:
+        yield record
+        bar.update()
 
 
 class _Encoder:
@@ -178,6 +186,7 @@ class _Encoder:
         self.num_threads = config.data.num_threads
         sizes = stage.bucket_sizes(config.system.pixels_per_token)
         self.shapes = share_out(source, sizes["target_sizes"], sizes["content_sizes"], stage.batch_size)
+        self._phases: dict[tuple, str] = {}  # by image shape: what is shown while a batch is encoded
         self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
 
     def nulls(self) -> dict[str, np.ndarray]:
@@ -236,7 +245,9 @@ class _Encoder:
         filled = [row for _, row in rows] + [rows[-1][1]] * (self.batch_size - len(rows))
         batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
         # jit with replicated results: every process may run its own batches, since its mesh is its own devices.
-        made = jax.device_get(self._encode(self.params, sharding.global_batch(self.mesh, batch)))
+        with progress.phase(self._phases.setdefault(shape, "compiling the encoders")):
+            made = jax.device_get(self._encode(self.params, sharding.global_batch(self.mesh, batch)))
+        self._phases[shape] = "encoding"
         for number, (index, row) in enumerate(rows):
             record = {name: value[number] for name, value in made.items()}
             num_styles = int(row["style_valid"].sum())

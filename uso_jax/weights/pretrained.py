@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uso_jax import flow, mini, weights
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.common.json_files import require_object
 from uso_jax.models.components import by_component, folders, placement_rules
@@ -147,7 +148,8 @@ class Pretrained:
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=shardings[path])
                 for inner, path in paths.items()
             }
-            loaded = weights.load_quantized(self.directory, component, structs)
+            with progress.phase(f"loading the {component} of {self.name}"):
+                loaded = weights.load_quantized(self.directory, component, structs)
             names = paths | {
                 quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()
             }
