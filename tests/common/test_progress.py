@@ -30,7 +30,7 @@ def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress.time, "sleep", lambda seconds, sleep=time.sleep: sleep(0.01))
-    monkeypatch.setattr(progress, "_LINE", progress._Line())
+    monkeypatch.setattr(progress, "_LINE", progress.StatusLine())
     monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     return now

@@ -12,20 +12,14 @@ ten seconds instead; in a notebook, the one line is rewritten.
 
 import contextlib
 import logging
-import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-_LOG_SECONDS = 10.0  # interval between lines in a log; TQDM_MININTERVAL overrides it and the two below
-_NOTEBOOK_SECONDS = 1.0
-_TERMINAL_SECONDS = 0.1
-_TICK_SECONDS = 1.0
-_WIDTH = 80  # columns, where a terminal does not say how many it has
+from uso_jax.common.status_line import StatusLine, manner
 
 
 def bar(iterable: Iterable | None = None, desc: str = "", **settings: Any) -> "Bar":
@@ -79,10 +73,10 @@ class Bar:
         self.iterable, self.desc, self.unit, self.n = iterable, desc, unit, initial
         self.total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
         self.file = file or sys.stderr
-        self.live, self.mininterval = _manner(self.file)
+        self.live, self.mininterval = manner(self.file)
         self.leave = leave if leave is not None else _LINE.is_free()
         self.postfix = ""
-        self._initial, self._started = initial, time.monotonic()
+        self._initial, self.started = initial, time.monotonic()
         self._samples: list[tuple[float, float]] = []  # (seconds, units), from the first update on
         self.drawn = False
         self._shown = not (disable or _LINE.silent)
@@ -107,7 +101,7 @@ class Bar:
         now = time.monotonic()
         # About a hundred samples, however long it takes.
         if len(self._samples) < 2 or self._samples[-1][0] - self._samples[-2][0] >= max(
-            0.1, (now - self._started) / 100
+            0.1, (now - self.started) / 100
         ):
             self._samples.append((now, self.n))
         else:
@@ -158,7 +152,7 @@ class Bar:
         return tqdm.format_meter(
             self.n,
             self.total,
-            time.monotonic() - self._started,
+            time.monotonic() - self.started,
             columns,
             f"{context}{self.desc}",
             ascii=not (getattr(self.file, "encoding", None) or "utf-8").lower().startswith("utf"),
@@ -191,112 +185,4 @@ class LogHandler(logging.Handler):
         say(self.format(record), sys.stderr)
 
 
-class _Line:
-    """The line that all bars of the process share; the innermost bar has it."""
-
-    def __init__(self) -> None:
-        self.silent = False
-        self._lock = threading.RLock()
-        self._bars: list[Bar] = []
-        self._length, self._drawn = 0, time.monotonic()
-        self._ticker: threading.Thread | None = None
-
-    def is_free(self) -> bool:
-        return not self._bars
-
-    def begin(self, one: Bar) -> None:
-        with self._lock:
-            self._bars.append(one)
-            if self._ticker is None:
-                self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
-                self._ticker.start()
-            if one.live:
-                self.draw(one, _TERMINAL_SECONDS)
-
-    def draw(self, one: Bar, interval: float) -> None:
-        """Draw the innermost bar if it is this one, and if the last drawing is longer ago than the interval."""
-        if time.monotonic() - self._drawn < interval or self._bars[-1:] != [one]:
-            return
-        with self._lock:
-            if self._bars[-1:] == [one]:
-                context = "".join(f"{outer.short()}, " for outer in self._bars[:-1])
-                self._put(one, context)
-
-    def end(self, one: Bar) -> None:
-        with self._lock:
-            innermost = self._bars[-1:] == [one]
-            self._bars = [other for other in self._bars if other is not one]
-            if one.leave:
-                self._put(one, "")
-                if one.live:
-                    _write(one.file, "\n")
-                    self._length = 0
-            elif innermost and one.live and one.drawn:
-                self._clear(one.file)
-            if innermost and one.drawn and self._bars and self._bars[-1].live:
-                self.draw(self._bars[-1], 0.0)
-
-    def say(self, text: str, file: Any) -> None:
-        with self._lock:
-            shown = self._bars[-1] if self._bars and self._bars[-1].live else None
-            if shown:
-                self._clear(shown.file)
-            print(text, file=file, flush=True)
-            if shown:
-                self.draw(shown, 0.0)
-
-    def _put(self, one: Bar, context: str) -> None:
-        self._drawn, one.drawn = time.monotonic(), True
-        if one.live:
-            text = one.text(context, _columns(one.file))
-            _write(one.file, f"\r{text}{' ' * (self._length - len(text))}")
-            self._length = len(text)
-        else:
-            _write(one.file, f"{one.text(context)}\n")
-
-    def _clear(self, file: Any) -> None:
-        if self._length:
-            _write(file, f"\r{' ' * self._length}\r")
-            self._length = 0
-
-    def _tick(self) -> None:
-        """Redraw, as long as there is a bar, also while the program waits."""
-        while True:
-            time.sleep(_TICK_SECONDS)
-            with self._lock:
-                if not self._bars:
-                    self._ticker = None
-                    return
-                one = self._bars[-1]
-                self.draw(one, min(one.mininterval, _TICK_SECONDS) if one.live else one.mininterval)
-
-
-_LINE = _Line()
-
-
-def _manner(file: Any) -> tuple[bool, float]:
-    """Return whether a line can be rewritten, and how often something is shown, in seconds."""
-    # The kernel's streams are no terminals, but rewrite a line too. Programs that a notebook starts have a terminal.
-    kernel = type(file).__module__.startswith("ipykernel")
-    live = kernel or (hasattr(file, "isatty") and file.isatty())
-    notebook = kernel or "JPY_PARENT_PID" in os.environ
-    seconds = (_NOTEBOOK_SECONDS if notebook else _TERMINAL_SECONDS) if live else _LOG_SECONDS
-    with contextlib.suppress(ValueError):
-        seconds = float(os.environ.get("TQDM_MININTERVAL", seconds))
-    return live, seconds
-
-
-def _columns(file: Any) -> int:
-    """Return the width of a line; the last column stays free, where some terminals would wrap it."""
-    try:
-        found = os.get_terminal_size(file.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        found = 0
-    return (found or _WIDTH) - 1
-
-
-def _write(file: Any, text: str) -> None:
-    # Progress must not end a program whose terminal has gone, or whose log is on a full disk.
-    with contextlib.suppress(OSError, ValueError):
-        file.write(text)
-        file.flush()
+_LINE = StatusLine()

@@ -11,9 +11,11 @@ from uso_jax.weights.directory import (
     load_quantized,
     manifest,
     read,
+    record_hashes,
     save,
     shapes,
     tokenizer,
+    verify,
 )
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "load_quantized",
     "manifest",
     "read",
+    "record_hashes",
     "save",
     "shapes",
     "tokenizer",
+    "verify",
 ]

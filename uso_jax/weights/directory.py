@@ -13,23 +13,22 @@ A folder is written under a temporary name, which starts with a dot, and renamed
 (uso_jax.weights.writer).
 """
 
-import json
 import os
 import pathlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from uso_jax.common import json_files
+from uso_jax.common import atomic_files
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, row_of
 from uso_jax.params import Params
-from uso_jax.weights import quantization, safetensors_store
-from uso_jax.weights.manifest_configs import Sections, build, check_sections
-from uso_jax.weights.manifest_text import FORMAT, ZARR_FORMAT, parse_struct
+from uso_jax.weights import integrity, quantization, safetensors_store
+from uso_jax.weights.manifest_configs import Sections, build
+from uso_jax.weights.manifest_text import ZARR_FORMAT, add_hashes, read_manifest
+from uso_jax.weights.placing import place
 from uso_jax.weights.quantization import InMemory, QuantisedArray
 from uso_jax.weights.safetensors_store import open_safetensors
 from uso_jax.weights.stored_array import StoredArray
@@ -37,7 +36,6 @@ from uso_jax.weights.writer import Writer
 from uso_jax.weights.zarr_reader import open_zarr
 
 Path = str | pathlib.Path
-_READERS = 4  # threads that read arrays
 
 
 # ---------------------------------------------------------------------------------------------------- what it holds
@@ -62,36 +60,15 @@ def manifest(directory: Path, component: str) -> dict[str, Any]:
 
     A quantised component has `quantization`: its `mode`, and the shape and dtype of each of its `parameters` before.
 
+    `own_hash` is the manifest's hash as it is, `manifest_sha256` as it was written (uso_jax.weights.integrity).
+
     Raises:
       InputError: the component is missing, damaged or of another format.
     """
     found = components(directory)
     if component not in found:
         raise InputError(f"{directory} has no {component}, only {', '.join(found) or 'nothing'}; import it first")
-    path = pathlib.Path(directory, component, "manifest.json")
-    try:
-        record = json_files.require_object(json.loads(path.read_text(encoding="utf-8")), str(path))
-        if not isinstance(record["format"], int) or record["format"] > FORMAT:
-            raise InputError(f"{path}: format {record['format']} is newer than this program knows; update uso_jax")
-        if record["format"] < ZARR_FORMAT:
-            raise InputError(f"{path}: format {record['format']} is of an older program; import the {component} again")
-        if record["component"] != component:
-            raise InputError(f"{path} describes {record['component']!r}; the folder must keep the component's name")
-        record["config"] = check_sections(record["config"], str(path))
-        record["tensors"] = {path: parse_struct(text) for path, text in record["tensors"].items()}
-        if (found := record.get("quantization")) is not None:
-            found["parameters"] = {path: parse_struct(text) for path, text in found["parameters"].items()}
-            for path, struct in found["parameters"].items():
-                for name, stored in quantization.stored(path, struct, found["mode"]).items():
-                    if record["tensors"][name] != stored:
-                        raise ValueError(f"{name} does not have the shape of {path} in {found['mode']}")
-        record["files"] = {name: int(size) for name, size in record["files"].items()}
-        record |= {name: kind(record[name]) for name, kind in (("family", str), ("dtype", str), ("parameters", int))}
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable manifest ({error}); import the {component} again") from error
-    return record
+    return read_manifest(pathlib.Path(directory), component)
 
 
 def shapes(directory: Path, component: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -185,9 +162,7 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedAr
     """
     where = pathlib.Path(directory).absolute() / component
     record = manifest(directory, component)
-    for name, size in record["files"].items():
-        if not (where / name).is_file() or (where / name).stat().st_size != size:
-            raise InputError(f"{where / name} is missing or incomplete; import or copy the {component} again")
+    integrity.check_files(where, record)
     try:
         tensors = record["tensors"]
         packed = record["format"] > ZARR_FORMAT or (where / safetensors_store.FILE).is_file()
@@ -197,8 +172,39 @@ def read(directory: Path, component: str) -> dict[str, StoredArray | QuantisedAr
             for path, struct in before.items():
                 stored[path] = QuantisedArray(stored[path], stored.pop(quantization.scale_path(path)), struct, mode)
         return stored
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
+
+
+def verify(directory: Path, names: Collection[str] | None = None) -> list[str]:
+    """Compare all bytes of components with their manifests, of all components or of those in `names`.
+
+    Returns:
+      the components that have no hashes, because an older program wrote them.
+
+    Raises:
+      InputError: a file has other bytes than when it was written; the message names it.
+    """
+    unknown = []
+    for component in components(directory) if names is None else names:
+        record = manifest(directory, component)
+        integrity.check_files(pathlib.Path(directory) / component, record, whole=True)
+        unknown += [] if record["sha256"] else [component]
+    return unknown
+
+
+def record_hashes(directory: Path, component: str) -> None:
+    """Write the hashes of a component's files, and of its manifest as it is, into the manifest.
+
+    Raises:
+      InputError: the component is damaged, or the manifest cannot be written.
+    """
+    folder = pathlib.Path(directory) / component
+    manifest(directory, component)
+    with atomic_files.explained(folder / "manifest.json", "make it writable"):
+        add_hashes(folder)
 
 
 def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
@@ -275,28 +281,11 @@ def _check_shapes(directory: Path, component: str, shapes: Mapping[str, jax.Shap
 
 
 def _place(directory: Path, component: str, wanted: Mapping[str, tuple[Any, jax.ShapeDtypeStruct]]) -> Params:
-    """Load arrays from disk, each with the dtype and sharding of its struct."""
     where = pathlib.Path(directory).absolute() / component
-    default = jax.config.jax_default_device or jax.local_devices()[0]
-    default = jax.local_devices(backend=default)[0] if isinstance(default, str) else default
-    placed = {path: s.sharding or jax.sharding.SingleDeviceSharding(default) for path, (_, s) in wanted.items()}
-
-    def read_parts(path: str) -> dict[str, np.ndarray]:
-        array, struct = wanted[path]
-        indices = placed[path].addressable_devices_indices_map(tuple(array.shape)).values()
-        # Devices with the same index share one read.
-        return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
-
-    params, paths = {}, list(wanted)
+    small = sum(manifest(directory, component)["files"].values()) <= integrity.ALWAYS
     try:
-        # Several are read at a time, so that the disk, the casts and the transfers overlap. Only this thread creates
-        # arrays: JAX has crashed when another thread collected garbage meanwhile.
-        with ThreadPoolExecutor(_READERS) as pool:
-            for start in range(0, len(paths), _READERS):
-                few = paths[start : start + _READERS]  # all together may be larger than memory
-                for path, parts in zip(few, pool.map(read_parts, few), strict=True):
-                    shape, part = wanted[path][0].shape, lambda index, parts=parts: parts[str(index)]
-                    params[path] = jax.make_array_from_callback(shape, placed[path], part)
+        return place(where, wanted, check_finite=small)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({error}); import or copy the {component} again") from error
-    return params

@@ -174,7 +174,21 @@ def _missing(directory: pathlib.Path, component: str, have: Sequence[str]) -> In
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """Return the fingerprint of a component's folder; see `Pretrained.fingerprints`."""
+    """Return the fingerprint of a component's folder; see `Pretrained.fingerprints`.
+
+    Raises:
+      InputError: the component is damaged.
+    """
+    try:
+        return _fingerprint(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} cannot be read ({error}); import or copy the {folder.name} again") from error
+
+
+def _fingerprint(folder: pathlib.Path) -> str:
+    weights.manifest(folder.parent, folder.name)  # raises InputError where it is damaged
     record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
     facts = [record["config"], record["tensors"], record.get("quantization"), sources]

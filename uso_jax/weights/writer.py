@@ -18,7 +18,7 @@ import numpy as np
 
 from uso_jax.common import locks
 from uso_jax.common.errors import InputError
-from uso_jax.weights import safetensors_store
+from uso_jax.weights import integrity, safetensors_store
 from uso_jax.weights.manifest_text import FORMAT, format_struct, manifest_text
 from uso_jax.weights.safetensors_store import Extent, Structs
 
@@ -92,7 +92,8 @@ class Writer:
             text = safetensors_store.index_text(self._files, self.structs)
             (self.folder / safetensors_store.INDEX).write_text(text, encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(self.folder.glob("params*"))}
-        text = manifest_text(self.component, self.structs, manifest, sizes)
+        hashes = integrity.file_hashes(self.folder, sizes)
+        text = manifest_text(self.component, self.structs, manifest, sizes, hashes)
         (self.folder / "manifest.json").write_text(text, encoding="utf-8")
         (self.folder / "origin.json").unlink()
         self._journal.unlink(missing_ok=True)
