@@ -54,7 +54,7 @@ class StatusLine:
         return self._bars[-1:] == [one] and now - self._drawn >= interval and not too_short
 
     def end(self, one: Any) -> None:
-        """Give the line back to the bar around, after the last state of one that is left there."""
+        """Return the line to the bar around, after the last state of one that is left there."""
         with self._lock:
             innermost = self._bars[-1:] == [one]
             self._bars = [other for other in self._bars if other is not one]
