@@ -6,11 +6,11 @@ All limits are checked on the header, before pixel memory is taken. Nothing else
 """
 
 import contextlib
-import functools
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # PIL counts MP
 with contextlib.suppress(ImportError):  # the extra "heic"
     import pillow_heif
 
-    pillow_heif.register_heif_opener(thumbnails=False)
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
     FORMATS += ("HEIF",)
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TILE = (322, 323)  # TIFF tags: width and height of a tile
 _SCALES = {"L;2": 85, "L;4": 17}
 _TURNS = {
@@ -55,7 +56,8 @@ class Limits:
 
 
 FILES = Limits(pixels=64_000_000, file_bytes=1 << 30)
-UPLOADS = Limits(pixels=16_777_216, file_bytes=32 << 20)  # decoding takes up to 16 bytes a pixel
+# The usual photograph of a phone fits. Decoding takes up to 16 bytes a pixel (WebP), and an image stays at 3.
+UPLOADS = Limits(pixels=12_600_000, file_bytes=32 << 20)
 
 
 @dataclass(frozen=True)
@@ -89,28 +91,39 @@ def open_image(source: bytes | Path | Image.Image, *, what: str, limits: Limits 
     with _header(source, what, limits) as image:
         # The second image of a phone's MPO is a map of brightness or depth.
         animated = bool(image.format != "MPO" and getattr(image, "is_animated", False))
-        orientation, turned, samples = _orientation(image), image.format == "TIFF", _samples(image)
+        samples, is_tiff = _samples(image), image.format == "TIFF"
+        orientation = _orientation(image) if is_tiff else 1
         image = image.copy() if image is source else image
         image.load()
-        if not turned:  # PIL turns TIFF while it decodes it
-            orientation = _orientation(image)  # a PNG may hold it after the pixels
-        if isinstance(source, bytes | Path) and "transparency" in image.info:
-            image = _with_true_transparency(image, samples, lambda: _header(source, what, limits))
-        if orientation > 1 and not turned:
-            image = image.transpose(_TURNS[orientation])
+        check_size(image.size, what, limits)
+        if "transparency" in image.info:
+            again = None if isinstance(source, Image.Image) else lambda: _header(source, what, limits)
+            image = _with_true_transparency(image, samples, again)
+        if not is_tiff:  # PIL turns TIFF while it decodes it
+            orientation = _orientation(image)
+            image = image.transpose(_TURNS[orientation]) if orientation > 1 else image
     return Opened(image, orientation, image.mode.startswith(("I", "F")) or "16" in samples, animated)
 
 
-def image_size(source: bytes | Path, *, what: str, limits: Limits = FILES) -> tuple[int, int]:
-    """Return the (height, width) of the image that `open_image` returns, from the header alone.
+def image_size(source: bytes | Path, *, what: str, limits: Limits = FILES, whole: bool = True) -> tuple[int, int]:
+    """Return the (height, width) of the image that `open_image` returns, without decoding it.
+
+    Args:
+      source: a file or its bytes, which may end after the header.
+      what: names the image in messages.
+      limits: the largest image that is allowed.
+      whole: False if the bytes are only the start of a file.
 
     Raises:
-      BadExample: the source is not an image of an allowed format, or is too large.
+      BadExample: the source is not an image of an allowed format, or is too large, or its start is not enough.
     """
-    with _header(source, what, limits) as image:
+    data = source if isinstance(source, bytes) else read_file(source, what=what, limits=limits)
+    with _header(_without_pixels(data), what, limits) as image:
         width, height = image.size
-        turned = image.format != "TIFF" and _orientation(image) >= 5
-        return (width, height) if turned else (height, width)
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
+        if not whole and image.format == "PNG" and orientation == 1 and width != height:
+            raise BadExample(f"the start of {what} does not tell which way up it is; read the whole file")
+        return (width, height) if orientation >= 5 else (height, width)
 
 
 def check_size(size: tuple[int, int], what: str, limits: Limits = FILES) -> None:
@@ -147,6 +160,19 @@ def read_file(path: Path, *, what: str, limits: Limits = FILES) -> bytes:
 def _check_bytes(count: int, what: str, limits: Limits) -> None:
     if count > limits.file_bytes:
         raise BadExample(f"{what} has {count} bytes; the limit is {limits.file_bytes}: shrink it")
+
+
+def _without_pixels(data: bytes) -> bytes:
+    """Return a PNG without its pixels, because its EXIF block may come after them. Other images stay as they are."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start + 8 <= len(data):
+        length, name = struct.unpack_from(">L4s", data, start)
+        if name not in (b"IDAT", b"fdAT"):
+            kept.append(data[start : start + length + 12])
+        start += length + 12
+    return b"".join(kept)
 
 
 @contextlib.contextmanager
@@ -204,22 +230,33 @@ def _samples(image: Image.Image) -> str:
     return args if isinstance(args, str) else str(args[0])
 
 
-def _with_true_transparency(image, samples: str, again: Callable[[], Any]) -> Image.Image:
-    """Correct what PIL does with the level or colour that a PNG declares transparent, at other depths than 8 bits."""
+def _with_true_transparency(image: Image.Image, samples: str, again: Callable[[], Any] | None) -> Image.Image:
+    """Correct what PIL does with the level or colour that a PNG declares transparent, at other depths than 8 bits.
+
+    Args:
+      image: the decoded image.
+      samples: see `_samples`.
+      again: opens the image again; None if that is not possible.
+    """
     hidden = image.info["transparency"]
     if samples in _SCALES and isinstance(hidden, int):
         image.info["transparency"] = hidden * _SCALES[samples]  # PIL scales the pixels, but not this level
-    elif samples == "RGB;16B" and isinstance(hidden, tuple):
-        # PIL keeps the high bytes of the pixels; here are the low ones.
-        with again() as low:
-            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
-            low.load()
-            parts = zip(image.split(), low.split(), hidden, strict=True)
-            same = [
-                part.point([255 * (i == level) for i in range(256)])
-                for high, lower, value in parts
-                for part, level in ((high, value >> 8), (lower, value & 255))
-            ]
-        image.putalpha(ImageChops.invert(functools.reduce(ImageChops.darker, same)))
+    elif image.mode == "RGB" and isinstance(hidden, tuple) and (samples == "RGB;16B" or max(hidden) > 255):
+        same = _equals(image, [level >> 8 for level in hidden])
+        if again is not None:  # PIL keeps the high bytes of the pixels; here are the low ones
+            with again() as low:
+                low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+                low.load()
+                same = ImageChops.darker(same, _equals(low, [level & 255 for level in hidden]))
+        image.putalpha(ImageChops.invert(same))
         del image.info["transparency"]
     return image
+
+
+def _equals(image: Image.Image, levels: Sequence[int]) -> Image.Image:
+    """Return 255 where every channel has its level, and 0 elsewhere."""
+    same = Image.new("L", image.size, 255)
+    for channel, level in enumerate(levels):
+        part = image.getchannel(channel).point([255 * (value == level) for value in range(256)])
+        same = ImageChops.darker(same, part)
+    return same

@@ -88,7 +88,8 @@ class Place:
         if self.row < 0 and self.unpacked < 0:
             with contextlib.suppress(OSError, BadExample):
                 length = _HEADER if self.length < 0 else min(_HEADER, self.length)
-                return opening.image_size(urls.read_bytes(self.file, self.start, length, part=True), what=str(self))
+                start = urls.read_bytes(self.file, self.start, length, part=True)
+                return opening.image_size(start, what=str(self), whole=len(start) < _HEADER)
         return opening.image_size(self.read(), what=str(self))
 
 
