@@ -29,6 +29,7 @@ with contextlib.suppress(ImportError):  # the extra "heic"
     FORMATS += ("HEIF",)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _TILE = (322, 323)  # TIFF tags: width and height of a tile
 _SCALES = {"L;2": 85, "L;4": 17}
 _TURNS = {
@@ -169,10 +170,11 @@ def _without_pixels(data: bytes) -> bytes:
     kept, start = [_PNG], len(_PNG)
     while start + 8 <= len(data):
         length, name = struct.unpack_from(">L4s", data, start)
-        if name not in (b"IDAT", b"fdAT"):
-            kept.append(data[start : start + length + 12])
-        start += length + 12
-    return b"".join(kept)
+        end = start + length + 12
+        if name not in (b"IDAT", b"fdAT") and end <= len(data):
+            kept.append(data[start:end])
+        start = end
+    return b"".join((*kept, _PNG_END))
 
 
 @contextlib.contextmanager
