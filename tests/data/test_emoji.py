@@ -21,6 +21,7 @@ from uso_jax.data.splits import SPLITS
 from uso_jax.evaluation.metrics.counterfactual import Counterfactuals, TruthfulSource
 
 pytest.importorskip("resvg_py")
+pytest.importorskip("defusedxml")
 
 
 @pytest.fixture(scope="module")

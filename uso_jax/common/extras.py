@@ -7,7 +7,7 @@ import importlib.util
 from uso_jax.common.errors import InputError
 
 EXTRAS = {  # names to import; tests/test_packaging.py holds them against pyproject.toml
-    "data": ("resvg_py",),
+    "data": ("defusedxml", "resvg_py"),
     "eval": ("httpx", "jinja2", "rapidfuzz", "tenacity"),
     "curation": ("httpx", "imagehash", "tenacity"),
     "app": ("gradio",),

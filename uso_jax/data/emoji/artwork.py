@@ -21,6 +21,7 @@ from uso_jax.data.drawings.artwork import ARTWORK_SIDE, subject_from_artwork
 from uso_jax.data.drawings.shapes import NOTHING
 from uso_jax.data.drawings.subjects import FIELD_REACH, FIELD_SIZE, Subject
 from uso_jax.data.emoji.iconify import IconSet, common_subjects, find_tarballs, read_icon_set
+from uso_jax.data.emoji.renderer import Renderer
 
 # Images made from the artwork must carry these licence notices.
 LICENCES = {
@@ -133,11 +134,12 @@ def _write(path: Path, sets: list[IconSet], side: int) -> None:
     (path.parent / ".gitignore").write_text("*\n")  # third-party artwork must not be committed by accident
     with atomic_files.beside(path) as temporary:
         records = np.lib.format.open_memmap(temporary, "w+", _layout(side), (len(names), len(sets)))
-        with progress.bar(total=records.size, desc="Rasterising emoji", unit="icon") as bar:
+        bar = progress.bar(total=records.size, desc="Rasterising emoji", unit="icon")
+        with bar, Renderer() as renderer:
             for row, name in enumerate(names):
                 for column, icons in enumerate(sets):
                     # Twice the stored resolution, for antialiasing.
-                    drawn = icons.render(name, max(128, 2 * side))
+                    drawn = icons.render(name, max(128, 2 * side), renderer)
                     for field, value in _record(subject_from_artwork(drawn, f"{icons.name} {name}"), side):
                         records[field][row, column] = value
                     records["name"][row, column] = name

@@ -7,19 +7,24 @@ A tarball holds package/icons.json: {"prefix", "width"?, "height"?, "icons": {na
 https://iconify.design/docs/types/iconify-json.html
 """
 
+import contextlib
 import functools
-import json
+import gzip
 import re
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.data.emoji.renderer import Renderer
+from uso_jax.data.emoji.svg import document
 from uso_jax.images import opening
 
 MEMBER = "package/icons.json"
@@ -63,32 +68,32 @@ class IconSet:
         """Return all names that `find` resolves."""
         return {name for name in (*self.icons, *self.aliases) if self.find(name) is not None}
 
-    def render(self, name: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
+    def render(self, name: str, size: int, renderer: Renderer | None = None) -> UInt8[np.ndarray, "size size 4"]:
         """Render an icon as RGBA, fitted into a square.
+
+        Args:
+          name: of the icon or of an alias.
+          size: side of the image, in pixels.
+          renderer: the process that renders; by default one is started for this icon.
 
         Raises:
           InputError: the icon does not exist, refers to external content, or cannot be rendered.
         """
-        import resvg_py  # needed only here, while a data set is created
-
         icon = self.icons.get(self.find(name))
         what = f"icon {name!r} of the set {self.name!r}"
         if icon is None:
             raise InputError(f"{what} does not exist.")
-        body = icon["body"]
-        if "<image" in body or "<!" in body or "<?" in body:
-            raise InputError(f"{what} refers to external content, which is not allowed: use the published set.")
         width, height = icon.get("width", self.width), icon.get("height", self.height)
-        view = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}"'
-            f' height="{size}" viewBox="{view}">{body}</svg>'
-        )
         try:
-            png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
-        except ValueError as error:
-            raise InputError(f"{what} cannot be rendered ({error}): download its set again.") from error
-        return np.asarray(opening.open_image(bytes(png), what=what).image.convert("RGBA"))
+            svg = document(icon["body"], (icon.get("left", 0), icon.get("top", 0), width, height), size)
+            with contextlib.nullcontext(renderer) if renderer else Renderer() as chosen:
+                png = chosen.render(svg, size)
+        except InputError as error:
+            raise InputError(f"{what} {error}; use the published set: npm pack @iconify-json/{self.name}") from error
+        image = opening.open_image(png, what=what).image
+        if image.size != (size, size):
+            raise InputError(f"{what} was rendered with {image.size} pixels, not {size} x {size}.")
+        return np.asarray(image.convert("RGBA"))
 
 
 def find_tarballs(folder: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -125,31 +130,50 @@ def read_icon_set(path: Path, name: str) -> IconSet:
     Raises:
       InputError: the tarball is damaged, or is not the icon set `name`.
     """
-    try:
-        data = json.loads(_read_member(path))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a readable icon tarball ({error}): download it with npm pack.") from error
+    again = f"run npm pack @iconify-json/{name}"
+    where = f"{MEMBER} in {path}"
+    data = untrusted.json(_read_member(path), dict[str, Any], where, remedy=again, limit=MAX_BYTES)
     icons, aliases = data.get("icons"), data.get("aliases", {})
     if not isinstance(icons, dict) or not isinstance(aliases, dict) or data.get("prefix") != name:
-        raise InputError(f"{path}: {MEMBER} is not the icon set {name!r}: run npm pack @iconify-json/{name}.")
+        raise InputError(f"{path}: {MEMBER} is not the icon set {name!r}: {again}.")
     if not all(isinstance(icon, dict) and isinstance(icon.get("body"), str) for icon in icons.values()):
-        raise InputError(f"{path}: an icon in {MEMBER} has no body: run npm pack @iconify-json/{name}.")
+        raise InputError(f"{path}: an icon in {MEMBER} has no body: {again}.")
+    if not all(isinstance(alias, dict) and isinstance(alias.get("parent"), str) for alias in aliases.values()):
+        raise InputError(f"{path}: an alias in {MEMBER} has no parent: {again}.")
     return IconSet(name, data.get("width", 16), data.get("height", 16), icons, aliases)
 
 
 def _read_member(path: Path) -> bytes:
-    # Streamed: members before the wanted one are skipped.
-    with tarfile.open(path, "r|gz") as archive:
-        for number, member in enumerate(archive):
-            if member.name == MEMBER and member.isreg():
-                if member.size > MAX_BYTES:
-                    raise InputError(f"{path}: {MEMBER} has {member.size} bytes, more than {MAX_BYTES}.")
-                return archive.extractfile(member).read(MAX_BYTES)
-            if number >= MAX_MEMBERS:
-                break
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: download it with npm pack.")
+    try:
+        # Streamed: members before the wanted one are skipped, and no header can unpack to more than the limit.
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, path), mode="r|") as archive:
+            for number, member in enumerate(archive):
+                if member.name == MEMBER and member.isreg():
+                    if member.size > MAX_BYTES:
+                        raise InputError(f"{path}: {MEMBER} has {member.size} bytes, more than {MAX_BYTES}.")
+                    return archive.extractfile(member).read(MAX_BYTES)
+                if number >= MAX_MEMBERS:
+                    break
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a readable icon tarball ({error}): download it with npm pack.") from error
     raise InputError(f"{path} has no {MEMBER}: it is not an @iconify-json package.")
+
+
+class _Bounded:
+    """A file that gives at most twice MAX_BYTES."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path, self._left = file, path, 2 * MAX_BYTES + (1 << 20)
+
+    def read(self, count: int) -> bytes:
+        self._left -= count
+        if self._left < 0:
+            raise InputError(f"{self._path} unpacks to more than {2 * MAX_BYTES} bytes: download it with npm pack.")
+        return self._file.read(count)
 
 
 def common_subjects(sets: Sequence[IconSet]) -> tuple[str, ...]:
