@@ -3,7 +3,7 @@
 """Rendering of SVG in another process, with limits of time and memory.
 
 A renderer may crash, or take any time and memory, on a drawing of a few hundred bytes. The process gets the length of
-the SVG and the size as two 32-bit numbers, then the SVG. It answers with a status byte, a length, and the PNG or why not.
+the SVG and the size as two 32-bit numbers, then the SVG. It answers with a status, a length, the PNG or why not.
 """
 
 import contextlib
