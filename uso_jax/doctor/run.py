@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Examine a configuration on this machine: settings, data, weights, devices, memory. Nothing is read or allocated."""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from uso_jax.common.errors import InputError
+from uso_jax.doctor import machine
+from uso_jax.doctor.finding import Finding, check
+from uso_jax.hardware.chips import GIB
+from uso_jax.parallel import sharding
+from uso_jax.planning import programs
+from uso_jax.training import precompute, preflight
+from uso_jax.training.config import TrainConfig
+from uso_jax.training.init import check_weights
+
+
+def examine(config: TrainConfig) -> Iterator[Finding]:
+    """Yield findings about a run with this configuration; every check of `preflight` is made, not only the first."""
+    stages = ", ".join(f"{stage.name} {stage.steps} x {stage.batch_size}" for stage in config.run_stages)
+    settings = check("settings", f"{config.variant}: {stages}", preflight.check_settings, config)
+    yield settings
+    yield check("data", _data(config), preflight.check_data, config)
+    if settings.state == "problem":
+        return  # networks cannot be described from wrong settings
+    yield check("features", "fit this run, or are not used", preflight.check_features, config)
+    system = precompute.build_system(config)
+    yield check("weights", _weights(config), check_weights, config, system.shapes, _trained(config, system))
+    try:
+        mesh = sharding.make_mesh(config.mesh)
+        preflight.check_batches(config, mesh)
+        preflight.check_placement(config, mesh, system)
+    except InputError as error:
+        yield Finding("mesh", "problem", str(error))
+        return
+    yield Finding("mesh", "ok", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
+    yield fit(config)
+
+
+def fit(config: TrainConfig) -> Finding:
+    """Compare what a training step holds on a device before it computes with the device's memory."""
+    device = jax.local_devices()[0]
+    limit = machine.device_bytes(device)
+    _, (program,) = programs.build_programs(config, jax.devices(), programs.Choices("train"))
+    held = programs.device_bytes(program.arguments) + programs.device_bytes(program.besides)
+    text = f"weights, optimizer and batch take {held / GIB:.2f} GiB of a device"
+    if limit is None:
+        return Finding("fit", "note", f"{text}, whose memory is unknown")
+    text += f" with {limit / GIB:.2f} GiB"
+    plan = "uso-plan --mode train, with this --config, adds temporaries"
+    if held > limit:
+        remedy = "--config.model.quantization=int8 or int4, more devices (--config.mesh), or a smaller batch_size"
+        return Finding("fit", "problem", text, f"{remedy}; {plan}")
+    return Finding("fit", "ok" if held < 0.5 * limit else "note", text, "" if held < 0.5 * limit else plan)
+
+
+def _trained(config: TrainConfig, system) -> set[str]:
+    return set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
+
+
+def _data(config: TrainConfig) -> str:
+    path = config.data.train.get("path")
+    return f"{config.data.source}{f' at {path}' if path else ''}"
+
+
+def _weights(config: TrainConfig) -> str:
+    return f"{pathlib.Path(config.model.weights)}: all that the run needs" if config.model.weights else "from scratch"
