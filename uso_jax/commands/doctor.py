@@ -17,8 +17,8 @@ from absl import app, flags
 
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
-from uso_jax.doctor import machine, run
-from uso_jax.doctor.finding import Finding
+from uso_jax.planning import checkup, machine
+from uso_jax.planning.finding import Finding
 
 _CONFIG = config_flag.define(__name__)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "Where the run will write.")
@@ -35,7 +35,7 @@ def _run(_: list[str]) -> None:
     """Print the findings as they are made."""
     given = any(argument.lstrip("-").startswith("config") for argument in sys.argv[1:])
     found = machine.examine(pathlib.Path(_WORKDIR.value))
-    problems = report(itertools.chain(found, run.examine(_CONFIG.value) if given else ()))
+    problems = report(itertools.chain(found, checkup.examine(_CONFIG.value) if given else ()))
     if problems:
         sys.exit(2)
 

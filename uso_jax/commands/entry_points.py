@@ -74,3 +74,10 @@ def compare() -> None:
     from uso_jax.commands import compare
 
     compare.main()
+
+
+def doctor() -> None:
+    """Run `uso-doctor`."""
+    from uso_jax.commands import doctor
+
+    doctor.main()

@@ -42,11 +42,7 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
     check_features(config)
     system = precompute.build_system(config)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
-    for stage in config.run_stages:
-        micro = stage.batch_size // stage.accumulate
-        check_batch(f"config.stages.{stage.name}.batch_size / accumulate is {micro}, which", micro, mesh)
-    heldout = config.heldout.batch_size
-    check_batch(f"config.heldout.batch_size is {heldout}, which", heldout, mesh)
+    check_batches(config, mesh)
     check_quantization(config, system)
     check_placement(config, mesh, system)
     trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
@@ -111,6 +107,15 @@ def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
     if stage.reward.patience and not config.heldout.grid_every:
         raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
+
+
+def check_batches(config: TrainConfig, mesh: Mesh) -> None:
+    """Raise InputError if a batch of training or validation does not divide over the devices that split it."""
+    for stage in config.run_stages:
+        micro = stage.batch_size // stage.accumulate
+        check_batch(f"config.stages.{stage.name}.batch_size / accumulate is {micro}, which", micro, mesh)
+    heldout = config.heldout.batch_size
+    check_batch(f"config.heldout.batch_size is {heldout}, which", heldout, mesh)
 
 
 def check_batch(subject: str, size: int, mesh: Mesh) -> None:

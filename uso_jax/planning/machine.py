@@ -16,8 +16,8 @@ import jax
 from packaging.requirements import Requirement
 
 from uso_jax.common import extras
-from uso_jax.doctor.finding import Finding
 from uso_jax.hardware.chips import GIB, peak_flops
+from uso_jax.planning.finding import Finding
 
 SHARED_MEMORY = "/dev/shm"
 _LITTLE_SHARED = GIB // 4  # a container's default is 64 MiB

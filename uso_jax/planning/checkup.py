@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import jax
 
 from uso_jax.common.errors import InputError
-from uso_jax.doctor import machine
-from uso_jax.doctor.finding import Finding, check
 from uso_jax.hardware.chips import GIB
 from uso_jax.parallel import sharding
-from uso_jax.planning import programs
+from uso_jax.planning import machine, programs
+from uso_jax.planning.finding import Finding, check
 from uso_jax.training import precompute, preflight
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import check_weights
