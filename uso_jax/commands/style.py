@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode.add_argument(
         "--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)'
     )
-    add_option_flags(encode, ["style_fit"])
+    add_option_flags(encode, ["style_fit", "reference_mode"])
     encode.set_defaults(run=_encode)
     mix = commands.add_parser("mix", help="mix several styles into one")
     mix.add_argument("styles", nargs="+", metavar="STYLE=WEIGHT")

@@ -21,15 +21,19 @@ _SAME = 2  # levels; sRGB profiles of different makers differ by so much
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}  # colour spaces of profiles by PIL's modes
 
 
-def pixels(opened: Opened) -> UInt8[np.ndarray, "h w 3"]:
-    """Return an image as an array. Needs no memory beside the image and the array."""
+def pixels(opened: Opened) -> tuple[UInt8[np.ndarray, "h w 3"], set[str]]:
+    """Return an image as an array, and what was changed: "transparency", "profile", "depth".
+
+    Needs no memory beside the image and the array.
+    """
     width, height = opened.image.size
+    changed: set[str] = set()
     found = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
         band = opened.image.crop((0, top, width, min(top + rows, height)))
-        found[top : top + rows] = np.asarray(_srgb(band))
-    return found
+        found[top : top + rows] = np.asarray(_srgb(band, changed))
+    return found, changed
 
 
 def srgb(opened: Opened) -> Image.Image:
@@ -37,18 +41,21 @@ def srgb(opened: Opened) -> Image.Image:
     image = opened.image
     if image.mode == "RGB" and not set(image.info) & {"icc_profile", "transparency"}:
         return image
-    return _srgb(image)
+    return _srgb(image, set())
 
 
-def _srgb(image: Image.Image) -> Image.Image:
+def _srgb(image: Image.Image, changed: set[str]) -> Image.Image:
+    """Return a part of an image in sRGB, and add to `changed` what was done to it."""
     profile, hidden = image.info.get("icc_profile"), image.info.get("transparency")
     alpha = None
     if image.mode.startswith(("I", "F")):
         image, alpha = _shallow(image, hidden)
+        changed.add("depth")
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or hidden is not None:
         image, alpha = _split(image)
-    image = _convert(image, profile)
-    if alpha is not None:
+    image = _convert(image, profile, changed)
+    if alpha is not None and alpha.getextrema()[0] < 255:
+        changed.add("transparency")
         # Transparent pixels are often black; viewers show white behind them.
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     return image
@@ -72,12 +79,14 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     return image.convert(kept[:-1]), image.getchannel("A")
 
 
-def _convert(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _convert(image: Image.Image, profile: bytes | None, changed: set[str]) -> Image.Image:
     """Return an image without transparency as sRGB, by its profile unless that is invalid or sRGB."""
     if image.mode not in _SPACES:
         image = image.convert("L" if image.mode == "1" else "RGB")
     transform = _transform(profile, image.mode) if profile and len(profile) <= _MAX_PROFILE else None
-    if transform is None and image.mode == "LAB":
+    if transform is not None:
+        changed.add("profile")
+    elif image.mode == "LAB":
         transform = _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), "LAB")
     if transform is not None:
         return ImageCms.applyTransform(image, transform)

@@ -8,6 +8,7 @@ Images are uint8 [height, width, 3] in sRGB. Sizes are always (height, width).
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,13 +20,21 @@ from uso_jax.images.opening import Limits
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 ImageData = bytes | Path | Image.Image
+ReferenceMode = Literal["displayed", "upstream"]  # as viewers show an image, or as bytedance/USO reads it
 Fit = Callable[[Image.Image], Image.Image]
 
 MAX_PIXELS = opening.FILES.pixels
+_UNLIKE_UPSTREAM = {
+    "transparency": "has transparent pixels, which are blended with white; upstream shows the colours under them",
+    "profile": "has a colour profile, which is converted to sRGB; upstream ignores it",
+    "depth": "has more than 8 bits a pixel, which are scaled to 8; upstream clips them to white",
+}
 
 
-def read_image(source: ImageData, *, what: str, limits: Limits = opening.FILES) -> tuple[Pixels, tuple[str, ...]]:
-    """Read an image as sRGB. Return it, and one sentence for each thing that was left out.
+def read_image(
+    source: ImageData, *, what: str, limits: Limits = opening.FILES, mode: ReferenceMode = "displayed"
+) -> tuple[Pixels, tuple[str, ...]]:
+    """Read an image as sRGB. Return it, and one sentence for each thing that is left out or read unlike upstream.
 
     The EXIF orientation and the colour profile are applied. Transparent pixels are blended with white.
 
@@ -33,13 +42,21 @@ def read_image(source: ImageData, *, what: str, limits: Limits = opening.FILES) 
       source: a file, its bytes, or an image that PIL has opened.
       what: names the image in messages.
       limits: the largest image that is allowed.
+      mode: "upstream" applies nothing, as bytedance/USO's `Image.open(path).convert("RGB")`.
 
     Raises:
       BadExample: the source is not an image, or is too large.
     """
-    opened = opening.open_image(source, what=what, limits=limits)
-    notes = (f"{what} is animated: only its first frame is used",) if opened.animated else ()
-    return colours.pixels(opened), notes
+    opened = opening.open_image(source, what=what, limits=limits, corrected=mode == "displayed")
+    if mode == "upstream":
+        pixels, changed = np.array(opened.image.convert("RGB")), set()
+    else:
+        pixels, changed = colours.pixels(opened)
+    found = [f"{what} is animated: only its first frame is used"] if opened.animated else []
+    if opened.orientation > 1:
+        found.append(f"{what} is turned as its EXIF orientation says; upstream ignores that")
+    found += [f"{what} {sentence}" for name, sentence in _UNLIKE_UPSTREAM.items() if name in changed]
+    return pixels, tuple(found)
 
 
 def decode_image(source: bytes | Path, *, what: str, number: int = -1, fit: Fit | None = None) -> Pixels:

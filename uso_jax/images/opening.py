@@ -67,7 +67,7 @@ class Opened:
 
     Attributes:
       image: in any mode of PIL.
-      orientation: of the file, 1 to 8, as EXIF numbers them; it is applied already.
+      orientation: what was applied, 1 to 8, as EXIF numbers them. PIL and libheif apply that of TIFF and HEIC unasked.
       deep: whether the file has more than 8 bits a channel; PIL drops those beyond 8 of coloured ones.
       animated: whether the file holds more frames or pages.
     """
@@ -78,13 +78,16 @@ class Opened:
     animated: bool = False
 
 
-def open_image(source: bytes | Path | Image.Image, *, what: str, limits: Limits = FILES) -> Opened:
+def open_image(
+    source: bytes | Path | Image.Image, *, what: str, limits: Limits = FILES, corrected: bool = True
+) -> Opened:
     """Decode the first frame of an encoded image and turn it upright.
 
     Args:
       source: a file, its bytes, or an image that PIL has opened, which stays as it is.
       what: names the image in messages.
       limits: the largest image that is allowed.
+      corrected: False returns what PIL decodes, neither turned nor with its true transparency.
 
     Raises:
       BadExample: the source is not an image of an allowed format, is damaged, or is too large.
@@ -92,17 +95,15 @@ def open_image(source: bytes | Path | Image.Image, *, what: str, limits: Limits 
     with _header(source, what, limits) as image:
         # The second image of a phone's MPO is a map of brightness or depth.
         animated = bool(image.format != "MPO" and getattr(image, "is_animated", False))
-        samples, is_tiff = _samples(image), image.format == "TIFF"
-        orientation = _orientation(image) if is_tiff else 1
+        samples, orientation, is_tiff = _samples(image), 1, image.format == "TIFF"
         image = image.copy() if image is source else image
         image.load()
         check_size(image.size, what, limits)
-        if "transparency" in image.info:
+        if corrected and "transparency" in image.info:
             again = None if isinstance(source, Image.Image) else lambda: _header(source, what, limits)
             image = _with_true_transparency(image, samples, again)
-        if not is_tiff:  # PIL turns TIFF while it decodes it
-            orientation = _orientation(image)
-            image = image.transpose(_TURNS[orientation]) if orientation > 1 else image
+        if corrected and not is_tiff and (orientation := _orientation(image)) > 1:
+            image = image.transpose(_TURNS[orientation])
     return Opened(image, orientation, image.mode.startswith(("I", "F")) or "16" in samples, animated)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.images import decode, opening
-from uso_jax.images.decode import Pixels
+from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.opening import Limits
 
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
@@ -26,40 +26,56 @@ class Reference:
       pixels: uint8 [height, width, 3], sRGB.
       sha256: of the file, or of the pixels if there is no file.
       path: of the file, as the user gave it.
-      notes: one sentence for each thing that reading left out.
+      notes: one sentence for each thing that reading left out, or did unlike upstream.
+      mode: how the file was read; None if there was nothing to read.
     """
 
     pixels: Pixels
     sha256: str
     path: str | None = None
     notes: tuple[str, ...] = ()
+    mode: ReferenceMode | None = None
 
     @classmethod
-    def of(cls, source: "ImageLike | Reference", limits: Limits = opening.FILES) -> "Reference":
-        """Read a path, a PIL image or a uint8 array. Return a `Reference` unchanged.
+    def of(
+        cls,
+        source: "ImageLike | Reference",
+        limits: Limits = opening.FILES,
+        mode: ReferenceMode = "displayed",
+    ) -> "Reference":
+        """Read a path, a PIL image or a uint8 array. Return a `Reference` unchanged if it was read in this mode.
 
         Args:
           source: what to read.
           limits: the largest image that is allowed.
+          mode: "displayed" reads images as viewers show them, "upstream" as bytedance/USO does (`decode.read_image`).
 
         Raises:
           InputError: the source is not an image, or is too large; the message names it.
         """
         if isinstance(source, Reference):
-            return source
+            return source if source.mode in (None, mode) else source._again(limits, mode)
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
                 raise InputError(f"an image array must be uint8 [height, width, 3], not {source.dtype} {source.shape}")
             return cls(source, _digest(source))
         if isinstance(source, Image.Image):
-            pixels, notes = decode.read_image(source, what="the image", limits=limits)
-            return cls(pixels, _digest(pixels), None, notes)
+            pixels, notes = decode.read_image(source, what="the image", limits=limits, mode=mode)
+            return cls(pixels, _digest(pixels), None, notes, mode)
         if not isinstance(source, str | pathlib.Path):
             raise InputError(f"an image must be a path, a PIL image or an array, not {type(source).__name__}")
         what = f"image {str(source)!r}"
         data = opening.read_file(pathlib.Path(source), what=what, limits=limits)
-        pixels, notes = decode.read_image(data, what=what, limits=limits)
-        return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes)
+        pixels, notes = decode.read_image(data, what=what, limits=limits, mode=mode)
+        return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes, mode)
+
+    def _again(self, limits: Limits, mode: ReferenceMode) -> "Reference":
+        """Read the file once more, in another mode."""
+        if self.path is not None and pathlib.Path(self.path).is_file():
+            again = Reference.of(self.path, limits, mode)
+            if again.sha256 == self.sha256:
+                return again
+        raise InputError(f"{self.name} was read as {self.mode}; read it with Reference.of(source, mode={mode!r})")
 
     @property
     def name(self) -> str:

@@ -54,6 +54,7 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         seeds=np.asarray([one.seed for one in options], np.uint32),
         times=np.stack(times).astype(np.float32),
         guidance=np.asarray([one.guidance for one in options], np.float32),
+        round_down=first.reference_mode == "upstream",
     )
     weighted = batch[0].has_strengths
     if any(request.styles for request in batch):

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import MAX_PIXELS
+from uso_jax.images.decode import MAX_PIXELS, ReferenceMode
 from uso_jax.weights.pretrained import Defaults
 
 StyleFit = Literal["squash", "crop"]
@@ -170,6 +170,11 @@ class GenerationOptions:
     style_fit: str = _option(
         "squash", choice(*get_args(StyleFit)), 'how style images become square; "crop" is ComfyUI\'s', record="always"
     )
+    reference_mode: str = _option(
+        "displayed", choice(*get_args(ReferenceMode)), 'how images are read and pixels rounded; "upstream" is'
+        " bytedance/USO's: no EXIF orientation, transparency or colour profile, and pixels rounded down",
+        one_per_batch=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         for name, value in check_options({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}).items():

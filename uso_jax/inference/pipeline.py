@@ -118,6 +118,7 @@ class USOPipeline:
         content_strength: float | Sequence[float] = GenerationOptions.content_strength,
         style_strength: float | Sequence[float] | Sequence[Sequence[float]] = GenerationOptions.style_strength,
         style_fit: str | Sequence[str] = GenerationOptions.style_fit,
+        reference_mode: str | Sequence[str] = GenerationOptions.reference_mode,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Result:
@@ -145,6 +146,8 @@ class USOPipeline:
             no content image.
           style_strength: the same for styles, one number or one per style.
           style_fit: "squash" style images to SigLIP's square (upstream), or "crop" their centre (as ComfyUI).
+          reference_mode: "displayed" reads images as viewers show them; "upstream" as bytedance/USO, without EXIF
+            orientation, transparency and colour profiles, and rounds the pixels of the result down.
           batch_size: the most images to generate at once. By default all that can share a batch.
           progress: called with (name of the phase, steps done, total steps).
 
@@ -155,7 +158,7 @@ class USOPipeline:
             prompt=prompt, content=content, contents=contents, styles=styles, width=width, height=height,
             keep_size=keep_size, num_steps=num_steps, guidance=guidance, seed=seed, shift=shift, pe=pe,
             content_ref=content_ref, content_strength=content_strength, style_strength=style_strength,
-            style_fit=style_fit,
+            style_fit=style_fit, reference_mode=reference_mode,
         )  # fmt: skip
         requests = []
         for one in _per_image(values):
@@ -208,10 +211,13 @@ class USOPipeline:
         return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
 
     def encode_style(
-        self, images: Sequence[ImageLike | Reference], style_fit: str = GenerationOptions.style_fit
+        self,
+        images: Sequence[ImageLike | Reference],
+        style_fit: str = GenerationOptions.style_fit,
+        reference_mode: str = GenerationOptions.reference_mode,
     ) -> StyleEmbedding:
         """Encode one style from one or more images, to be used in `styles` or saved by `write_style`."""
-        return self._references.encode_style(images, style_fit)
+        return self._references.encode_style(images, style_fit, reference_mode)
 
     @property
     def context(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import Pixels, squash
+from uso_jax.images.decode import Pixels, ReferenceMode, squash
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference.request import Request
 from uso_jax.inference.sampler import Sampler
@@ -71,9 +71,11 @@ class ReferenceEncoder:
                     found._latents[key] = self.sampler.latents(pixels)
         return found
 
-    def encode_style(self, images: Sequence[ImageLike | Reference], style_fit: str) -> StyleEmbedding:
+    def encode_style(
+        self, images: Sequence[ImageLike | Reference], style_fit: str, mode: ReferenceMode
+    ) -> StyleEmbedding:
         """Encode one style from one or more images."""
-        references = list(map(Reference.of, images))
+        references = [Reference.of(image, mode=mode) for image in images]
         if not references:
             raise InputError("a style needs at least one image")
         features = np.stack([self._style_features(reference, style_fit) for reference in references])
@@ -103,12 +105,12 @@ class ReferenceEncoder:
 
 
 def _style_key(request: Request, style: Reference | StyleEmbedding) -> Any:
-    return (style.sha256, request.options.style_fit) if isinstance(style, Reference) else id(style)
+    return (style.sha256, style.mode, request.options.style_fit) if isinstance(style, Reference) else id(style)
 
 
 def _content_keys(request: Request) -> list[Any]:
     pairs = zip(request.references, request.contents, strict=True)
-    return [(reference.sha256, pixels.shape) for reference, pixels in pairs]
+    return [(reference.sha256, reference.mode, pixels.shape) for reference, pixels in pairs]
 
 
 def _square(image: Pixels, side: int, style_fit: str) -> Pixels:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import Pixels
+from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options, whole
@@ -94,9 +94,10 @@ def make_request(
     options = options.with_defaults(defaults)
     whole("content_ref", options.content_ref, side, MAX_CONTENT_SIDE)
 
-    references = tuple(map(Reference.of, contents))
+    read = lambda source: Reference.of(source, mode=options.reference_mode)
+    references = tuple(map(read, contents))
     images = tuple(reference.content(options.content_ref, side) for reference in references)
-    styles = tuple(map(_style, styles))
+    styles = tuple(_style(style, options.reference_mode) for style in styles)
     if styles and system.config.transformer.projector is None:
         raise InputError(
             f"{pretrained.directory} has no projector, so it cannot use styles; import one, or pass no style"
@@ -163,12 +164,12 @@ def _found(path: str | None, sha256: str, folder: pathlib.Path) -> Reference | S
     return reference
 
 
-def _style(source: StyleLike) -> Reference | StyleEmbedding:
+def _style(source: StyleLike, mode: ReferenceMode) -> Reference | StyleEmbedding:
     if isinstance(source, StyleEmbedding):
         return source
     if isinstance(source, str | pathlib.Path) and style_files.is_style(source):
         return style_files.read_style(source)
-    return Reference.of(source)
+    return Reference.of(source, mode=mode)
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -39,6 +39,7 @@ class Conditions:
     seeds: UInt32[np.ndarray, " b"]
     times: Float[np.ndarray, "b steps_plus_1"]
     guidance: Float[np.ndarray, " b"]
+    round_down: bool = False
     features: Float[np.ndarray, "b n 3 s c"] | None = None
     style_valid: Bool[np.ndarray, "b n"] | None = None
     style_bias: Float[np.ndarray, "b n"] | None = None
@@ -75,7 +76,7 @@ class Sampler:
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "noise": jit(self._draw, static_argnums=1),
             "step": jit(self._advance),
-            "decode": jit(self._image, static_argnums=(2, 3)),
+            "decode": jit(self._image, static_argnums=(2, 3, 4)),
         }
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, keyed by argument shapes
 
@@ -140,14 +141,17 @@ class Sampler:
                 progress("Sampling", number + 1, num_steps)
             del params  # so that they can be freed
             progress("Decoding", num_steps, num_steps)
-            return np.asarray(self.programs["decode"](self._part("autoencoder"), x, c.height, c.width))
+            decode = self.programs["decode"]
+            return np.asarray(decode(self._part("autoencoder"), x, c.height, c.width, c.round_down))
 
-    def _image(self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int) -> UInt8[Array, "b h w 3"]:
+    def _image(
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int, round_down: bool = False
+    ) -> UInt8[Array, "b h w 3"]:
         if self.tile is None:
-            return self.system.decode_tokens(params, tokens, height, width)
+            return self.system.decode_tokens(params, tokens, height, width, round_down)
         latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
         decode, side = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder.downscale
-        return to_bytes(tiled_decoding.decode_tiled(decode, latent, self.tile // side))
+        return to_bytes(tiled_decoding.decode_tiled(decode, latent, self.tile // side), round_down)
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each image's noise from its seed alone, so that it depends neither on the batch nor on the mesh."""

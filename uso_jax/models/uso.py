@@ -51,9 +51,10 @@ def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def to_bytes(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-    """Map [-1, 1] to bytes, clipped and rounded."""
-    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+def to_bytes(images: Float[Array, "b h w 3"], round_down: bool = False) -> UInt8[Array, "b h w 3"]:
+    """Map [-1, 1] to bytes, clipped and rounded to the nearest one, or down as upstream does."""
+    levels = (jnp.clip(images, -1, 1) + 1) * 127.5
+    return (jnp.floor(levels) if round_down else jnp.round(levels)).astype(jnp.uint8)
 
 
 class USO:
@@ -104,12 +105,12 @@ class USO:
         return flow.pack(self.module(params, "autoencoder").encode(to_float(images)), self.config.patch)
 
     def decode_tokens(
-        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int
+        self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int, round_down: bool = False
     ) -> UInt8[Array, "b h w 3"]:
         """Decode packed latents; `height` and `width` count pixels."""
         grid = self.token_grid(height, width)
         latent = flow.unpack(tokens, *grid, self.config.patch)
-        return to_bytes(self.module(params, "autoencoder").decode(latent))
+        return to_bytes(self.module(params, "autoencoder").decode(latent), round_down)
 
     def target_size(self, batch: Batch) -> tuple[int, int]:
         """Return the (height, width) of a batch's targets in pixels."""
