@@ -104,7 +104,7 @@ def test_a_drawing_without_end_is_ended():
     doubled = "".join(f'<g id="a{i}"><use href="#a{i - 1}"/><use href="#a{i - 1}"/></g>' for i in range(1, 40))
     bomb = f'<defs><g id="a0"><rect width="9" height="9"/></g>{doubled}</defs><use href="#a39"/>'
     team = IconSet("noto", 32, 32, icons("noto")["icons"] | {"bomb": {"body": bomb}}, {})
-    with Renderer(seconds=4) as renderer:
+    with Renderer(seconds=4.0) as renderer:
         before = team.render("disc", 32, renderer)
         with pytest.raises(InputError, match="icon 'bomb' of the set 'noto' cannot be rendered"):
             team.render("bomb", 32, renderer)

@@ -10,13 +10,14 @@ https://iconify.design/docs/types/iconify-json.html
 import contextlib
 import functools
 import gzip
+import io
 import re
 import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -166,7 +167,7 @@ def _read_member(path: Path) -> bytes:
 class _Bounded:
     """A file that gives at most twice MAX_BYTES."""
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: io.BufferedIOBase, path: Path):
         self._file, self._path, self._left = file, path, 2 * MAX_BYTES + (1 << 20)
 
     def read(self, count: int) -> bytes:

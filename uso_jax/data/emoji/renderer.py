@@ -7,11 +7,11 @@ the SVG and the size as two 32-bit numbers, then the SVG. It answers with a stat
 """
 
 import contextlib
+import io
 import struct
 import subprocess
 import sys
 import threading
-from typing import BinaryIO
 
 from uso_jax.common.errors import InputError
 
@@ -80,7 +80,7 @@ class Renderer:
             process.wait()
 
 
-def _exactly(file: BinaryIO, length: int) -> bytes:
+def _exactly(file: io.BufferedIOBase, length: int) -> bytes:
     data = file.read(length)
     if len(data) < length:
         raise EOFError
