@@ -2,23 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web app in a separate process, over HTTP and in a real browser."""
 
-import contextlib
 import io
 import json
-import os
 import pathlib
 import re
-import signal
-import subprocess
-import sys
 import time
 
-import httpx
+import app_server
+import hostile_client
 import numpy as np
 import oracle_pipeline as oracle
 import pytest
 import tiny
+from app_server import SLOW
 from chromium import ARGUMENTS, CHROMIUM
+from hostile_client import PLAIN
 from PIL import Image
 
 from uso_jax.commands import generate
@@ -27,12 +25,6 @@ from uso_jax.inference import styles
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 
-SLOW = 120  # seconds that an image may take on a busy machine
-PLAIN = dict(  # in the order of the form's controls, then the session's images
-    prompt="a fox", content=None, content_strength=1, style=None, style_strength=1, extra=None, extra_strength=1,
-    saved=[], saved_strength=1, width=32, height=32, keep_size=False, seed=5, num_steps=2, guidance=4, content_ref=32,
-    count=1, made=None,
-)  # fmt: skip
 INPUTS = tuple(PLAIN)
 
 
@@ -45,66 +37,23 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """Run the command; yield its address."""
-    command = [sys.executable, "-u", "scripts/app.py", "--weights", str(folder / "weights")]
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    changes = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "XDG_DATA_HOME": str(folder / "data"),
-        "GRADIO_TEMP_DIR": str(folder / "uploads"),
-    }
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tiny.ROOT, env=inherited | changes, stdout=log, stderr=log)
-    said = ""
-    try:
-        while not (found := re.search(r"USO at (\S+)/", said)):
-            assert server.poll() is None, said
-            time.sleep(0.2)
-            said = (folder / "log").read_text()
-        yield found[1]
-        assert server.poll() is None
-        raised = set(re.findall(r"^([\w.]+): ", (folder / "log").read_text(), re.MULTILINE)) - {"note"}
+def app(folder):
+    """Run the command."""
+    with app_server.run(
+        folder, ["--weights", str(folder / "weights"), "--upload_quota", "120"], JAX_DISABLE_MOST_OPTIMIZATIONS="1"
+    ) as server:
+        yield server
+        raised = set(re.findall(r"^([\w.]+): ", server.log(), re.MULTILINE)) - {"note"}
         assert raised <= {"gradio.exceptions.InvalidPathError", "gradio.exceptions.Error"}  # gradio's own refusals
-    finally:
-        server.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(20)
-        server.kill()
-        server.wait()
+        assert not server.outside()
 
 
-class Session:
-    """A browser's side of gradio's protocol."""
+@pytest.fixture(scope="module")
+def address(app):
+    return app.address
 
-    def __init__(self, address: str):
-        self.http = httpx.Client(base_url=f"{address}/gradio_api", timeout=SLOW)
-        self.config = httpx.get(f"{address}/config").json()
 
-    def upload(self, name: str, data: bytes) -> dict:
-        """Upload a file; return its description in a request."""
-        answer = self.http.post("/upload", files={"files": (name, data)})
-        answer.raise_for_status()
-        return self.file(answer.json()[0], name)
-
-    @staticmethod
-    def file(path: str, name: str) -> dict:
-        return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-
-    def call(self, num_inputs: int, data: list) -> dict:
-        """Run the event with this number of inputs; return the last message."""
-        index = next(d["id"] for d in self.config["dependencies"] if len(d["inputs"]) == num_inputs)
-        body = {"fn_index": index, "data": data, "session_hash": "test"}
-        assert self.http.post("/queue/join", json=body).status_code == 200
-        with self.http.stream("GET", "/queue/data", params={"session_hash": "test"}) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
-                    return message
-        raise AssertionError("no answer")
-
+class Session(app_server.Session):
     def generate(self, **changes) -> tuple[dict, Image.Image]:
         """Generate; return the record and the image."""
         answer = self.call(len(INPUTS), list((PLAIN | changes).values()))
@@ -252,6 +201,51 @@ def test_it_listens_on_this_machine_alone(address):
     assert listening == {f"0100007F:{port:04X}"}
 
 
+def test_values_of_other_types_are_sentences_that_name_the_control(session):
+    nan, inf = float("nan"), float("inf")
+    for name, value, said in (
+        ("width", nan, "Width: nan"),
+        ("style_strength", inf, "Strength: "),
+        ("seed", inf, "Seed (-1: random): inf"),
+        ("num_steps", [3], "Number of steps: [3]"),
+        ("guidance", "4", "Guidance: '4'"),
+        ("count", 9, "Images: "),
+        ("height", {"a": 1}, "Height: {'a': 1}"),
+        ("keep_size", "yes", "keep_size must be true or false"),
+        ("saved", ["ink"] * 9, "Saved styles: "),
+        ("content", 3, "Content image"),
+        ("prompt", "long " * 801, "has 4005 characters; the limit is 4000"),
+    ):
+        assert said in session.refused(**{name: value}), name
+    answer = session.call(len(INPUTS), [])
+    assert not answer["success"] and "reload the page" in answer["output"]["error"]
+    assert session.join(len(INPUTS), ["a" * 70_000]).status_code == 413
+    assert session.join(len(INPUTS), [], session_hash="a b").status_code == 400
+    assert session.generate()[1].size == (32, 32)
+
+
+def test_a_session_that_stops_or_leaves_frees_the_device(address, session):
+    long = list((PLAIN | dict(num_steps=50, count=8, width=48, height=48)).values())
+    session.call(len(INPUTS), list((PLAIN | dict(count=8, width=48, height=48)).values()))  # compiles
+    start = time.monotonic()
+    assert session.call(len(INPUTS), long)["success"]
+    whole = time.monotonic() - start
+    for leave in ("cancel", "close"):
+        other = Session(address, f"other_{leave}")
+        event = other.join(len(INPUTS), long).json()["event_id"]
+        with other.http.stream("GET", "/queue/data", params={"session_hash": other.name}) as stream:
+            for line in stream.iter_lines():
+                if '"process_starts"' in line:
+                    break
+            if leave == "cancel":
+                body = dict(session_hash=other.name, fn_index=other.event(len(INPUTS)), event_id=event)
+                assert other.http.post("/cancel", json=body).json()["success"]
+        other.http.close()
+        start = time.monotonic()
+        assert session.generate()[1].size == (32, 32)
+        assert time.monotonic() - start < max(whole / 2, 2), leave
+
+
 # ---------------------------------------------------------------------------------------------------- a browser
 
 
@@ -307,3 +301,21 @@ def test_a_browser_generates_downloads_and_shows_errors(folder, address, browser
     page.wait_for_selector("#record >> text=a picture of a tree")
     assert not errors
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+
+
+# It uses up the quota, so it comes last.
+def test_a_hostile_client(app, session):
+    client = hostile_client.Client(app)
+    try:
+        sent = hostile_client.attack(client, requests=60)
+    finally:
+        client.close()
+    assert not [one for one in sent if one.status >= 500] and not hostile_client.bare_errors(sent)
+    assert {one.status for one in sent if one.kind in ("hosts", "origins", "addresses")} <= {403, 404, 200}
+    assert not [one for one in sent if one.kind in ("hosts", "origins") and one.status != 403]
+    assert {one.status for one in sent if one.kind == "large_uploads"} == {200, 413}
+    deadline = time.monotonic() + SLOW
+    while session.join(len(INPUTS), list(PLAIN.values())).status_code == 429:  # the flood is still drawn
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert session.wait()["success"] and not app.outside()

@@ -20,9 +20,8 @@ from playwright.sync_api import Page, sync_playwright
 from tiny import ROOT
 
 WIDTH = 960  # of the files, in pixels
-NAMES = {  # rows of the examples
-    0: "text", 1: "subject", 3: "style", 4: "layout_kept", 5: "new_layout", 6: "several_styles",
-}  # fmt: skip
+NAMES = {0: "subject", 2: "colours", 3: "layout_kept", 5: "several_styles"}  # rows of the examples
+SEEDS = {0: 1, 2: 1, 3: 4, 5: 7}  # of these rows
 
 
 def save(page: Page, path: pathlib.Path, part: tuple[int, int, int, int] | None = None) -> None:
@@ -40,17 +39,17 @@ def draw(page: Page, folder: pathlib.Path) -> None:
         page.locator("tbody tr").nth(row).locator("td").first.click()
         page.wait_for_timeout(2500)
         page.click("#generate")
-        page.wait_for_selector(f"#images >> text=seed {row + 1}")
+        page.wait_for_selector(f"#images >> text=seed {SEEDS[row]}")
         page.wait_for_timeout(1500)
         page.evaluate("window.scrollTo(0, 0)")
-        save(page, folder / f"app_{name}.webp", (0, 98, 1280, 980))
+        save(page, folder / f"app_{name}.webp", (0, 170, 1280, 1050))
     page.click("button:has-text('Advanced options')")
     page.get_by_label("number input for Images").fill("8")
     page.get_by_label("number input for Number of steps").fill("50")
     page.click("#generate")
     page.wait_for_selector("#images >> text=s/step")
     page.evaluate("window.scrollTo(0, 0)")
-    save(page, folder / "app_progress.webp", (645, 98, 1270, 580))
+    save(page, folder / "app_progress.webp", (645, 170, 1270, 660))
 
 
 def main(folder: pathlib.Path) -> None:
@@ -71,6 +70,15 @@ def main(folder: pathlib.Path) -> None:
                 page.goto(found[1])
                 page.wait_for_selector("#generate")
                 draw(page, folder)
+                phone = browser.new_page(viewport={"width": 390, "height": 844})
+                phone.goto(found[1])
+                phone.locator("tbody tr").nth(3).locator("td").first.click()
+                phone.wait_for_timeout(2500)
+                phone.click("#generate")
+                phone.wait_for_selector("#images img")
+                phone.wait_for_timeout(2500)
+                phone.evaluate("window.scrollTo(0, 0)")
+                save(phone, folder / "app_phone.webp", (0, 0, 390, 844))
                 browser.close()
         finally:
             server.kill()

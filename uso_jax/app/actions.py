@@ -6,21 +6,24 @@ import dataclasses
 import functools
 import html
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from uso_jax.app.form import read_options
+from uso_jax.app.form import MAX_PROMPT, read_options
 from uso_jax.app.style_library import StyleLibrary
 from uso_jax.app.uploads import Upload
 from uso_jax.common.errors import InputError
 from uso_jax.images import files
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.inference.sampler import Progress
 
 Made = list[tuple[str, dict]]  # files of a session's images and their records, newest first
 _KEPT = 40  # images of a session that its gallery shows
+MAX_STYLES = 8  # saved styles of an image
 
 
 def show_errors(function: Callable) -> Callable:
@@ -45,16 +48,36 @@ class Actions:
 
     def __init__(self, pipe: USOPipeline, styles: StyleLibrary, folder: pathlib.Path):
         self.pipe, self.styles, self.folder = pipe, styles, folder
+        self._stops: dict[str, threading.Event] = {}  # of the sessions that generate
 
-    def generate(self, values: Mapping[str, Any], made: Made, progress: gr.Progress) -> tuple[Any, ...]:
+    def stop(self, session: str) -> None:
+        """End what a session generates, after the sampling step under way. Nothing happens if it generates nothing."""
+        if stop := self._stops.get(session):
+            stop.set()
+
+    def generate(
+        self, values: Mapping[str, Any], made: Made, progress: gr.Progress, session: str = ""
+    ) -> tuple[Any, ...]:
         """Generate images. Return the gallery, the first record and file, and all images of the session.
 
         Args:
           values: of the form's controls, by name.
           made: images of the session so far.
           progress: the page's progress bar.
+          session: name of the session, for `stop`.
+
+        Raises:
+          InputError: a value is not allowed, or the session was stopped.
         """
-        progress(0, desc="Reading images")
+        stop = self._stops[session] = threading.Event()
+        try:
+            return self._generate(values, made, _reporter(progress, stop))
+        finally:
+            self._stops.pop(session, None)
+
+    def _generate(self, values: Mapping[str, Any], made: Made, report: Progress) -> tuple[Any, ...]:
+        report("Reading images", 0, 1)
+        _check(values)
         uploads = [(values[name], values[f"{name}_strength"]) for name in ("style", "extra")]
         weighted = [(upload.read(), strength) for upload, strength in uploads if upload]
         weighted += [(self.styles.read(name), values["saved_strength"]) for name in values["saved"] or ()]
@@ -67,7 +90,7 @@ class Actions:
             )
             for i in range(values["count"])
         ]
-        result = self.pipe.generate(requests, progress=_reporter(progress))
+        result = self.pipe.generate(requests, progress=report)
         for note in dict.fromkeys(note for request in requests for note in request.notes):
             gr.Info(html.escape(note, quote=False))
         new = []
@@ -82,6 +105,8 @@ class Actions:
 
     def show(self, made: Made, index: int) -> tuple[dict, Any]:
         """Return the record of an image of the gallery, and its file as a download."""
+        if type(index) is not int or not 0 <= index < len(made):
+            raise InputError("this image is no longer in the gallery; reload the page")
         path, record = made[index]
         return record, gr.DownloadButton(value=path, interactive=True)
 
@@ -99,12 +124,23 @@ class Actions:
         return gr.Dropdown(choices=self.styles.names(), value=[*(chosen or ()), name]), ""
 
 
-def _reporter(progress: gr.Progress) -> Callable[[str, int, int], None]:
-    """Return a progress callback of the pipeline that also shows seconds per step."""
+def _check(values: Mapping[str, Any]) -> None:
+    """Raise an InputError for what the controls of a browser would not send."""
+    if len(values["prompt"] or "") > MAX_PROMPT:
+        raise InputError(f"the prompt has {len(values['prompt'])} characters; the limit is {MAX_PROMPT}")
+    saved = values["saved"] or ()
+    if not isinstance(saved, list | tuple) or len(saved) > MAX_STYLES or not all(type(one) is str for one in saved):
+        raise InputError(f"saved styles are at most {MAX_STYLES} names; choose them from the list")
+
+
+def _reporter(progress: gr.Progress, stop: threading.Event) -> Progress:
+    """Return a progress callback of the pipeline that also shows seconds per step, and raises when it must stop."""
     started: float | None = None
 
     def report(phase: str, step: int, total: int) -> None:
         nonlocal started
+        if stop.is_set():
+            raise InputError("stopped")
         if phase == "Sampling" and step == 0:
             started = time.monotonic()
         rate = f", {(time.monotonic() - started) / step:.2g} s/step" if phase == "Sampling" and step else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of the page, one or more per task, with references that the program draws."""
+"""The examples of the page, with references that the program draws, and what the built-in weights can do."""
 
 import pathlib
 
@@ -14,8 +14,32 @@ from uso_jax.data.drawings.subjects import SUBJECTS
 COLUMNS = ("prompt", "content", "style", "extra", "seed")  # after the task; names of the form's controls
 
 
-def write_examples(folder: pathlib.Path) -> list[list]:
-    """Draw the references into a folder. Return rows of the task and the values of `COLUMNS`."""
+# The built-in weights draw what a content image shows; from text or a style alone they draw its colours.
+_BUILT_IN = {"mini": 32, "small": 64}  # pixels of a side
+_ABOUT = """
+**{name} is a small model for trying the program out.** It was trained on drawings only: 96 simple subjects, such as
+fish, mushrooms and hearts, in 28 drawing styles, at {side} x {side} pixels. It redraws the subject of a **content
+image**, also in the style of a style image. It cannot draw photos, people, writing or scenes, and from text alone it
+draws colours but no recognisable subject. For such images load USO's own weights with `--weights DIR`.
+"""
+
+
+def about(weights: str) -> str:
+    """Return what built-in weights can do, as Markdown; "" for other weights."""
+    return _ABOUT.format(name=weights, side=_BUILT_IN[weights]) if weights in _BUILT_IN else ""
+
+
+def write_examples(folder: pathlib.Path, weights: str) -> list[list]:
+    """Draw the references into a folder.
+
+    Args:
+      folder: created if it does not exist.
+      weights: name of the weights; those that are built in get examples of what they can do.
+
+    Returns:
+      rows of the task and the values of `COLUMNS`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
 
     def file(subject: str, style: DrawingStyle) -> str:
         path = folder / f"{subject}_{style.name}.png"
@@ -29,6 +53,15 @@ def write_examples(folder: pathlib.Path) -> list[list]:
     dots = file("heart", look("halftone", red, cream, "red", "cream"))
     lines = file("star", look("engraving", black, cream, "black", "cream"))
     glass = file("leaf", look("stained glass", (0.2, 0.6, 0.3), cream, "green", "cream"))
+    if weights in _BUILT_IN:
+        return [
+            ["subject", "a fish", fish, None, None, 1],
+            ["subject", "a mushroom", mushroom, None, None, 2],
+            ["subject, other colours", "", mushroom, None, None, 1],
+            ["style + subject, layout kept", "", mushroom, dots, None, 4],
+            ["style + subject, layout kept", "", fish, lines, None, 5],
+            ["several styles", "", mushroom, lines, glass, 7],
+        ]
     return [
         ["text", "a picture of a fish", None, None, None, 1],
         ["subject", "a mushroom in another place", mushroom, None, None, 2],

@@ -5,8 +5,9 @@
 Every option of `GenerationOptions` has a control or is listed in `WITHOUT_CONTROL` (tests/inference/test_options.py).
 """
 
+import html
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,7 @@ WITHOUT_CONTROL = (
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
 MAX_IMAGES = 8
+MAX_PROMPT = 4000  # characters; the longest text encoder reads 512 tokens, some 2500 characters
 
 
 class Form:
@@ -32,12 +34,15 @@ class Form:
     Attributes:
       controls: components by name, in the order of their creation. Those of options have the option's name.
       submit: the button that starts generation.
+      stop: the button that ends it.
     """
 
     def __init__(self, pipe: USOPipeline, saved_styles: Sequence[str]):
         self.controls: dict[str, gr.components.Component] = {}
         self._defaults, self._side = pipe.pretrained.defaults, pipe.system.config.pixels_per_token
-        self._add("prompt", gr.Textbox(label="Prompt", lines=2, placeholder="Describe the image", elem_id="prompt"))
+        self._add("prompt", gr.Textbox(
+            label="Prompt", lines=2, max_length=MAX_PROMPT, placeholder="Describe the image", elem_id="prompt"
+        ))  # fmt: skip
         with gr.Row():
             self._add_reference("content", "Content image")
             self._add_reference("style", "Style image")
@@ -55,11 +60,14 @@ class Form:
                 label="Keep input size", info="Use the shape of the content image, to edit only its style", scale=2
             ))  # fmt: skip
             self._add("seed", gr.Number(-1, label="Seed (-1: random)", precision=0, elem_id="seed"))
-        self.submit = gr.Button("Generate", variant="primary", elem_id="generate")
+        with gr.Row():
+            self.submit = gr.Button("Generate", variant="primary", elem_id="generate", scale=4)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
         with gr.Accordion("Advanced options", open=False):
             self._add_advanced(pipe.system.config.transformer.guidance_embed)
 
     def _add(self, name: str, control: gr.components.Component) -> None:
+        control.preprocess = _named(control.label, control.preprocess)
         self.controls[name] = control
 
     def _add_reference(self, name: str, label: str) -> None:
@@ -97,6 +105,21 @@ class Form:
             self._add("count", gr.Slider(
                 1, MAX_IMAGES, 1, step=1, precision=0, label="Images", info="With consecutive seeds"
             ))  # fmt: skip
+
+
+def _named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wrap a control's reading of a value: an error is a sentence that names the control."""
+
+    def named(value: Any) -> Any:
+        try:
+            return preprocess(value)
+        except gr.Error as error:
+            raise gr.Error(f"{label}: {error.message}", print_exception=False) from error
+        except Exception as error:  # gradio's components fail in many ways on values of other types
+            shown = html.escape(repr(value)[:60], quote=False)
+            raise gr.Error(f"{label}: {shown} is not a value that it takes", print_exception=False) from error
+
+    return named
 
 
 def read_options(values: Mapping[str, Any], style_strength: Sequence[float]) -> GenerationOptions:

@@ -6,7 +6,9 @@ The page and the server fetch nothing from other machines.
 """
 
 import html
+import logging
 import pathlib
+from typing import Any
 
 import gradio as gr
 
@@ -14,6 +16,7 @@ from uso_jax.app import examples
 from uso_jax.app.actions import Actions, show_errors
 from uso_jax.app.form import Form
 
+_log = logging.getLogger("uso_jax")
 _DEVICE = "device"  # events that share one place in the queue
 _HELP = """
 **Content image only:** the subject in a new scene (*a clock on the table*), or the image in another style (*Transform
@@ -26,16 +29,34 @@ follows the prompt.
 """
 
 
+class _Page(gr.Blocks):
+    """A page whose every error is a sentence."""
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:  # what gradio raises on messages that no browser sends, and our own mistakes
+            _log.warning("a request of the page failed", exc_info=error)
+            raise gr.Error(
+                f"this request failed ({type(error).__name__}); reload the page. The server's log says more",
+                print_exception=False,
+            ) from error
+
+
 def build_page(actions: Actions) -> gr.Blocks:
     """Lay out the page and connect its events."""
     pretrained = actions.pipe.pretrained
-    with gr.Blocks(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with _Page(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         weights = html.escape(pathlib.Path(pretrained.name).name)
         gr.Markdown(f"# USO\nAny subject in any style. Weights: {weights}, {pretrained.dtype}.")
-        with gr.Row():
+        if about := examples.about(pretrained.name):
+            gr.Markdown(about, elem_id="about")
+        with gr.Row(elem_id="main"):
             with gr.Column():
                 form = Form(actions.pipe, actions.styles.names())
-            with gr.Column():
+            with gr.Column(elem_id="results"):
                 gallery = gr.Gallery(
                     label="Images", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
                     interactive=False, elem_id="images",
@@ -50,8 +71,9 @@ def build_page(actions: Actions) -> gr.Blocks:
                     save = gr.Button("Save style", elem_id="save_style")
                 gr.Markdown(_HELP)
         task = gr.Textbox(visible=False, label="Task")
+        rows = examples.write_examples(actions.folder / "examples", pretrained.name)
         gr.Examples(
-            examples.write_examples(actions.folder), [task, *(form.controls[name] for name in examples.COLUMNS)],
+            rows, [task, *(form.controls[name] for name in examples.COLUMNS)],
             label="Examples", cache_examples=False, examples_per_page=20, api_visibility="private",
         )  # fmt: skip
 
@@ -59,25 +81,30 @@ def build_page(actions: Actions) -> gr.Blocks:
         hidden = dict(api_visibility="private")
 
         @show_errors
-        def generate(values: dict, progress=gr.Progress()):  # noqa: B008
+        def generate(values: dict, request: gr.Request, progress=gr.Progress()):  # noqa: B008
             named = {name: values[control] for name, control in form.controls.items()}
-            return actions.generate(named, values[made], progress)
+            return actions.generate(named, values[made], progress, request.session_hash)
 
-        gr.on(
+        generating = gr.on(
             [form.submit.click, form.controls["prompt"].submit], generate, {*form.controls.values(), made},
             [gallery, record, download, made], concurrency_id=_DEVICE, concurrency_limit=1, show_progress_on=gallery,
-            **hidden,
+            scroll_to_output=True, **hidden,
         )  # fmt: skip
+        form.stop.click(None, None, None, cancels=[generating], **hidden)
         style, extra, saved = (form.controls[name] for name in ("style", "extra", "saved"))
         save.click(
             show_errors(actions.save_style), [name, style, extra, saved], [saved, name], concurrency_id=_DEVICE,
             **hidden,
         )  # fmt: skip
 
+        @show_errors
         def select(made, event: gr.SelectData):
             return actions.show(made, event.index)
 
-        gallery.select(select, made, [record, download], queue=False, **hidden)
+        quick = dict(concurrency_limit=None, show_progress="hidden", **hidden)
+        gallery.select(select, made, [record, download], **quick)
         list_styles = lambda: gr.Dropdown(choices=actions.styles.names())
-        page.load(list_styles, None, saved, queue=False, show_progress="hidden", **hidden)
+        page.load(list_styles, None, saved, **quick)
+    for event in page.fns.values():  # those of gr.Examples too: gradio answers errors outside the queue with status 500
+        event.queue = True
     return page

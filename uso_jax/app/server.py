@@ -3,32 +3,47 @@
 """The server of the web app.
 
 It trusts no path that a browser sends: images are uploads, saved styles are names, and generated images are positions
-in the gallery.
+in the gallery. `uso_jax.app.guard` says which requests reach the page at all.
 """
 
+import asyncio
+import contextlib
+import errno
+import os
 import pathlib
+import socket
 import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+import fastapi
 import gradio as gr
+import uvicorn
 
+from uso_jax.app import quota
 from uso_jax.app.actions import Actions
+from uso_jax.app.guard import Guard, Hosts
 from uso_jax.app.page import build_page
 from uso_jax.app.style_library import StyleLibrary
 from uso_jax.common.errors import InputError
 from uso_jax.inference.pipeline import USOPipeline
 
-MAX_UPLOAD = "20mb"
+FIRST_PORT, PORTS = 7860, 100
 MAX_WAITING = 32
-_CSS = """
-footer {display: none !important}
-.strength {border: none !important}
-.strength input[type=number] {min-width: 3em !important; width: 3.5em !important}
-#images .preview {background: var(--block-background-fill) !important}
-td.image .container {width: 56px !important; height: 56px !important; margin: auto !important}
-"""
+MAX_SESSIONS = 500  # whose images and values are remembered
+UPLOAD_QUOTA = 500  # megabytes of one client
+CLIENTS = 8  # that may use up their quotas at the same time
+_CSS = (pathlib.Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def serve(pipe: USOPipeline, *, host: str, port: int | None, style_folder: pathlib.Path | None = None) -> None:
+def serve(
+    pipe: USOPipeline,
+    *,
+    host: str,
+    port: int | None,
+    style_folder: pathlib.Path | None = None,
+    allowed_hosts: Sequence[str] = (),
+    upload_quota: int = UPLOAD_QUOTA,
+) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
@@ -36,33 +51,120 @@ def serve(pipe: USOPipeline, *, host: str, port: int | None, style_folder: pathl
       host: address to listen on.
       port: by default the first free one from 7860.
       style_folder: folder of saved styles, by default the user's style library.
+      allowed_hosts: names by which browsers may call the server, besides those of this machine.
+      upload_quota: megabytes that one client may upload within some hours.
 
     Raises:
       InputError: the address cannot be used.
     """
-    font = ["system-ui", "sans-serif"]
-    with tempfile.TemporaryDirectory(prefix="uso_app_") as folder:
-        page = build_page(Actions(pipe, StyleLibrary(style_folder), pathlib.Path(folder)))
+    with _listening(host, port) as listener, _folders() as (uploads, images):
+        actions = Actions(pipe, StyleLibrary(style_folder), images)
+        page = build_page(actions)
         page.queue(max_size=MAX_WAITING)
+        page.state_session_capacity = MAX_SESSIONS
+        limits = quota.UploadQuota(upload_quota * quota.MEGABYTE, CLIENTS * upload_quota * quota.MEGABYTE)
+        clean = lambda: quota.sweep(page.upload_file_set, uploads, images)
+        app = Guard(
+            _gradio_app(page, clean),
+            Hosts(host, allowed_hosts),
+            limits,
+            folder=uploads.parent,
+            events=page.fns.keys(),
+            leave=actions.stop,
+        )
+        server = _Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, ws="none", server_header=False)
+        )
+        server.address = _address(host, listener.getsockname()[1])
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended the requests by then
+            server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that prints its address when it is ready."""
+
+    address: str
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"USO at {self.address}", flush=True)
+
+
+def _gradio_app(page: gr.Blocks, clean: Callable[[], None]) -> fastapi.FastAPI:
+    """Return the page as an application that cleans up now and then."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        async def work() -> None:
+            while True:
+                await asyncio.sleep(quota.SWEEP_EVERY)
+                await asyncio.to_thread(clean)
+
+        task = asyncio.create_task(work())
+        yield
+        task.cancel()
+
+    font = ["system-ui", "sans-serif"]
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(lifespan=lifespan, openapi_url=None),
+        page,
+        path="/",
+        max_file_size=quota.MAX_FILE,
+        theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+        css=_CSS,
+        show_error=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        allowed_paths=[],
+        footer_links=[],
+    )
+
+
+@contextlib.contextmanager
+def _folders() -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Make the folders of uploads and of generated images, which are removed at the end."""
+    chosen = os.environ.get("GRADIO_TEMP_DIR")
+    if chosen:
+        pathlib.Path(chosen).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="uso_app_", dir=chosen, ignore_cleanup_errors=True) as folder:
+        uploads, images = (pathlib.Path(folder).resolve() / name for name in ("uploads", "images"))
+        uploads.mkdir()
+        images.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                max_file_size=MAX_UPLOAD,
-                theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
-                css=_CSS,
-                share=False,
-                inbrowser=False,
-                ssr_mode=False,
-                run_history=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                allowed_paths=[],
-                footer_links=[],
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            raise InputError(f"cannot listen on {host}: {error}; choose another --host or --port") from error
-        print(f"USO at {page.local_url}", flush=True)
-        page.block_thread()
+            yield uploads, images
+        finally:
+            if chosen:
+                os.environ["GRADIO_TEMP_DIR"] = chosen
+            else:
+                del os.environ["GRADIO_TEMP_DIR"]
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
+    """Open the socket of the server.
+
+    Raises:
+      InputError: the address cannot be used, or no port is free.
+    """
+    numbers = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]
+    for number in numbers:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM)[0]
+            listener = socket.create_server(address[:2], family=family)
+            break
+        except (OSError, OverflowError, UnicodeError) as error:
+            if getattr(error, "errno", None) != errno.EADDRINUSE or number == numbers[-1]:
+                raise InputError(
+                    f"cannot listen on {host} port {number}: {error}; choose another --host or --port"
+                ) from error
+    with listener:
+        yield listener
+
+
+def _address(host: str, port: int) -> str:
+    name = "localhost" if host in ("0.0.0.0", "::", "[::]") else host
+    return f"http://[{name}]:{port}/" if ":" in name and not name.startswith("[") else f"http://{name}:{port}/"

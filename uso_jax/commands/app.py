@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 from uso_jax.common import extras
-from uso_jax.common.errors import exit_cleanly
+from uso_jax.common.errors import InputError, exit_cleanly
 
 
 @exit_cleanly
@@ -30,11 +30,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="folder of saved styles (default: the user's style library)",
     )
+    add(
+        "--allowed_hosts",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="further names by which browsers may call the server, such as that of a proxy in front of it",
+    )
+    add(
+        "--upload_quota",
+        type=int,
+        metavar="MB",
+        help="megabytes that one client may upload in two hours (default: 500)",
+    )
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
     add("--offload", action="store_true", help="keep networks in host memory while they are not running")
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.upload_quota is not None and args.upload_quota < 1:
+        raise InputError(f"--upload_quota {args.upload_quota} must be at least 1 MB")
 
     extras.require("app")
     from uso_jax.app import server  # slow to import, which --help does not need
@@ -44,4 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
-    server.serve(pipe, host=args.host, port=args.port, style_folder=args.style_folder)
+    more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
+    server.serve(
+        pipe,
+        host=args.host,
+        port=args.port,
+        style_folder=args.style_folder,
+        allowed_hosts=args.allowed_hosts,
+        **more,
+    )
