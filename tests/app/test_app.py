@@ -213,7 +213,7 @@ def test_values_of_other_types_are_sentences_that_name_the_control(session):
         ("height", {"a": 1}, "Height: {'a': 1}"),
         ("keep_size", "yes", "keep_size must be true or false"),
         ("saved", ["ink"] * 9, "Saved styles: "),
-        ("content", 3, "Content image"),
+        ("content", 3, "reload the page"),
         ("prompt", "long " * 801, "has 4005 characters; the limit is 4000"),
     ):
         assert said in session.refused(**{name: value}), name

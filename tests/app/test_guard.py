@@ -250,6 +250,24 @@ def test_an_upload_that_is_too_slow_ends(monkeypatch):
     assert answer.status_code == 408
 
 
+def test_an_upload_that_breaks_off_is_no_error():
+    limits, sent = UploadQuota(MEGABYTE, MEGABYTE), []
+    waiting = [{"type": "http.request", "body": b"a" * 99, "more_body": True}, {"type": "http.disconnect"}]
+    headers = [(b"host", PAGE.encode()), (b"content-type", FORM["Content-Type"].encode())]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers, "client": ("a", 1)}
+    leave = lambda session: None
+    wrapped = Guard(Gradio(), Hosts("127.0.0.1"), limits, folder=pathlib.Path("/"), events=(), leave=leave)
+
+    async def receive():
+        return waiting.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(wrapped(scope, receive, send))
+    assert not sent and limits._bytes == {"a": 99}
+
+
 def test_old_files_are_deleted(tmp_path):
     now, uploads, images = time.time(), tmp_path / "uploads", tmp_path / "images"
     (uploads / "hash").mkdir(parents=True)

@@ -114,7 +114,8 @@ def _named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]
         try:
             return preprocess(value)
         except gr.Error as error:
-            raise gr.Error(f"{label}: {error.message}", print_exception=False) from error
+            message = html.escape(error.message, quote=False)
+            raise gr.Error(f"{label}: {message}", print_exception=False) from error
         except Exception as error:  # gradio's components fail in many ways on values of other types
             shown = html.escape(repr(value)[:60], quote=False)
             raise gr.Error(f"{label}: {shown} is not a value that it takes", print_exception=False) from error

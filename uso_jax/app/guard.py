@@ -174,7 +174,7 @@ class Guard:
             self._check_file(path.removeprefix(f"{_PREFIX}/file="))
 
     def _check_file(self, name: str) -> None:
-        if re.match(r"\s*[\w+.-]*:?//|\s*\w+:", name):
+        if re.match(r"\s*([\w+.-]*:)?//|\s*\w{2,}:", name):
             raise Refused(403, "addresses are not fetched")
         try:
             path = pathlib.Path(os.path.realpath(name))
@@ -210,35 +210,34 @@ class Guard:
             raise Refused(400, "an upload must be a form with a file")
         client = (scope.get("client") or ("", 0))[0]
         received, end = 0, asyncio.get_running_loop().time() + UPLOAD_TIME
-        refused: list[Refused] = []
+        refused: Refused | None = None
 
         async def counted() -> dict:
-            nonlocal received
+            nonlocal received, refused
+            message: dict = {"type": "http.disconnect"}
             try:
-                if not refused:
+                if not reply.is_muted:
                     async with asyncio.timeout_at(end):
                         message = await receive()
                     received += (size := len(message.get("body", b"")))
                     if received > MAX_BODY:
                         raise Refused(413, f"a file may have at most {MAX_FILE // MEGABYTE} MB; shrink the image")
                     self._quota.take(client, size)
-                    return message
             except Refused as one:
-                refused.append(one)
+                message, refused = {"type": "http.disconnect"}, one
             except TimeoutError:
-                refused.append(Refused(408, f"the upload took more than {UPLOAD_TIME:g} seconds; try again"))
-            reply.is_muted = True
-            return {"type": "http.disconnect"}
+                refused = Refused(408, f"the upload took more than {UPLOAD_TIME:g} seconds; try again")
+            reply.is_muted |= message["type"] == "http.disconnect"
+            return message
 
         with self._quota.upload(client):
             try:
                 await self._pass_on(scope, counted, reply)
             except Exception:
-                if not refused and received:
+                if not reply.is_muted:  # otherwise gradio says that the upload broke off
                     raise
         if refused:
-            reply.is_muted = False
-            raise refused[0]
+            raise refused
 
 
 class _Reply:

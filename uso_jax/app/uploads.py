@@ -30,6 +30,8 @@ class Upload(NamedTuple):
         Raises:
           InputError: the file is not an image, or is too large.
         """
+        if not pathlib.Path(self.path).is_file():
+            raise InputError(f"image {self.name!r} is no longer on the server; upload it again")
         try:
             reference = Reference.of(self.path, opening.UPLOADS)
         except InputError as error:
