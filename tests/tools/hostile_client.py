@@ -247,6 +247,12 @@ def attack(client: Client, requests: int = REQUESTS) -> list[Sent]:
     return sent + [next(client.kinds[last[number % 2]]) for number in range(share)]
 
 
+def files_read(sent: list[Sent]) -> list[Sent]:
+    """Return the requests that got an image of a file or an address that was not uploaded."""
+    named = [one for one in sent if one.kind in ("paths", "addresses", "routes")]
+    return [one for one in named if one.text == "drawn" or "root:" in one.text]
+
+
 def bare_errors(sent: list[Sent]) -> list[Sent]:
     """Return the events that ended without an image and without a sentence."""
     return [one for one in sent if one.status == 200 and one.kind in ("values", "prompts", "bombs") and not one.text]
@@ -278,11 +284,12 @@ def main() -> int:
         print(f"{kind:14} {len(found):4} requests, statuses {statuses}")
     failed = [one for one in sent if one.status >= 500]
     print(f"{len(sent)} requests in {seconds:.0f} s; status 500 and more: {failed}; bare errors: {bare_errors(sent)}")
+    print(f"files read that were not uploaded: {files_read(sent)}")
     print(f"memory: idle {idle:.0f} MB, peak {peak:.0f} MB, afterwards {rest:.0f} MB; uploads {used:.0f} MB")
     print(
         f"serves afterwards: {serves} (after {drained:.0f} s); connections outside: {outside}; tracebacks: {tracebacks}"
     )
-    return int(bool(failed or bare_errors(sent) or outside or not serves or peak - idle > MEMORY))
+    return int(bool(failed or bare_errors(sent) or files_read(sent) or outside or not serves or peak - idle > MEMORY))
 
 
 if __name__ == "__main__":

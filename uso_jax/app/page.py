@@ -32,12 +32,22 @@ follows the prompt.
 class _Page(gr.Blocks):
     """A page whose every error is a sentence."""
 
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error as error:
+            error.print_exception = False  # the user's mistake needs no traceback in the log
+            raise
+        except Exception as error:  # gradio fails in many ways on messages that no browser sends
+            message = f"the page sent a value that it cannot have ({type(error).__name__}); reload the page"
+            raise gr.Error(message, print_exception=False) from error
+
     async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             return await super().process_api(*args, **kwargs)
         except gr.Error:
             raise
-        except Exception as error:  # what gradio raises on messages that no browser sends, and our own mistakes
+        except Exception as error:
             _log.warning("a request of the page failed", exc_info=error)
             raise gr.Error(
                 f"this request failed ({type(error).__name__}); reload the page. The server's log says more",

@@ -62,6 +62,7 @@ def serve(
         page = build_page(actions)
         page.queue(max_size=MAX_WAITING)
         page.state_session_capacity = MAX_SESSIONS
+        page.has_launched = page.is_running = True  # otherwise gradio does not check the paths that browsers name
         limits = quota.UploadQuota(upload_quota * quota.MEGABYTE, CLIENTS * upload_quota * quota.MEGABYTE)
         clean = lambda: quota.sweep(page.upload_file_set, uploads, images)
         app = Guard(
@@ -73,7 +74,7 @@ def serve(
             leave=actions.stop,
         )
         server = _Server(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, ws="none", server_header=False)
+            uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3, ws="none", server_header=False)
         )
         server.address = _address(host, listener.getsockname()[1])
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended the requests by then

@@ -55,6 +55,11 @@ class ImageBox(gr.Image, metaclass=_NoStub):
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         if "://" in str(url_or_file_path):
             raise gr.Error("images must be uploaded; they are not fetched from addresses", print_exception=False)
+        # Gradio copies the file to its cache next, from where it can be downloaded. Uploads lie there already, and
+        # examples beside it.
+        folder = pathlib.Path(self.GRADIO_CACHE).resolve().parent
+        if not pathlib.Path(url_or_file_path).resolve().is_relative_to(folder):
+            raise gr.Error("images must be uploaded; other files are not read", print_exception=False)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
     def preprocess(self, payload):
