@@ -81,7 +81,9 @@ def test_the_token_is_not_shown(monkeypatch, capsys):
 
 
 def test_every_problem_of_a_run_is_found_at_once(tmp_path):
-    config = tiny.config("joint", changes={"heldout.batch_size": 3, "data.source": "folder", "data.folder.train.path": "nowhere"})
+    config = tiny.config(
+        "joint", changes={"heldout.batch_size": 3, "data.source": "folder", "data.folder.train.path": "nowhere"}
+    )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(tmp_path)))
     found = by_subject(checkup.examine(config))
     assert {name for name, one in found.items() if one.state == "problem"} == {"data", "weights", "mesh"}

@@ -152,12 +152,14 @@ def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
       InputError: the address cannot be used, or no port is free.
     """
     numbers = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]
+    if not 0 <= numbers[0] < 1 << 16:
+        raise InputError(f"there is no port {port}; choose another --host or --port")
     for number in numbers:
         try:
             family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM)[0]
             listener = socket.create_server(address[:2], family=family)
             break
-        except (OSError, OverflowError, UnicodeError) as error:
+        except (OSError, UnicodeError) as error:
             if getattr(error, "errno", None) != errno.EADDRINUSE or number == numbers[-1]:
                 raise InputError(
                     f"cannot listen on {host} port {number}: {error}; choose another --host or --port"
