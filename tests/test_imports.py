@@ -25,7 +25,7 @@ LAYERS = (  # lowest first; a room may import those of lower layers only
 )
 MAX_FLAT = 4  # modules beside uso_jax/__init__.py
 # Files of models/ that put networks together; every other one is a network and imports other networks only.
-ASSEMBLY = ("uso", "uso_config", "text", "components", "families", "tiled_decoding")
+ASSEMBLY = ("uso", "uso_config", "text", "text_qwen3", "components", "families", "tiled_decoding")
 RULES = {  # files: what no import in them may match
     "uso_jax/**/*.py": r"(torch|torchvision|diffusers|tensorflow|configs|scripts|convert|tests)(\..*)?",
     f"uso_jax/models/**/!({'|'.join(ASSEMBLY)}).py": (

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rectified flow as used by FLUX.1 and USO: pure functions without state or parameters.
+"""Rectified flow as used by FLUX.1, FLUX.2 and USO: pure functions without state or parameters.
 
 Time runs from t = 1 (noise) to t = 0 (image); the network predicts the velocity dx/dt.
 
@@ -10,9 +10,12 @@ Time runs from t = 1 (noise) to t = 0 (image); the network predicts the velocity
     (4) x_0 = x_t - t v                             (3) at s = 0                   `predict_x0`
     (5) shift(t) = e^mu / (e^mu + 1/t - 1)                                         `time_shift`
     (6) mu(L) = 0.5 + 0.65 (L - 256) / (4096 - 256) L image tokens                 `shift_mu`
+    (7) mu(L, n): a line through n = 10 and n = 200 n steps, FLUX.2                `empirical_mu`
+    (8) v   = u + s (c - u)                         classifier-free guidance       `guide`
 
 Sources: (1)-(4) USO paper (arXiv 2508.18966) section 3 and Algorithm 1; (5), (6) black-forest-labs/flux sampling.py;
-position ids of references: bytedance/UNO, `prepare_multi_ip` (UnoPE).
+(7), (8) and ids with four axes: black-forest-labs/flux2 sampling.py; position ids of references with three axes:
+bytedance/UNO, `prepare_multi_ip` (UnoPE).
 
 Shapes: b batch, h w latent grid, c latent channels, l tokens, d = c * patch**2 token channels.
 """
@@ -29,6 +32,9 @@ from jaxtyping import Array, Float
 
 Shift = Literal["flux", "upstream", "none"]
 OffsetMode = Literal["d", "h", "w", "o"]
+Isolated = Literal["none", "content", "all"]
+"""References that attend to each other only, and whose keys and values are kept: none, those from the autoencoder, or
+those and the style tokens (uso_jax.models.joint_transformer)."""
 
 
 # ---------------------------------------------------------------------------------------------------- time
@@ -37,6 +43,15 @@ OffsetMode = Literal["d", "h", "w", "o"]
 def shift_mu(num_tokens: int, base: float = 0.5, top: float = 1.15) -> float:
     """Return the shift exponent of Eq. (6) for a target of `num_tokens` image tokens."""
     return base + (top - base) * (num_tokens - 256) / (4096 - 256)
+
+
+def empirical_mu(num_tokens: int, num_steps: int) -> float:
+    """Return FLUX.2's shift exponent, Eq. (7), for a target of `num_tokens` tokens drawn in `num_steps` steps."""
+    many = 1.6927e-4 * num_tokens + 0.45666666  # at 200 steps
+    if num_tokens > 4300:
+        return many
+    few = 8.73809524e-5 * num_tokens + 1.89833333  # at 10 steps
+    return many + (many - few) / 190 * (num_steps - 200)
 
 
 def time_shift(t, mu: float):
@@ -64,6 +79,21 @@ def schedule(num_steps: int, height: int, width: int, shift: Shift = "flux") -> 
         raise ValueError(f"shift must be 'flux', 'upstream' or 'none', not {shift!r}")
     latent_area = (height // 8) * (width // 8)
     return time_shift(times, shift_mu(latent_area // (4 if shift == "flux" else 256)))
+
+
+def empirical_schedule(num_steps: int, num_tokens: int, shift: Shift = "flux") -> np.ndarray:
+    """Return FLUX.2's `num_steps + 1` float64 sampling times from 1 to 0 for a target of `num_tokens` tokens.
+
+    Args:
+      shift: "none" keeps the times evenly spaced; FLUX.2 knows no other shift than its own.
+
+    Raises:
+      ValueError: `shift` is unknown.
+    """
+    if shift not in ("flux", "upstream", "none"):
+        raise ValueError(f"shift must be 'flux', 'upstream' or 'none', not {shift!r}")
+    times = np.linspace(1.0, 0.0, num_steps + 1)
+    return times if shift == "none" else time_shift(times, empirical_mu(num_tokens, num_steps))
 
 
 def sample_times(rng: jax.Array, num: int, mu: float, num_bins: int = 1000) -> Float[Array, " num"]:
@@ -104,6 +134,13 @@ def predict_x0(
 ) -> Float[Array, "b *rest"]:
     """Predict the image in one step, Eq. (4): the "predicted original image" of the paper's Algorithm 1."""
     return x_t - _per_sample(t, x_t) * velocity
+
+
+def guide(
+    conditional: Float[Array, "b *rest"], unconditional: Float[Array, "b *rest"], scale: Float[Array, " b"]
+) -> Float[Array, "b *rest"]:
+    """Move the velocity away from that of the negative prompt, Eq. (8); scale 1 changes nothing."""
+    return unconditional + _per_sample(scale, conditional) * (conditional - unconditional)
 
 
 def integrate(
@@ -160,3 +197,22 @@ def reference_ids(
         ids.append(position_ids(height, width, (row if mode in "dh" else 0, column if mode in "dw" else 0)))
         row, column = row + height, column + width
     return ids
+
+
+def layered_ids(height: int, width: int, layer: int = 0) -> Float[Array, "l 4"]:
+    """Return FLUX.2's position ids (layer, row, column, 0) of a `height` x `width` token grid; the target's layer is 0.
+
+    The last axis numbers text tokens, which lie at (0, 0, 0, l).
+    """
+    flat = position_ids(height, width)
+    return jnp.pad(flat.at[:, 0].set(float(layer)), ((0, 0), (0, 1)))
+
+
+def layered_reference_ids(
+    target: tuple[int, int], references: Sequence[tuple[int, int]], mode: OffsetMode = "d"
+) -> list[Float[Array, "l 4"]]:
+    """Return FLUX.2's position ids of references: layers 10, 20, ..., each with rows and columns from 0.
+
+    `target` and `mode` have no influence: FLUX.2 separates references by layers.
+    """
+    return [layered_ids(*size, layer=10 * (number + 1)) for number, size in enumerate(references)]

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of FLUX's autoencoder (black-forest-labs' and diffusers' names)."""
+"""Tables of the autoencoders of FLUX.1 and FLUX.2 (black-forest-labs' and diffusers' names)."""
 
-from .table import CONV, CONV_1X1, NORM, Row
+from .table import CONV, CONV_1X1, NORM, PARAM, Row
 
 # fmt: off
 _RESNET = (
@@ -71,4 +71,20 @@ AUTOENCODER_DIFFUSERS: tuple[Row, ...] = tuple(
         (f"{half}.conv_norm_out",                 f"{half}/norm_out",                  NORM),
         (f"{half}.conv_out",                      f"{half}/conv_out",                  CONV),
     )
+)
+
+_BATCH_NORM: tuple[Row, ...] = (("bn.running_mean", "bn/mean", PARAM), ("bn.running_var", "bn/var", PARAM))
+
+AUTOENCODER2: tuple[Row, ...] = (
+    ("encoder.quant_conv",      "quant_conv",      CONV),
+    ("decoder.post_quant_conv", "post_quant_conv", CONV),
+    *AUTOENCODER,
+    *_BATCH_NORM,
+)
+
+AUTOENCODER2_DIFFUSERS: tuple[Row, ...] = (
+    ("quant_conv",      "quant_conv",      CONV),
+    ("post_quant_conv", "post_quant_conv", CONV),
+    *AUTOENCODER_DIFFUSERS,
+    *_BATCH_NORM,
 )

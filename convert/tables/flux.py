@@ -4,10 +4,10 @@
 
 from .table import DENSE, NORM, RMS, SWAPPED, Kind, Row
 
-_RMS_WEIGHT: Kind = {".weight": ("/scale", None)}
+RMS_WEIGHT: Kind = {".weight": ("/scale", None)}
 
 # fmt: off
-_STREAM = (
+STREAM = (
     ("mod.lin",              "mod/lin",              DENSE),
     ("attn.qkv",             "attn/qkv",             DENSE),
     ("attn.norm.query_norm", "attn/norm/query_norm", RMS),
@@ -22,7 +22,7 @@ TRANSFORMER: tuple[Row, ...] = (
     *((f"{m}_in.{n}",                      f"{m}_in/{n}",                   DENSE)
       for m in ("time", "vector", "guidance") for n in ("in_layer", "out_layer")),
     ("txt_in",                             "txt_in",                        DENSE),
-    *((f"double_blocks.{{i}}.{s}_{t}",     f"double_blocks/{s}_{f}",        k) for s in ("img", "txt") for t, f, k in _STREAM),
+    *((f"double_blocks.{{i}}.{s}_{t}",     f"double_blocks/{s}_{f}",        k) for s in ("img", "txt") for t, f, k in STREAM),
     ("single_blocks.{i}.modulation.lin",   "single_blocks/modulation/lin",  DENSE),
     ("single_blocks.{i}.linear1",          ("single_blocks/linear1_qkv", "single_blocks/linear1_mlp"), DENSE),
     ("single_blocks.{i}.linear2",          "single_blocks/linear2",         DENSE),
@@ -32,19 +32,20 @@ TRANSFORMER: tuple[Row, ...] = (
     ("final_layer.adaLN_modulation.1",     "final_layer/adaLN_modulation",  DENSE),
 )
 
-_DIFFUSERS_STREAM = (  # diffusers' names for the image and the text stream
+DIFFUSERS_STREAM = (  # diffusers' names for the image and the text stream
     ("norm1.linear",                  "norm1_context.linear",         "mod/lin",              DENSE),
     (("attn.to_q", "attn.to_k", "attn.to_v"),
      ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),       "attn/qkv",             DENSE),
-    ("attn.norm_q",                   "attn.norm_added_q",            "attn/norm/query_norm", _RMS_WEIGHT),
-    ("attn.norm_k",                   "attn.norm_added_k",            "attn/norm/key_norm",   _RMS_WEIGHT),
+    ("attn.norm_q",                   "attn.norm_added_q",            "attn/norm/query_norm", RMS_WEIGHT),
+    ("attn.norm_k",                   "attn.norm_added_k",            "attn/norm/key_norm",   RMS_WEIGHT),
     ("attn.to_out.0",                 "attn.to_add_out",              "attn/proj",            DENSE),
     ("ff.net.0.proj",                 "ff_context.net.0.proj",        "mlp/in_layer",         DENSE),
     ("ff.net.2",                      "ff_context.net.2",             "mlp/out_layer",        DENSE),
 )
 
 
-def _inside(block: str, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def inside(block: str, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Put a block's name before one module name or each of several."""
     return f"{block}.{names}" if isinstance(names, str) else tuple(f"{block}.{name}" for name in names)
 
 
@@ -54,14 +55,14 @@ TRANSFORMER_DIFFUSERS: tuple[Row, ...] = (
       for t, m in (("timestep_embedder", "time"), ("text_embedder", "vector"), ("guidance_embedder", "guidance"))
       for a, b in (("linear_1", "in_layer"), ("linear_2", "out_layer"))),
     ("context_embedder",                   "txt_in",                        DENSE),
-    *((_inside("transformer_blocks.{i}", names), f"double_blocks/{s}_{f}",  k)
-      for img, txt, f, k in _DIFFUSERS_STREAM for s, names in (("img", img), ("txt", txt))),
+    *((inside("transformer_blocks.{i}", names), f"double_blocks/{s}_{f}",  k)
+      for img, txt, f, k in DIFFUSERS_STREAM for s, names in (("img", img), ("txt", txt))),
     ("single_transformer_blocks.{i}.norm.linear", "single_blocks/modulation/lin",  DENSE),
-    (_inside("single_transformer_blocks.{i}.attn", ("to_q", "to_k", "to_v")), "single_blocks/linear1_qkv", DENSE),
+    (inside("single_transformer_blocks.{i}.attn", ("to_q", "to_k", "to_v")), "single_blocks/linear1_qkv", DENSE),
     ("single_transformer_blocks.{i}.proj_mlp",    "single_blocks/linear1_mlp",     DENSE),
     ("single_transformer_blocks.{i}.proj_out",    "single_blocks/linear2",         DENSE),
-    ("single_transformer_blocks.{i}.attn.norm_q", "single_blocks/norm/query_norm", _RMS_WEIGHT),
-    ("single_transformer_blocks.{i}.attn.norm_k", "single_blocks/norm/key_norm",   _RMS_WEIGHT),
+    ("single_transformer_blocks.{i}.attn.norm_q", "single_blocks/norm/query_norm", RMS_WEIGHT),
+    ("single_transformer_blocks.{i}.attn.norm_k", "single_blocks/norm/key_norm",   RMS_WEIGHT),
     ("proj_out",                           "final_layer/linear",            DENSE),
     ("norm_out.linear",                    "final_layer/adaLN_modulation",  SWAPPED),  # scale before shift
 )

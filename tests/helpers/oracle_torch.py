@@ -29,6 +29,8 @@ from convert.tables.flux import LORA, TRANSFORMER
 from convert.tables.siglip import VISION
 from convert.tables.table import Row, expand
 from uso_jax.models import autoencoder, flux, projector, siglip
+from uso_jax.models.layers import joint_blocks
+from uso_jax.models.layers.embeddings import rotary_embedding
 from uso_jax.params import ModelDef, shapes
 
 Weights = dict[str, np.ndarray]
@@ -224,21 +226,22 @@ def _block_weights(name: str, rank: int) -> tuple[torch.nn.Module, Weights]:
 def block_outputs(name: str, scale: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Run one block, ours and diffusers', on inputs of standard deviation `scale`, with the vector given."""
     c = flux.FluxConfig.tiny(lora_rank=rank, lora_scale=0.7)
-    kind = {"double_blocks": flux.DoubleStreamBlock, "single_blocks": flux.SingleStreamBlock}[name]
+    kind = {"double_blocks": joint_blocks.DoubleStreamBlock, "single_blocks": joint_blocks.SingleStreamBlock}[name]
     theirs, weights = _block_weights(name, rank)
     ours = load(lambda rngs: kind(c, rngs=rngs), block_rows(name), weights)
     img, txt, vec = scale * normal(5, 2, 7, c.hidden_size), scale * normal(6, 2, 4, c.hidden_size), normal(7, 2, 32)
     # Positions as far out as those of a reference beside a 1024 x 1024 target.
     ids = np.zeros((11, 3), np.float32)
     ids[4:, 1:] = np.random.default_rng(8).integers(0, 128, (7, 2))
-    pe = flux.rotary_embedding(jnp.asarray(ids)[None], c.axes_dim, c.theta)
+    joint = joint_blocks.Joint(rotary_embedding(jnp.asarray(ids)[None], c.axes_dim, c.theta))
     t = torch.from_numpy
     want_txt, want_img = theirs(t(img), t(txt), t(vec), FluxPosEmbed(c.theta, c.axes_dim)(t(ids)))
     want = torch.cat([want_txt, want_img], dim=1).numpy()
     if name == "double_blocks":
-        got_img, got_txt = ours(jnp.asarray(img), jnp.asarray(txt), jnp.asarray(vec), pe)
+        (got_img, got_txt), _ = ours(jnp.asarray(img), jnp.asarray(txt), jnp.asarray(vec), joint)
         return np.concatenate([got_txt, got_img], axis=1), want
-    return np.asarray(ours(jnp.asarray(np.concatenate([txt, img], axis=1)), jnp.asarray(vec), pe)), want
+    got, _ = ours(jnp.asarray(np.concatenate([txt, img], axis=1)), jnp.asarray(vec), joint)
+    return np.asarray(got), want
 
 
 # -------------------------------------------------------------------------------------------------- norms
@@ -256,7 +259,7 @@ def _module(kind: type, *config, **sizes) -> nnx.Module:
 
 def norms(name: str) -> list[nnx.Module]:
     if name == "query_key":
-        norm = _module(flux.QKNorm, _NORMED)
+        norm = _module(joint_blocks.QKNorm, _NORMED)
         return [norm.query_norm, norm.key_norm]
     if name == "projector":
         sizes = projector.ProjectorConfig(siglip_tokens=3, style_tokens=2, siglip_dim=_NORMED)
@@ -277,7 +280,7 @@ def norm_outputs(name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     x = scale * normal(9, 2, 5, 3, _NORMED)
     t, size = torch.from_numpy(x), (_NORMED,)
     if name == "modulated":
-        return np.asarray(flux.layer_norm(jnp.asarray(x[:, 0]))), F.layer_norm(t[:, 0], size, eps=1e-6).numpy()
+        return np.asarray(joint_blocks.layer_norm(jnp.asarray(x[:, 0]))), F.layer_norm(t[:, 0], size, eps=1e-6).numpy()
     got, want = [], []
     for norm in norms(name):
         got.append(np.asarray(norm(jnp.asarray(x))))

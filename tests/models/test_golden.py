@@ -13,7 +13,7 @@ from comparison import DENOISED, ENCODER, VELOCITY, error
 from golden_files import CASES, CONFIG, arrays, nhwc
 
 from uso_jax import flow
-from uso_jax.models.flux import timestep_embedding
+from uso_jax.models.layers.embeddings import timestep_embedding
 
 
 @functools.cache

@@ -22,8 +22,10 @@ from convert.tables.table import expand
 from uso_jax import flow, params
 from uso_jax.common.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
-from uso_jax.models.flux import PRESETS, Flux, FluxConfig, SingleStreamBlock, rotary_embedding
+from uso_jax.models.flux import PRESETS, Flux, FluxConfig
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.embeddings import rotary_embedding
+from uso_jax.models.layers.joint_blocks import Joint, SingleStreamBlock
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
 
 # ---------------------------------------------------------------------------------------------- full size
@@ -207,12 +209,12 @@ def rematerialised(remat: str):
     structure, drawn = blocks()
     drawn = {path: x + 0.1 for path, x in drawn.items()}  # `up` starts as 0, which would hide `down`
     x, vec = jax.random.normal(jax.random.key(2), (2, 6, 32)), jax.random.normal(jax.random.key(3), (2, 32))
-    pe = rotary_embedding(flow.position_ids(2, 3)[None], (4, 6, 6), 10_000)
+    joint = Joint(rotary_embedding(flow.position_ids(2, 3)[None], (4, 6, 6), 10_000))
 
     @jax.jit
     def run(drawn):
         def loss(drawn):
-            out = scan.scan(structure(drawn), lambda block, x: block(x, vec, pe), x, remat=remat)
+            out = scan.scan(structure(drawn), lambda block, x: block(x, vec, joint)[0], x, remat=remat)
             return jnp.square(out).mean(), out
 
         return jax.grad(loss, has_aux=True)(drawn)

@@ -18,7 +18,8 @@ from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.tables.table import to_flax
 from uso_jax import flow
 from uso_jax.common.errors import InputError
-from uso_jax.models import autoencoder, flux, projector, siglip
+from uso_jax.models import autoencoder, flux, joint_transformer, projector, siglip
+from uso_jax.models.layers import joint_blocks
 from uso_jax.params import ModelDef
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
@@ -116,13 +117,13 @@ def linear1_cut_wrongly(patch):
 
 def change_ids(change):
     """Change the ids of all tokens, [style | txt | img | ref], before the rotation angles are taken."""
-    return replace(flux, "rotary_embedding", lambda real: lambda ids, *sizes: real(change(ids), *sizes))
+    return replace(joint_transformer, "rotary_embedding", lambda real: lambda ids, *sizes: real(change(ids), *sizes))
 
 
 double_block, single_block = functools.partial(block, "double_blocks"), functools.partial(block, "single_blocks")
 NUM_STYLE = 3 * CONFIG["projector"]["style_tokens"]
 NUM_TEXT = NUM_STYLE + arrays()["txt"].shape[1]
-other_epsilon = lambda x, mod: ((1 + mod.scale) * flux.layer_norm(x, 1e-5) + mod.shift).astype(x.dtype)
+other_epsilon = lambda x, mod: ((1 + mod.scale) * joint_blocks.layer_norm(x, 1e-5) + mod.shift).astype(x.dtype)
 erf = lambda real: functools.partial(jax.nn.gelu, approximate=False)
 halves = lambda x: jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
 neighbours = lambda x: jnp.stack(jnp.split(x, 2, axis=-1), axis=-1).reshape(x.shape)
@@ -153,10 +154,13 @@ MISTAKES = {
     "references along rows only": (velocity, replace(flow, "reference_ids", lambda f: functools.partial(f, mode="h"))),
     # rotation
     "another theta": (velocity, given(theta=1000)),
-    "rotation backwards": (velocity, replace(flux, "rotate", lambda f: lambda x, pe: f(x, pe.at[..., 1].multiply(-1)))),
+    "rotation backwards": (
+        velocity,
+        replace(joint_blocks, "rotate", lambda f: lambda x, pe: f(x, pe.at[..., 1].multiply(-1))),
+    ),
     "halves rotated instead of neighbours": (
         velocity,
-        replace(flux, "rotate", lambda f: lambda x, pe: halves(f(neighbours(x), pe))),
+        replace(joint_blocks, "rotate", lambda f: lambda x, pe: halves(f(neighbours(x), pe))),
     ),
     "ids of image before those of text": (velocity, change_ids(lambda ids: jnp.roll(ids, -NUM_TEXT, axis=1))),
     "style tokens numbered": (
@@ -165,12 +169,12 @@ MISTAKES = {
     ),
     # formulas
     # Through the whole golden model, the two kinds of gelu differ by 1.8 tolerances; a block alone tells them apart.
-    "exact gelu in double blocks": (double_block, replace(flux, "gelu_tanh", erf)),
-    "exact gelu in single blocks": (single_block, replace(flux, "gelu_tanh", erf)),
+    "exact gelu in double blocks": (double_block, replace(joint_blocks, "gelu_tanh", erf)),
+    "exact gelu in single blocks": (single_block, replace(joint_blocks, "gelu_tanh", erf)),
     "exact gelu in SigLIP": (hidden, replace(siglip, "gelu_tanh", erf)),
     "epsilon of modulated norms": (
         double_block,
-        replace(flux, "modulate", lambda _: other_epsilon),  # traces of the real one are kept
+        replace(joint_blocks, "modulate", lambda _: other_epsilon),  # traces of the real one are kept
     ),
     "epsilon of query and key norms": (functools.partial(norm, "query_key"), epsilon("query_key", 1e-5)),
     "epsilon of the projector's norms": (functools.partial(norm, "projector"), epsilon("projector", 1e-6)),

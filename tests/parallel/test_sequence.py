@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One sample over several devices: the tokens of the transformer split over the mesh's sequence axis."""
 
+import dataclasses
 import functools
 import math
 
@@ -18,13 +19,16 @@ from uso_jax.common.errors import InputError
 from uso_jax.models.attention.tpu import interpreted_splash
 from uso_jax.models.components import placement_rules
 from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.models.flux2 import Flux2, Flux2Config
 from uso_jax.parallel import sharding
 from uso_jax.parallel.constraints import by_heads, by_tokens
 
 # Neither 11 tokens of style and text nor 25 of target and content divide over devices; 8 heads do.
-CONFIG = FluxConfig.tiny(
-    hidden_size=64, num_heads=8, axes_dim=(2, 2, 4), context_in_dim=24, vec_in_dim=16, depth=1, depth_single_blocks=1
-)
+SIZES = dict(hidden_size=64, num_heads=8, context_in_dim=24, depth=1, depth_single_blocks=1)
+MODELS = {
+    "flux1": (Flux, FluxConfig.tiny(**SIZES, axes_dim=(2, 2, 4), vec_in_dim=16)),
+    "flux2": (Flux2, Flux2Config.tiny(**SIZES, axes_dim=(2, 2, 2, 2), guidance_embed=True)),
+}
 SAMPLES, STYLE, TEXT, TARGET, CONTENT = 4, 6, 5, 15, 10
 ONE = dict(data=1)
 MESHES = (
@@ -44,26 +48,27 @@ def mesh_of(shape: dict[str, int]) -> jax.sharding.Mesh:
 
 
 @functools.cache
-def numbers():
+def numbers(family: str):
     """Draw parameters by their paths in a system, and a batch whose samples lack different conditions."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal((SAMPLES, *shape)).astype(np.float32)
-    shapes = params.shapes(lambda rngs: Flux(CONFIG, rngs=rngs))
+    module, config = MODELS[family]
+    shapes = params.shapes(lambda rngs: module(config, rngs=rngs))
     width = lambda path, shape: shape[-2] ** -0.5 if path.endswith("kernel") else 0.3
     drawn = {
         f"transformer/{path}": (width(path, s.shape) * rng.standard_normal(s.shape)).astype(np.float32)
         for path, s in shapes.items()
     }
-    ids = lambda length: rng.integers(0, 9, (1, length, 3)).astype(np.float32)
+    ids = lambda length: rng.integers(0, 9, (1, length, len(config.axes_dim))).astype(np.float32)
     batch = dict(
-        img=draw(TARGET, CONFIG.in_channels),
-        txt=draw(TEXT, CONFIG.context_in_dim),
-        y=draw(CONFIG.vec_in_dim),
+        img=draw(TARGET, config.in_channels),
+        txt=draw(TEXT, config.context_in_dim),
+        **({"y": draw(config.vec_in_dim)} if config.vec_in_dim else {}),
         timesteps=np.linspace(0.1, 0.9, SAMPLES, dtype=np.float32),
         guidance=np.full(SAMPLES, 4, np.float32),
-        style=draw(STYLE, CONFIG.hidden_size),
+        style=draw(STYLE, config.hidden_size),
         style_valid=rng.random((SAMPLES, STYLE)) < 0.7,
-        ref_img=draw(CONTENT, CONFIG.in_channels),
+        ref_img=draw(CONTENT, config.in_channels),
         ref_valid=rng.random((SAMPLES, CONTENT)) < 0.7,
         ref_bias=draw(CONTENT),
     )
@@ -71,15 +76,20 @@ def numbers():
 
 
 @functools.cache
-def run(remat: str, **shape: int):
+def run(family: str, remat: str, **shape: int):
     """Return velocity, loss and gradients of all parameters on a mesh, and the FLOPs per device."""
-    structure = params.ModelDef(lambda rngs: Flux(FluxConfig(**vars(CONFIG) | {"remat": remat}), rngs=rngs))
-    drawn, batch, (ids, ref_ids) = numbers()
+    module, config = MODELS[family]
+    structure = params.ModelDef(lambda rngs: module(dataclasses.replace(config, remat=remat), rngs=rngs))
+    drawn, batch, (ids, ref_ids) = numbers(family)
 
     def compute(drawn, batch):
         def loss(drawn):
             model = structure({path.removeprefix("transformer/"): value for path, value in drawn.items()})
-            velocity = model(**batch, img_ids=jnp.asarray(ids), ref_ids=jnp.asarray(ref_ids))
+            references = {name: value for name, value in batch.items() if name.startswith("ref_")}
+            references["ref_ids"] = jnp.asarray(ref_ids)
+            # FLUX.2 reads the references twice: as tokens, and isolated.
+            kept = model.keep(None, batch["guidance"], **references) if family == "flux2" else None
+            velocity = model(**batch, img_ids=jnp.asarray(ids), ref_ids=references["ref_ids"], kept=kept)
             return jnp.square(velocity - 1).mean(), velocity
 
         return jax.value_and_grad(loss, has_aux=True)(drawn)
@@ -96,9 +106,10 @@ def run(remat: str, **shape: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat, shape", MESHES, ids=str)
-def test_eight_devices_equal_one(remat, shape):
-    velocity, loss, gradients, flops = run("none", **ONE)
-    got, got_loss, got_gradients, got_flops = run(remat, **shape)
+@pytest.mark.parametrize("family", MODELS)
+def test_eight_devices_equal_one(family, remat, shape):
+    velocity, loss, gradients, flops = run(family, "none", **ONE)
+    got, got_loss, got_gradients, got_flops = run(family, remat, **shape)
     assert relative(got, velocity) < 1e-5
     assert relative(got_loss, loss) < 1e-5
     moved = {path: gradient for path, gradient in gradients.items() if np.asarray(gradient).any()}

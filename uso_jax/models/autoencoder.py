@@ -8,6 +8,7 @@ Shapes: b batch, H W pixels, h w latent grid, c i o channels, z latent channels.
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from uso_jax.models.attention.dispatch import attention
 @dataclass(frozen=True)
 class AutoEncoderConfig:
     """Sizes and latent scaling; the defaults are FLUX.1's ae.safetensors."""
+
+    cell: ClassVar[int] = 1  # latents per side that are normalised together: grids and tiles are multiples of it
 
     in_channels: int = 3  # channels of an image
     ch: int = 128  # channels of the first level
@@ -199,7 +202,7 @@ class AutoEncoder(nnx.Module):
         """Return scaled latents: the posterior mean, or a sample if `rng` is passed (upstream always samples).
 
         Raises:
-          ValueError: a side of the images is not a multiple of `config.downscale`.
+          ValueError: a side of the images is not a multiple of `config.downscale` times `config.cell`.
         """
         mean, logvar = self.moments(images)
         z = mean if rng is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)
@@ -216,13 +219,17 @@ class AutoEncoder(nnx.Module):
         """Return the unscaled mean and log-variance of the posterior.
 
         Raises:
-          ValueError: a side of the images is not a multiple of `config.downscale`.
+          ValueError: a side of the images is not a multiple of `config.downscale` times `config.cell`.
         """
-        factor = self.config.downscale
+        factor = self.config.downscale * self.config.cell
         if images.shape[1] % factor or images.shape[2] % factor:
             raise ValueError(f"image size {images.shape[1]}x{images.shape[2]} must be a multiple of {factor}")
-        mean, logvar = jnp.split(self.encoder(images.astype(self.config.dtype)).astype(jnp.float32), 2, axis=-1)
+        mean, logvar = jnp.split(self.raw_moments(images), 2, axis=-1)
         return mean, logvar
+
+    def raw_moments(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w two_z"]:
+        """Return mean and log-variance as they leave the convolutions, concatenated, in float32."""
+        return self.encoder(images.astype(self.config.dtype)).astype(jnp.float32)
 
     def decode_unscaled(self, z: Float[Array, "b h w z"], *, remat: bool = False) -> Float[Array, "b H W c"]:
         """Return images for unscaled latents, such as `moments` returns."""

@@ -21,15 +21,18 @@ from flax import nnx
 
 from uso_jax.models import perceptual_backbones
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from uso_jax.models.autoencoder2 import AutoEncoder2, AutoEncoder2Config
 from uso_jax.models.clip import Clip, ClipConfig, ClipText, ClipTextConfig, ClipVisionConfig
 from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino, DinoConfig
 from uso_jax.models.drawing_classifier import DrawingClassifier, DrawingClassifierConfig
 from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.models.flux2 import Flux2, Flux2Config
 from uso_jax.models.image_reward import ImageReward, ImageRewardConfig
 from uso_jax.models.inception import Inception, InceptionConfig
 from uso_jax.models.perceptual_backbones import Vgg, VggConfig
 from uso_jax.models.projector import ProjectorConfig
+from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
 from uso_jax.models.siglip import SiglipConfig, SiglipMatch, SiglipTextConfig, SiglipVision
 from uso_jax.models.t5 import T5Config, T5Encoder
 from uso_jax.params import Rules
@@ -210,6 +213,17 @@ COMPONENTS: dict[str, Component] = {
             sections={"image_reward_vision": "vision", "image_reward_text": "text"},
         ),
         Component("inception", InceptionConfig, Inception, REPLICATE),
+        # FLUX.2
+        Component("flux2", Flux2Config, Flux2, _FLUX_PLACEMENT, folder="transformer", quantizable=True),
+        Component(
+            "autoencoder2", AutoEncoder2Config, AutoEncoder2, REPLICATE, folder="autoencoder", encodes="image",
+            full_precision=True,
+        ),
+        Component(
+            "qwen3", Qwen3Config, Qwen3Encoder,
+            (("embed_tokens/embedding", (None, "fsdp")), *_stack_over_fsdp("layers")),
+            path="text/qwen3", encodes="text", quantizable=True,
+        ),
     )
 }  # fmt: skip
 

@@ -6,15 +6,19 @@ A family names rows of `uso_jax.models.components` and holds the functions in wh
 family and has no branches on names, so another base model is its network files, its rows and one `Family` here.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
+from uso_jax.models import flux2
 from uso_jax.models.components import COMPONENTS
 from uso_jax.models.text import T5ClipConfig
+from uso_jax.models.text_qwen3 import Qwen3TextConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Family:
       reference_ids: (target's rows and columns, those of each reference, offset mode) -> ids of each reference.
       schedule: (steps, rows, columns, shift) -> steps + 1 times from 1 to 0.
       shift_mu: number of the target's tokens -> shift exponent of training times.
+      classifier_free: the guidance scale weighs a pass with the negative prompt, unless the transformer embeds it.
+      defaults: of generation, where a weights directory names no others (`uso_jax.weights.pretrained.Defaults`).
     """
 
     name: str
@@ -40,6 +46,8 @@ class Family:
     reference_ids: Callable
     schedule: Callable[[int, int, int, flow.Shift], np.ndarray]
     shift_mu: Callable[[int], float]
+    classifier_free: bool = False
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -59,6 +67,19 @@ FAMILIES: dict[str, Family] = {
         # The shift counts tokens of 16 x 16 pixels, whatever the autoencoder's downscale is.
         schedule=lambda steps, rows, columns, shift: flow.schedule(steps, 16 * rows, 16 * columns, shift),
         shift_mu=flow.shift_mu,
+    ),
+    "flux2": Family(
+        "flux2",
+        transformer="flux2",
+        autoencoder="autoencoder2",
+        text=Qwen3TextConfig,
+        position_ids=flow.layered_ids,
+        reference_ids=flow.layered_reference_ids,
+        schedule=lambda steps, rows, columns, shift: flow.empirical_schedule(steps, rows * columns, shift),
+        # Training knows no number of steps; that of sampling with the base model is taken.
+        shift_mu=lambda num_tokens: flow.empirical_mu(num_tokens, flux2.SAMPLING["klein-base-4b"]["num_steps"]),
+        classifier_free=True,
+        defaults={**flux2.SAMPLING["klein-base-4b"], "content_ref": 1024},
     ),
 }
 

@@ -137,7 +137,7 @@ def token_ids(tokenizer: str, prompt: str, length: int) -> Int[np.ndarray, " {le
     """Return a prompt's token ids, padded or cut to a length."""
     if tokenizer == "mini":
         return np.asarray(_mini_tokenizer(length).encode(prompt).ids, np.int32)
-    encoded = _tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
+    encoded = load_tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
     return np.asarray(encoded["input_ids"], np.int32)
 
 
@@ -152,7 +152,12 @@ def _mini_tokenizer(length: int):
 
 
 @functools.cache
-def _tokenizer(name: str):
+def load_tokenizer(name: str):
+    """Return a tokenizer of transformers from a folder or the hub's cache, without a network.
+
+    Raises:
+      InputError: there is none.
+    """
     from transformers import AutoTokenizer  # slow to import, and mini does without
 
     try:
@@ -160,6 +165,6 @@ def _tokenizer(name: str):
     except (OSError, ValueError) as error:
         raise InputError(
             f"tokenizer {name!r} is neither a tokenizer's folder nor in the hub's cache; to draw, put its files into"
-            " tokenizer_t5 or tokenizer_clip of the weights directory, to train, name their folder in"
-            " --config.model.text.t5_tokenizer or .clip_tokenizer"
+            " tokenizer_NAME of the weights directory (NAME is t5, clip or qwen3), to train, name their folder in"
+            " --config.model.text.NAME_tokenizer"
         ) from error

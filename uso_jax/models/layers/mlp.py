@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -17,8 +18,18 @@ def gelu_tanh(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def swiglu(x: Float[Array, "*b two_d"]) -> Float[Array, "*b d"]:
+    """Gate the second half of the channels by SiLU of the first."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
 class MLP(nnx.Module):
-    """Two linear layers with an activation in between. With `silent`, the initial output is 0."""
+    """Two linear layers with an activation in between. With `silent`, the initial output is 0.
+
+    A gated activation, such as `swiglu`, reads twice the channels that it returns.
+    """
 
     def __init__(
         self,
@@ -27,13 +38,16 @@ class MLP(nnx.Module):
         out_dim: int,
         activation: Callable,
         *,
+        gated: bool = False,
+        use_bias: bool = True,
         silent: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
         out_init = nnx.initializers.zeros if silent else nnx.initializers.lecun_normal()
-        self.in_layer = nnx.Linear(in_dim, mid_dim, dtype=dtype, rngs=rngs)
-        self.out_layer = nnx.Linear(mid_dim, out_dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
+        options = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.in_layer = nnx.Linear(in_dim, 2 * mid_dim if gated else mid_dim, **options)
+        self.out_layer = nnx.Linear(mid_dim, out_dim, kernel_init=out_init, **options)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:

@@ -56,29 +56,40 @@ def constrain_tokens(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     return jax.lax.with_sharding_constraint(x, P(batch_axes(len(x)) or None, "sequence"))
 
 
-def scan(
+def scan(blocks: nnx.Module, step: Callable[[nnx.Module, Any], Any], carry: Any, **options) -> Any:
+    """Apply `carry = step(block, carry)` for each block of a stack; `options` are those of `scan_layers`."""
+    return scan_layers(blocks, lambda block, carry, _: (step(block, carry), None), carry, **options)[0]
+
+
+def scan_layers(
     blocks: nnx.Module,
-    step: Callable[[nnx.Module, Any], Any],
+    step: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
     carry: Any,
+    inputs: Any = None,
     *,
     remat: str = "none",
     constrain: Callable[[jax.Array], jax.Array] = constrain_batch,
-) -> Any:
-    """Apply `carry = step(block, carry)` for each block of a stack.
+) -> tuple[Any, Any]:
+    """Apply `carry, output = step(block, carry, input)` for each block of a stack.
 
     Args:
       blocks: a stack of blocks from `stack`.
-      step: (block, carry) -> carry.
+      step: (block, carry, the block's input) -> (carry, the block's output).
       carry: initial carry, a pytree of arrays.
+      inputs: a pytree of arrays with a leading layer axis.
       remat: a key of REMAT_POLICIES.
       constrain: sharding constraint applied to every array of the carry.
+
+    Returns:
+      the last carry, and the outputs with a leading layer axis.
     """
     graphdef, params = nnx.split(blocks)
 
     def body(carry, layer):
         carry = jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry)
-        return jax.tree.map(constrain, step(nnx.merge(graphdef, layer), carry)), None
+        carry, output = step(nnx.merge(graphdef, layer[0]), carry, layer[1])
+        return jax.tree.map(constrain, carry), output
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, jax.tree.map(constrain, carry), params)[0]
+    return jax.lax.scan(body, jax.tree.map(constrain, carry), (params, inputs))

@@ -1,0 +1,301 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of FLUX transformers: modulated linear layers of one or two streams around one joint attention.
+
+Sources: black-forest-labs/flux and black-forest-labs/flux2 (model.py, modules/layers.py). FLUX.2's blocks have no
+biases, gated MLPs, and one modulation for all blocks of a kind; these are facts of the config.
+Shapes: b batch, l tokens, i image tokens, t text tokens, d hidden_size, n heads, k head width, r kept tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from uso_jax.models.attention.dispatch import attention
+from uso_jax.models.layers import scan
+from uso_jax.models.layers.embeddings import rotate
+from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
+from uso_jax.models.layers.mlp import MLP, gelu_tanh, swiglu
+from uso_jax.models.projector import ProjectorConfig
+from uso_jax.parallel.constraints import by_heads, by_tokens
+
+
+class JointConfig:
+    """What the configs of all FLUX transformers share; each is a frozen dataclass with the fields that are read here.
+
+    Attributes:
+      use_bias: linear layers have biases.
+      gated_mlp: MLPs are SwiGLU instead of GELU.
+      shared_modulation: all blocks of a kind are modulated alike, by layers outside them.
+    """
+
+    use_bias: ClassVar[bool] = True
+    gated_mlp: ClassVar[bool] = False
+    shared_modulation: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.num_heads} heads")
+        if sum(self.axes_dim) != self.head_dim:
+            raise ValueError(f"axes_dim {self.axes_dim} must add up to the head width, {self.head_dim}")
+        if any(dim % 2 for dim in self.axes_dim):
+            raise ValueError(f"every entry of axes_dim {self.axes_dim} must be even: rotations act on pairs")
+        scan.check_remat(self.remat)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be 0 (no adapters) or positive, not {self.lora_rank}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    def with_uso(self, lora_rank: int = 128, projector: ProjectorConfig | None = None) -> "JointConfig":
+        """Return the config with USO's adapters and style projector."""
+        return dataclasses.replace(self, lora_rank=lora_rank, projector=projector or ProjectorConfig())
+
+
+# ---------------------------------------------------------------------------------------------------- modulation
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class ModulationOut:
+    """Shift, scale and gate of one sublayer, each [b, 1, d]."""
+
+    shift: Array
+    scale: Array
+    gate: Array
+
+
+def layer_norm(x: Float[Array, "b l d"], epsilon: float = 1e-6) -> Float[Array, "b l d"]:
+    """Normalise channels in float32, without learned parameters."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # saves only x for the backward pass, like gelu_tanh
+def modulate(x: Float[Array, "b l d"], mod: ModulationOut) -> Float[Array, "b l d"]:
+    """Normalise, then scale and shift; the result has the dtype of `x`."""
+    return ((1 + mod.scale) * layer_norm(x) + mod.shift).astype(x.dtype)
+
+
+class Modulation(nnx.Module):
+    """Map the conditioning vector to shift, scale and gate of one or two sublayers."""
+
+    def __init__(self, config: JointConfig, num_sublayers: int, *, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.lin = nnx.Linear(d, 3 * num_sublayers * d, use_bias=config.use_bias, dtype=config.dtype, rngs=rngs)
+        self.num_sublayers = num_sublayers
+
+    def __call__(self, vec: Float[Array, "b d"]) -> list[ModulationOut]:
+        parts = jnp.split(self.lin(jax.nn.silu(vec))[:, None], 3 * self.num_sublayers, axis=-1)
+        return [ModulationOut(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+
+
+Condition = Float[Array, "b d"] | Sequence[list[ModulationOut]]
+"""What modulates a block: the conditioning vector, or the results of the modulations that all blocks share."""
+
+
+def _modulation(config: JointConfig, num_sublayers: int, rngs: nnx.Rngs) -> Modulation | None:
+    return None if config.shared_modulation else Modulation(config, num_sublayers, rngs=rngs)
+
+
+def _mlp(config: JointConfig, rngs: nnx.Rngs) -> MLP:
+    c = config
+    options = dict(gated=c.gated_mlp, use_bias=c.use_bias, dtype=c.dtype, rngs=rngs)
+    return MLP(c.hidden_size, c.mlp_size, c.hidden_size, activation(c), **options)
+
+
+def activation(config: JointConfig):
+    """Return the activation of the config's MLPs."""
+    return swiglu if config.gated_mlp else gelu_tanh
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+class QKNorm(nnx.Module):
+    """RMS normalisation of queries and keys per head, in float32."""
+
+    def __init__(self, head_dim: int, *, rngs: nnx.Rngs):
+        self.query_norm = nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+        self.key_norm = nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(
+        self, q: Float[Array, "b l n k"], k: Float[Array, "b l n k"]
+    ) -> tuple[Float[Array, "b l n k"], Float[Array, "b l n k"]]:
+        return self.query_norm(q).astype(q.dtype), self.key_norm(k).astype(k.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """The parameters of one stream's attention."""
+
+    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
+        d, dtype = config.hidden_size, config.dtype
+        self.qkv = nnx.Linear(d, 3 * d, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.norm = QKNorm(config.head_dim, rngs=rngs)
+        self.proj = nnx.Linear(d, d, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
+
+
+class KeysValues(NamedTuple):
+    """Rotated keys, and values, of tokens: [b, r, n, k], or [layers, b, r, n, k] of every block of a stack."""
+
+    keys: Array
+    values: Array
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What the attention of every block shares.
+
+    Attributes:
+      pe: rotation angles of the block's tokens.
+      key_valid: False masks a key. Keys are the block's tokens, then the kept ones; None: all valid.
+      key_bias: added to the logits of a key; None: zeros.
+    """
+
+    pe: Float[Array, "_ l 1 pairs 2"]
+    key_valid: Bool[Array, "b keys"] | None = None
+    key_bias: Float[Array, "b keys"] | None = None
+
+    def attend(
+        self,
+        q: Float[Array, "b l n k"],
+        k: Float[Array, "b l n k"],
+        v: Float[Array, "b l n k"],
+        kept: KeysValues | None,
+        implementation: str,
+    ) -> tuple[Float[Array, "b l n k"], KeysValues]:
+        """Return the attention to all tokens and kept ones, and the tokens' keys and values, to be kept."""
+        own = KeysValues(rotate(k, self.pe), v)
+        k, v = own.keys, own.values
+        if kept is not None:
+            k, v = jnp.concatenate([k, kept.keys], axis=1), jnp.concatenate([v, kept.values], axis=1)
+        out = attention(rotate(q, self.pe), k, v, self.key_valid, self.key_bias, implementation=implementation)
+        return out, own
+
+
+def _split_heads(qkv: Float[Array, "b l d3"], config: JointConfig) -> list[Float[Array, "b l n k"]]:
+    b, length, _ = qkv.shape
+    return list(jnp.moveaxis(qkv.reshape(b, length, 3, config.num_heads, config.head_dim), 2, 0))
+
+
+def _merge_heads(x: Float[Array, "b l n k"]) -> Float[Array, "b l d"]:
+    return checkpoint_name(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]), "attention")
+
+
+# ---------------------------------------------------------------------------------------------------- blocks
+
+
+class DoubleStreamBlock(nnx.Module):
+    """Separate image and text weights around one joint attention."""
+
+    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.img_mod = _modulation(config, 2, rngs)
+        self.img_attn = SelfAttention(config, rngs=rngs)
+        self.img_mlp = _mlp(config, rngs)
+        self.txt_mod = _modulation(config, 2, rngs)
+        self.txt_attn = SelfAttention(config, rngs=rngs)
+        self.txt_mlp = _mlp(config, rngs)
+        if config.lora_rank:
+            self.processor = DoubleProcessor(config.hidden_size, config.lora_rank, dtype=config.dtype, rngs=rngs)
+
+    def _adapt(self, name: str, x: Array) -> Array | float:
+        return self.config.lora_scale * getattr(self.processor, name)(x) if self.config.lora_rank else 0.0
+
+    def __call__(
+        self,
+        img: Float[Array, "b i d"],
+        txt: Float[Array, "b t d"],
+        condition: Condition,
+        joint: Joint,
+        kept: KeysValues | None = None,
+    ) -> tuple[tuple[Float[Array, "b i d"], Float[Array, "b t d"]], KeysValues]:
+        """Return the streams, and the keys and values of text and image."""
+        shared = self.config.shared_modulation
+        (img_mod1, img_mod2), (txt_mod1, txt_mod2) = (
+            condition if shared else (self.img_mod(condition), self.txt_mod(condition))
+        )
+        img_in, txt_in = modulate(img, img_mod1), modulate(txt, txt_mod1)
+        img_q, img_k, img_v = _split_heads(self.img_attn.qkv(img_in) + self._adapt("qkv_lora1", img_in), self.config)
+        txt_q, txt_k, txt_v = _split_heads(self.txt_attn.qkv(txt_in) + self._adapt("qkv_lora2", txt_in), self.config)
+        img_q, img_k = self.img_attn.norm(img_q, img_k)
+        txt_q, txt_k = self.txt_attn.norm(txt_q, txt_k)
+
+        join = lambda txt, img: jnp.concatenate([by_heads(txt), by_heads(img)], axis=1)
+        q, k, v = join(txt_q, img_q), join(txt_k, img_k), join(txt_v, img_v)
+        out, own = joint.attend(q, k, v, kept, self.config.attention)
+        txt_out, img_out = (_merge_heads(by_tokens(x)) for x in jnp.split(out, [txt.shape[1]], axis=1))
+
+        # Without these constraints XLA (jaxlib 0.10.2) uses gates of the wrong samples on a mesh such as data=2,
+        # fsdp=2, tensor=2 with one sample per device.
+        place = scan.constrain_tokens
+        img = img + img_mod1.gate * place(self.img_attn.proj(img_out) + self._adapt("proj_lora1", img_out))
+        img = img + img_mod2.gate * place(self.img_mlp(modulate(img, img_mod2)))
+        txt = txt + txt_mod1.gate * place(self.txt_attn.proj(txt_out) + self._adapt("proj_lora2", txt_out))
+        txt = txt + txt_mod2.gate * place(self.txt_mlp(modulate(txt, txt_mod2)))
+        return (img, txt), own
+
+
+class SingleStreamBlock(nnx.Module):
+    """Parallel attention and MLP on the concatenated sequence."""
+
+    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        d, options = c.hidden_size, dict(use_bias=c.use_bias, dtype=c.dtype, rngs=rngs)
+        self.modulation = _modulation(c, 1, rngs)
+        self.linear1_qkv = nnx.Linear(d, 3 * d, **options)
+        self.linear1_mlp = nnx.Linear(d, 2 * c.mlp_size if c.gated_mlp else c.mlp_size, **options)
+        self.norm = QKNorm(c.head_dim, rngs=rngs)
+        self.linear2 = nnx.Linear(d + c.mlp_size, d, **options)
+        if c.lora_rank:
+            self.processor = SingleProcessor(d, c.mlp_size, c.lora_rank, dtype=c.dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        condition: Condition,
+        joint: Joint,
+        kept: KeysValues | None = None,
+    ) -> tuple[Float[Array, "b l d"], KeysValues]:
+        """Return the sequence, and its keys and values."""
+        ((mod,),) = condition if self.config.shared_modulation else (self.modulation(condition),)
+        x_in = modulate(x, mod)
+        qkv = self.linear1_qkv(x_in)
+        if self.config.lora_rank:
+            qkv = qkv + self.config.lora_scale * self.processor.qkv_lora(x_in)
+        q, k, v = _split_heads(qkv, self.config)
+        q, k, v = map(by_heads, (*self.norm(q, k), v))
+        out, own = joint.attend(q, k, v, kept, self.config.attention)
+        hidden = activation(self.config)(self.linear1_mlp(x_in))
+        joined = jnp.concatenate([_merge_heads(by_tokens(out)), hidden], axis=-1)
+        out = self.linear2(joined)
+        if self.config.lora_rank:
+            out = out + self.config.lora_scale * self.processor.proj_lora(joined)
+        return x + mod.gate * scan.constrain_tokens(out), own
+
+
+class FinalLayer(nnx.Module):
+    """Modulated projection back to latent channels."""
+
+    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
+        d, options = config.hidden_size, dict(use_bias=config.use_bias, dtype=config.dtype, rngs=rngs)
+        self.adaLN_modulation = nnx.Linear(d, 2 * d, **options)
+        self.linear = nnx.Linear(d, config.in_channels, **options)
+
+    def __call__(self, x: Float[Array, "b l d"], vec: Float[Array, "b d"]) -> Float[Array, "b l c"]:
+        shift, scale = jnp.split(self.adaLN_modulation(jax.nn.silu(vec))[:, None], 2, axis=-1)
+        return self.linear(modulate(x, ModulationOut(shift, scale, gate=scale)))
