@@ -26,6 +26,7 @@ from uso_jax.weights.pretrained import Defaults
 OTHER = dict(
     width=48, height=40, keep_size=True, num_steps=7, guidance=2.5, seed=5, shift="none", pe="w", content_ref=24,
     content_strength=2.0, style_strength=0.5, style_fit="crop", reference_mode="upstream",
+    negative_prompt="a photo", isolated="all",
 )  # fmt: skip
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
 

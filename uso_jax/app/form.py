@@ -16,12 +16,8 @@ from uso_jax.app.uploads import ImageBox
 from uso_jax.inference.options import SPECS, GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 
-WITHOUT_CONTROL = (
-    "shift",
-    "pe",
-    "style_fit",
-    "reference_mode",
-)  # rarely changed; the command line and Python have them
+# Rarely changed; the command line and Python have them.
+WITHOUT_CONTROL = ("shift", "pe", "style_fit", "reference_mode", "negative_prompt", "isolated")
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
 MAX_IMAGES = 8

@@ -56,6 +56,10 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         guidance=np.asarray([one.guidance for one in options], np.float32),
         round_down=first.reference_mode == "upstream",
     )
+    if system.classifier_free and any(one.guidance != 1 for one in options):
+        tokens = [system.config.text.tokenize(one.negative_prompt) for one in options]
+        conditions.negative = {name: np.stack([t[name] for t in tokens]) for name in tokens[0]}
+    conditions.isolated = first.isolated
     weighted = batch[0].has_strengths
     if any(request.styles for request in batch):
         styles = [encoded.features(request) for request in batch]

@@ -62,6 +62,12 @@ def _one_or_more(name: str, value: Any) -> float | tuple[float, ...]:
     return tuple(number(name, one) for one in value) if isinstance(value, list | tuple) else number(name, value)
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be text, not {type(value).__name__}")
+    return value
+
+
 def _boolean(name: str, value: Any) -> bool:
     if type(value) is not bool:
         raise InputError(f"{name} must be true or false, not {value!r}")
@@ -76,6 +82,7 @@ def _parse_boolean(text: str) -> bool:
 
 _parse_boolean.__name__ = "BOOL"  # argparse names the parser in its message
 BOOLEAN = Kind(_boolean, _parse_boolean)
+TEXT = Kind(_text, str)
 NUMBER = Kind(number, float)
 NUMBERS = Kind(_one_or_more, float, several=True)
 
@@ -173,6 +180,14 @@ class GenerationOptions:
     reference_mode: str = _option(
         "displayed", choice(*get_args(ReferenceMode)), 'how images are read and pixels rounded; "upstream" is'
         " bytedance/USO's: no EXIF orientation, transparency or colour profile, and pixels rounded down",
+        one_per_batch=True,
+    )  # fmt: skip
+    negative_prompt: str = _option(
+        "", TEXT, "what guidance moves away from, for models that are guided by a second pass"
+    )
+    isolated: str = _option(
+        "none", choice(*get_args(flow.Isolated)),
+        "references that attend to each other only, which is faster: content images, or all with styles",
         one_per_batch=True,
     )  # fmt: skip
 

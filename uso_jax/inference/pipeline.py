@@ -119,6 +119,8 @@ class USOPipeline:
         style_strength: float | Sequence[float] | Sequence[Sequence[float]] = GenerationOptions.style_strength,
         style_fit: str | Sequence[str] = GenerationOptions.style_fit,
         reference_mode: str | Sequence[str] = GenerationOptions.reference_mode,
+        negative_prompt: str | Sequence[str] = GenerationOptions.negative_prompt,
+        isolated: str | Sequence[str] = GenerationOptions.isolated,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Result:
@@ -148,6 +150,9 @@ class USOPipeline:
           style_fit: "squash" style images to SigLIP's square (upstream), or "crop" their centre (as ComfyUI).
           reference_mode: "displayed" reads images as viewers show them; "upstream" as bytedance/USO, without EXIF
             orientation, transparency and colour profiles, and rounds the pixels of the result down.
+          negative_prompt: what guidance moves away from, for models that are guided by a second pass (FLUX.2 base).
+          isolated: "content" images attend to each other only, or "all" references with styles, for models that were
+            trained so. Each step is then faster. "none" is FLUX.1's and FLUX.2's usual way.
           batch_size: the most images to generate at once. By default all that can share a batch.
           progress: called with (name of the phase, steps done, total steps).
 
@@ -158,7 +163,7 @@ class USOPipeline:
             prompt=prompt, content=content, contents=contents, styles=styles, width=width, height=height,
             keep_size=keep_size, num_steps=num_steps, guidance=guidance, seed=seed, shift=shift, pe=pe,
             content_ref=content_ref, content_strength=content_strength, style_strength=style_strength,
-            style_fit=style_fit, reference_mode=reference_mode,
+            style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
         )  # fmt: skip
         requests = []
         for one in _per_image(values):

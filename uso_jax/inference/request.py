@@ -124,10 +124,13 @@ def make_request(
 
 def _ineffective(options: GenerationOptions, pretrained: Pretrained, system: USO) -> list[str]:
     """Return a note for each option that was set but has no effect with these weights."""
-    embedded = system.config.transformer.guidance_embed
-    if options.guidance in (None, pretrained.defaults.guidance) or embedded:
-        return []
-    return ["guidance has no effect: these weights were trained without guidance"]
+    notes = []
+    if options.negative_prompt and not system.classifier_free:
+        notes.append("negative_prompt has no effect: these weights embed the guidance scale, or have none")
+    guided = system.config.transformer.guidance_embed or system.classifier_free
+    if options.guidance not in (None, pretrained.defaults.guidance) and not guided:
+        notes.append("guidance has no effect: these weights were trained without guidance")
+    return notes
 
 
 def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:

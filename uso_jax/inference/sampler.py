@@ -4,7 +4,8 @@
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
 arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
-without strengths). The loop runs on the host and passes each step its two times, so the number of steps is free.
+without strengths, negative prompt and isolated references). The loop runs on the host and passes each step its two
+times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
@@ -44,9 +45,11 @@ class Conditions:
     style_valid: Bool[np.ndarray, "b n"] | None = None
     style_bias: Float[np.ndarray, "b n"] | None = None
     ref_img: Float[np.ndarray, "b r d"] | None = None
-    ref_ids: Float[Array, "1 r 3"] | None = None
+    ref_ids: Float[Array, "1 r axes"] | None = None
     ref_valid: Bool[np.ndarray, "b r"] | None = None
     ref_bias: Float[np.ndarray, "b r"] | None = None
+    negative: dict[str, Int[np.ndarray, "b _"]] | None = None  # tokens of what classifier-free guidance moves away from
+    isolated: flow.Isolated = "none"
 
 
 class Sampler:
@@ -74,6 +77,7 @@ class Sampler:
             "encode": jax.jit(system.encode_images),
             "text": jit(system.encode_text),
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
+            "prepare": jax.jit(self._prepare, static_argnums=4),
             "noise": jit(self._draw, static_argnums=1),
             "step": jit(self._advance),
             "decode": jit(self._image, static_argnums=(2, 3, 4)),
@@ -115,7 +119,9 @@ class Sampler:
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding text", 0, num_steps)
-            txt, y = jax.block_until_ready(self.programs["text"](self._part("text"), jax.tree.map(place, c.tokens)))
+            encode = lambda tokens: self.programs["text"](self._part("text"), jax.tree.map(place, tokens))
+            txt, y = jax.block_until_ready(encode(c.tokens))
+            negative_txt = None if c.negative is None else jax.block_until_ready(encode(c.negative))[0]
             rows, columns = self.system.token_grid(c.height, c.width)
             inputs = Inputs(
                 txt,
@@ -127,12 +133,16 @@ class Sampler:
                 ref_ids=None if c.ref_ids is None else jax.device_put(c.ref_ids, self._replicated),
                 ref_valid=place(c.ref_valid),
                 ref_bias=place(c.ref_bias),
+                negative_txt=negative_txt,
             )
             params = self._part("transformer")
             style = None if c.features is None else self.programs["style"](params, place(c.features))
             x = self.programs["noise"](place(c.seeds), rows * columns)
             times, guidance = [place(t) for t in c.times.T], place(c.guidance)
-            inputs = vars(inputs)  # lowering passes shapes, which the type-checked dataclass refuses
+            # Lowering passes shapes, which the type-checked dataclass refuses.
+            inputs = {name: getattr(inputs, name) for name in Inputs.arrays()}
+            if c.isolated != "none":
+                inputs, style = self.programs["prepare"](params, inputs, style, guidance, c.isolated)
             step = self._step((params, inputs, style, x, times[0], times[1], guidance), num_steps, progress)
             progress("Sampling", 0, num_steps)
             for number in range(num_steps):
@@ -166,6 +176,10 @@ class Sampler:
             progress("Compiling (first image of this size)", 0, num_steps)
             self.steps[key] = self.programs["step"].lower(*arguments).compile()
         return self.steps[key]
+
+    def _prepare(self, params, inputs, style, guidance, isolated):
+        inputs, style = self.system.prepare(params, Inputs(**inputs, isolated=isolated), guidance, style)
+        return {name: getattr(inputs, name) for name in Inputs.arrays()}, style
 
     def _advance(self, params, inputs, style, x, t, s, guidance):
         velocity = self.system.velocity(params, Inputs(**inputs), x, t, guidance, style)

@@ -9,7 +9,7 @@ tokens, t text tokens, d token channels.
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from uso_jax import flow
 from uso_jax.models.families import FAMILIES
+from uso_jax.models.joint_transformer import Kept
 from uso_jax.models.uso_config import USOConfig, modules_of
 from uso_jax.params import ModelDef, Params
 
@@ -32,7 +33,10 @@ NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"] | Non
 @jax.tree_util.register_dataclass
 @dataclass
 class Inputs:
-    """The transformer's inputs of a batch, apart from time and noise; None if the batch has no such condition."""
+    """The transformer's inputs of a batch, apart from time and noise; None if the batch has no such condition.
+
+    With `negative_txt`, classifier-free guidance moves the velocity away from that text's.
+    """
 
     txt: Float[Array, "b t context"]
     y: Float[Array, "b vec"] | None  # None if the text side has no pooled vector
@@ -44,6 +48,14 @@ class Inputs:
     ref_valid: Bool[Array, "b r"] | None = None
     style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
     ref_bias: Float[Array, "b r"] | None = None
+    negative_txt: Float[Array, "b t context"] | None = None
+    kept: Kept | None = None  # keys and values of isolated references, from `USO.prepare`
+    isolated: flow.Isolated = field(default="none", metadata={"static": True})
+
+    @classmethod
+    def arrays(cls) -> tuple[str, ...]:
+        """Return the names of the fields that hold arrays."""
+        return tuple(one.name for one in fields(cls) if not one.metadata.get("static"))
 
 
 def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -159,14 +171,16 @@ class USO:
         """Return the ids of the target's tokens."""
         return self.family.position_ids(rows, columns)[None]
 
-    def inputs(self, params: Params, batch: Batch, *, content: bool, style: bool) -> Inputs:
+    def inputs(
+        self, params: Params, batch: Batch, *, content: bool, style: bool, isolated: flow.Isolated = "none"
+    ) -> Inputs:
         """Encode a batch's text and, if asked for, its content and style images, each image once."""
         if "txt" in batch:
             txt, y = batch["txt"], batch.get("vec")
         else:
             txt, y = self.encode_text(params, {name: batch[name] for name in self.null_tokens})
         grid = self.token_grid(*self.target_size(batch))
-        inputs = Inputs(txt, y, self.position_ids(*grid))
+        inputs = Inputs(txt, y, self.position_ids(*grid), isolated=isolated)
         references = []  # (tokens, rows and columns, which samples have them)
         if content:
             size = self.token_grid(*self._size(batch, "content"))
@@ -193,6 +207,31 @@ class USO:
             return None
         return self.module(params, "transformer").feature_embedder(inputs.features)
 
+    def prepare(
+        self,
+        params: Params,
+        inputs: Inputs,
+        guidance: float | Float[Array, " b"],
+        style: Float[Array, "b s width"] | None = None,
+    ) -> tuple[Inputs, Float[Array, "b s width"] | None]:
+        """Return inputs and style tokens for many steps: what no step changes is computed here.
+
+        Isolated references become keys and values; style tokens are projected unless they are passed in.
+        """
+        style = self.style_tokens(params, inputs) if style is None else style
+        if inputs.isolated == "none" or inputs.kept is not None:
+            return inputs, style
+        conditions = self._reference_conditions(inputs)
+        if inputs.isolated == "all":
+            conditions |= self._style_conditions(inputs, style)
+        if not conditions:
+            return inputs, style
+        kept = self.module(params, "transformer").keep(inputs.y, self._scale(guidance, len(inputs.txt)), **conditions)
+        inputs = replace(inputs, kept=kept, ref_img=None, ref_ids=None, ref_valid=None, ref_bias=None)
+        if inputs.isolated == "all":
+            inputs, style = replace(inputs, features=None, style_valid=None, style_bias=None), None
+        return inputs, style
+
     def velocity(
         self,
         params: Params,
@@ -202,23 +241,57 @@ class USO:
         guidance: float | Float[Array, " b"],
         style: Float[Array, "b s width"] | None = None,
     ) -> Float[Array, "b l d"]:
-        """Predict the velocity under the inputs' conditions; `guidance` is the embedded, distilled scale.
+        """Predict the velocity under the inputs' conditions.
 
-        `style` are the inputs' style tokens if they are known already; otherwise they are projected here.
+        Args:
+          guidance: embedded, distilled scale, or the scale of classifier-free guidance if the inputs have a negative
+            text.
+          style: style tokens, if `prepare` has returned them; otherwise they are projected here.
         """
-        model = self.module(params, "transformer")
-        conditions = {}
-        style = self.style_tokens(params, inputs) if style is None else style
-        if style is not None:
-            per_image = style.shape[1] // inputs.style_valid.shape[1]
-            conditions |= {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
-            if inputs.style_bias is not None:
-                conditions["style_bias"] = jnp.repeat(inputs.style_bias, per_image, axis=1)
-        if inputs.ref_img is not None:
-            conditions |= {"ref_img": inputs.ref_img, "ref_ids": inputs.ref_ids, "ref_valid": inputs.ref_valid}
-            conditions["ref_bias"] = inputs.ref_bias
-        scale = jnp.broadcast_to(guidance, t.shape).astype(t.dtype) if self.config.transformer.guidance_embed else None
-        return model(x_t, inputs.img_ids, inputs.txt, t, inputs.y, scale, **conditions)
+        inputs, style = self.prepare(params, inputs, guidance, style)
+        conditions = self._reference_conditions(inputs) | self._style_conditions(inputs, style)
+        if inputs.kept is not None:
+            conditions["kept"] = inputs.kept
+        model, embedded = self.module(params, "transformer"), self._scale(guidance, len(t))
+        predict = lambda txt: model(x_t, inputs.img_ids, txt, t, inputs.y, embedded, **conditions)
+        velocity = predict(inputs.txt)
+        if inputs.negative_txt is None:
+            return velocity
+        scale = jnp.broadcast_to(guidance, t.shape).astype(t.dtype)
+        return flow.guide(velocity, predict(inputs.negative_txt), scale)
+
+    def _scale(self, guidance: float | Array, batch_size: int) -> Float[Array, " b"] | None:
+        """Return the scale that the transformer embeds; None if it embeds none."""
+        if not self.config.transformer.guidance_embed:
+            return None
+        return jnp.broadcast_to(guidance, (batch_size,)).astype(jnp.float32)
+
+    def _reference_conditions(self, inputs: Inputs) -> dict[str, Array | None]:
+        if inputs.ref_img is None:
+            return {}
+        names = ("ref_img", "ref_ids", "ref_valid", "ref_bias")
+        return {name: getattr(inputs, name) for name in names}
+
+    def _style_conditions(self, inputs: Inputs, style: Array | None) -> dict[str, Array]:
+        if style is None:
+            return {}
+        per_image = style.shape[1] // inputs.style_valid.shape[1]
+        conditions = {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
+        if inputs.style_bias is not None:
+            conditions["style_bias"] = jnp.repeat(inputs.style_bias, per_image, axis=1)
+        return conditions
+
+    def guided(self, params: Params, inputs: Inputs, guidance: float) -> Inputs:
+        """Add the empty negative prompt if the base model is guided by it at this scale."""
+        if not self.classifier_free or guidance == 1:
+            return inputs
+        null = self.null_text or self.encode_text(params, {name: x[None] for name, x in self.null_tokens.items()})
+        return replace(inputs, negative_txt=jnp.broadcast_to(null[0], inputs.txt.shape).astype(inputs.txt.dtype))
+
+    @property
+    def classifier_free(self) -> bool:
+        """Whether the guidance scale weighs a pass with the negative prompt; otherwise it is embedded."""
+        return self.family.classifier_free and not self.config.transformer.guidance_embed
 
     def generate(
         self,
@@ -232,11 +305,14 @@ class USO:
         guidance: float,
         shift: flow.Shift,
     ) -> UInt8[Array, "b h w 3"]:
-        """Sample images of `height` x `width` pixels by Euler steps from noise drawn from `rng`."""
+        """Sample images of `height` x `width` pixels by Euler steps from noise drawn from `rng`.
+
+        `guidance` is the embedded scale or, with the empty prompt, that of classifier-free guidance.
+        """
         rows, columns = self.token_grid(height, width)
         shape = (inputs.txt.shape[0], rows * columns, self.config.transformer.in_channels)
         times = jnp.asarray(self.schedule(num_steps, height, width, shift), jnp.float32)
-        style = self.style_tokens(params, inputs)  # the same in every step
+        inputs, style = self.prepare(params, self.guided(params, inputs, guidance), guidance)
         tokens = flow.integrate(
             lambda x, t: self.velocity(params, inputs, x, t, guidance, style), jax.random.normal(rng, shape), times
         )

@@ -226,10 +226,11 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
             program("VAE decode", "decode", "autoencoder", x, static=(height, width)),
         ]
     place = lambda struct, to: _struct(struct.shape, struct.dtype, to)
-    txt, y = (place(s, split) for s in jax.eval_shape(sampler.programs["text"], part("text"), tokens))
+    text = jax.eval_shape(sampler.programs["text"], part("text"), tokens)
+    txt, y = (None if struct is None else place(struct, split) for struct in text)
     ids = lambda make: place(jax.eval_shape(make), whole)
     # A dict, because jaxtyping checks that `Inputs` holds arrays.
-    inputs: dict[str, Any] = dict.fromkeys(one.name for one in dataclasses.fields(Inputs))
+    inputs: dict[str, Any] = dict.fromkeys(Inputs.arrays())
     inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: system.position_ids(rows, columns))}
     style, projector = None, config.system.transformer.projector
     if "style" in stage.conditions and projector is not None:

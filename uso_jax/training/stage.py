@@ -9,12 +9,12 @@ The dataclasses check their own values. Checks that need the networks, the rewar
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.data import buckets
-from uso_jax.flow import Shift
+from uso_jax.flow import Isolated, Shift
 
 CONDITIONS = ("content", "style")
 OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "prodigy", "schedule_free")
@@ -122,7 +122,7 @@ class StageConfig:
     content_dropout: float = 0.0  # share of examples without the content image
     style_dropout: float = 0.0  # share of examples without style images
     guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling
-    shift_mu: float | None = None  # exponent of the time shift in training; None: FLUX.1's, by token count
+    shift_mu: float | None = None  # exponent of the time shift in training; None: the base model's, by token count
     reward: RewardConfig | None = None  # style reward learning; None: no reward
     optimizer: str = "adamw"
     """One of OPTIMIZERS: "muon" updates the matrices of the blocks, "prodigy" finds its own rate around 1."""
@@ -140,6 +140,9 @@ class StageConfig:
     loss_weight: str = "none"  # weight of a time in the flow-matching loss, one of LOSS_WEIGHTS
     min_snr_gamma: float = 5.0  # largest signal-to-noise ratio that counts in full, for "min_snr"
     huber: float = 0.0  # velocity error above which the loss grows linearly (Huber); 0: squared error everywhere
+    isolated: str = "none"
+    """References that attend to each other only, which makes sampling faster: none, content (those from the
+    autoencoder) or all (style tokens too)."""
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
@@ -156,6 +159,7 @@ class StageConfig:
             "decay": SCHEDULES,
             "timesteps": TIMESTEPS,
             "loss_weight": LOSS_WEIGHTS,
+            "isolated": get_args(Isolated),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

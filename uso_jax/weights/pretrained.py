@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A weights directory seen as one USO: its networks, its defaults and what identifies it.
 
-Components: transformer, autoencoder, t5 and clip; lora, projector and siglip where there are any. What their manifests
-do not say may stand in DIR/pipeline.json; it only needs the entries that differ from FLUX's and USO's:
+Components: transformer, autoencoder, and t5 and clip (FLUX.1) or qwen3 (FLUX.2); lora, projector and siglip where
+there are any. What their manifests do not say may stand in DIR/pipeline.json; it only needs the entries that differ
+from FLUX.1's and USO's:
 
     {"t5_length": 512, "t5_tokenizer": "google/t5-v1_1-xxl", "clip_tokenizer": "openai/clip-vit-large-patch14",
      "width": 1024, "height": 1024, "content_ref": 512, "num_steps": 25, "guidance": 4.0, "shift": "upstream"}
 
-A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini"; DIR/tokenizer_t5 and
-DIR/tokenizer_clip, which imports make, need not be named.
+A tokenizer is a folder inside DIR, any other folder, a name in the hub's cache, or "mini"; DIR/tokenizer_t5,
+DIR/tokenizer_clip and DIR/tokenizer_qwen3, which imports make, need not be named.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import math
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, get_args
 
 import jax
@@ -50,6 +52,8 @@ class Defaults:
     t5_length: int = 512
     t5_tokenizer: str = "google/t5-v1_1-xxl"
     clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    qwen3_length: int = 512
+    qwen3_tokenizer: str = "Qwen/Qwen3-4B"
     width: int = 1024
     height: int = 1024
     content_ref: int = 512  # the long side of a content reference
@@ -58,8 +62,8 @@ class Defaults:
     shift: str = "upstream"
 
     @classmethod
-    def read(cls, directory: pathlib.Path) -> "Defaults":
-        """Read DIR/pipeline.json, if there is one."""
+    def read(cls, directory: pathlib.Path, of_family: Mapping[str, Any] = MappingProxyType({})) -> "Defaults":
+        """Read DIR/pipeline.json, if there is one; `of_family` are the base model's defaults."""
         path, values = directory / "pipeline.json", {}
         try:
             if path.is_file():
@@ -79,7 +83,7 @@ class Defaults:
             folder = directory / (values.get(f"{component}_tokenizer") or weights.tokenizer(directory, component).name)
             if folder.is_dir():
                 values[f"{component}_tokenizer"] = str(folder)
-        return cls(**values)
+        return cls(**{**of_family, **values})
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Pretrained:
             if component not in have:
                 raise _missing(directory, component, have)
         dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
-        defaults = Defaults.read(directory)
+        defaults = Defaults.read(directory, family.defaults)
         size = functools.partial(weights.config, directory)
         transformer, autoencoder = size("transformer", dtype=dtype, remat="none"), size("autoencoder")
         patch = math.isqrt(transformer.in_channels // autoencoder.z_channels)

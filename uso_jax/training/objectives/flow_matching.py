@@ -20,12 +20,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from uso_jax import flow
+from uso_jax.models.components import folders
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
 from uso_jax.training import rewards
 from uso_jax.training.objectives import noise_levels
 from uso_jax.training.stage import StageConfig
 
+_TEXT = folders(lambda row: row.encodes == "text")  # of any base model; a system has those of its family
 _CLIP_START = 3  # tokens of a cut caption that CLIP reads
 _SEED = 20_25  # of the noise of sampled images; it does not depend on the run's seed
 
@@ -47,7 +49,7 @@ def components(stage: StageConfig) -> set[str]:
     """Return the names of the weights components that the loss reads."""
     style = {"siglip", "projector"} if "style" in stage.conditions else set()
     rewarded = set() if stage.reward is None else rewards.components(stage.reward.names)
-    return {"transformer", "lora", "autoencoder", "t5", "clip"} | style | rewarded
+    return {"transformer", "lora", "autoencoder", *_TEXT} | style | rewarded
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
@@ -72,7 +74,8 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
 
 def drop_conditions(system: USO, batch: Batch, draws: Draws) -> Batch:
     """Replace dropped prompts by the empty prompt, cut CLIP's captions and mark dropped images as absent."""
-    nulls = dict(zip(("txt", "vec"), system.null_text, strict=True)) if "txt" in batch else system.null_tokens
+    nulls = system.null_tokens if "txt" not in batch else dict(zip(("txt", "vec"), system.null_text, strict=True))
+    nulls = {name: null for name, null in nulls.items() if null is not None}  # some models have no pooled vector
 
     def without(null: Array | np.ndarray, value: Array) -> Array:
         dropped = draws.drop_text.reshape(-1, *(1,) * null.ndim)
@@ -98,7 +101,7 @@ def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tup
     """Return the targets' tokens and the transformer's other inputs; neither depends on the transformer."""
     x0 = system.latent_tokens(params, batch, "target")
     conditions = {name: name in stage.conditions for name in ("content", "style")}
-    return x0, system.inputs(params, batch, **conditions)
+    return x0, system.inputs(params, batch, **conditions, isolated=stage.isolated)
 
 
 def error(
@@ -126,9 +129,10 @@ def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settin
     `settings` has `num_steps`, `guidance` and `shift`, as HeldoutConfig and EvaluationConfig do.
     """
     height, width = stage.target_size
+    conditions = {name: name in stage.conditions for name in ("content", "style")}
     return system.generate(
         params,
-        system.inputs(params, batch, content="content" in stage.conditions, style="style" in stage.conditions),
+        system.inputs(params, batch, **conditions, isolated=stage.isolated),
         jax.random.key(_SEED),
         height=height,
         width=width,

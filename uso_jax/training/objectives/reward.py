@@ -77,7 +77,7 @@ def times(system: USO, stage: StageConfig) -> Float[Array, " T_plus_1"]:
 def roll_out(params: Params, system: USO, stage: StageConfig, inputs: Inputs, draws: Draws) -> Float[Array, "b l d"]:
     """Follow Eq. (2) from the draws' noise to where gradients begin; the number of steps may be traced."""
     config, schedule = stage.reward, times(system, stage)
-    style = system.style_tokens(params, inputs)
+    inputs, style = system.prepare(params, inputs, config.guidance)
 
     def step(number, x):
         t, s = (jnp.full(x.shape[:1], schedule[number + i]) for i in (0, 1))
@@ -101,11 +101,11 @@ def predict(
     config, schedule = stage.reward, times(system, stage)
     before = schedule[config.num_steps - t - jnp.arange(config.gradient_steps)[::-1]]
     after = jnp.append(before[1:], 0.0)
-    style = system.style_tokens(params, inputs)
+    prepared, style = system.prepare(params, inputs, config.guidance)
 
     def step(x, pair):
         t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in pair)
-        velocity = system.velocity(params, inputs, x, t, config.guidance, style)
+        velocity = system.velocity(params, prepared, x, t, config.guidance, style)
         return flow.euler_step(x, velocity, t, s), velocity
 
     if config.gradient_steps > 1:
