@@ -25,6 +25,7 @@ import numpy as np
 from uso_jax import weights
 from uso_jax.common import locks, progress
 from uso_jax.common.errors import InputError, exit_cleanly
+from uso_jax.models.components import folders
 from uso_jax.weights import quantization
 
 from . import COMMAND, download, exporting, inspecting, tokenizers, training_runs
@@ -33,6 +34,7 @@ from .files.tensors import open_files
 from .importing import import_checkpoint
 from .recognition import Checkpoint, read_config, recognise
 
+TOKENIZED = folders(lambda row: row.encodes == "text")
 DTYPES: Mapping[str, np.dtype | None] = {
     "keep": None,
     **dict.fromkeys(("bf16", "bfloat16"), np.dtype(ml_dtypes.bfloat16)),
@@ -144,7 +146,7 @@ def import_files(args: argparse.Namespace) -> None:
         for warning in warnings:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)
-        if component in ("t5", "clip"):
+        if component in TOKENIZED:
             folder = tokenizers.copy_tokenizer(component, checkpoint.files[0].path, args.to)
             missing = f"not beside the weights; put its files into {weights.tokenizer(args.to, component)}"
             print(f"  tokenizer   {folder or missing}")

@@ -7,11 +7,15 @@ command is run again.
 """
 
 import argparse
+import dataclasses
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from uso_jax.common.errors import InputError
+from uso_jax.models.flux2 import SAMPLING
 
 from . import COMMAND
 
@@ -21,10 +25,11 @@ class Release:
     """A repository of the hub, and the files of it that are needed."""
 
     repo: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # names, or patterns where the number of shards is not known
     licence: str
     weights: tuple[str, ...] = ()  # files to import, if not all .safetensors of `files`
     options: str = ""  # of the import
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for pipeline.json of a weights directory
 
     @property
     def imported(self) -> tuple[str, ...]:
@@ -33,6 +38,12 @@ class Release:
 
 _DEV = "FLUX.1 [dev] non-commercial"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+_KLEIN = (
+    "transformer/diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors",
+    "text_encoder/model*.safetensors", "tokenizer/tokenizer.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
+    "tokenizer/chat_template.jinja",
+)  # fmt: skip
 # fmt: off
 RELEASES = {
     "flux-dev":     Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), _DEV),
@@ -57,6 +68,12 @@ RELEASES = {
     "dino":         Release("facebook/dino-vits16", ("pytorch_model.bin", "preprocessor_config.json"), "Apache-2.0",
                             weights=("pytorch_model.bin",)),
     "dinov2":       Release("facebook/dinov2-base", ("model.safetensors", "preprocessor_config.json"), "Apache-2.0"),
+    "klein-4b":     Release("black-forest-labs/FLUX.2-klein-4B", _KLEIN, "Apache-2.0",
+                            defaults=SAMPLING["klein-4b"]),
+    "klein-base-4b": Release("black-forest-labs/FLUX.2-klein-base-4B", _KLEIN, "Apache-2.0",
+                            defaults=SAMPLING["klein-base-4b"]),
+    "klein-9b":     Release("black-forest-labs/FLUX.2-klein-9B", _KLEIN, "FLUX non-commercial",
+                            defaults=SAMPLING["klein-9b"]),
 }
 # fmt: on
 
@@ -77,9 +94,11 @@ def main(args: argparse.Namespace) -> None:
     for name in args.names:
         release = RELEASES[name]
         folder = fetch(release, args.revision)
-        files = " ".join(str(folder / file) for file in release.imported)
+        files = " ".join(str(file) for pattern in release.imported for file in sorted(folder.glob(pattern)))
         print(f"{name}: {folder}")
         print(f"  {COMMAND} import {release.options}{files} --to weights")
+        if release.defaults:
+            print(f"  how these weights are sampled, for weights/pipeline.json: {json.dumps(dict(release.defaults))}")
 
 
 def fetch(release: Release, revision: str | None = None, snapshot: Callable | None = None) -> pathlib.Path:
@@ -113,7 +132,7 @@ def fetch(release: Release, revision: str | None = None, snapshot: Callable | No
         raise InputError(
             f"{release.repo} could not be fetched ({reason[:200]}); run the same command to resume"
         ) from error
-    if gone := [name for name in release.files if not (folder / name).is_file() and name in _needed(release)]:
+    if gone := [name for name in release.files if not any(folder.glob(name)) and name in _needed(release)]:
         raise InputError(f"{page} has no {', '.join(gone)}; pass another --revision")
     return folder
 

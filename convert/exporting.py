@@ -104,11 +104,13 @@ def uso_outputs(parts: Mapping[str, Part]) -> list[Output]:
 def adapter_output(part: Part, peft: bool) -> Output:
     """Describe adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
     rank = part.config["lora"]["rank"]
-    part = _scaled(part)
+    part, rows = _scaled(part), lora.peft_rows
+    if "flux2" in part.config:
+        part, rows = _with_unadapted(part), lora.peft_rows_flux2
     if not peft:
-        family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=lora.peft_rows("transformer."))
+        family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("transformer."))
         return _plain("pytorch_lora_weights.safetensors", family, part)
-    family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=lora.peft_rows("base_model.model."))
+    family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("base_model.model."))
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": lora.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
@@ -125,28 +127,37 @@ def transformer_output(parts: Mapping[str, Part], diffusers: bool, merge: bool) 
         sections = {name: dict(values) for name, values in part.config.items()}
         weights.add_sections(sections, parts["lora"].config, "the lora")
         part = _merged(part, _scaled(parts["lora"]))
+    base = "flux2" if "flux2" in part.config else "flux"
     if not diffusers:
-        return _plain("transformer.safetensors", layouts.family_by_name("flux"), part)
-    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name("flux-diffusers"), part)
-    output.beside = {"config.json": json.dumps(_diffusers_config(part.config["flux"]), indent=2) + "\n"}
+        return _plain("transformer.safetensors", layouts.family_by_name(base), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name(f"{base}-diffusers"), part)
+    config = _DIFFUSERS_CONFIGS[base](part.config[base])
+    output.beside = {"config.json": json.dumps(config, indent=2) + "\n"}
     return output
 
 
 def autoencoder_output(part: Part, diffusers: bool) -> Output:
     """Describe the autoencoder."""
+    second = "autoencoder2" in part.config
+    base, section = ("flux2", "autoencoder2") if second else ("flux", "autoencoder")
     if not diffusers:
-        return _plain("ae.safetensors", layouts.family_by_name("flux-ae"), part)
-    c = {**section_fields()["autoencoder"], **part.config["autoencoder"]}
+        return _plain("ae.safetensors", layouts.family_by_name(f"{base}-ae"), part)
+    c = {**section_fields()[section], **part.config[section]}
     levels = len(c["ch_mult"])
+    # FLUX.1's latents are scaled; FLUX.2's pass two more convolutions and a batch norm.
+    own = {"patch_size": [2, 2], "batch_norm_eps": 1e-4} if second else {
+        "scaling_factor": c["scale_factor"], "shift_factor": c["shift_factor"], "force_upcast": True,
+    }  # fmt: skip
     config = {
-        "_class_name": "AutoencoderKL", "in_channels": c["in_channels"], "out_channels": c["out_ch"],
+        "_class_name": "AutoencoderKLFlux2" if second else "AutoencoderKL",
+        "in_channels": c["in_channels"], "out_channels": c["out_ch"],
         "latent_channels": c["z_channels"], "block_out_channels": [c["ch"] * mult for mult in c["ch_mult"]],
         "layers_per_block": c["num_res_blocks"], "norm_num_groups": c["norm_groups"],
         "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "scaling_factor": c["scale_factor"], "shift_factor": c["shift_factor"], "use_quant_conv": False,
-        "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
+        "use_quant_conv": second, "use_post_quant_conv": second, "mid_block_add_attention": True,
+        **own,
     }  # fmt: skip
-    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name("flux-ae-diffusers"), part)
+    output = _plain("diffusion_pytorch_model.safetensors", layouts.family_by_name(f"{base}-ae-diffusers"), part)
     output.beside = {"config.json": json.dumps(config, indent=2) + "\n"}
     return output
 
@@ -164,6 +175,20 @@ def _diffusers_config(flux: Mapping) -> dict:
         "joint_attention_dim": c["context_in_dim"], "pooled_projection_dim": c["vec_in_dim"],
         "guidance_embeds": c["guidance_embed"], "axes_dims_rope": list(c["axes_dim"]),
     }  # fmt: skip
+
+
+def _diffusers_config_flux2(flux2: Mapping) -> dict:
+    c = {**section_fields()["flux2"], **flux2}
+    return {
+        "_class_name": "Flux2Transformer2DModel", "patch_size": 1, "in_channels": c["in_channels"],
+        "num_layers": c["depth"], "num_single_layers": c["depth_single_blocks"],
+        "attention_head_dim": c["hidden_size"] // c["num_heads"], "num_attention_heads": c["num_heads"],
+        "joint_attention_dim": c["context_in_dim"], "mlp_ratio": c["mlp_ratio"],
+        "axes_dims_rope": list(c["axes_dim"]), "rope_theta": c["theta"], "guidance_embeds": c["guidance_embed"],
+    }  # fmt: skip
+
+
+_DIFFUSERS_CONFIGS = {"flux": _diffusers_config, "flux2": _diffusers_config_flux2}
 
 
 def _plain(name: str, family: Family, part: Part, prefix: str = "") -> Output:
@@ -205,6 +230,15 @@ def _scaled(part: Part) -> Part:
 
     params = {path: up(x) if path.endswith("/up/kernel") else x for path, x in part.params.items()}
     return dataclasses.replace(part, params=params)
+
+
+def _with_unadapted(part: Part) -> Part:
+    """Return FLUX.2's adapters with zeros for the rows of single blocks' fused layer that no adapter changes."""
+    up = part.params["single_blocks/processor/qkv_lora/up/kernel"]
+    layers, rank, rows = up.shape
+    gated = 2 * int(part.config["flux2"]["mlp_ratio"] * (rows // 3))
+    zeros = np.broadcast_to(np.zeros((), up.dtype), (layers, rank, gated))
+    return dataclasses.replace(part, params={**part.params, f"{lora.UNADAPTED}/up/kernel": zeros})
 
 
 def _merged(part: Part, adapters: Part) -> Part:

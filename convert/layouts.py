@@ -7,7 +7,6 @@ read sizes off shapes are in convert.tables.infer_sizes.
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,8 @@ from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, row_of, split_transformer
 from uso_jax.weights import manifest_configs
 
+from .family import Family
+from .layouts_flux2 import AE, AE_DIFFUSERS, COMFY, FLUX2, VAE, autoencoder_sizes
 from .tables import lora
 from .tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
 from .tables.clip import CLIP, CSD, TEXT
@@ -27,7 +28,6 @@ from .tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
 from .tables.infer_sizes import (
     Size,
     always,
-    ch_mult,
     count,
     dim,
     grid_size,
@@ -41,33 +41,6 @@ from .tables.metrics import IMAGE_REWARD, INCEPTION
 from .tables.siglip import VISION
 from .tables.t5 import ALIASES, ENCODER
 from .tables.table import Row
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One kind of file: the component it holds, its table, and how the model's sizes follow from tensor shapes."""
-
-    name: str
-    title: str
-    component: str
-    rows: Sequence[Row]
-    sizes: Mapping[str, Mapping[str, Size]]  # by section and field of uso_jax.weights.section_fields()
-    prefixes: tuple[str, ...] = ("",)  # that all its keys may have; the first is for writing
-    ignore: str = ""  # regex of keys that belong to other networks in the same file
-    foreign: str = ""  # regex of keys whose presence means that this is another, similar network
-    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys that hold the same tensor as another
-    pattern: str = ""  # regex of its keys, if the table does not determine them
-    asked_for: bool = False  # considered only when its component is requested
-
-    @functools.cached_property
-    def regex(self) -> re.Pattern:
-        """Pattern of the keys it knows, without prefix."""
-        if self.pattern:
-            return re.compile(self.pattern)
-        modules = ((m,) if isinstance(m, str) else m for m, _, _ in self.rows)
-        suffixes = (kind for _, _, kind in self.rows)
-        keys = [m + suffix for ms, kind in zip(modules, suffixes, strict=True) for m in ms for suffix in kind]
-        return re.compile("|".join(re.sub(r"\\{\w\\}|\d+", r"\\d+", re.escape(key)) for key in [*keys, *self.aliases]))
 
 
 def _flux_sizes(width: Size, head: Size, keys: Mapping[str, str], blocks: Sequence[str]) -> dict[str, dict[str, Size]]:
@@ -98,13 +71,11 @@ _DIFFUSERS = {
     "qkv_bias": "transformer_blocks.0.attn.to_q.bias",
     "guidance_in": "time_text_embed.guidance_embedder.linear_1.weight",
 }
-_COMFY = ("", "model.diffusion_model.", "diffusion_model.")  # bare, in a full checkpoint, and saved by its tools
-_VAE = ("", "vae.", "first_stage_model.")
 _PATCH = "embeddings.patch_embedding.weight"
 _HIGH = "feature_embedder.high_embedding_linear.0.weight"
-_ADAPTERS = {"lora": {"rank": lora_sizes("rank")}, "flux": {
-    name: lora_sizes(name) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
-}}
+_LORA, _LORA2 = ({"lora": {"rank": lora_sizes("rank")}, section: {
+    name: lora_sizes(name, section) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
+}} for section in ("flux", "flux2"))
 _CLIP_PATCH = "vision_model.embeddings.patch_embedding.weight"
 _CSD = "backbone.conv1.weight"
 _BERT = "blip.text_encoder."
@@ -155,18 +126,18 @@ FAMILIES: tuple[Family, ...] = (
     Family("flux", "FLUX transformer (black-forest-labs names)", "transformer", TRANSFORMER,
         _flux_sizes(dim("img_in.weight", 0), dim("double_blocks.0.img_attn.norm.query_norm.scale", 0), _BFL,
                     ("double_blocks", "single_blocks")),
-        prefixes=_COMFY),
+        prefixes=COMFY),
     Family("flux-diffusers", "FLUX transformer (diffusers names)", "transformer", TRANSFORMER_DIFFUSERS,
         _flux_sizes(dim("x_embedder.weight", 0), dim("transformer_blocks.0.attn.norm_q.weight", 0), _DIFFUSERS,
                     ("transformer_blocks", "single_transformer_blocks"))),
-    Family("uso-lora", "USO adapters for FLUX", "lora", LORA, _ADAPTERS, prefixes=("", "diffusion_model."),
+    Family("uso-lora", "USO adapters for FLUX", "lora", LORA, _LORA, prefixes=("", "diffusion_model."),
         pattern=r"(double|single)_blocks\.\d+\.processor\..*"),
-    Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _ADAPTERS,
+    Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _LORA,
         pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
-    Family("diffusers-lora", "adapters for FLUX (diffusers names; PEFT, ai-toolkit)", "lora", LORA, _ADAPTERS,
+    Family("diffusers-lora", "adapters for FLUX (diffusers names; PEFT, ai-toolkit)", "lora", LORA, _LORA,
         pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\."
                 r"|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
-    Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _ADAPTERS,
+    Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _LORA,
         pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
         "projector": {
@@ -186,23 +157,10 @@ FAMILIES: tuple[Family, ...] = (
     }}, prefixes=("vision_model.", ""),
         ignore=r"text_model\..*|logit_(scale|bias)|vision_model\.embeddings\.position_ids",
         foreign=r"(vision_model\.)?embeddings\.class_embedding"),
-    Family("flux-ae", "FLUX autoencoder (black-forest-labs names)", "autoencoder", AUTOENCODER, {"autoencoder": {
-        "in_channels":    dim("encoder.conv_in.weight", 1),
-        "ch":             dim("encoder.conv_in.weight", 0),
-        "out_ch":         dim("decoder.conv_out.weight", 0),
-        "ch_mult":        ch_mult(r"encoder\.down\.(\d+)\.", "encoder.down.{}.block.0.conv1.weight"),
-        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
-        "z_channels":     dim("decoder.conv_in.weight", 1),
-    }}, prefixes=_VAE),
+    Family("flux-ae", "FLUX autoencoder (black-forest-labs names)", "autoencoder", AUTOENCODER,
+        autoencoder_sizes("autoencoder", *AE), prefixes=VAE),
     Family("flux-ae-diffusers", "FLUX autoencoder (diffusers names)", "autoencoder", AUTOENCODER_DIFFUSERS,
-        {"autoencoder": {
-        "in_channels":    dim("encoder.conv_in.weight", 1),
-        "ch":             dim("encoder.conv_in.weight", 0),
-        "out_ch":         dim("decoder.conv_out.weight", 0),
-        "ch_mult":        ch_mult(r"encoder\.down_blocks\.(\d+)\.", "encoder.down_blocks.{}.resnets.0.conv1.weight"),
-        "num_res_blocks": count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "z_channels":     dim("decoder.conv_in.weight", 1),
-    }}),
+        autoencoder_sizes("autoencoder", *AE_DIFFUSERS)),
     Family("t5", "T5 encoder (transformers names)", "t5", ENCODER, {"t5": {
         "vocab_size":     dim("shared.weight", 0),
         "d_model":        dim("shared.weight", 1),
@@ -268,6 +226,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("inception", "Inception v3 of FID (pytorch-fid's names)", "inception", INCEPTION,
         {"inception": {"divisor": ratio(always(32), dim("Conv2d_1a_3x3.conv.weight", 0), whole=True)}},
         ignore=r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked"),
+    *FLUX2,  # last: files of FLUX.1 fit these tables in part, and the fuller table, or else the first, is taken
 )
 # fmt: on
 
@@ -316,6 +275,21 @@ def export_family(component: str, name: str) -> Family:
         known_ = ", ".join(dict.fromkeys(family.component for family in FAMILIES))
         raise InputError(f"{component} has no export; components are {known_}")
     return next((family for family in fitting if family.name == name), fitting[0])
+
+
+def for_base(family: Family, shapes: Mapping[str, tuple[int, ...]], given: Iterable[str]) -> Family:
+    """Return a family of adapters with the sizes of the base model that they are for.
+
+    Names do not tell the base models apart: MLPs of FLUX.2 are narrower, and a `--config` may name its section.
+    """
+    if family.component not in ADAPTERS or not ("flux2" in given or lora_sizes("mlp_ratio", "")(shapes) == 3):
+        return family
+    sizes = (
+        _LORA2
+        if family.component == "lora"
+        else {"flux2" if section == "flux" else section: fields for section, fields in family.sizes.items()}
+    )
+    return dataclasses.replace(family, sizes=sizes)
 
 
 def build_model(component: str, sections: manifest_configs.Sections) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:

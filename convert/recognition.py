@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uso_jax.common.errors import InputError
-from uso_jax.models.components import section_fields
+from uso_jax.models.components import COMPONENTS, section_fields
 from uso_jax.weights import manifest_configs
 
 from . import layouts
@@ -24,6 +24,8 @@ from .layouts import Family
 from .tables import lora
 from .tables.infer_sizes import Shapes
 from .tables.table import Entry, expand
+
+TRANSFORMERS = {row.name for row in COMPONENTS.values() if row.folder == "transformer"}  # sections of base models
 
 
 def read_config(path: str | pathlib.Path) -> dict[str, dict]:
@@ -200,12 +202,15 @@ def _compare(
             texts = (f"{len(v)} {k} ({', '.join(v[:3])}{', ...' * (len(v) > 3)})" for k, v in lists.items() if v)
             raise InputError(f"{_names(files)}: the tensors do not fit {family.name}: {'; '.join(texts)}")
         found, notes = adapters.sources, adapters.notes
+    unread = {key for key in found if family.unread and re.fullmatch(family.unread, key)}
+    found = {key: source for key, source in found.items() if key not in unread}
     for alias, name in family.aliases.items():
         if alias in found:
             twin = found.pop(alias)
             if found.setdefault(name, twin).shape != twin.shape:
                 wrong.append(f"{alias} differs from {name}, which it should equal")
     shapes = {key: source.shape for key, source in found.items()}
+    family = layouts.for_base(family, shapes, config)
     sections, undetermined = _sizes(family, shapes, config, _names(files))
     model, targets = layouts.build_model(family.component, sections)
     entries = expand(family.rows, targets)
@@ -233,7 +238,7 @@ def _compare(
         wrong,
         stray,
         twice,
-        ignored,
+        ignored + len(unread),
         quantised,
         notes,
     )
@@ -259,7 +264,8 @@ def _sizes(
     for section, fields in family.sizes.items():
         # An adapter's file determines some sizes of its transformer; only those fields are taken over.
         given = config.get(section, {})
-        own = section_fields()[section] if section != "flux" or family.component == "transformer" else fields
+        whole = section not in TRANSFORMERS or family.component == "transformer"
+        own = section_fields()[section] if whole else fields
         sections[section] = {name: value for name, value in given.items() if name in own}
         for name, size in fields.items():
             if name in sections[section]:

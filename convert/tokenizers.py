@@ -14,7 +14,15 @@ from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")  # a folder with one of them holds a tokenizer
-FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+FILES = (
+    *VOCABULARIES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+)
 
 
 def copy_tokenizer(component: str, weights_file: pathlib.Path, directory: str | pathlib.Path) -> pathlib.Path | None:

@@ -51,6 +51,11 @@ def has(key: str) -> Size:
     return lambda shapes: key in shapes
 
 
+def at_most(size: Size, limit: int) -> Size:
+    """Read a size of which the model uses a part."""
+    return lambda shapes: min(size(shapes), limit)
+
+
 def ratio(size: Size, base: Size, whole: bool = False) -> Size:
     """Divide two sizes."""
     return lambda shapes: size(shapes) // base(shapes) if whole else size(shapes) / base(shapes)
@@ -91,12 +96,19 @@ def image_size(patch: str, positions: str) -> Size:
 
 # ---------------------------------------------------------------------------------------------------- adapters
 
-_FLUX1 = {"mlp_ratio": 4.0, "depth": 19, "depth_single_blocks": 38}  # of the only width that is public
+_RELEASED = {  # sizes of the public transformers by section and width
+    "flux": {3072: {"mlp_ratio": 4.0, "depth": 19, "depth_single_blocks": 38}},
+    "flux2": {
+        3072: {"mlp_ratio": 3.0, "depth": 5, "depth_single_blocks": 20},
+        4096: {"mlp_ratio": 3.0, "depth": 8, "depth_single_blocks": 24},
+        6144: {"mlp_ratio": 3.0, "depth": 8, "depth_single_blocks": 48},
+    },
+}
 _BLOCKS = {"depth": "double_blocks", "depth_single_blocks": "single_blocks"}
 
 
-def lora_sizes(name: str) -> Size:
-    """Read a size from adapters under USO's names, any of which may be absent."""
+def lora_sizes(name: str, section: str = "flux") -> Size:
+    """Read a size of a transformer from its adapters under USO's names, any of which may be absent."""
 
     def first(shapes: Shapes, pattern: str) -> tuple[int, ...] | None:
         key = next((key for key in shapes if re.fullmatch(pattern, key)), None)
@@ -127,8 +139,8 @@ def lora_sizes(name: str) -> Size:
             and (down := first(shapes, r"single_blocks\.\d+\.processor\.proj_lora\.down\.weight"))
         ):
             return (down[1] - hidden) / hidden
-        if hidden == 3072:
-            return _FLUX1[name]
+        if hidden in _RELEASED.get(section, ()):
+            return _RELEASED[section][hidden][name]
         if name == "mlp_ratio":
             return None
         numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{_BLOCKS[name]}\.(\d{{1,9}})\.", key))}

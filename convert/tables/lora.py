@@ -50,6 +50,9 @@ _MODULES: tuple[tuple[str, str, int | None], ...] = (  # module, USO's adapter o
     *((f"single_transformer_blocks.{{i}}.attn.{name}", "single_blocks.{i}.processor.qkv_lora", j)
       for j, name in enumerate(_QKV)),
     ("single_transformer_blocks.{i}.proj_out",    "single_blocks.{i}.processor.proj_lora",  None),
+    # of FLUX.2
+    ("single_transformer_blocks.{i}.attn.to_qkv_mlp_proj", "single_blocks.{i}.processor.qkv_lora", None),
+    ("single_transformer_blocks.{i}.attn.to_out", "single_blocks.{i}.processor.proj_lora",  None),
 )
 # fmt: on
 
@@ -270,13 +273,13 @@ def _join(name: str, parts: dict[int | None, _Pair], result: Adapters) -> tuple[
 
 
 def _rows(pair: _Pair) -> int:
-    """Return the number of rows of `up` that USO adapts: of a whole `linear1`, those for q, k and v.
+    """Return the number of rows of `up` that USO adapts: of a whole `linear1` or its like, those for q, k and v.
 
     Raises:
       InputError: the other rows are not zero.
     """
     rows, width = pair.up.shape[0], pair.down.shape[1]
-    if not re.fullmatch(r"single_blocks[._]\d+[._]linear1", pair.module) or rows <= 3 * width:
+    if not re.fullmatch(r"single_.*(linear1|to_qkv_mlp_proj)", pair.module) or rows <= 3 * width:
         return rows
     if np.any(pair.up.read(3 * width, rows) != 0):
         raise InputError(
@@ -309,19 +312,40 @@ def _padded(source: LazyTensor, rank: int, axis: int) -> LazyTensor:
 # ---------------------------------------------------------------------------------------------------- out
 
 
+UNADAPTED = "single_blocks/processor/mlp_lora"  # zeros: the rows of FLUX.2's fused layer that no adapter changes
+_FUSED = (
+    ("transformer_blocks.{i}.attn", _QKV, "double_blocks/processor/qkv_lora1"),
+    ("transformer_blocks.{i}.attn", _ADDED_QKV, "double_blocks/processor/qkv_lora2"),
+)
+_WHOLE = (
+    ("transformer_blocks.{i}.attn.to_out.0", "double_blocks/processor/proj_lora1"),
+    ("transformer_blocks.{i}.attn.to_add_out", "double_blocks/processor/proj_lora2"),
+)
+
+
 def peft_rows(prefix: str) -> tuple[Row, ...]:
     """Return the table for writing adapters in PEFT's layout: q, k and v each with the whole `down`."""
+    fused = (*_FUSED, ("single_transformer_blocks.{i}.attn", _QKV, "single_blocks/processor/qkv_lora"))
+    whole = (*_WHOLE, ("single_transformer_blocks.{i}.proj_out", "single_blocks/processor/proj_lora"))
+    return _peft_rows(prefix, fused, whole)
+
+
+def peft_rows_flux2(prefix: str) -> tuple[Row, ...]:
+    """Return the table for FLUX.2, whose single blocks have one layer for q, k, v and the MLP (`UNADAPTED`)."""
+    single, adapter = f"{prefix}single_transformer_blocks.{{i}}.attn", "single_blocks/processor/qkv_lora"
+    return (
+        *_peft_rows(
+            prefix,
+            _FUSED,
+            (*_WHOLE, ("single_transformer_blocks.{i}.attn.to_out", "single_blocks/processor/proj_lora")),
+        ),
+        (f"{single}.to_qkv_mlp_proj.lora_A", f"{adapter}/down", DENSE),
+        (f"{single}.to_qkv_mlp_proj.lora_B", (f"{adapter}/up", f"{UNADAPTED}/up"), DENSE),
+    )
+
+
+def _peft_rows(prefix: str, fused, whole) -> tuple[Row, ...]:
     rows: list[Row] = []
-    fused = (
-        ("transformer_blocks.{i}.attn", _QKV, "double_blocks/processor/qkv_lora1"),
-        ("transformer_blocks.{i}.attn", _ADDED_QKV, "double_blocks/processor/qkv_lora2"),
-        ("single_transformer_blocks.{i}.attn", _QKV, "single_blocks/processor/qkv_lora"),
-    )
-    whole = (
-        ("transformer_blocks.{i}.attn.to_out.0", "double_blocks/processor/proj_lora1"),
-        ("transformer_blocks.{i}.attn.to_add_out", "double_blocks/processor/proj_lora2"),
-        ("single_transformer_blocks.{i}.proj_out", "single_blocks/processor/proj_lora"),
-    )
     for block, names, adapter in fused:
         rows += [(f"{prefix}{block}.{name}.lora_A", f"{adapter}/down", DENSE) for name in names]
         rows.append((tuple(f"{prefix}{block}.{name}.lora_B" for name in names), f"{adapter}/up", DENSE))
@@ -335,6 +359,6 @@ def peft_rows(prefix: str) -> tuple[Row, ...]:
 
 TARGETS = (
     r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
-    r"|single_transformer_blocks\.\d+\.proj_out"
+    r"|single_transformer_blocks\.\d+\.(proj_out|attn\.(to_qkv_mlp_proj|to_out))"
 )
 """The adapted modules as a regular expression in diffusers' names, for PEFT's adapter_config.json."""

@@ -93,6 +93,22 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert str(tmp_path) in out and "python -m convert import" in out and "dit_lora.safetensors" in out
 
 
+def test_shards_of_klein(tmp_path, monkeypatch, capsys):
+    """The number of shards is the repository's; the way to sample is printed."""
+    shards = [f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    others = ["transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    files = [*shards, *others, "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+    hub = Hub(tmp_path, [*files, "flux-2-klein-4b.safetensors", "text_encoder/config.json"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    main(["download", "klein-4b"])
+    out = capsys.readouterr().out
+    assert all(str(tmp_path / name) in out for name in [*shards, *others]) and "flux-2-klein" not in out
+    assert '"num_steps": 4' in out
+    (tmp_path / shards[0]).unlink(), (tmp_path / shards[1]).unlink()
+    with pytest.raises(InputError, match=r"has no text_encoder/model\*.safetensors"):
+        download.fetch(download.RELEASES["klein-4b"], snapshot=Hub(tmp_path, others).snapshot_download)
+
+
 def test_offline(tmp_path, monkeypatch, capsys):
     """The real module, told to stay off the network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
