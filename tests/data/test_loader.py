@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -223,6 +224,17 @@ def test_errors_of_workers_are_the_users(num_workers):
     with pytest.raises(InputError, match="example 2 is bad: replace it") as caught:
         ids(stream(Numbered(6, bad=(2,)), shuffle=False, num_workers=num_workers), 1)
     assert isinstance(caught.value, InputError)
+
+
+def test_a_killed_worker_is_explained():
+    reading = iter(stream(Numbered(64), num_workers=1))
+    next(reading)
+    for process in multiprocessing.active_children():
+        if process.name.startswith("grain"):
+            process.kill()
+    with pytest.raises(InputError, match=r"exit code -9; .*ran out of memory.*num_workers.*The same command continues"):
+        for _ in range(50):
+            next(reading)
 
 
 def test_bad_example_is_an_input_error():

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import tiny
 
 from uso_jax.common.errors import InputError
-from uso_jax.hardware import multihost
+from uso_jax.hardware import multihost, peers
 from uso_jax.training.fault_tolerance import Stopped, Watchdog
 from uso_jax.training.fit import fit
 
@@ -142,11 +142,12 @@ def _run(plan: Plan, index: int, address: str) -> int:
     try:
         if plan.processes > 1:
             multihost.join_processes(address, plan.processes, index)
-        fit(tiny.config("joint", changes=plan.changes, **plan.stage), plan.workdir)
+        with peers.together():
+            fit(tiny.config("joint", changes=plan.changes, **plan.stage), plan.workdir)
         code = 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        os._exit(2)
+        code = 2
     except Stopped as stopped:
         print(stopped.sentence)
         code = stopped.code

@@ -3,6 +3,7 @@
 """Atomic file writes: a file is replaced completely or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 from collections.abc import Iterator
@@ -29,6 +30,31 @@ def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: pathlib.Path, name: str = "") -> None:
+    """Delete what killed writers left of files in a directory or in its folders, or of one file.
+
+    The caller is the only writer. Folders with a lock file are left alone, as are files of living processes.
+    """
+    folders = [directory]
+    if not name:
+        folders += [path for path in directory.iterdir() if path.is_dir() and not (path / ".lock").exists()]
+    for folder in folders:
+        for path in folder.glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+            pid = path.name.split(".")[-2]
+            if pid.isdecimal() and not _lives(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

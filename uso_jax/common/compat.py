@@ -36,6 +36,17 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
+def coordinator() -> tuple[Any, str, int, int]:
+    """Return the client of JAX's coordinator, None where it has joined no others, its HOST:PORT, and index and count.
+
+    Unlike `jax.process_index`, this does not look for devices.
+    """
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return state.client, state.coordinator_address or "", state.process_id, state.num_processes
+
+
 def lock_host() -> str:
     """Return the name of this host as filelock writes it into lock files; it tells containers of one host apart."""
     from filelock._identity import host_name

@@ -19,7 +19,7 @@ class BadExample(InputError):
 def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's `main`: an `InputError` becomes one line on stderr and exit code 2, without a traceback.
 
-    A closed stdout, as from `| head`, exits with code 1 and no message.
+    Ctrl-C exits with code 130. A closed stdout, as from `| head`, exits with code 1 and no message.
     """
 
     @wraps(main)
@@ -31,6 +31,9 @@ def exit_cleanly(main: Callable) -> Callable:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except BrokenPipeError:
             if not _reader_left():
                 raise

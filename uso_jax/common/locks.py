@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import filelock
 
-from uso_jax.common import compat
+from uso_jax.common import atomic_files, compat
 from uso_jax.common.errors import InputError
 
 LEASE = 60.0  # seconds without a sign of life after which another host may take a lock over
@@ -72,6 +72,8 @@ def hold(directory: pathlib.Path | str, name: str = "", *, share: tuple[int, int
                 if not (share[1] > 1 and other.name.endswith(f"-of-{share[1]}.lock")) and other.exists():
                     with _acquired(other, directory, name):  # it is free, or of a process that has ended
                         pass
+            if share[1] == 1:
+                atomic_files.remove_leftovers(directory, name)
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot write to {directory}: {reason}; choose another directory") from error
@@ -85,11 +87,23 @@ def _acquired(path: pathlib.Path, directory: pathlib.Path, name: str) -> Iterato
         lease.acquire(timeout=_SOON, poll_interval=_SOON / 6)
     except filelock.Timeout:
         _wait(lease, path, directory / name)
+    _held.add(lease)
     try:
         yield Lock(lease, directory)
     finally:
+        _held.discard(lease)
         # The directory may have vanished, and must not hide the error that is on its way.
         with contextlib.suppress(OSError):
+            lease.release()
+
+
+_held: set[filelock.SoftFileLease] = set()
+
+
+def abandon() -> None:
+    """Release all locks of this process, which is about to end without leaving its `with` statements."""
+    for lease in list(_held):
+        with contextlib.suppress(OSError, RuntimeError):
             lease.release()
 
 

@@ -3,6 +3,8 @@
 """Iterate over a Grain dataset of batches with threads or worker processes, resumable at any batch."""
 
 import logging
+import re
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +59,13 @@ class StreamIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._batches is None:
             self._batches = self._start()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if not (ended := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))):
+                raise
+            self.close()
+            raise InputError(_why_ended(int(ended[1]))) from error
         self.position += 1
         if self.stream.max_errors:
             found = batch.pop(SKIPPED).reshape(-1, 2).tolist()
@@ -115,6 +123,20 @@ def _reason(source: TripletSource, index: int) -> str:
     except BadExample as error:
         return str(error)
     return f"example {index}, which is readable again."
+
+
+def _why_ended(code: int) -> str:
+    """Return what a worker's exit code says, and what to do."""
+    if code == -signal.SIGBUS:
+        cause = "/dev/shm, through which it passes batches, is full: enlarge it (docker run --shm-size=8g)"
+    elif code == -signal.SIGKILL:
+        cause = "it was killed, probably because the machine ran out of memory: use a machine with more memory"
+    else:
+        cause = "see its output above"
+    return (
+        f"a process that reads data ended with exit code {code}; {cause}, or lower --config.data.num_workers (0 reads"
+        " without processes). The same command continues from the last checkpoint"
+    )
 
 
 def _in_worker(index: int, count: int) -> None:

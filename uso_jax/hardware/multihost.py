@@ -15,10 +15,12 @@ import jax
 from absl import flags
 
 from uso_jax.common.errors import InputError
+from uso_jax.hardware import peers
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Only processes started by srun have all of these; the batch script itself does not.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_JOIN_SECONDS = 300  # to wait for a late process
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -90,11 +92,18 @@ def _join(name: str, *arguments: str | int) -> None:
     if "cpu" in (os.environ.get("JAX_PLATFORMS") or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        # If a process dies silently, the others notice the missing heartbeat and exit.
-        jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60)
+        with peers.joining(name, _JOIN_SECONDS):
+            # If a process dies silently, `peers` says so; JAX's heartbeat aborts the others without a word.
+            jax.distributed.initialize(
+                *arguments,
+                initialization_timeout=_JOIN_SECONDS,
+                heartbeat_timeout_seconds=120,
+                shutdown_timeout_seconds=60,
+            )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:300]
         raise InputError(f"cannot join the other processes by {name}: {reason}; see docs/clusters.md") from error
+    peers.watch()
 
 
 def _number(given: int | None, name: str) -> int | None:

@@ -101,6 +101,8 @@ def prepare(
     builder.sources, builder.limit, builder.max_errors, builder.specs = sources, limit, max_errors, specs or {}
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     with locks.hold(Path(builder.data_path).parent):
+        for left in Path(builder.data_path).parent.glob("incomplete.*"):  # by a writer that was killed
+            shutil.rmtree(left, ignore_errors=True)
         return _prepare(builder, download, beam_options)
 
 
