@@ -11,13 +11,16 @@ from absl import app, flags
 from uso_jax import mini
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
-from uso_jax.hardware import multihost
+from uso_jax.hardware import multihost, peers
 from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
 from uso_jax.training.preflight import check_settings
 
 _CONFIG = config_flag.define(__name__)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", None, "The --workdir of another run: a new run starts from its trained weights, with other settings."
+)
 _JOIN = multihost.define_flags()
 
 
@@ -41,12 +44,13 @@ def _run(_) -> None:
     if config.variant in mini.SIZES:
         print("The 12 B model: uso-train --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
-    try:
-        summary = fit(config, workdir)
-    except Stopped as stopped:
-        if jax.process_index() == 0:
-            print(stopped.sentence, flush=True)
-        raise
+    with peers.together():
+        try:
+            summary = fit(config, workdir, _INIT_FROM.value)
+        except Stopped as stopped:
+            if jax.process_index() == 0:
+                print(stopped.sentence, flush=True)
+            raise
     if jax.process_index() == 0:
         report(summary, workdir)
 

@@ -12,6 +12,7 @@ A record holds "target_moments" and "content_moments" [lh, lw, 2 z] (mean and lo
 Entries of absent conditions are omitted. Written by uso_jax.training.precompute.
 """
 
+import hashlib
 import json
 import operator
 import pathlib
@@ -80,6 +81,12 @@ class FeatureSource:
             return _load(self._records[index])
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadExample(f"record {index} of {self.path} is damaged ({error}).") from error
+
+    def digest(self) -> str:
+        """Return a digest of the manifest, and of the sizes of all examples."""
+        found = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode())
+        found.update(np.ascontiguousarray(self._shapes).tobytes())
+        return found.hexdigest()[:16]
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Return (height, width) of every target and content image at which it was encoded."""

@@ -82,6 +82,7 @@ class TripletSource(Protocol):
     Optional methods make a source faster:
       sizes(): int32 [n, 4], (height, width) of every target and content image, 0 where unknown.
       fitted(index, target, content, style): the triplet, resized by these functions while it is decoded.
+      digest(): a text that identifies the rows, without reading images.
       example(index, content_size, num_styles): arrays of one example, ready to be stacked, instead of a triplet.
     """
 

@@ -10,6 +10,7 @@ Every process writes its shards in the background while training continues.
 import contextlib
 import json
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 
 
@@ -28,10 +30,12 @@ class Checkpoints:
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0):
         self.directory = pathlib.Path(directory).absolute()
+        # Orbax would delete unfinished saves at once, even those of a writer that lives: see `remove_old`.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=False
         )
         self._saving: int | None = None
+        self._keep, self._keep_every = keep, keep_every
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
@@ -78,7 +82,8 @@ class Checkpoints:
         Newer checkpoints that cannot be read are moved to ../damaged, which stderr reports.
 
         Args:
-          like: returns the arrays' shapes, dtypes and shardings for a record, or None to read no arrays.
+          like: returns the arrays' shapes, dtypes and shardings for a record, or None to read no arrays; it raises
+            Damaged where the record makes no sense.
 
         Raises:
           InputError: no checkpoint can be read.
@@ -90,7 +95,7 @@ class Checkpoints:
                 record = self.record(step)
                 wanted = like(record)
                 found = step, record, wanted and self.restore(step, wanted)
-            except _Damaged as error:
+            except Damaged as error:
                 reason = str(error)
             if _everywhere(found is not None):
                 for other, why in damaged.items():
@@ -99,18 +104,41 @@ class Checkpoints:
             damaged[step] = reason
         if damaged:
             step, reason = next(iter(damaged.items()))
-            raise InputError(f"checkpoint {self.directory}/{step} cannot be read: {reason}, and there is no other one")
+            raise InputError(
+                f"checkpoint {self.directory}/{step} cannot be read: {reason}, and there is no other one;"
+                " copy it again, or move it away to begin anew"
+            )
         return None
+
+    def remove_old(self) -> None:
+        """Delete what a killed run may have left: unfinished saves, and checkpoints that are not to be kept.
+
+        The caller is the only writer of the directory.
+        """
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+        _everywhere(True)
+        steps = sorted(self._manager.all_steps())
+        for step in steps[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                self._manager.delete(step)
+
+    @staticmethod
+    def newest_record(directory: pathlib.Path) -> dict | None:
+        """Return the JSON record of the newest checkpoint in a directory, which is only read, or None without any."""
+        steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+        return untrusted.json(directory / str(max(steps)) / "record" / "metadata", dict, nan=True) if steps else None
 
     def record(self, step: int) -> dict:
         """Read only a checkpoint's JSON record."""
-        with _damage():
-            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        with damage():
+            return untrusted.json(self.directory / str(step) / "record" / "metadata", dict, nan=True)
 
     def restore(self, step: int, like: Any) -> Any:
         """Read a checkpoint's arrays into the shapes, dtypes and shardings of `like`, on any mesh."""
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
-        with _damage():
+        with damage():
             return self._manager.restore(step, args=items)["arrays"]
 
     def close(self) -> None:
@@ -151,16 +179,20 @@ class Checkpoints:
             ) from error
 
 
-class _Damaged(InputError):
+class Damaged(InputError):
     """A checkpoint cannot be read."""
 
 
 @contextlib.contextmanager
-def _damage() -> Iterator[None]:
+def damage(what: str = "") -> Iterator[None]:
+    """Turn any error inside the block into Damaged; `what` begins the message."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged((str(error) or type(error).__name__).splitlines()[0][:300]) from error
+    except Damaged:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead to, even bare Exceptions
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise Damaged(f"{what}: {reason}" if what else reason) from error
 
 
 def _everywhere(mine: bool) -> bool:

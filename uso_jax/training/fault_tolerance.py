@@ -3,7 +3,8 @@
 """How a run survives trouble: numbers that are not finite, requests to end, and hangs.
 
 `check` judges the metrics of every train step; `NotFinite` makes `fit` return to the last checkpoint. `StopRequest`
-turns SIGTERM into a checkpoint and exit code 0. `Watchdog` ends a program that hangs, so that it can be started again.
+turns SIGTERM and Ctrl-C into a checkpoint and the end of the program. `Watchdog` ends a program that hangs, so that it
+can be started again.
 """
 
 import faulthandler
@@ -14,10 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from uso_jax.common import locks
 from uso_jax.common.errors import InputError
 from uso_jax.training.record import RunRecord
 from uso_jax.training.stage import StageConfig
@@ -97,25 +100,34 @@ def _count_skipped(stage: StageConfig, step: int, numbers: dict[str, float], rec
 HUNG = 75  # exit code of a hung run: EX_TEMPFAIL of sysexits, which means that a retry may succeed
 
 
-class Stopped(SystemExit):
-    """A run was asked to end and has saved a checkpoint; the program ends with exit code 0."""
+INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 
-    def __init__(self, sentence: str):
-        super().__init__(0)
+
+class Stopped(SystemExit):
+    """A run was asked to end and has saved a checkpoint; the program ends with exit code 0, or 130 after Ctrl-C."""
+
+    def __init__(self, sentence: str, code: int = 0):
+        super().__init__(code)
         self.sentence = sentence
 
 
 class StopRequest:
-    """Receives SIGTERM, sent to this process or to any process of the run.
+    """Receives SIGTERM and Ctrl-C, sent to this process or to any process of the run; Ctrl-C twice ends it at once.
 
-    Several processes must stop at the same step, so JAX's coordinator chooses one that none has passed yet.
+    Several processes must stop at the same step, so JAX's coordinator chooses one that none has passed yet. A thread
+    answers Ctrl-C, because Python's own handlers wait for a compilation to end.
+
+    Attributes:
+      code: exit code of the program.
     """
 
     def __init__(self):
-        self._came, self._before = threading.Event(), None
-        self._alone = jax.process_count() == 1  # or JAX has taken the signal
-        if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
+        self.code = 0
+        self._came = threading.Event()
+        self._alone = jax.process_count() == 1  # else JAX has taken SIGTERM
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._listen([signal.SIGINT, *([signal.SIGTERM] if self._alone else [])])
 
     def came(self, step: int | None = None) -> bool:
         """Return whether to stop.
@@ -128,9 +140,43 @@ class StopRequest:
         return step is not None and bool(multihost_utils.reached_preemption_sync_point(step))
 
     def close(self) -> None:
-        """Restore the signal's former handler."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """Restore the signals' former handlers."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._write)  # ends the thread
+            self._before = {}
+
+    def _listen(self, numbers: list[signal.Signals]) -> None:
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        # The handlers only keep Python's own from running: the thread reads each signal's number from the pipe.
+        self._before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        threading.Thread(target=self._answer, args=(read,), name="signals", daemon=True).start()
+
+    def _answer(self, read: int) -> None:
+        while number := os.read(read, 1):
+            if number[0] == signal.SIGTERM:
+                self._came.set()
+            elif number[0] == signal.SIGINT:
+                self._interrupt()
+        os.close(read)
+
+    def _interrupt(self) -> None:
+        if self.code == INTERRUPTED:
+            print(
+                "\nended at once; the same command continues from the last checkpoint", file=sys.__stderr__, flush=True
+            )
+            locks.abandon()
+            os._exit(INTERRUPTED)
+        self.code = INTERRUPTED
+        print("\nending after this step and a save; Ctrl-C again ends at once", file=sys.__stderr__, flush=True)
+        if self._alone:
+            self._came.set()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
 
 
 class Watchdog:

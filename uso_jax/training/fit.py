@@ -13,6 +13,7 @@ import jax
 
 from uso_jax.common import atomic_files, locks, progress
 from uso_jax.common.errors import InputError
+from uso_jax.hardware import peers
 from uso_jax.parallel import sharding
 from uso_jax.training import preflight
 from uso_jax.training.checkpoints import Checkpoints
@@ -20,21 +21,29 @@ from uso_jax.training.config import TrainConfig
 from uso_jax.training.evaluation import Evaluation
 from uso_jax.training.fault_tolerance import NotFinite, StopRequest, Watchdog
 from uso_jax.training.hooks import evaluate_before
-from uso_jax.training.init import initial_params
+from uso_jax.training.init import describe_params, initial_params
 from uso_jax.training.loop import run_stage
 from uso_jax.training.metric_writer import Metrics
+from uso_jax.training.origin import Origin, check_origin
 from uso_jax.training.profiling import ProfileWindow, Speed
 from uso_jax.training.record import RunRecord
-from uso_jax.training.resume import Resume
+from uso_jax.training.resume import Resume, check_same_config
 from uso_jax.training.run import Run
+from uso_jax.training.run_data import RunData
+from uso_jax.weights import quantization
 
 
-def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
+def fit(config: TrainConfig, workdir: str | pathlib.Path, init_from: str | pathlib.Path | None = None) -> dict:
     """Run or resume every stage; write checkpoints, metrics, sample grids and summary.json; return the summary.
 
     A resumed run starts like a fresh one. Its record then says which stage and step to continue, the arrays of the
     checkpoint replace the trained parameters, the optimizer's state and the average, and the data iterator moves to
     where it was.
+
+    Args:
+      config: the configuration; a run only continues with the same one.
+      workdir: the directory of the run.
+      init_from: the directory of another run, whose trained parameters a new run starts from (training.origin).
 
     Raises:
       InputError: bad data, sizes or storage, a checkpoint of another configuration, or a loss that is not finite.
@@ -44,14 +53,24 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path) -> dict:
     if jax.process_index():
         progress.silence()
     with contextlib.ExitStack() as stack:
+        if not preflight.can_write(workdir) and (summary := _finished(config, workdir)) is not None:
+            return summary
+        stack.enter_context(_explained(workdir))
         preflight.check_workdir(workdir)
         lock = stack.enter_context(locks.hold(workdir)) if jax.process_index() == 0 else None
-        return _fit(config, workdir, lock, stack)
+        return _fit(config, workdir, init_from, lock, stack)
 
 
-def _fit(config: TrainConfig, workdir: pathlib.Path, lock: locks.Lock | None, stack: contextlib.ExitStack) -> dict:
+def _fit(
+    config: TrainConfig,
+    workdir: pathlib.Path,
+    init_from: str | pathlib.Path | None,
+    lock: locks.Lock | None,
+    stack: contextlib.ExitStack,
+) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     system = preflight.check(config, mesh, workdir)
+    peers.agree(lambda: preflight.facts(config, workdir))
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
     if config.log_placement and jax.process_index() == 0:
         print(*sharding.describe_placement(mesh, config.rules, system.shapes), sep="\n", flush=True)
@@ -61,7 +80,17 @@ def _fit(config: TrainConfig, workdir: pathlib.Path, lock: locks.Lock | None, st
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
     stack.callback(checkpoints.close)
     resume = Resume(config, system, shardings, trained, checkpoints, workdir)
-    latest, record, saved = resume.newest() or (0, RunRecord(config.fingerprint()), None)
+    found, origin = resume.newest(), None
+    latest, record, saved = found or (0, RunRecord(config.fingerprint()), None)
+    if found is not None:
+        check_origin(record.init_from, init_from, workdir)
+    elif init_from is not None:
+        stored = describe_params(config, system, shardings, trained)
+        quantised = {path for path in system.shapes if quantization.scale_path(path) in stored}
+        origin = Origin(init_from, system.shapes, quantised)
+        record.init_from = origin.facts()
+    trained |= record.inherited
+    checkpoints.remove_old()
     if record.is_finished(config.run_stages):
         return _write_summary(config, record, workdir)
     run = Run(
@@ -78,22 +107,29 @@ def _fit(config: TrainConfig, workdir: pathlib.Path, lock: locks.Lock | None, st
         watchdog=stack.enter_context(contextlib.closing(Watchdog(config.guard.watchdog_seconds))),
         stop=stack.enter_context(contextlib.closing(StopRequest())),
         profile=ProfileWindow(config.profile, workdir / "profile"),
+        data=RunData(config, workdir),
         record=record,
     )
     stack.callback(checkpoints.close)  # first while the watchdog still watches: a save in progress may hang
     stack.callback(run.metrics.close)
     stack.callback(run.profile.close)
-    stack.enter_context(_explain_full_disk(workdir))
+    stack.enter_context(peers.told())  # before the others close, which may wait for other processes
+    stack.enter_context(_explained(workdir))
     with jax.set_mesh(mesh):
-        _train(run, resume, lr_multipliers, saved)
+        _train(run, resume, lr_multipliers, saved, origin)
     with progress.phase("saving"):
         checkpoints.wait()
     return _write_summary(config, run.record, workdir)
 
 
-def _train(run: Run, resume: Resume, lr_multipliers: Sequence[dict[str, float]], saved: dict | None) -> None:
+def _train(
+    run: Run, resume: Resume, lr_multipliers: Sequence[dict[str, float]], saved: dict | None, origin: Origin | None
+) -> None:
     """Make the parameters and train all stages from the one on record; go back after numbers that are not finite."""
+    run.data.source(run.record.stage, run.record)  # before the weights are read, which may take minutes
     params = initial_params(run.config, run.system, run.shardings, run.trained)
+    if origin is not None:
+        params |= origin.read(describe_params(run.config, run.system, run.shardings, run.trained))
     run.watchdog.beat("after reading and drawing parameters")
     if run.config.evaluates:
         run.evaluation = Evaluation(run.config, run.system, run.mesh)
@@ -136,21 +172,37 @@ def _roll_back(run: Run, resume: Resume, index: int, bad: NotFinite) -> dict:
 
 
 @contextlib.contextmanager
-def _explain_full_disk(workdir: pathlib.Path) -> Iterator[None]:
-    """Turn a full disk into an InputError. Checkpoints explain themselves; metrics, images and the summary do not."""
+def _explained(workdir: pathlib.Path) -> Iterator[None]:
+    """Turn an error of the file system into an InputError. Checkpoints explain themselves; all other files do not."""
     try:
         yield
+    except (BrokenPipeError, ConnectionError, TimeoutError):  # of a terminal or of data, not of a disk
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        remedy = "Free some space" if error.errno in _FULL else "Check the disk, the path and its permissions"
         raise InputError(
-            f"cannot write to {workdir}: {error.strerror}. Free some space and run the same command to continue"
+            f"cannot write to {error.filename or workdir}: {error.strerror or error}. {remedy}, and run the same"
+            " command to continue"
         ) from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _finished(config: TrainConfig, workdir: pathlib.Path) -> dict | None:
+    """Return the summary of a finished run in a directory that cannot be written, or None."""
+    newest = Checkpoints.newest_record(workdir / "checkpoints")
+    if newest is None:
+        return None
+    record = RunRecord.from_json(newest)
+    check_same_config(record.config, config.fingerprint(), workdir)
+    return record.summary(config.variant) if record.is_finished(config.run_stages) else None
+
+
 def _write_summary(config: TrainConfig, record: RunRecord, workdir: pathlib.Path) -> dict:
-    """Write summary.json atomically and return it."""
+    """Write summary.json atomically, unless it is there already, and return it."""
     summary = record.summary(config.variant)
-    if jax.process_index() == 0:
-        atomic_files.write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    path, text = workdir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
+    if jax.process_index() == 0 and not (path.is_file() and path.read_bytes() == text):
+        atomic_files.write_file(path, text)
     return summary

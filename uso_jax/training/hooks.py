@@ -5,13 +5,16 @@
 Hooks run in the order in which `stage_hooks` lists them. One that ends the stage early makes every later one run.
 """
 
+import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
+from uso_jax.common import atomic_files
 from uso_jax.images import contact_sheet
 from uso_jax.params import Params
 from uso_jax.training.run import Run
@@ -116,7 +119,8 @@ def evaluate_before(run: Run, params: Params) -> None:
     """Record every table's figures of the model before training and of the references; keep the model's images."""
     before = run.evaluation.sample(params)
     if jax.process_index() == 0:
-        np.savez(run.workdir / BEFORE, **before)
+        with atomic_files.beside(run.workdir / BEFORE) as temporary, temporary.open("wb") as file:
+            np.savez(file, **before)
     known = run.evaluation.baselines(params)
     figures = run.evaluation.figures(params, before)
     run.record.evaluation = {name: {"before": found} | known[name] for name, found in figures.items()}
@@ -131,11 +135,19 @@ def evaluate_after(run: Run, index: int, params: Params) -> None:
         run.record.evaluation[name]["after"] = found
     if jax.process_index():
         return
-    with np.load(run.workdir / BEFORE, allow_pickle=False) as found:
-        before = dict(found)
+    try:
+        with np.load(run.workdir / BEFORE, allow_pickle=False) as found:
+            before = {name: found[name] for name in run.evaluation.tables}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(
+            f"{run.workdir / BEFORE} cannot be read ({error}); images before and after are not shown side by side",
+            file=sys.stderr,
+        )
+        return
     columns = {name: table.columns(before[name], after[name]) for name, table in run.evaluation.tables.items()}
     made = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
-    np.savez_compressed(run.workdir / contact_sheet.COLUMNS, **made)
+    with atomic_files.beside(run.workdir / contact_sheet.COLUMNS) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **made)
     for name, found in columns.items():
         sheet = contact_sheet.draw({key: images[: run.config.heldout.grid_rows] for key, images in found.items()})
         suffix = "" if name == "main" else f"_{name}"

@@ -12,7 +12,6 @@ import numpy as np
 
 from uso_jax.common import progress
 from uso_jax.data.loader import batches
-from uso_jax.data.sources import open_source
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.training import fault_tolerance
@@ -134,7 +133,7 @@ def _open_data(run: Run, index: int) -> Iterator[dict[str, np.ndarray]]:
     process_index, process_count = sharding.batch_share(run.mesh)
     data = iter(
         batches(
-            open_source(config.data.train, stage.data),
+            run.data.source(index, run.record),
             batch_size=stage.batch_size,
             seed=stage_seed(config.seed, stage),
             process_index=process_index,

@@ -6,10 +6,16 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import TypedDict
 
 import jax
 
 from uso_jax.common import compat
+from uso_jax.training import log_file
+
+
+class _Line(TypedDict):
+    step: int
 
 
 class Metrics:
@@ -25,18 +31,14 @@ class Metrics:
             self._open(resume_step)
 
     def _open(self, resume_step: int) -> None:
-        kept = []
-        if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        log_file.reopen(self._path, _Line, lambda line: line["step"] <= resume_step)
         board = compat.summary_writer()(str(self._workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
-        self._parts = self._path.open("a"), board
+        self._parts = self._path.open("ab"), board
 
     def write(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Write the values of one global step of a stage."""
         if self._parts is not None:
-            self._parts[0].write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
+            self._parts[0].write(json.dumps({"step": step, "stage": stage, **values}).encode() + b"\n")
             self._parts[0].flush()
         self.board(step, stage, values)
 

@@ -6,6 +6,7 @@
 that only concern the configuration. Every check raises an `InputError` that names the setting to change.
 """
 
+import dataclasses
 import glob
 import os
 import pathlib
@@ -16,6 +17,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+import uso_jax
+from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.data.features import FeatureSource
 from uso_jax.data.storage import urls
@@ -26,7 +29,7 @@ from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.training.stage import CONDITIONS, StageConfig
-from uso_jax.weights import quantization
+from uso_jax.weights import pretrained, quantization
 from uso_jax.weights.quantized_kernels import describe
 
 
@@ -50,6 +53,21 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
     return system
 
 
+def facts(config: TrainConfig, workdir: pathlib.Path) -> dict[str, Any]:
+    """Return what all processes of a run must have in common besides the data, as JSON terms."""
+    settings = dataclasses.asdict(config)
+    for name in ("num_threads", "num_workers"):  # hosts may differ in these
+        settings["data"].pop(name)
+    directory = mini.directory(config.model.weights) if config.model.weights else None
+    stored = sorted(weights.components(directory)) if directory is not None else []
+    return {
+        "config": settings,
+        "workdir": str(workdir.absolute()),
+        "weights": {name: pretrained.fingerprint(directory / name) for name in stored},
+        "versions": {"uso_jax": uso_jax.__version__, "jax": jax.__version__},
+    }
+
+
 def check_placement(config: TrainConfig, mesh: Mesh, system: USO) -> None:
     """Raise InputError if a parameter has no sharding rule, or a rule of `config.placement` matches no parameter."""
     sharding.shardings(mesh, config.rules, system.shapes)
@@ -64,8 +82,13 @@ def check_workdir(workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot use --workdir {workdir}: {error.strerror}") from error
-    if not os.access(workdir, os.W_OK | os.X_OK):
+    if not can_write(workdir):
         raise InputError(f"cannot use --workdir {workdir}: it is not writable")
+
+
+def can_write(workdir: pathlib.Path) -> bool:
+    """Return whether files can be created in a directory; one that does not exist yet counts."""
+    return not workdir.is_dir() or os.access(workdir, os.W_OK | os.X_OK)
 
 
 # ---------------------------------------------------------------------------------------------------- configuration

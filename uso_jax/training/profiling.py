@@ -13,16 +13,16 @@ writes a line to speed.jsonl every `log_every` steps:
     run_seconds         time of all attempts
 """
 
-import json
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import TypedDict
 
 import jax
 import numpy as np
 
 from uso_jax.hardware import chips, flops
-from uso_jax.training import precompute
+from uso_jax.training import log_file, precompute
 from uso_jax.training.config import ProfileConfig, TrainConfig
 from uso_jax.training.metric_writer import Metrics
 from uso_jax.training.stage import StageConfig
@@ -58,6 +58,10 @@ class ProfileWindow:
 FILE = "speed.jsonl"
 
 
+class _Line(TypedDict):
+    run_seconds: float
+
+
 class Speed:
     """The clock of one attempt of a run.
 
@@ -67,7 +71,8 @@ class Speed:
 
     def __init__(self, workdir: pathlib.Path, productive: float):
         self.productive, self._path = productive, workdir / FILE
-        self._start, self._earlier = time.monotonic(), _seconds_before(self._path)
+        earlier = log_file.reopen(self._path, _Line) if jax.process_index() == 0 else []
+        self._start, self._earlier = time.monotonic(), float(earlier[-1]["run_seconds"]) if earlier else 0.0
         self._mark, self._first = self._start, True
         self._steps = self._seconds = self._samples = self._flops = 0.0
         peak = chips.peak_flops(jax.devices()[0].device_kind)
@@ -112,8 +117,7 @@ class Speed:
             values["mfu"] = self._flops / self._seconds / self._peak
         metrics.board(step, "speed", values)
         if jax.process_index() == 0:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, "stage": stage, **values, "run_seconds": run}) + "\n")
+            log_file.append(self._path, {"step": step, "stage": stage, **values, "run_seconds": run})
         self._steps = self._seconds = self._samples = self._flops = 0.0
 
 
@@ -133,11 +137,3 @@ class ModelFlops:
         if sizes not in self._known:
             self._known[sizes] = flops.count_flops(self._step, *arguments, loops=self._loops)
         return self._known[sizes]
-
-
-def _seconds_before(path: pathlib.Path) -> float:
-    """Return the seconds of earlier attempts, as far as they were written."""
-    if not path.exists():
-        return 0.0
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    return float(json.loads(whole[-1])["run_seconds"]) if whole else 0.0

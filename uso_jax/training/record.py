@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from uso_jax.common import schema
 from uso_jax.training.stage import StageConfig
 
 Figures = dict[str, float]
@@ -43,12 +44,19 @@ class RunRecord:
     stage: int = 0  # index of the stage that is trained
     step: int = 0  # steps of that stage that are done
     data: dict[str, Any] | None = None  # position of that stage's data
+    init_from: dict[str, Any] | None = None  # the run whose parameters it began with, see uso_jax.training.origin
+    rows: dict[str, Any] | None = None  # fingerprints of the training data, by stage
     seconds: float = 0.0  # spent in that stage
     productive_seconds: float = 0.0  # spent in train steps, over all stages
     stages: list[StageRecord] = field(default_factory=list)  # of the stages that have begun
     evaluation: Tables | None = None
     skipped_in_a_row: int | None = None  # steps up to now whose reward was not finite
     rollbacks: list[dict[str, Any]] | None = None  # "stage" and "step" of each bad batch, and the step returned "to"
+
+    @property
+    def inherited(self) -> set[str]:
+        """Parameters that the run took over from another one; checkpoints hold them even if no stage trains them."""
+        return set((self.init_from or {}).get("parameters", ()))
 
     def begin_stage(self, index: int) -> None:
         """Move to the start of a stage."""
@@ -67,6 +75,8 @@ class RunRecord:
         """Return what summary.json says of the run."""
         found = self.to_json()
         summary = {"variant": variant, "stages": found["stages"]}
+        if "init_from" in found:
+            summary["init_from"] = {name: found["init_from"][name] for name in ("workdir", "step")}
         if "rollbacks" in found:
             summary["rollbacks"] = found["rollbacks"]
         if "evaluation" in found:
@@ -82,8 +92,12 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunRecord":
-        """Return the record that `to_json` gave."""
-        return cls(**{**values, "stages": [StageRecord(**stage) for stage in values["stages"]]})
+        """Return the record that `to_json` gave.
+
+        Raises:
+          InputError: the values are those of no record.
+        """
+        return schema.converted(values, cls, "the record")
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,16 +5,17 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
+from uso_jax.common.differences import first_differences
 from uso_jax.common.errors import InputError
 from uso_jax.models.uso import USO
-from uso_jax.training.checkpoints import Checkpoints
+from uso_jax.training.checkpoints import Checkpoints, Damaged
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import describe_params
 from uso_jax.training.record import RunRecord
@@ -59,18 +60,30 @@ class Resume:
 
     def _like(self, record: dict) -> dict | None:
         """Return shapes, dtypes and shardings of a checkpoint's arrays, or None if they need not be read."""
-        check_same_config(record["config"], self.config.fingerprint(), self.workdir)
-        position = RunRecord.from_json(record)
+        try:
+            position = RunRecord.from_json(record)
+        except InputError as error:
+            raise Damaged(str(error)) from error
+        stages = position.config.get("stages")
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            raise Damaged("its configuration has no stages")
+        check_same_config(position.config, self.config.fingerprint(), self.workdir)
+        if (
+            not 0 <= position.stage < len(self.config.run_stages)
+            or not 0 <= position.step <= self.config.run_stages[position.stage].steps
+        ):
+            raise Damaged(f"stage {position.stage}, step {position.step} is not one of this run")
         if position.is_finished(self.config.run_stages):
             return None
         stage = self.config.run_stages[position.stage]
         lr_multipliers = stage.lr_multipliers(self.system.shapes)
-        params = describe_params(self.config, self.system, self.shardings, self.trained)
+        trained = self.trained | position.inherited
+        params = describe_params(self.config, self.system, self.shardings, trained)
         state = describe_state(stage, lr_multipliers, {path: params[path] for path in lr_multipliers})
         place = lambda struct, sharding: jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=sharding)
         state = jax.tree.map(place, state, state_shardings(state, self.shardings))
         frozen = {path: struct for path, struct in params.items() if path not in lr_multipliers}
-        return checkpoint_arrays(self.trained, state, frozen)
+        return checkpoint_arrays(trained, state, frozen)
 
 
 def check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
@@ -78,20 +91,9 @@ def check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
     # A setting that did not exist when the checkpoint was saved had its default.
     defaults = json.loads(json.dumps(dataclasses.asdict(StageConfig(""))))
     saved = saved | {"stages": [defaults | stage for stage in saved["stages"]]}
-    if found := list(_differences(saved, wanted)):
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    if found := first_differences(saved, wanted):
         raise InputError(
-            f"{workdir} holds checkpoints of another configuration ({'; '.join(found[:3])}{more});"
-            " choose another --workdir, or the same settings to continue"
+            f"{workdir} holds checkpoints of another configuration ({found});"
+            f" use the same settings to continue, or start a new run from its weights: --init_from {workdir}"
+            " --workdir NEW"
         )
-
-
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from _differences(x, y, f"{path}[{i}]")
-    elif a != b:
-        yield f"{path} was {a!r}, is {b!r}"

@@ -19,6 +19,7 @@ from uso_jax.training.metric_writer import Metrics
 from uso_jax.training.profiling import ProfileWindow, Speed
 from uso_jax.training.record import RunRecord
 from uso_jax.training.resume import checkpoint_arrays
+from uso_jax.training.run_data import RunData
 from uso_jax.training.step import TrainState
 
 
@@ -39,6 +40,7 @@ class Run:
     watchdog: Watchdog
     stop: StopRequest
     profile: ProfileWindow
+    data: RunData
     record: RunRecord  # what the next checkpoint stores
     evaluation: Evaluation | None = None
     positions: dict[int, dict] = field(default_factory=dict)  # of the data, by stage, after a roll-back to before it
@@ -60,4 +62,5 @@ class Run:
           Stopped: always.
         """
         self.checkpoints.wait()
-        raise Stopped(f"stopped as asked; the same command continues from step {self.checkpoints.latest() or 0}")
+        sentence = f"stopped as asked; the same command continues from step {self.checkpoints.latest() or 0}"
+        raise Stopped(sentence, self.stop.code)

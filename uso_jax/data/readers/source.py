@@ -27,6 +27,7 @@ from uso_jax.images.decode import Fit
 _LOG = logging.getLogger("uso_jax.data")
 _KEPT_FROM = 10_000  # number of triplets from which measured image sizes are cached on disk
 _NAMED = 3  # skipped files of one reason that messages name
+_MEASURED = 256  # files whose length is part of the digest; each costs a request on a network file system
 _THREADS = 16  # for reading image headers, which is I/O-bound
 
 
@@ -135,6 +136,15 @@ class FileTriplets:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         return _unpack(self._rows[self._ends[index] : self._ends[index + 1]])
+
+    def digest(self) -> str:
+        """Return a digest of all rows, and of the lengths of some of their files."""
+        found = hashlib.sha256(self._rows)
+        for index in range(0, len(self), -(-len(self) // _MEASURED)):
+            target = self.item(index).target
+            if target is not None and target.length < 0 and os.path.isfile(target.file):
+                found.update(f"{index} {os.path.getsize(target.file)} ".encode())
+        return found.hexdigest()[:16]
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Return (height, width) of every target and content image, 0 where absent or unreadable.

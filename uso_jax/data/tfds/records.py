@@ -6,6 +6,7 @@ An example holds the image files of content (zero or one), styles and target, th
 Image sizes are kept beside the records in sizes_SPLIT.npy, so that bucketing does not need to read images.
 """
 
+import hashlib
 import io
 import json
 import operator
@@ -68,6 +69,12 @@ class TripletSet:
             key=key,
             meta=json.loads(_text(example["meta"])),
         )
+
+    def digest(self) -> str:
+        """Return a digest of the names and lengths of the split's files."""
+        files = sorted(path for path in self.path.glob(f"*-{self.split}.*") if path.is_file())
+        facts = [[path.name, path.stat().st_size] for path in files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Return (height, width) of every target and content image, 0 where there is none."""
