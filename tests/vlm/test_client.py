@@ -7,10 +7,14 @@ import gzip
 import io
 import itertools
 import json
+import pathlib
+import tempfile
 
 import fake_vlm
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from uso_jax.common.errors import InputError
@@ -230,6 +234,44 @@ def test_damaged_stored_answers_are_named(reply, tmp_path):
         assert judges.open_judge("replay", path).name == "m" and path.read_bytes() == line
     path.write_bytes(b"{")
     assert judges.open_judge("fake", path).record()["from"] is None and path.read_bytes() == b""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["message", "content", "x"]), inner),
+    max_leaves=6,
+)
+
+
+def test_any_json_is_an_answer_or_one_failed_question():
+    reply = []
+    with fake_vlm.serve(lambda body: (200, reply[-1], {})) as endpoint:
+        vlm = Vlm("m", endpoint.url, tries=1, **QUICK)
+
+        @settings(max_examples=40, deadline=None, derandomize=True)
+        @given(JSON, st.booleans())
+        def check(value, wrap):
+            reply.append({"choices": [value]} if wrap else value)
+            try:
+                assert isinstance(vlm.ask([str(len(reply))]), str)
+            except VlmError as error:
+                assert error.kind == "nonsense"
+
+        check()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.binary(max_size=60), st.sampled_from([b"", b"\n", b'{"key": "a", "answer": "b"}\n']))
+def test_any_file_of_answers_is_read_or_refused(data, start):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "answers.jsonl")
+        path.write_bytes(start + data)
+        with pytest.raises(VlmError, match="no endpoint"):  # what is damaged is asked again
+            Vlm("m", cache=path).ask(["?"])
+        try:
+            judges.open_judge("fake", path)
+        except InputError as error:
+            assert "answers.jsonl line" in str(error)
 
 
 def test_it_judges_for_the_evaluation(tmp_path):
