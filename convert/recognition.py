@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import COMPONENTS, section_fields
 from uso_jax.weights import manifest_configs
@@ -34,12 +35,9 @@ def read_config(path: str | pathlib.Path) -> dict[str, dict]:
     Raises:
       InputError: the file is not JSON, or a name or type in it is wrong.
     """
-    try:
-        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); pass a JSON file to --config") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    remedy = "pass a JSON file to --config"
+    missing = f"{path} cannot be read, it does not exist; {remedy}"
+    values = untrusted.json(pathlib.Path(path), missing=missing, remedy=remedy)
     if isinstance(values, dict):
         # Such files may also describe sampling and training, on which weights do not depend.
         values = {section: value for section, value in values.items() if section != "sampling"}

@@ -2,17 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components trained by a run, read from its checkpoint WORKDIR/checkpoints/STEP without any other weights."""
 
-import json
 import pathlib
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import orbax.checkpoint as ocp
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, COMPONENTS, by_component, section_fields
 from uso_jax.weights import manifest_configs
 
 from .exporting import Part
+
+
+class _Transformer(TypedDict):
+    lora_rank: NotRequired[int | None]
+    lora_scale: NotRequired[float]
+
+
+class _System(TypedDict):
+    transformer: _Transformer
+    text: NotRequired[dict[str, Any]]
+
+
+class _Config(TypedDict):
+    system: _System
+
+
+class _Record(TypedDict):
+    """What an export reads of a checkpoint's record."""
+
+    config: _Config
 
 
 def is_training(directory: str | pathlib.Path) -> bool:
@@ -32,7 +53,7 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
     """
     step = _step(pathlib.Path(directory).absolute())
     try:
-        record = json.loads((step / "record" / "metadata").read_text(encoding="utf-8"))
+        record = untrusted.json(step / "record" / "metadata", _Record, remedy="export another checkpoint")
         system = record["config"]["system"]
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(step / "arrays").item_metadata.tree
@@ -83,11 +104,11 @@ def _sections(system: dict) -> manifest_configs.Sections:
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
     if transformer.get("projector"):
         sections["projector"] = transformer["projector"]
-    networks = {
-        name: system.get(name) or system["text"].get(name) for name, row in COMPONENTS.items() if not row.sections
-    }
+    text = system.get("text", {})
+    networks = {name: system.get(name) or text.get(name) for name, row in COMPONENTS.items() if not row.sections}
     for name, values in networks.items():
         if values:
+            values = untrusted.require_object(values, f"the checkpoint's configuration of the {name}")
             sections[name] = {key: value for key, value in values.items() if key in section_fields()[name]}
     return manifest_configs.check_sections(sections, "the checkpoint's configuration")
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 
 from .arrays import Buffer, contiguous
@@ -108,8 +109,8 @@ class SafetensorsFile:
             file.seek(8)
             raw = file.read(length)
         try:
-            header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = untrusted.json(raw, where="it", remedy="copy the file again", limit=MAX_HEADER)
+        except InputError as error:
             raise self._damaged(f"its header is not valid JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is not a JSON object")
@@ -152,13 +153,6 @@ class SafetensorsFile:
 
     def _damaged(self, problem: str) -> InputError:
         return InputError(f"{self.path} is not a valid safetensors file: {problem}; download or copy it again")
-
-
-def _without_duplicates(pairs: list) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 def write_safetensors(

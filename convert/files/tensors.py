@@ -4,15 +4,16 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import ml_dtypes
 import numpy as np
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 
 from .arrays import BFLOAT16
@@ -78,16 +79,15 @@ def _open_one(path: pathlib.Path) -> File:
     return SafetensorsFile(path)
 
 
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
 def _shards(path: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        if path.stat().st_size > 64 * 2**20:
-            raise ValueError("it is too large for an index")
-        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted(set(names))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is neither a weights file nor an index of shards ({error})") from error
+    index = untrusted.json(path, _Index, remedy="it is neither a weights file nor an index of shards")
+    names = sorted(set(index["weight_map"].values()))
     for name in names:
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+        if pathlib.PurePath(name).name != name:
             raise InputError(f"{path}: {name!r} is not the name of a file beside the index")
         if not (path.parent / name).is_file():
             raise InputError(f"{path} lists {name}, which is not beside it; download the missing shard")

@@ -12,13 +12,13 @@ are an error, because USO has no parameters for them.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 
 from ..files.tensors import File, LazyTensor, Sources, computed
@@ -203,18 +203,13 @@ def _add_alphas(adapters: dict[str, dict[int | None, _Pair]], files: Sequence[Fi
 
 
 def _peft_config(file: File) -> dict:
-    try:
-        if notes := file.metadata.get("lora_adapter_metadata"):
-            config = {key.removeprefix("transformer."): value for key, value in json.loads(notes).items()}
-        elif any(key.startswith("base_model.model.") for key in file.tensors):
-            config = json.loads((file.path.parent / "adapter_config.json").read_text(encoding="utf-8"))
-        else:
-            return {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file.path}: its adapter configuration cannot be read ({error})") from error
-    return config if isinstance(config, dict) else {}
+    if notes := file.metadata.get("lora_adapter_metadata"):
+        config = untrusted.json(notes, dict, f"{file.path}: its adapter configuration")
+        return {key.removeprefix("transformer."): value for key, value in config.items()}
+    beside = file.path.parent / "adapter_config.json"
+    if any(key.startswith("base_model.model.") for key in file.tensors) and beside.exists():
+        return untrusted.json(beside, dict)
+    return {}
 
 
 def _check(pair: _Pair, result: Adapters) -> None:

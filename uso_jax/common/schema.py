@@ -106,11 +106,14 @@ def converted(value: Any, kind: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        *others, last = (arg for arg in args if arg is not type(None))
-        for arg in others:
-            with contextlib.suppress(InputError):
-                return converted(value, arg, where)
-        return converted(value, last, where)
+        first, *others = (arg for arg in args if arg is not type(None))
+        try:
+            return converted(value, first, where)
+        except InputError:
+            for arg in others:
+                with contextlib.suppress(InputError):
+                    return converted(value, arg, where)
+            raise
     if origin is typing.Literal and type(value) in map(type, args) and value in args:
         return value
     if origin is tuple and isinstance(value, list | tuple):

@@ -164,6 +164,17 @@ def lines(found: str) -> list[str]:
     return [line.removesuffix("\r") for line in split]
 
 
+def require_object(value: Any, where: str) -> dict:
+    """Return `value` if it is a JSON object.
+
+    Raises:
+      InputError: it is anything else; `where` names its place.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
 def printable(name: str | os.PathLike) -> str:
     """Return a file name as text that can be recorded: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -241,14 +252,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Invalid(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise _Invalid(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return found
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > _DIGITS:
-        raise _Invalid(f"the number {digits[:_DIGITS]}... has more than {_DIGITS} digits")
-    return int(digits)
+    if len(digits) > _DIGITS or not -(1 << 63) <= (found := int(digits)) < 1 << 64:
+        raise _Invalid(f"the number {digits[:_DIGITS]}... has more than 64 bits")
+    return found
 
 
 def _float(digits: str) -> float:

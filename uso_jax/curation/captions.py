@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from uso_jax.common.errors import BadExample
+from uso_jax.common.untrusted import printable
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.store import Folder, Made, Row
 from uso_jax.data.readers.source import FileTriplets
@@ -59,7 +60,8 @@ def _read(
         return {"failed": f"unreadable: {error}"}, None
     row: Row = {"key": triplet.key, "size": list(triplet.target.shape[:2]), "hash": fingerprint(triplet.target)}
     row |= _caption(triplet, config, vlm)
-    if item is not None and item.target.view < 0:
+    # A name that is not UTF-8 cannot be recorded, so the image is copied.
+    if item is not None and item.target.view < 0 and item.target.file == printable(item.target.file):
         return row | {"place": item.target.pack()}, None
     return row, triplet.target
 

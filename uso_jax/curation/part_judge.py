@@ -8,10 +8,10 @@ published, and allows the style to differ, which it does not in UNO's pairs. Onl
 scores are judged. An answer that cannot be parsed is a failure, never a score.
 """
 
-import json
-import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation import selection
 from uso_jax.curation.config import CurationConfig
@@ -31,6 +31,10 @@ things that were added beside the subject.
 Answer with JSON alone: {"parts": {"name of the part": score, ...}}"""
 
 
+class _Answer(TypedDict):
+    parts: dict[str, float]
+
+
 def read_parts(answer: str) -> dict[str, float]:
     """Parse the scores by part from an answer, which may contain text around the JSON.
 
@@ -40,17 +44,13 @@ def read_parts(answer: str) -> dict[str, float]:
     start, end = answer.find("{"), answer.rfind("}")
     if start < 0 or end < start:
         raise ValueError("no JSON")
-    try:
-        parts = json.loads(answer[start : end + 1])["parts"]
-        scores = {str(name): value for name, value in parts.items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"no scores by part ({error})") from error
+    scores = untrusted.json(answer[start : end + 1], _Answer, "the answer", remedy="no scores by part")["parts"]
     if not scores:
         raise ValueError("no part is scored")
     for name, value in scores.items():
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= MOST:
+        if not 0 <= value <= MOST:
             raise ValueError(f"{name} is scored {value!r}, not 0 to 4")
-    return {name: float(value) for name, value in scores.items()}
+    return scores
 
 
 class PartsJudge:

@@ -20,8 +20,9 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from uso_jax.common import atomic_files, progress
+from uso_jax.common import atomic_files, progress, untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.curation.rows import RESULTS, ROWS, Manifest
 from uso_jax.data.storage import archives
 from uso_jax.data.storage.places import Place
 from uso_jax.images import decode
@@ -29,6 +30,7 @@ from uso_jax.images import decode
 Row = dict[str, Any]
 Made = tuple[Iterable[Row], Mapping[int, decode.Pixels]]  # rows, and images by candidate number
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
+_AGAIN = "delete its directory and start again"
 NEEDS = {  # step -> steps whose results it needs
     "captions": (),
     "stylize": ("captions",),
@@ -49,10 +51,11 @@ class Folder:
 
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
-        self.manifest = _read_json(
-            self.path / MANIFEST, f"{path} holds no curation: start one with uso-curate captions."
-        )
+        missing = f"{path} holds no curation: start one with uso-curate captions."
+        self.manifest = untrusted.json(self.path / MANIFEST, Manifest, missing=missing, remedy=_AGAIN)
         self.layouts: list[str] = self.manifest["layouts"]
+        if self.manifest["shard_size"] < 1 or self.manifest["examples"] < 0 or not self.layouts:
+            raise InputError(f"{self.path / MANIFEST} is damaged: its sizes make no sense; {_AGAIN}")
 
     @classmethod
     def begin(cls, path: pathlib.Path | str, manifest: Mapping[str, Any]) -> "Folder":
@@ -132,9 +135,8 @@ class Folder:
         Raises:
           InputError: the step was not started.
         """
-        return _read_json(
-            self.path / step / SETTINGS, f"{self.path} lacks the step {step}: run curate.py {step} first."
-        )
+        missing = f"{self.path} lacks the step {step}: run curate.py {step} first."
+        return untrusted.json(self.path / step / SETTINGS, dict[str, Any], missing=missing, remedy=_AGAIN)
 
     def is_done(self, step: str, shard: int) -> bool:
         """Return whether a shard of a step is complete."""
@@ -147,13 +149,16 @@ class Folder:
           InputError: the shard is missing or damaged.
         """
         path = self._file(step, shard, "jsonl")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return {row["number"]: row for row in map(json.loads, lines)}
-        except FileNotFoundError:
-            raise InputError(f"{self.path} lacks shard {shard:05d} of {step}: run curate.py {step} first.") from None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it and run curate.py {step} again.") from error
+        missing = f"{self.path} lacks shard {shard:05d} of {step}: run curate.py {step} first."
+        again = f"delete it and run curate.py {step} again"
+        rows = untrusted.json_lines(path, ROWS[step], missing=missing, remedy=f"the file is damaged, {again}")
+        found = {row["number"]: row for _, row in rows}
+        if found.keys() != {number for index in self.indices(shard) for number in self.numbers(index)}:
+            raise InputError(f"{path} is damaged (it lacks candidates of its shard): {again}")
+        for number, row in found.items():
+            if absent := [] if "failed" in row else [name for name in RESULTS.get(step, ()) if name not in row]:
+                raise InputError(f"{path} is damaged (candidate {number} has no {absent[0]}): {again}")
+        return found
 
     def all_rows(self, step: str) -> dict[int, Row]:
         """Return all rows of a finished step by candidate number."""
@@ -161,11 +166,16 @@ class Folder:
 
     def place(self, step: str, number: int) -> Place:
         """Return the location of an image that a step generated."""
-        return _members(str(self._file(step, self.shard_of(number), "tar")))[f"{number:08d}.png"]
+        path, name = self._file(step, self.shard_of(number), "tar"), f"{number:08d}.png"
+        if (found := _members(str(path)).get(name)) is None:
+            raise InputError(f"{path} has no {name}: delete it with its .jsonl and run curate.py {step} again")
+        return found
 
     def target(self, row: Row) -> Place:
         """Return the location of the stylised image of a row of captions: the source's file, or a copy without one."""
-        return Place.unpack(row["place"]) if "place" in row else self.place("captions", row["picture"])
+        if "place" in row:
+            return Place.unpack(row["place"])
+        return self.place("captions", row.get("picture", row["number"]))
 
     def _begin(self, step: str, settings: Mapping[str, Any]) -> None:
         on = {need: _digest(self.settings(need)) for need in NEEDS[step]}
@@ -216,12 +226,3 @@ def _digest(settings: Mapping[str, Any]) -> str:
 def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     return ", ".join("earlier steps" if name == "on" else name for name in names) + " differ" if names else ""
-
-
-def _read_json(path: pathlib.Path, missing: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(missing) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable ({error}): delete its directory and start again.") from error

@@ -17,7 +17,7 @@ import json
 import operator
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypedDict
 
 import ml_dtypes
 import numpy as np
@@ -26,13 +26,28 @@ from jaxtyping import Int32
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, untrusted
 from uso_jax.common.errors import BadExample, InputError
+from uso_jax.images.decode import MAX_PIXELS
 
 FORMAT = 1
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64}
 MANIFEST, NULL = "manifest.json", "null.safetensors"
 Record = Mapping[str, np.ndarray]
+_AGAIN = "precompute the features again"
+
+
+class _Manifest(TypedDict):
+    format: int
+    fingerprint: dict[str, str]
+    shards: int
+    num_styles: int
+    downscale: int
+
+
+class _Shard(TypedDict):
+    shapes: list[tuple[int, int, int, int]]
+    left_out: dict[str, str]
 
 
 class FeatureSource:
@@ -47,7 +62,9 @@ class FeatureSource:
         self.manifest = read_manifest(self.path)
         try:
             self._null = _load((self.path / NULL).read_bytes())
-        except (OSError, SafetensorError) as error:
+            if absent := {"style", "txt", "vec"} - self._null.keys():
+                raise ValueError(f"it has no {min(absent)}")
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path / NULL} cannot be read ({error}): precompute the features again.") from error
         shards = self.manifest["shards"]
         missing = [number for number in range(shards) if not is_done(self.path, number)]
@@ -125,17 +142,14 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: it is missing, unreadable or of another format.
     """
-    try:
-        found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise InputError(f"{path} has format {found['format']}, expected {FORMAT}: precompute it again.")
-        return found
-    except FileNotFoundError:
-        raise InputError(f"{path} holds no features: create them with uso-curate precompute.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path / MANIFEST} is not readable ({error}): precompute the features again.") from error
+    missing = f"{path} holds no features: create them with uso-curate precompute."
+    found = untrusted.json(path / MANIFEST, dict, missing=missing, remedy=_AGAIN)
+    if found.get("format") != FORMAT:
+        raise InputError(f"{path} has format {found.get('format')}, expected {FORMAT}: precompute it again.")
+    found = untrusted.json(path / MANIFEST, _Manifest, remedy=_AGAIN)
+    if found["shards"] < 1 or found["downscale"] < 1:
+        raise InputError(f"{path / MANIFEST} is damaged (its sizes make no sense); {_AGAIN}")
+    return found
 
 
 def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Record) -> None:
@@ -192,9 +206,15 @@ def _load(data: bytes) -> dict[str, np.ndarray]:
 
 def left_out(path: pathlib.Path, number: int) -> dict[str, str]:
     """Return why examples of a shard were omitted, by index."""
-    return json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))["left_out"]
+    return _shard(path, number)["left_out"]
 
 
 def _shapes(path: pathlib.Path, number: int) -> np.ndarray:
-    found = json.loads((path / f"{number:05d}.json").read_text(encoding="utf-8"))
-    return np.asarray(found["shapes"], np.int32).reshape(-1, 4)
+    shapes = _shard(path, number)["shapes"]
+    if not all(0 <= side <= MAX_PIXELS for shape in shapes for side in shape):
+        raise InputError(f"{path / f'{number:05d}.json'} is damaged (a size makes no sense); {_AGAIN}")
+    return np.asarray(shapes, np.int32).reshape(-1, 4)
+
+
+def _shard(path: pathlib.Path, number: int) -> "_Shard":
+    return untrusted.json(path / f"{number:05d}.json", _Shard, remedy=_AGAIN)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from uso_jax.common.errors import InputError
+from uso_jax.common.untrusted import printable
 from uso_jax.images import decode, opening
 from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.opening import Limits
@@ -83,7 +84,7 @@ class Reference:
 
     def record(self) -> dict[str, Any]:
         """Return what identifies the image, in JSON terms."""
-        return {"path": self.path, "sha256": self.sha256}
+        return {"path": self.path and printable(self.path), "sha256": self.sha256}
 
     def content(self, long_side: int, multiple: int) -> Pixels:
         """Resize to `long_side` and crop the centre to multiples of `multiple`, as upstream (preprocess_ref).

@@ -1,26 +1,27 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batch jobs: images of a JSON file of items, in upstream's format.
+"""Batch jobs: images of a file of items, in upstream's format, as a JSON list or JSON lines.
 
     [{"prompt": "...", "image_paths": ["content.png" or "", "style.png", ...], "save_dir": "..."}, ...]
 
 An item may also have "content_paths" (further content images) and any generation option, such as "width" or "seed".
-Paths are relative to the JSON file.
+Paths are relative to the file, with "/" or "\\" between folders. The config.json of an example of upstream's app is one
+item: {"prompt": "...", "image_ref1": "content.png", "image_ref2": "style.png", "seed": 3407}.
 
 A file name holds the identity of its image (a hash of the request and the weights), so two processes write the same
 name only for the same image, and a rerun skips what is finished.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from uso_jax.common import folders, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import require_object
+from uso_jax.common.upstream_items import with_image_paths
 from uso_jax.images import files
 from uso_jax.images.reference import Reference
 from uso_jax.inference.options import SPECS, GenerationOptions, check_options
@@ -47,13 +48,15 @@ class Item:
     save_dir: str | None = None
 
 
-def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "") -> Item:
+def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", where: str = "") -> Item:
     """Parse one item as upstream does: its first image is the content, "" for none, and the others are styles.
 
     Raises:
-      InputError: a key is unknown, a value is not allowed or an image is missing; the message names the item.
+      InputError: a key is unknown, a value is not allowed or an image is missing; the message names the item, as
+        `where` if that is given.
     """
-    name = f"item {number}"
+    name = where or f"item {number}"
+    values = with_image_paths(values, name)
     if unknown := values.keys() - {*_KEYS, *SPECS}:
         raise InputError(f"{name}: unknown key {min(unknown)!r}; the keys are {', '.join((*_KEYS, *SPECS))}")
     if not isinstance(prompt := values.get("prompt", ""), str):
@@ -64,16 +67,18 @@ def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "") -> 
         if not isinstance(paths[key], list) or not all(isinstance(path, str) for path in paths[key]):
             raise InputError(f"{name}: {key} must be a list of paths")
     content, styles = [*paths["image_paths"][:1], *paths["content_paths"]], paths["image_paths"][1:]
-    contents = [os.path.join(folder, path) for path in content if path]
+    located = lambda path: folders.located(path, folder, name)
+    contents = [located(path) for path in content if path]
     # The name of a saved style is not relative to the folder.
     is_name = lambda path: not pathlib.Path(path).suffix and not pathlib.Path(folder, path).exists()
-    styles = [path if is_name(path) else os.path.join(folder, path) for path in styles if path]
+    styles = [path if is_name(path) else located(path) for path in styles if path]
     for path in [*contents, *(path for path in styles if not is_style(path))]:
         if not pathlib.Path(path).is_file():
             raise InputError(f"{name}: image {path!r} does not exist; check the path")
     save_dir = values.get("save_dir")
+    save_dir = save_dir.replace("\\", "/") if isinstance(save_dir, str) else save_dir
     if save_dir is not None and (
-        not isinstance(save_dir, str) or os.path.isabs(save_dir) or ".." in save_dir.split("/")
+        not isinstance(save_dir, str) or save_dir[:1] == "/" or save_dir[1:2] == ":" or ".." in save_dir.split("/")
     ):
         raise InputError(f"{name}: save_dir {save_dir!r} must be a relative path without ..")
     options = check_options({key: value for key, value in values.items() if key in SPECS}, f"{name}: ")
@@ -86,16 +91,13 @@ def read_items(path: str | pathlib.Path) -> list[Item]:
     Raises:
       InputError: the file is not a list of items, or an item is wrong; the message names it.
     """
-    try:
-        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check --eval_json_path") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); correct it") from error
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{path} must be a JSON list of items, each with prompt and image_paths")
-    folder = os.path.dirname(path)
-    items = [parse_item(require_object(one, f"{path}: item {i}"), i, folder) for i, one in enumerate(values)]
+    folder, path = os.path.dirname(path), pathlib.Path(path)
+    remedy = "it must be a JSON list of items, each with prompt and image_paths"
+    missing = f"{untrusted.printable(path)} does not exist; check --eval_json_path"
+    found = untrusted.json_items(path, missing=missing, remedy=remedy)
+    items = [parse_item(one, i, folder, where) for i, (where, one) in enumerate(found)]
+    if not items:
+        raise InputError(f"{path} has no items; {remedy}")
     owner: dict[str, int] = {}
     for item in items:
         if item.save_dir and (first := owner.setdefault(os.path.normpath(item.save_dir), item.number)) != item.number:

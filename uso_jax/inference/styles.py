@@ -22,7 +22,7 @@ import safetensors
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from uso_jax.common import atomic_files, locks
+from uso_jax.common import atomic_files, locks, untrusted
 from uso_jax.common.errors import InputError
 
 FORMAT = "uso_jax style 1"
@@ -90,7 +90,7 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
             features = file.get_tensor("features")
         if features.dtype != np.float32 or features.ndim != 4 or not np.isfinite(features).all():
             raise ValueError("features must be finite float32 [n, 3, s, c]")
-        images = tuple(json.loads(metadata["images"]))
+        images = untrusted.json(metadata["images"], tuple[dict[str, Any], ...], str(path))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except InputError:
         raise

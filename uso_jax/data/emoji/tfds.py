@@ -14,9 +14,11 @@ from typing import ClassVar, SupportsIndex
 
 import tensorflow_datasets as tfds
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.data.emoji.artwork import LICENCES, TEAMS, EmojiArtwork
 from uso_jax.data.emoji.source import EmojiSource
+from uso_jax.data.tfds import records
 from uso_jax.data.triplet import Triplet
 from uso_jax.images import decode
 
@@ -136,7 +138,7 @@ class EmojiSet:
             raise InputError(f"{folder} does not exist; the data set is of another version: prepare it again.")
         # Undecoded PNG bytes: TFDS would decode them with whatever library it finds.
         undecoded = dict.fromkeys(IMAGES, tfds.decode.SkipDecoding())
-        self._data = tfds.builder_from_directory(str(folder)).as_data_source(split, decoders=undecoded)
+        self._folder, self._data = folder, records.open_split(folder, split, undecoded)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -144,9 +146,12 @@ class EmojiSet:
     def __getitem__(self, index: SupportsIndex) -> Triplet:
         index = operator.index(index)
         key = f"emoji/{self.config}/{self.split}/{index}"
-        example = self._data[index]
+        example = records.read_example(self._data, index, self._folder)
         content, style, target = (decode.decode_image(example.pop(name), what=f"{name} of {key}") for name in IMAGES)
-        text = {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+        text = {
+            name: untrusted.text(value, f"{name} of {key}") if isinstance(value, bytes) else value
+            for name, value in example.items()
+        }
         return Triplet(
             prompt=text.pop("prompt"),
             content=content,

@@ -23,6 +23,13 @@ _ROW_GROUPS = 8  # decoded parquet row groups that are cached
 _READING = threading.Lock()  # threads share the file position of a parquet file
 
 
+_KINDS = (str, str, int, int, int, int, int)  # of the values of `Place.pack`
+
+
+def _is_wrong(value: Any, kind: type) -> bool:
+    return type(value) is not kind
+
+
 @dataclass(frozen=True)
 class Place:
     """The location of one image."""
@@ -49,8 +56,16 @@ class Place:
 
     @classmethod
     def unpack(cls, values: list[Any] | None) -> "Place | None":
-        """Invert `pack`."""
-        return None if values is None else cls(*values)
+        """Invert `pack`.
+
+        Raises:
+          InputError: the values are not a place.
+        """
+        if values is None:
+            return None
+        if not values or len(values) > len(_KINDS) or any(map(_is_wrong, values, _KINDS)):
+            raise InputError(f"{values!r} is not the place of an image; make the file that holds it again.")
+        return cls(*values)
 
     def read(self, what: str = "") -> bytes:
         """Return the bytes of the image file; `what` is appended to its name in error messages.

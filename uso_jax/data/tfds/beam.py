@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from uso_jax.common import atomic_files
+from uso_jax.common import atomic_files, untrusted
 from uso_jax.common.errors import BadExample
 from uso_jax.data.sources import open_source
 from uso_jax.data.tfds import records
@@ -50,7 +50,7 @@ def read_split(split: str, spec: Mapping[str, Any], total: int, folder: Path) ->
 def pop_lost(folder: Path, split: str) -> list[str]:
     """Return the errors of the unreadable triplets of a split, and delete their file."""
     path = _lost_file(folder, split)
-    reasons = json.loads(path.read_text(encoding="utf-8"))
+    reasons = untrusted.json(path, list[str], remedy="prepare the data set again")
     path.unlink()
     return reasons
 

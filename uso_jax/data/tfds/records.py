@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -18,11 +18,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int32
 
-from uso_jax.common.errors import InputError
+from uso_jax.common import untrusted
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.readers.source import FileTriplets
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import Triplet, TripletSource, task_of
 from uso_jax.images import decode as images
+
+_AGAIN = "prepare the data set again"
 
 
 class _AsStored(tfds.decode.SkipDecoding):
@@ -36,25 +39,21 @@ class TripletSet:
     """Random access to a split of a data set that `writer.prepare` wrote to `path`.
 
     Raises:
-      InputError: the data set or the split does not exist.
+      InputError: the data set or the split does not exist, or the data set is damaged.
     """
 
     def __init__(self, path: Path | str, split: str = "train"):
         self.path, self.split = Path(path), split
         if not (self.path / "dataset_info.json").is_file():
             raise InputError(f"{path} holds no data set: create one with uso-curate convert, which prints its path.")
-        builder = tfds.builder_from_directory(str(self.path))
-        if split not in builder.info.splits:
-            raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
-        undecoded = dict.fromkeys(("content", "styles", "target"), _AsStored())
-        self._data = builder.as_data_source(split, decoders=undecoded)
+        self._data = open_split(self.path, split, dict.fromkeys(("content", "styles", "target"), _AsStored()))
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: SupportsIndex) -> Triplet:
         index = operator.index(index)
-        example = self._data[index]
+        example = read_example(self._data, index, self.path)
         key = f"{self.path.parent.name}/{_text(example['key'])}"
         decode = lambda data, what: images.decode_image(bytes(data), what=f"{what} of {key} ({self.path})")
         content = [decode(data, "content") for data in example["content"]]
@@ -67,7 +66,7 @@ class TripletSet:
             task=task_of(content=bool(content), styles=bool(styles)),
             layout=_text(example["layout"]),
             key=key,
-            meta=json.loads(_text(example["meta"])),
+            meta=untrusted.json(_text(example["meta"]), dict, f"meta of {key} ({self.path})"),
         )
 
     def digest(self) -> str:
@@ -78,7 +77,51 @@ class TripletSet:
 
     def sizes(self) -> Int32[np.ndarray, "n 4"]:
         """Return (height, width) of every target and content image, 0 where there is none."""
-        return np.load(sizes_file(self.path, self.split), allow_pickle=False)
+        path = sizes_file(self.path, self.split)
+        try:
+            found = np.load(path, allow_pickle=False)
+            if found.dtype != np.int32 or found.shape != (len(self), 4):
+                raise ValueError(f"{found.dtype} {list(found.shape)}")
+            return found
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+def open_split(folder: Path, split: str, decoders: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """Open a split of a directory that TFDS wrote.
+
+    Raises:
+      InputError: the directory is damaged, or has no such split.
+    """
+    for name in ("dataset_info.json", "features.json"):
+        untrusted.json(folder / name, dict, missing=f"{folder} has no {name}: {_AGAIN}", remedy=_AGAIN)
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        splits = tuple(builder.info.splits)
+        opened = builder.as_data_source(split, decoders=dict(decoders)) if split in splits else None
+    except Exception as error:  # TFDS and its readers raise exceptions of many kinds
+        raise InputError(f"{folder} is not a readable data set ({_reason(error)}): {_AGAIN}") from error
+    if opened is None:
+        raise InputError(f"{folder} has no split {split!r}; it has {', '.join(splits)}.")
+    return opened
+
+
+def read_example(data: Sequence[dict[str, Any]], index: int, folder: Path) -> dict[str, Any]:
+    """Return an example of an opened split.
+
+    Raises:
+      BadExample: the record is damaged.
+    """
+    if not 0 <= index < len(data):
+        raise IndexError(f"example {index} of {len(data)}")
+    try:
+        return data[index]
+    except Exception as error:  # readers of records raise exceptions of many kinds
+        raise BadExample(f"example {index} of {folder} is damaged ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 def sizes_file(path: Path, split: str) -> Path:
@@ -87,7 +130,7 @@ def sizes_file(path: Path, split: str) -> Path:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return untrusted.text(value, "the text of an example") if isinstance(value, bytes) else str(value)
 
 
 def encode_example(source: TripletSource, index: int) -> tuple[dict[str, Any], tuple[int, ...]]:

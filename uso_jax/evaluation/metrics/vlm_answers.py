@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parsers of a judge's answers. All return None if the answer cannot be parsed."""
 
-import json
 import re
 from typing import Any
+
+from uso_jax.common import untrusted
+from uso_jax.common.errors import InputError
 
 
 def read_score(reply: str, most: int = 10) -> int | None:
@@ -14,8 +16,8 @@ def read_score(reply: str, most: int = 10) -> int | None:
     value: Any = None
     if 0 <= start < end:
         try:
-            value = json.loads(text[start : end + 1]).get("score")
-        except (ValueError, RecursionError):
+            value = untrusted.json(text[start : end + 1], dict).get("score")
+        except InputError:
             found = re.search(r"[\"']?score[\"']?\s*:\s*\[?\s*[\"']?(-?\d+(?:\.\d+)?)", text)
             value = found[1] if found else None
     elif re.fullmatch(r"\s*\d+\s*", text):
@@ -23,7 +25,7 @@ def read_score(reply: str, most: int = 10) -> int | None:
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     try:
         number = float(value) if not isinstance(value, bool) else -1.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number == int(number) and 0 <= number <= most else None
 
