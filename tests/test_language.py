@@ -37,6 +37,7 @@ PICTURES = {  # text that may contain the word: why
     '"pictures"': "key of an evaluation's summary.json",
     "told.pictures.": "key of an evaluation's summary.json",
     "pictures: dict": "key of an evaluation's summary.json",
+    "picture: NotRequired": "key of a curation's rows",
     '"picture"': "key of score logs and of a curation's rows",
     '"--pictures"': "alias of a command-line flag",
     "`pictures`": "option of the reader uso_eval",

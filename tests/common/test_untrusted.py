@@ -138,7 +138,7 @@ def test_schemas(schema, text, value):
         (list[int], "[1, true]", r"x\[1\]: True is not a whole number"),
         (dict[str, int], '{"a": 1.0}', r"x\.a: 1.0 is not a whole number"),
         (Literal["a", 1], "true", "one of a, 1"),
-        (str | int, "1.5", "1.5 is not a whole number"),
+        (str | int, "1.5", "1.5 is not text or a whole number"),
         (str, json.dumps(["long" * 100]), r"lo\.\.\. is not text"),
     ],
 )
@@ -191,11 +191,19 @@ def test_files_that_are_no_text(tmp_path):
 
 
 def test_text():
-    assert untrusted.text(b"\xef\xbb\xbfa\r\nb") == "a\r\nb"
+    assert untrusted.text(b"\xef\xbb\xbfa\r\nb") == "a\nb"
     with pytest.raises(InputError, match=r"the prompt holds half of a character.*D83D"):
         untrusted.text("a \ud83d", "the prompt")
     with pytest.raises(InputError, match="0x92 in line 2"):
         untrusted.text("a\nit\u2019s".encode("cp1252"))
+
+
+def test_names_of_files_are_recorded_as_printable_text():
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80")
+    assert untrusted.printable(name) == rb"caf\xe9 \U0001f600".decode("unicode_escape").replace("\xe9", r"\xe9")
+    value = untrusted.recorded({"path": name, "size": (1, 2), "prompt": "\U0001f600 é"})
+    assert value == {"path": untrusted.printable(name), "size": [1, 2], "prompt": "\U0001f600 é"}
+    assert untrusted.json(json.dumps(value)) == value
 
 
 @CHECKED

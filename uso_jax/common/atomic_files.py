@@ -18,7 +18,8 @@ def write_file(path: pathlib.Path, data: bytes | str) -> None:
       OSError: the file cannot be written.
     """
     with beside(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        # A name of a file that is not UTF-8 must not lose the rest.
+        temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager

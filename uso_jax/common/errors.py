@@ -24,6 +24,9 @@ def exit_cleanly(main: Callable) -> Callable:
 
     @wraps(main)
     def wrapped(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # names of files may be any bytes, and a terminal may be ASCII
+                stream.reconfigure(errors="backslashreplace")
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()

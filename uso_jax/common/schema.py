@@ -113,7 +113,8 @@ def converted(value: Any, kind: Any, where: str) -> Any:
             for arg in others:
                 with contextlib.suppress(InputError):
                     return converted(value, arg, where)
-            raise
+            if isinstance(value, list | Mapping):
+                raise
     if origin is typing.Literal and type(value) in map(type, args) and value in args:
         return value
     if origin is tuple and isinstance(value, list | tuple):

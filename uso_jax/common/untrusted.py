@@ -18,9 +18,10 @@ levels deep. Every damage is an `InputError` that names the source and the line 
 import math
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Callable, Iterator
-from json import JSONDecodeError, JSONDecoder
+from json import JSONDecodeError, JSONDecoder, dumps, loads
 from typing import Any, BinaryIO, TypeVar
 
 from uso_jax.common import schema as schemas
@@ -34,12 +35,13 @@ LIST_LIMIT = 1 << 32  # bytes of a list of items
 DEPTH = 64  # levels of lists and objects
 _DIGITS = 20  # of a 64-bit number with its sign
 _REMEDY = "fix the file"
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python decodes the bytes of such names
 
 
 def text(
     source: Source, where: str = "", *, missing: str = "", remedy: str = "save it as UTF-8", limit: int = LIMIT
 ) -> str:
-    """Return decoded text, without a byte order mark.
+    """Return decoded text, without a byte order mark and with "\\n" for "\\r\\n".
 
     Args:
       source: path, bytes or text.
@@ -52,11 +54,7 @@ def text(
       InputError: the source is missing, is no regular file, is too large, is not UTF-8, or holds half of a surrogate
         pair or a NUL character.
     """
-    where = where or _name(source)
-    if isinstance(source, pathlib.Path):
-        with _opened(source, where, missing, remedy) as file:
-            source = _read(file, limit, where, remedy)
-    return _decoded(source, where, remedy, limit)
+    return _whole_text(source, where or _name(source), missing, remedy, limit).replace("\r\n", "\n")
 
 
 def json(
@@ -79,7 +77,7 @@ def json(
       InputError: see `text`; or it is not JSON, or not what the schema says.
     """
     where = where or _name(source)
-    found = text(source, where, missing=missing, remedy=remedy, limit=limit)
+    found = _whole_text(source, where, missing, remedy, limit)
     return _checked(_parsed(found, where, remedy, nan), schema, where, remedy)
 
 
@@ -142,7 +140,7 @@ def json_items(
       InputError: see `json`; `schema` is that of one item.
     """
     where = where or _name(source)
-    found = text(source, where, missing=missing, remedy=remedy, limit=limit)
+    found = _whole_text(source, where, missing, remedy, limit)
     if not found.lstrip().startswith("{"):
         for number, item in enumerate(_checked(_parsed(found, where, remedy, nan), list, where, remedy)):
             yield f"{where}, item {number}", _checked(item, schema, f"{where}, item {number}", remedy)
@@ -175,6 +173,17 @@ def require_object(value: Any, where: str) -> dict:
     return value
 
 
+def recorded(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """Return a value as JSON gives it back, with names of files as `printable` has them.
+
+    Args:
+      value: what `json.dumps` accepts.
+      default: as that of `json.dumps`.
+    """
+    found = dumps(value, default=default, ensure_ascii=False)
+    return loads(_NOT_UTF8.sub(lambda char: f"\\\\x{ord(char[0]) - 0xDC00:02x}", found))
+
+
 def printable(name: str | os.PathLike) -> str:
     """Return a file name as text that can be recorded: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -185,6 +194,13 @@ def printable(name: str | os.PathLike) -> str:
 
 def _name(source: Source) -> str:
     return printable(source) if isinstance(source, pathlib.Path) else "the text"
+
+
+def _whole_text(source: Source, where: str, missing: str, remedy: str, limit: int) -> str:
+    if isinstance(source, pathlib.Path):
+        with _opened(source, where, missing, remedy) as file:
+            source = _read(file, limit, where, remedy)
+    return _decoded(source, where, remedy, limit)
 
 
 def _opened(path: pathlib.Path, where: str, missing: str, remedy: str) -> BinaryIO:

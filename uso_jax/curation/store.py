@@ -64,7 +64,7 @@ class Folder:
         Raises:
           InputError: the directory holds a curation with another manifest.
         """
-        path, manifest = pathlib.Path(path), json.loads(json.dumps(manifest))
+        path, manifest = pathlib.Path(path), untrusted.recorded(manifest)
         if not (path / MANIFEST).exists():
             with atomic_files.explained(path, "choose another --to."):
                 path.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class Folder:
 
     def _begin(self, step: str, settings: Mapping[str, Any]) -> None:
         on = {need: _digest(self.settings(need)) for need in NEEDS[step]}
-        settings = json.loads(json.dumps(dict(settings) | {"on": on}))
+        settings = untrusted.recorded(dict(settings) | {"on": on})
         path = self.path / step / SETTINGS
         if not path.exists():
             path.parent.mkdir(exist_ok=True)

@@ -158,7 +158,7 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
     Raises:
       InputError: the directory holds features of other settings.
     """
-    manifest = json.loads(json.dumps({"format": FORMAT, **manifest}))
+    manifest = untrusted.recorded({"format": FORMAT, **manifest})
     if (path / MANIFEST).exists():
         found = read_manifest(path)
         if differs := sorted(name for name in manifest.keys() | found.keys() if manifest.get(name) != found.get(name)):

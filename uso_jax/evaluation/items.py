@@ -139,6 +139,8 @@ def write_items(folder: pathlib.Path | str, items: Iterable[EvalItem]) -> pathli
         for file in one.references:
             if not os.path.isfile(file):
                 raise InputError(f"item {one.key!r}: image {file!r} does not exist; check the path")
+            if untrusted.printable(file) != file:
+                raise InputError(f"item {one.key!r}: the name of image {file!r} is not UTF-8; rename the file")
     text = "".join(json.dumps(asdict(_absolute(one, pathlib.Path())), ensure_ascii=False) + "\n" for one in items)
     with atomic_files.explained(path, "choose another --to"):
         path.parent.mkdir(parents=True, exist_ok=True)

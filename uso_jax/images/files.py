@@ -39,7 +39,7 @@ def write_image(path: pathlib.Path, image: Image.Image, record: Mapping[str, Any
     Raises:
       InputError: a file could not be written.
     """
-    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(untrusted.recorded(record), indent=1, ensure_ascii=False, sort_keys=True)
     info = PngImagePlugin.PngInfo()
     info.add_itxt(KEY, text)
     buffer = io.BytesIO()

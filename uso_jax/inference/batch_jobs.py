@@ -26,7 +26,7 @@ from uso_jax.images import files
 from uso_jax.images.reference import Reference
 from uso_jax.inference.options import SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
-from uso_jax.inference.request import ContentLike, Request, StyleLike
+from uso_jax.inference.request import PROMPT_LIMIT, ContentLike, Request, StyleLike
 from uso_jax.inference.sampler import Progress
 from uso_jax.inference.styles import is_style
 
@@ -61,6 +61,7 @@ def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", whe
         raise InputError(f"{name}: unknown key {min(unknown)!r}; the keys are {', '.join((*_KEYS, *SPECS))}")
     if not isinstance(prompt := values.get("prompt", ""), str):
         raise InputError(f"{name}: prompt must be text, not {prompt!r}")
+    prompt = untrusted.text(prompt, f"{name}: the prompt", remedy="type it again", limit=PROMPT_LIMIT)
     paths = {}
     for key in ("image_paths", "content_paths"):
         paths[key] = values.get(key) or []

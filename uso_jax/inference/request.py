@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
@@ -24,6 +25,7 @@ from uso_jax.weights.pretrained import Pretrained
 
 ContentLike = ImageLike | Reference
 StyleLike = ImageLike | Reference | StyleEmbedding
+PROMPT_LIMIT = 1 << 16  # characters; encoders read at most 512 tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,7 @@ def make_request(
     options = options or GenerationOptions()
     if not isinstance(prompt, str):
         raise InputError(f"the prompt must be text, not {type(prompt).__name__}")
+    prompt = untrusted.text(prompt, "the prompt", remedy="type it again", limit=PROMPT_LIMIT)
     contents, styles = _several(contents), _several(styles)
     if not prompt.strip() and not contents and not styles:
         raise InputError("nothing to generate: pass a prompt, a content image or a style image")
