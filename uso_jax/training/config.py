@@ -7,12 +7,12 @@ Files in configs/ build a `TrainConfig`; `override` changes values of it by dott
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from uso_jax import params
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.common.schema import override
 from uso_jax.data.config import DataConfig
@@ -186,7 +186,7 @@ class TrainConfig:
         }
         if self.model.quantization:  # checkpoints from before this setting lack it
             parts["quantization"] = self.model.quantization
-        return json.loads(json.dumps(parts, default=dataclasses.asdict))
+        return untrusted.recorded(parts, default=dataclasses.asdict)
 
     def with_numerics(self, **changes: Any) -> "TrainConfig":
         """Change attention or remat of every network that has it; remat "none" includes the reward's decoder."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import require_object
+from uso_jax.common.untrusted import require_object
 from uso_jax.models.components import ADAPTERS, COMPONENTS, row_of, section_fields
 
 Sections = Mapping[str, Mapping[str, Any]]  # section -> field -> value

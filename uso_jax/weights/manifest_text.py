@@ -118,7 +118,7 @@ def add_hashes(folder: pathlib.Path) -> None:
       OSError: a file cannot be read or written.
     """
     path = folder / "manifest.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = untrusted.json(path, dict[str, Any])
     record["sha256"] = integrity.file_hashes(folder, record["files"])
     atomic_files.write_file(path, _with_hash(record))
 

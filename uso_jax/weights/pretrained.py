@@ -29,9 +29,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uso_jax import flow, mini, weights
-from uso_jax.common import progress
+from uso_jax.common import progress, untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.common.json_files import require_object
 from uso_jax.models.components import by_component, folders, placement_rules
 from uso_jax.models.families import family_of
 from uso_jax.models.uso import USO
@@ -65,11 +64,8 @@ class Defaults:
     def read(cls, directory: pathlib.Path, of_family: Mapping[str, Any] = MappingProxyType({})) -> "Defaults":
         """Read DIR/pipeline.json, if there is one; `of_family` are the base model's defaults."""
         path, values = directory / "pipeline.json", {}
-        try:
-            if path.is_file():
-                values = require_object(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not readable JSON ({error}); correct or remove it") from error
+        if path.exists():
+            values = untrusted.json(path, dict[str, Any], remedy="correct or remove it")
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in fields:
@@ -193,7 +189,7 @@ def fingerprint(folder: pathlib.Path) -> str:
 
 def _fingerprint(folder: pathlib.Path) -> str:
     weights.manifest(folder.parent, folder.name)  # raises InputError where it is damaged
-    record: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = untrusted.json(folder / "manifest.json")
     sources = [source.get("sha256") for source in record.get("sources", []) if isinstance(source, dict)]
     facts = [record["config"], record["tensors"], record.get("quantization"), sources]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -15,11 +15,13 @@ import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from uso_jax.common import schema, untrusted
 from uso_jax.weights.stored_array import StoredArray
 
 FILE = "params.safetensors"
@@ -36,6 +38,14 @@ DTYPES: Mapping[np.dtype, str] = {
     np.dtype(np.float64): "F64",
 }
 Structs = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class _Entry(TypedDict):
+    """A tensor in the header of a file."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,16 @@ def read_extents(folder: pathlib.Path, tensors: Structs) -> dict[str, Extent]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise ValueError(f"{file} has no sound header")
-            header = json.loads(stream.read(length))
+            if length > untrusted.LIMIT:
+                raise ValueError(f"{file} has a header of {length} bytes; the limit is {untrusted.LIMIT}")
+            header = untrusted.json(stream.read(length), dict[str, Any], f"the header of {file}")
         for path, entry in header.items():
             if path == "__metadata__":
                 continue
+            entry = schema.converted(entry, _Entry, f"{path} in {file}")
             start, stop = entry["data_offsets"]
+            if path not in tensors:
+                raise ValueError(f"{path} in {file} is not in the manifest")
             struct = tensors[path]
             if (
                 (entry["dtype"], entry["shape"]) != (DTYPES[np.dtype(struct.dtype)], list(struct.shape))
