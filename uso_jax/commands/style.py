@@ -64,7 +64,7 @@ def _mix(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    for path in sorted(style_files.style_library().glob("*.safetensors")):
+    for path in style_files.saved_styles():
         _print(path)
 
 

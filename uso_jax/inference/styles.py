@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from uso_jax.common import atomic_files, locks, untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.common.folders import is_clutter
 
 FORMAT = "uso_jax style 1"
 
@@ -55,6 +56,11 @@ def style_path(name: str | pathlib.Path) -> pathlib.Path:
     return path if path.suffix == ".safetensors" else style_library() / f"{name}.safetensors"
 
 
+def saved_styles() -> list[pathlib.Path]:
+    """Return the files of the style library in order of name."""
+    return sorted(file for file in style_library().glob("*.safetensors") if not is_clutter(file.name))
+
+
 def is_style(name: str | pathlib.Path) -> bool:
     """Return whether a string is the name or file of a style, and not the path of an image."""
     path = pathlib.Path(name)
@@ -80,7 +86,7 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
     """
     path = style_path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in style_library().glob("*.safetensors"))) or "none"
+        known = ", ".join(file.stem for file in saved_styles()) or "none"
         raise InputError(f"style {str(name)!r} is unknown: {path} does not exist; styles in the library: {known}")
     try:
         with safetensors.safe_open(path, "numpy") as file:

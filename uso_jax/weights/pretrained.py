@@ -73,6 +73,7 @@ class Defaults:
             kinds = (float, int) if fields[name] is float else (fields[name],)
             if type(value) not in kinds or (not isinstance(value, str) and not 0 <= value < math.inf):
                 raise InputError(f"{path}: {name} must be a {fields[name].__name__}, not {value!r}")
+            values[name] = fields[name](value)
         if values.get("shift", cls.shift) not in get_args(flow.Shift):
             raise InputError(f"{path}: shift must be one of {', '.join(get_args(flow.Shift))}")
         for component in (name.removesuffix("_tokenizer") for name in fields if name.endswith("_tokenizer")):
