@@ -103,7 +103,8 @@ def _table(run: tuple[pathlib.Path, dict], name: str | None) -> dict[str, Figure
     if name is None and "evaluation" in summary:
         return summary["evaluation"]
     if name not in (tables := summary.get("tables", {})):
-        raise InputError(f"{folder} has no table {name or 'main'!r}; besides the main one it has {', '.join(tables) or 'none'}")
+        others = ", ".join(tables) or "none"
+        raise InputError(f"{folder} has no table {name or 'main'!r}; besides the main one it has {others}")
     return tables[name]
 
 
