@@ -93,7 +93,7 @@ def read_items(path: str | pathlib.Path) -> list[Item]:
       InputError: the file is not a list of items, or an item is wrong; the message names it.
     """
     folder, path = os.path.dirname(path), pathlib.Path(path)
-    remedy = "it must be a JSON list of items, each with prompt and image_paths"
+    remedy = "correct it: it holds a JSON list of items, each with prompt and image_paths"
     missing = f"{untrusted.printable(path)} does not exist; check --eval_json_path"
     found = untrusted.json_items(path, missing=missing, remedy=remedy)
     items = [parse_item(one, i, folder, where) for i, (where, one) in enumerate(found)]
