@@ -13,9 +13,8 @@ TESTS = ROOT / "tests"
 OWN_JSON = {
     "uso_jax/common/untrusted.py",  # the way in
     "uso_jax/data/readers/source.py",  # rows in memory
+    "uso_jax/hardware/peers.py",  # between the processes of one run
     "uso_jax/training/checkpoints.py",  # a round trip
-    "uso_jax/training/metric_writer.py",
-    "uso_jax/training/profiling.py",
     "uso_jax/training/resume.py",  # a round trip
 }
 
