@@ -69,7 +69,7 @@ def test_other_rows_are_refused_with_the_way_onward(first, tmp_path):
     rows = json.loads(list_file.read_text())
     list_file.write_text(json.dumps(rows[:5]))
     try:
-        with pytest.raises(InputError, match=r"has changed since .* examples was 9, is 5; rows was .*--init_from"):
+        with pytest.raises(InputError, match=r"has changed since .* \(examples was 9, is 5; rows was .*--init_from"):
             fit(made, tmp_path / "run")
     finally:
         list_file.write_text(json.dumps(rows))
