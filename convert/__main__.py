@@ -6,6 +6,7 @@
     python -m convert import flux1-dev.safetensors dit_lora.safetensors projector.safetensors --to weights
     python -m convert export WORKDIR --format uso --to my_style
     python -m convert inspect dit_lora.safetensors
+    python -m convert verify weights
 
 Files are recognised by their tensors, not by their names; several files of one component are its shards.
 """
@@ -22,7 +23,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from uso_jax import weights
+from uso_jax import mini, weights
 from uso_jax.common import locks, progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.models.components import folders
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | download")
+    commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | verify | download")
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -119,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--component", **one)
     sub.add_argument("--config", **config)
     sub.add_argument("--pad-ranks", **pad)
+
+    sub = command("verify", verify, "Compare every file of a weights directory with its SHA-256.")
+    sub.add_argument("directory", metavar="DIR", help='weights directory, "mini" or "small"')
+    sub.add_argument("--component", metavar="NAME", help="verify this component only")
+    sub.add_argument(
+        "--record",
+        action="store_true",
+        help="trust the files and the manifest as they are now, and record their hashes",
+    )
 
     sub = command("download", download.main, "Download the needed files of public checkpoints into the hub's cache.")
     download.add_arguments(sub)
@@ -283,6 +293,22 @@ def inspect(args: argparse.Namespace) -> None:
     for i, checkpoint in enumerate(_recognise(args)):
         print(end="\n" if i else "")
         inspecting.show_checkpoint(checkpoint)
+
+
+# ---------------------------------------------------------------------------------------------------- verify
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare a directory's files with their hashes, or record these."""
+    directory = mini.directory(args.directory)
+    names = [args.component] if args.component else weights.components(directory)
+    if not names:
+        raise InputError(f"{directory} has no components; import them with: {COMMAND} import FILE --to {directory}")
+    for component in names:
+        if args.record:
+            weights.record_hashes(directory, component)
+        unknown = weights.verify(directory, [component])
+        print(f"{directory / component}  {'sizes only: no hashes on record (--record adds them)' if unknown else 'ok'}")
 
 
 # ---------------------------------------------------------------------------------------------------- helpers

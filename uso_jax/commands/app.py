@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
     add("--offload", action="store_true", help="keep networks in host memory while they are not running")
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
+    add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.upload_quota is not None and args.upload_quota < 1:
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
-    pipe = USOPipeline.from_weights(args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile)
+    pipe = USOPipeline.from_weights(
+        args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile, verify=args.verify
+    )
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(
         pipe,

@@ -29,6 +29,7 @@ import shlex
 
 from absl import app, flags
 
+from uso_jax import mini, weights
 from uso_jax.common import config_flag, extras
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
@@ -51,6 +52,10 @@ _RETRY = flags.DEFINE_bool("retry", False, "Steps of a curation: repeat what fai
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples per file.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "precompute: dtype of style and text; default as encoded."
+)
+
+_VERIFY = flags.DEFINE_bool(
+    "verify", False, "precompute: compare every file of config.model.weights with its SHA-256 first."
 )
 
 
@@ -115,6 +120,8 @@ def _precompute(config: TrainConfig) -> None:
     name, split = _STAGE.value or config.run_stages[-1].name, _SPLIT.value[-1]
     if name not in stages:
         raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
+    if _VERIFY.value and config.model.weights:
+        weights.verify(mini.directory(config.model.weights))
     options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value)
     count = precompute(config, stages[name], split, _TO.value, **options)
     path = f"--config.data.features.{split}.path={_TO.value}"

@@ -67,7 +67,9 @@ def _generate(args: argparse.Namespace) -> int:
     items = item.read_items(args.to, args.benchmark.name)
     options = GenerationOptions(**given_options(args))
     folder = args.to / args.model / "images"
-    made, had = generation.generate_images(items, folder, args.weights, options, batch_size=args.batch_size)
+    made, had = generation.generate_images(
+        items, folder, args.weights, options, batch_size=args.batch_size, verify=args.verify
+    )
     print(f"{folder}: {made} images made, {had} were finished.")
     return 0
 
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
     add = by_name["generate"].add_argument
     add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
+    add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add_option_flags(by_name["generate"], ["num_steps", "guidance"])
     add = by_name["score"].add_argument
     add("--images", metavar="DIR", help="images of another model (default: DIR/MODEL/images)")

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         offload=args.offload,
         tile=args.tile,
         compilation_cache=not args.no_compilation_cache,
+        verify=args.verify,
     )
     if args.from_image and args.made_with != pipe.context:
         print(f"note: {args.from_image} was made with other weights or another dtype, so the image will differ")
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--batch_size", type=int, default=1, metavar="N", help="images at once (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
+    add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
     add("--process_index", type=int, default=0, metavar="I", help="index of this process, below --num_processes")
     add("--num_processes", type=int, default=1, metavar="N", help="processes that share the items")

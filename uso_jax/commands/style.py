@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode.add_argument(
         "--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)'
     )
+    encode.add_argument(
+        "--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them"
+    )
     add_option_flags(encode, ["style_fit", "reference_mode"])
     encode.set_defaults(run=_encode)
     mix = commands.add_parser("mix", help="mix several styles into one")
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
-    pipe = USOPipeline.from_weights(args.weights, only=["siglip"])
+    pipe = USOPipeline.from_weights(args.weights, only=["siglip"], verify=args.verify)
     with progress.phase("encoding the style"):
         style = pipe.encode_style(args.images, **given_options(args))
     _print(style_files.write_style(args.out, style))

@@ -16,7 +16,13 @@ from uso_jax.inference.reporter import Reporter
 
 
 def generate_images(
-    items: Sequence[EvalItem], folder: pathlib.Path, weights: str, options: GenerationOptions, *, batch_size: int = 1
+    items: Sequence[EvalItem],
+    folder: pathlib.Path,
+    weights: str,
+    options: GenerationOptions,
+    *,
+    batch_size: int = 1,
+    verify: bool = False,
 ) -> tuple[int, int]:
     """Generate FOLDER/KEY_j.png for every item. Return how many were generated now, and how many existed.
 
@@ -26,11 +32,12 @@ def generate_images(
       weights: a weights directory, or "mini".
       options: of all images; an item's size and seed come before these.
       batch_size: images at once.
+      verify: compare the files of the weights with their SHA-256 first.
 
     Raises:
       InputError: the weights or a reference image cannot be read.
     """
-    pipe = USOPipeline.from_weights(weights)
+    pipe = USOPipeline.from_weights(weights, verify=verify)
     made = had = 0
     # The seed and the number of images belong to a job, so each job takes the items that agree in them.
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)

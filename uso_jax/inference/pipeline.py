@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import uso_jax
+from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.reference import ImageLike, Reference
@@ -69,6 +70,7 @@ class USOPipeline:
         tile: int | None = None,
         compilation_cache: bool = True,
         only: Collection[str] | None = None,
+        verify: bool = False,
     ) -> "USOPipeline":
         """Load a weights directory, or the packaged weights "mini" or "small".
 
@@ -82,6 +84,8 @@ class USOPipeline:
           compilation_cache: keep compiled programs on disk for the next process, in JAX_COMPILATION_CACHE_DIR or the
             user's cache folder.
           only: networks to load, such as ["siglip"] for `encode_style`. By default all.
+          verify: compare every file with its SHA-256 first, about a second for a gigabyte. Files of up to 64 MiB are
+            always compared.
 
         Raises:
           InputError: the weights are incomplete, or an argument does not fit them.
@@ -96,6 +100,8 @@ class USOPipeline:
         side = system.config.pixels_per_token
         if tile is not None and (tile % side or tile < 8 * side):
             raise InputError(f"tile must be a multiple of {side} and at least {8 * side} pixels, not {tile}")
+        if verify:
+            weights.verify(pretrained.directory, only)
         params = pretrained.load(system, mesh, HOST if offload else "device", only)
         return cls(pretrained, system, params, mesh, tile)
 

@@ -3,7 +3,7 @@
 """Style files: SigLIP features of style images, used in place of the images.
 
     features          float32 [n, 3, s, c]      n images, the three depths that the projector reads
-    metadata          {"format": "uso_jax style 1", "tower": ..., "images": JSON}
+    metadata          {"format": "uso_jax style 1", "tower": ..., "images": JSON, "sha256": of all of these}
 
 The features are inputs of the projector, so a file stays valid when the projector is trained. It belongs to one SigLIP,
 identified by `tower`. A name without a suffix is a file of the style library, ~/.local/share/uso_jax/styles.
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,9 @@ def write_style(name: str | pathlib.Path, style: StyleEmbedding) -> pathlib.Path
     """Write a style atomically. Return its path."""
     path = style_path(name)
     images = json.dumps(list(style.images), ensure_ascii=False)
+    features = np.ascontiguousarray(style.features, np.float32)
     metadata = {"format": FORMAT, "tower": style.tower, "images": images}
-    data = save({"features": np.ascontiguousarray(style.features, np.float32)}, metadata)
+    data = save({"features": features}, metadata | {"sha256": _hash(features, metadata)})
     with locks.hold(path.parent, path.name), atomic_files.explained(f"style {path}", "choose another place"):
         atomic_files.write_file(path, data)
     return path
@@ -96,6 +97,8 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
             features = file.get_tensor("features")
         if features.dtype != np.float32 or features.ndim != 4 or not np.isfinite(features).all():
             raise ValueError("features must be finite float32 [n, 3, s, c]")
+        if metadata.get("sha256", known := _hash(features, metadata)) != known:
+            raise ValueError("its bytes have changed: its SHA-256 is not the one on record")
         images = untrusted.json(metadata["images"], tuple[dict[str, Any], ...], str(path))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except InputError:
@@ -103,6 +106,11 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"style {path} cannot be read ({error}); encode it again") from error
     return StyleEmbedding(features, metadata["tower"], images, str(name), digest)
+
+
+def _hash(features: np.ndarray, metadata: Mapping[str, str]) -> str:
+    facts = [metadata["tower"], metadata["images"], list(features.shape)]
+    return hashlib.sha256(json.dumps(facts).encode() + features.tobytes()).hexdigest()
 
 
 def mix_styles(styles: Sequence[StyleEmbedding], weights: Sequence[float]) -> StyleEmbedding:
