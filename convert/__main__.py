@@ -14,7 +14,6 @@ Files are recognised by their tensors, not by their names; several files of one 
 import argparse
 import contextlib
 import logging
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from uso_jax import mini, weights
-from uso_jax.common import locks, progress
+from uso_jax.common import atomic_files, locks, progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.models.components import folders
 from uso_jax.weights import quantization
@@ -267,17 +266,19 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
 
 def _check_places(target: pathlib.Path, single: bool, paths: Sequence[pathlib.Path], overwrite: bool) -> None:
     folder = target.absolute().parent if single or not target.is_dir() else target.absolute()
+    with atomic_files.explained(target, "choose another place with --to"):
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if single and target.is_dir():
         raise InputError(f"{target} is a directory; give the name of a file in it")
     if not single and target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give a folder, or a name that ends in .safetensors")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write to {folder}: permission denied; choose another place with --to")
+    if not nearest.is_dir():
+        raise InputError(f"{folder} cannot be a directory, as {nearest} is a file; move that away and make it first")
     for path in paths:
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} exists; pass --overwrite to replace it, or another name")
+        with atomic_files.explained(path, "choose another place with --to"):
+            if path.exists() and not overwrite:
+                raise InputError(f"{path} exists; pass --overwrite to replace it, or another name")
+            atomic_files.probe(path)
 
 
 # ---------------------------------------------------------------------------------------------------- inspect

@@ -58,7 +58,9 @@ def difference(a, b) -> int:
 
 
 def noise(pipe, seed: int, tokens: int = 16) -> np.ndarray:
-    return np.asarray(pipe.sampler.programs["noise"](np.full(pipe.sampler.data_shards, seed, np.uint32), tokens))[:1]
+    return np.asarray(
+        pipe.sampler.programs["noise"](np.full((pipe.sampler.data_shards, 2), divmod(seed, 2**32), np.uint32), tokens)
+    )[:1]
 
 
 # ---------------------------------------------------------------------------------------------------- torch
@@ -114,7 +116,7 @@ def test_lists_are_one_for_each_image(pipe):
 
 def test_noise_depends_on_the_seed_alone(pipe):
     alone = noise(pipe, 5)
-    batch = np.asarray(pipe.sampler.programs["noise"](np.asarray([9, 5, 7], np.uint32), 16))
+    batch = np.asarray(pipe.sampler.programs["noise"](np.asarray([[0, 9], [0, 5], [0, 7]], np.uint32), 16))
     np.testing.assert_array_equal(batch[1], alone[0])
     assert not np.allclose(batch[0], batch[1])
 

@@ -95,7 +95,7 @@ def test_a_dtype_that_lies_in_an_old_manifest(written, tmp_path):
     path = tmp_path / "w" / "clip" / "manifest.json"
     record = json.loads(path.read_text().replace("float16[]", "bfloat16[]"))
     path.write_text(json.dumps({name: value for name, value in record.items() if "sha256" not in name}))
-    with pytest.raises(InputError, match="scale in .*params.safetensors contradicts the manifest"):
+    with pytest.raises(InputError, match=r"scale in .*params.safetensors contradicts the manifest"):
         everything(tmp_path / "w")
 
 
@@ -112,7 +112,7 @@ def test_format_2_headers_that_lie(tmp_path):
     header = tmp_path / "w" / "clip" / "params" / "rows" / ".zarray"
     good = header.read_text()
     for old, new in (("<f4", "<i4"), ('"compressor":null', '"compressor":4567'), ("{", "["), ("<f4", "f4<")):
-        assert old in good and len(old) == len(new) or "compressor" in old
+        assert old in good
         header.write_text(good.replace(old, new))
         with pytest.raises(InputError):
             weights.read(tmp_path / "w", "clip")
@@ -152,7 +152,7 @@ def test_a_manifest_changed_on_purpose(written, tmp_path):
     shutil.copytree(written, tmp_path / "w")
     path = tmp_path / "w" / "clip" / "manifest.json"
     path.write_text(path.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2'))
-    with pytest.raises(InputError, match="uso-convert verify .* --record"):
+    with pytest.raises(InputError, match=r"uso-convert verify .* --record"):
         weights.read(tmp_path / "w", "clip")
     weights.record_hashes(tmp_path / "w", "clip")
     assert everything(tmp_path / "w")[1]["clip"]["num_attention_heads"] == 2

@@ -23,7 +23,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from PIL import Image
 
-from uso_jax.common import progress, untrusted
+from uso_jax.common import atomic_files, progress, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import contact_sheet
 
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--curves", metavar="FILE", help="PNG of rewards and judges over the steps, one line per run")
     args = parser.parse_args(argv)
+    for path in filter(None, (args.sheet, args.curves)):
+        with atomic_files.explained(path, "choose another file"):
+            atomic_files.probe(pathlib.Path(path))
     rows = dict(_runs(row) for row in args.rows)
     first = next(iter(rows.values()))[0]
     known = {name: found for name, found in _table(first, args.table).items() if name != "after"}

@@ -29,8 +29,8 @@ import shlex
 
 from absl import app, flags
 
-from uso_jax import mini, weights
-from uso_jax.common import config_flag, extras
+from uso_jax.commands import verify_flag
+from uso_jax.common import atomic_files, config_flag, extras
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.curation.store import STEPS
 from uso_jax.training.config import TrainConfig
@@ -54,10 +54,6 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "precompute: dtype of style and text; default as encoded."
 )
 
-_VERIFY = flags.DEFINE_bool(
-    "verify", False, "precompute: compare every file of config.model.weights with its SHA-256 first."
-)
-
 
 def main() -> None:
     """Parse the command line and run the command. User errors end with exit code 2."""
@@ -76,6 +72,9 @@ def _run(argv: list[str]) -> None:
         extras.require("curation")
     config = _CONFIG.value
     config.data.check()
+    to = pathlib.Path(_TO.value)
+    with atomic_files.explained(f"--to {to}", "choose another place"):
+        atomic_files.probe(to if argv[1] == "view" else to / "probe")
     commands[argv[1]](config, *([argv[1]] if commands[argv[1]] is _curate else []))
 
 
@@ -120,8 +119,7 @@ def _precompute(config: TrainConfig) -> None:
     name, split = _STAGE.value or config.run_stages[-1].name, _SPLIT.value[-1]
     if name not in stages:
         raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
-    if _VERIFY.value and config.model.weights:
-        weights.verify(mini.directory(config.model.weights))
+    verify_flag.verify(config)
     options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value)
     count = precompute(config, stages[name], split, _TO.value, **options)
     path = f"--config.data.features.{split}.path={_TO.value}"

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--process_index must be from 0 to {args.num_processes - 1}, not {args.process_index}")
     if min(args.num_images_per_prompt, args.batch_size) < 1:
         raise InputError("--num_images_per_prompt and --batch_size must be at least 1")
+    job.check(items)
     pipe = USOPipeline.from_weights(
         args.weights,
         dtype=args.dtype,

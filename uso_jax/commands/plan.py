@@ -47,6 +47,9 @@ def _run(argv: list[str]) -> None:
     if _TABLE.value:
         print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
         return
+    if _JSON.value:
+        with atomic_files.explained(f"--json {_JSON.value}", "choose another file"):
+            atomic_files.probe(pathlib.Path(_JSON.value))
     config, where = _CONFIG.value, chips.find_slice(_TOPOLOGY.value)
     choices = programs.Choices(
         _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 from uso_jax.commands.option_flags import add_option_flags, given_options
-from uso_jax.common import progress
+from uso_jax.common import atomic_files, progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.inference import styles as style_files
 
@@ -48,13 +48,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from uso_jax.inference.pipeline import USOPipeline  # the other commands need no devices
 
+    _probe(args.out)
     pipe = USOPipeline.from_weights(args.weights, only=["siglip"], verify=args.verify)
     with progress.phase("encoding the style"):
         style = pipe.encode_style(args.images, **given_options(args))
     _print(style_files.write_style(args.out, style))
 
 
+def _probe(name: str) -> None:
+    path = style_files.style_path(name)
+    with atomic_files.explained(f"style {path}", "choose another --out"):
+        atomic_files.probe(path)
+
+
 def _mix(args: argparse.Namespace) -> None:
+    _probe(args.out)
     styles, weights = [], []
     for text in args.styles:
         name, _, weight = text.rpartition("=")

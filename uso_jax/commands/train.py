@@ -8,7 +8,8 @@ import pathlib
 import jax
 from absl import app, flags
 
-from uso_jax import mini, weights
+from uso_jax import mini
+from uso_jax.commands import verify_flag
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost, peers
@@ -21,7 +22,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and 
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "The --workdir of another run: a new run starts from its trained weights, with other settings."
 )
-_VERIFY = flags.DEFINE_bool("verify", False, "Compare every file of config.model.weights with its SHA-256 first.")
 _JOIN = multihost.define_flags()
 
 
@@ -46,8 +46,7 @@ def _run(_) -> None:
         print("The 12 B model: uso-train --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
     with peers.together():
-        if _VERIFY.value and config.model.weights:
-            weights.verify(mini.directory(config.model.weights))
+        verify_flag.verify(config)
         try:
             summary = fit(config, workdir, _INIT_FROM.value)
         except Stopped as stopped:

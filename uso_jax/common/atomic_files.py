@@ -3,6 +3,7 @@
 """Atomic file writes: a file is replaced completely or not at all."""
 
 import contextlib
+import errno
 import glob
 import os
 import pathlib
@@ -56,6 +57,26 @@ def _lives(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def probe(path: pathlib.Path) -> None:
+    """Try to write beside a path, before slow work whose result goes there; nothing stays, no folder either.
+
+    Raises:
+      OSError: the place is read-only, the name too long, a folder on the way is a file, and so on.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (temporary := path.with_name(f".{path.name}.{os.getpid()}.tmp")).open("xb"):
+            temporary.unlink()
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager

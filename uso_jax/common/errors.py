@@ -19,6 +19,8 @@ class BadExample(InputError):
 def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's `main`: an `InputError` becomes one line on stderr and exit code 2, without a traceback.
 
+    Characters that stdout cannot write, such as é where it is ASCII, appear as \\xe9.
+
     Ctrl-C exits with code 130. A closed stdout, as from `| head`, exits with code 1 and no message.
     """
 

@@ -51,7 +51,7 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         height=first.height,
         width=first.width,
         tokens={name: np.stack([t[name] for t in tokens]) for name in tokens[0]},
-        seeds=np.asarray([one.seed for one in options], np.uint32),
+        seeds=np.asarray([divmod(one.seed, 2**32) for one in options], np.uint32),
         times=np.stack(times).astype(np.float32),
         guidance=np.asarray([one.guidance for one in options], np.float32),
         round_down=first.reference_mode == "upstream",

@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uso_jax.common import folders, untrusted
+from uso_jax.common import atomic_files, folders, untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.common.upstream_items import with_image_paths
 from uso_jax.images import files
 from uso_jax.images.reference import Reference
-from uso_jax.inference.options import SPECS, GenerationOptions, check_options
+from uso_jax.inference.options import MAX_SEED, SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.request import PROMPT_LIMIT, ContentLike, Request, StyleLike
 from uso_jax.inference.sampler import Progress
@@ -125,6 +125,25 @@ class Job:
     concat_refs: bool = False
     batch_size: int = 1
     process: tuple[int, int] = (0, 1)
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Check, before the weights are loaded, every image's seed and whether every file can be written.
+
+        Raises:
+          InputError: a seed would be too large or a path cannot be written; the message names the item.
+        """
+        names = {item.save_dir or "0": item for item in reversed(items)}  # those without a name differ in a hash only
+        for item in items:
+            seed = item.options.get("seed", self.options.seed)
+            if seed + self.num_images_per_prompt - 1 > MAX_SEED:
+                raise InputError(
+                    f"item {item.number}: the last of {self.num_images_per_prompt} images would have the seed"
+                    f" {seed + self.num_images_per_prompt - 1}, above {MAX_SEED}; choose a smaller seed"
+                )
+        for name, item in names.items():
+            path = self.save_path / f"{name}_{self.num_images_per_prompt - 1}.json"
+            with atomic_files.explained(f"{path} (item {item.number})", "choose another --save_path or save_dir"):
+                atomic_files.probe(path)
 
     def count(self, num_items: int) -> int:
         """Return how many images of the items this process generates."""

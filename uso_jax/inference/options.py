@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.images.decode import MAX_PIXELS, ReferenceMode
 from uso_jax.weights.pretrained import Defaults
 
 StyleFit = Literal["squash", "crop"]
-MAX_STEPS, MAX_CONTENT_SIDE = 1000, 8192
+MAX_STEPS, MAX_CONTENT_SIDE, MAX_SEED = 1000, 8192, 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,27 @@ class Kind:
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
-    """Check a whole number."""
-    if type(value) is not int or not low <= value <= high:
+    """Check a whole number, which may be a scalar of numpy."""
+    found = int(value) if isinstance(value, np.integer) else value
+    if type(found) is not int or not low <= found <= high:
         raise InputError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    return value
+    return found
 
 
 def number(name: str, value: Any) -> float:
     """Check a number that is finite and not negative."""
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
+    numeric = type(value) in (int, float) or isinstance(value, np.integer | np.floating)
+    if not numeric or not 0 <= value < math.inf:
         raise InputError(f"{name} must be a number of at least 0, not {value!r}")
     return float(value)
 
 
 def _one_or_more(name: str, value: Any) -> float | tuple[float, ...]:
-    return tuple(number(name, one) for one in value) if isinstance(value, list | tuple) else number(name, value)
+    return (
+        tuple(number(name, one) for one in value)
+        if isinstance(value, list | tuple | np.ndarray)
+        else number(name, value)
+    )
 
 
 def _text(name: str, value: Any) -> str:
@@ -69,9 +77,9 @@ def _text(name: str, value: Any) -> str:
 
 
 def _boolean(name: str, value: Any) -> bool:
-    if type(value) is not bool:
+    if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} must be true or false, not {value!r}")
-    return value
+    return bool(value)
 
 
 def _parse_boolean(text: str) -> bool:
@@ -154,7 +162,7 @@ class GenerationOptions:
     )
     guidance: float | int | None = _option(None, NUMBER, "guidance scale", record="always")
     seed: int = _option(
-        3407, whole_number(0, 2**32 - 1), "random seed; gives the same noise in any batch and on any mesh",
+        3407, whole_number(0, MAX_SEED), "random seed; gives the same noise in any batch and on any mesh",
         record="always",
     )  # fmt: skip
     shift: str | None = _option(

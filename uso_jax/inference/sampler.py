@@ -37,7 +37,7 @@ class Conditions:
     height: int
     width: int
     tokens: dict[str, Int[np.ndarray, "b _"]]
-    seeds: UInt32[np.ndarray, " b"]
+    seeds: UInt32[np.ndarray, "b 2"]
     times: Float[np.ndarray, "b steps_plus_1"]
     guidance: Float[np.ndarray, " b"]
     round_down: bool = False
@@ -166,7 +166,9 @@ class Sampler:
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each image's noise from its seed alone, so that it depends neither on the batch nor on the mesh."""
         shape = (num_tokens, self.system.config.transformer.in_channels)
-        return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed, impl="threefry2x32"), shape))(seeds)
+        # The halves of a seed of 64 bits are the key; JAX's own key of a smaller seed is the same.
+        draw = lambda halves: jax.random.normal(jax.random.wrap_key_data(halves, impl="threefry2x32"), shape)
+        return jax.vmap(draw)(seeds)
 
     def _step(self, arguments: tuple, num_steps: int, progress: Progress) -> Callable[..., Array]:
         """Return the compiled step for arguments of these shapes."""

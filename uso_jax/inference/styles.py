@@ -11,7 +11,6 @@ identified by `tower`. A name without a suffix is a file of the style library, ~
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import safetensors
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from uso_jax.common import atomic_files, locks, untrusted
+from uso_jax.common import atomic_files, locks, untrusted, user_folders
 from uso_jax.common.errors import InputError
 from uso_jax.common.folders import is_clutter
 
@@ -46,8 +45,7 @@ class StyleEmbedding:
 
 def style_library() -> pathlib.Path:
     """Return the folder of styles that are used by name."""
-    home = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
-    return pathlib.Path(home, "uso_jax", "styles")
+    return user_folders.data() / "styles"
 
 
 def style_path(name: str | pathlib.Path) -> pathlib.Path:

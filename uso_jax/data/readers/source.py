@@ -3,6 +3,7 @@
 """The items that readers yield, and `FileTriplets`, the random-access source built from them."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from uso_jax.common import atomic_files, progress, untrusted
+from uso_jax.common import atomic_files, progress, untrusted, user_folders
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import Triplet, task_of
@@ -161,9 +162,10 @@ class FileTriplets:
             sizes = list(progress.bar(rows, f"sizes of {self.path}", total=len(self), unit="item", disable=hidden))
         sizes = np.asarray(sizes, np.int32)
         if len(self) >= _KEPT_FROM:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_files.beside(kept) as temporary, temporary.open("wb") as file:
-                np.save(file, sizes)
+            with contextlib.suppress(OSError):  # the next run reads the headers again
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_files.beside(kept) as temporary, temporary.open("wb") as file:
+                    np.save(file, sizes)
         return sizes
 
     def _sizes_of(self, index: int) -> tuple[int, int, int, int]:
@@ -173,7 +175,7 @@ class FileTriplets:
 
 def cache_folder() -> pathlib.Path:
     """Return the directory of cached data."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uso_jax"
+    return user_folders.cache()
 
 
 def _told(reason: str, count: int, names: Sequence[str]) -> str:
