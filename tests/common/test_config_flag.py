@@ -146,6 +146,23 @@ def test_mistakes(settings, fragments):
     assert all(fragment in str(caught.value) for fragment in fragments) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("lr", "learning_rate"), ("batch-size", "batch_size"), ("epochs", "steps"), ("learning_rate", "learning_rate")],
+)
+def test_settings_given_as_flags(flag, meant):
+    with pytest.raises(config_flag.InputError, match=f"there is no flag --{flag}.*did you mean --config.*{meant}"):
+        config_flag.ConfigFlag(__name__).parse(["program", "--config", USO, f"--{flag}=3"])
+
+
+@pytest.mark.parametrize("name", ["lr", "optim.lr", "batch", "epochs", "save_every"])
+def test_hints_name_stages_that_run(name):
+    with pytest.raises(config_flag.InputError) as caught:
+        parsed(FLUX + "_joint", f"{name}=1")
+    assert "stages.joint." in str(caught.value) or "checkpoint.every" in str(caught.value)
+    assert "disentanglement" not in str(caught.value)
+
+
 @pytest.mark.parametrize("file", ["configs/uso.py", "configs/mini_ablations.py", "configs/curation.py:flux"])
 def test_help_lists_variants_and_settings(file):
     config = config_flag.load_config(file)
@@ -159,6 +176,7 @@ def test_help_lists_variants_and_settings(file):
 def test_help_of_a_command():
     run = forks.command("scripts/train.py", "--help")
     assert run.returncode == 0 and "--workdir" in run.stdout
+    assert "--config = " in run.stdout and "--config.SETTING=VALUE" in run.stdout and "--verify" in run.stdout
     for variant in ("mini", "small", "flux_dev", "flux_dev_joint"):
         assert f"\n  {variant} " in run.stdout
 

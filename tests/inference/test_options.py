@@ -5,6 +5,7 @@
 import argparse
 import dataclasses
 import inspect
+import json
 import pathlib
 import types
 
@@ -195,3 +196,15 @@ def test_sizes_are_rounded_down_to_whole_tokens():
     ):
         with pytest.raises(InputError, match=message):
             GenerationOptions(width=size[0], height=size[1]).rounded(8)
+
+
+def test_scalars_of_numpy():
+    given = dict(width=np.int64(32), guidance=np.float32(2.5), seed=np.uint64(2**64 - 1), keep_size=np.bool_(True))
+    options = GenerationOptions(**given, style_strength=np.asarray([0.5, 1.0]))
+    assert options == GenerationOptions(
+        width=32, guidance=2.5, seed=2**64 - 1, keep_size=True, style_strength=[0.5, 1.0]
+    )
+    json.dumps(options.record())
+    for name, value in (("seed", np.float32(3)), ("seed", np.bool_(True)), ("width", np.int64(-1))):
+        with pytest.raises(InputError, match=name):
+            GenerationOptions(**{name: value})

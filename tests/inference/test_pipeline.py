@@ -119,6 +119,16 @@ def test_noise_depends_on_the_seed_alone(pipe):
     batch = np.asarray(pipe.sampler.programs["noise"](np.asarray([[0, 9], [0, 5], [0, 7]], np.uint32), 16))
     np.testing.assert_array_equal(batch[1], alone[0])
     assert not np.allclose(batch[0], batch[1])
+    key = jax.random.key(np.uint32(5), impl="threefry2x32")
+    np.testing.assert_array_equal(alone[0], jax.random.normal(key, alone[0].shape))
+    assert not np.allclose(noise(pipe, 2**32 + 5)[0], alone[0])  # the upper half of a seed counts
+
+
+def test_sizes_far_beyond_the_training_are_noted(pipe, caplog):
+    width, height = pipe.pretrained.defaults.width, pipe.pretrained.defaults.height
+    far = pipe.request("a", options=GenerationOptions(width=8 * width, height=4 * height))
+    assert [note for note in far.notes if "compiling may take minutes" in note]
+    assert not pipe.request("a", options=GenerationOptions(width=4 * width, height=4 * height)).notes
 
 
 @pytest.mark.parametrize("shape", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2)], ids=str)

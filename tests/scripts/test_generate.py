@@ -254,6 +254,8 @@ def test_what_is_no_image(tmp_path, folder, capsys):
         (("--prompt", "a", "--eval_json_path", "x.json"), "only one of"),
         (("--eval_json_path", "absent.json"), "absent.json does not exist"),
         (("--prompt", "a", "--mesh", "rows=2"), "must look like data=4,tensor=2"),
+        (("--prompt", "a", "--seed", f"{2**64 - 1}", "--num_images_per_prompt", "2"), f"above {2**64 - 1}"),
+        (("--prompt", "a", "--save_path", "x" * 300), "choose another --save_path"),
         (("--prompt", "a", "--process_index", "3"), "--process_index must be from 0 to 0"),
         (("--prompt", "a", "--width", "2"), "width must be a whole number from 8"),
     ],

@@ -48,7 +48,7 @@ class _Summary(TypedDict):
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table. User errors end with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", metavar="NAME=PATTERN")
+    parser.add_argument("rows", nargs="+", metavar="NAME=PATTERN", help="a row, and the workdirs of its runs")
     parser.add_argument("--table", metavar="NAME", help="one of the run's tables; default: the main one")
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
     parser.add_argument("--figures", metavar="A,B,...", help="default: all figures of the first row")

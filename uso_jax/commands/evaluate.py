@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     by_name = {}
     for name in ("prepare", "generate", "score", "report"):
         by_name[name] = stages.add_parser(name)
-        by_name[name].add_argument("benchmark", metavar="BENCHMARK")
+        by_name[name].add_argument("benchmark", metavar="BENCHMARK", help="its name, such as uso_bench or mini")
         by_name[name].add_argument("--to", required=True, metavar="DIR", help="folder of this benchmark's results")
     for name in ("generate", "score"):
         by_name[name].add_argument("--model", default="uso", help="name of what is judged (default: %(default)s)")

@@ -11,6 +11,7 @@ saved styles (uso-style). Images that exist already are not generated again.
 """
 
 import argparse
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.from_image and args.made_with != pipe.context:
         print(f"note: {args.from_image} was made with other weights or another dtype, so the image will differ")
+    log = logging.getLogger("uso_jax")
+    log.handlers = log.handlers or [progress.LogHandler()]  # notes of the pipeline
     total = job.count(len(items))
     images = progress.bar(total=total, desc="image", unit="image", leave=False, disable=total < 2)
     with images as bar, Reporter() as shown:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="encode | mix | list")
     encode = commands.add_parser("encode", help="encode style images to a style file")
-    encode.add_argument("images", nargs="+", metavar="IMAGE")
+    encode.add_argument("images", nargs="+", metavar="IMAGE", help="style images; the style has the tokens of each")
     encode.add_argument(
         "--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)'
     )
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_option_flags(encode, ["style_fit", "reference_mode"])
     encode.set_defaults(run=_encode)
     mix = commands.add_parser("mix", help="mix several styles into one")
-    mix.add_argument("styles", nargs="+", metavar="STYLE=WEIGHT")
+    mix.add_argument("styles", nargs="+", metavar="STYLE=WEIGHT", help="names or files, each with its share")
     mix.set_defaults(run=_mix)
     for command in (encode, mix):
         command.add_argument("--out", required=True, metavar="NAME", help="name, or path that ends in .safetensors")

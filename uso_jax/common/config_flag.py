@@ -72,7 +72,10 @@ class ConfigFlag:
         try:
             rest = flags.FLAGS([argv[0], *defaults, *argv[1:]])
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(_unknown(argv, config) or _mistyped(str(error), config) or str(error)) from error
+            told = _unknown(argv, config) or _mistyped(str(error), config)
+            if told is None and (flag := re.match(r"Unknown command line flag '([\w-]+)'", str(error))):
+                told = config_help.unknown_flag(flag[1], config)
+            raise InputError(told or str(error)) from error
         changes = config_flags.get_override_values(flag)
         plain = {path: value.to_dict() if isinstance(value, ConfigDict) else value for path, value in changes.items()}
         self.value = schema.override(config, plain)

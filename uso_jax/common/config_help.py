@@ -51,7 +51,11 @@ _NOTES = dict.fromkeys(("epochs", "num_epochs"), "there are no epochs, training 
 
 def unknown(path: str, config: Any) -> str:
     """Return the sentence for a setting that a configuration lacks, with the settings it may have meant."""
+    run = getattr(config, "run", ())
+    # The stages that run are meant, where the path names no other one.
+    idle = {name for name in getattr(config, "stages", {}) if run and name not in run and f"stages.{name}." not in path}
     paths = [field.path for field in schema.fields(config)]
+    paths = [known for known in paths if not (known.startswith("stages.") and known.split(".")[1] in idle)]
     last, section = path.rpartition(".")[2], _section(path, config)
     siblings = {known.removeprefix(f"{section}."): known for known in paths if f".{known}".startswith(f".{section}")}
     wanted = (last, ALIASES.get(last, last))
@@ -63,6 +67,14 @@ def unknown(path: str, config: Any) -> str:
     return (
         f"there is no setting --config.{path}{note}; did you mean {' or '.join(f'--config.{name}' for name in found)}?"
     )
+
+
+def unknown_flag(name: str, config: Any) -> str | None:
+    """Return the sentence for a flag that a command lacks, if it is the name of a setting or of one elsewhere."""
+    last = name.replace("-", "_").removeprefix("no")
+    if last not in ALIASES and not any(field.path.rpartition(".")[2] == last for field in schema.fields(config)):
+        return None
+    return unknown(last, config).replace(f"no setting --config.{last}", f"no flag --{name}", 1)
 
 
 def _named(names: Collection[str], paths: Collection[str]) -> list[str]:
@@ -95,6 +107,9 @@ def text(file: str, config: Any, command: str) -> str:
     name = file.partition(":")[0]
     page = inspect.cleandoc(sys.modules[command].__doc__ or "")
     lines = [*(_wrapped("", line) if len(line) > WIDTH else line for line in page.splitlines()), "", "Flags:", ""]
+    about = f"Configuration FILE[:VARIANT] of the list below; default {config_files.DEFAULT}."
+    lines += ["  --config = " + repr(file), _wrapped(" " * 6, about)]
+    lines += ["  --config.SETTING=VALUE", _wrapped(" " * 6, "Change a setting; all are listed below.")]
     for flag in _flags(command):
         lines += [f"  --{flag.name} = {flag.default!r}", _wrapped(" " * 6, flag.help)]
     lines += ["", f"Variants of {name}, as --config {name}:VARIANT:", ""]

@@ -199,6 +199,8 @@ class USOPipeline:
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
         """Generate the images of requests. Images of one size run together; missing references are masked."""
+        for note in dict.fromkeys(note for request in requests for note in request.notes):
+            _log.warning("note: %s", note)  # before minutes of compilation
         steps = lambda group: requests[group[0]].options.num_steps
         groups = group_requests(requests, batch_size or len(requests))
         total, done = sum(map(steps, groups)), 0
@@ -217,8 +219,6 @@ class USOPipeline:
             arrays = self.sampler.run(conditions, report)
             images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, arrays, strict=False)}
             done += steps(group)
-        for note in dict.fromkeys(note for request in requests for note in request.notes):
-            _log.warning("note: %s", note)
         return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
 
     def encode_style(

@@ -71,6 +71,9 @@ class Request:
         return any(strength != 1 for strength in (*self.options.style_strength, content_strength))
 
 
+_FAR = 16  # times the pixels that weights are trained for, from which on there is a note
+
+
 def make_request(
     pretrained: Pretrained,
     system: USO,
@@ -119,6 +122,11 @@ def make_request(
         options = dataclasses.replace(options, width=width, height=height, keep_size=False)
     options, changed = options.rounded(side)
     notes += changed
+    if options.width * options.height > _FAR * defaults.width * defaults.height:
+        notes.append(
+            f"{options.width} x {options.height} is far beyond the {defaults.width} x {defaults.height} pixels that"
+            " these weights are trained for: compiling may take minutes, and the image will be poor"
+        )
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
     notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]

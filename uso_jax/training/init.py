@@ -19,6 +19,7 @@ from uso_jax.training import rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.weights import quantization
+from uso_jax.weights.missing import missing_components
 from uso_jax.weights.quantized_kernels import describe
 
 
@@ -69,11 +70,10 @@ def check_weights(config: TrainConfig, paths: Iterable[str], trained: set[str]) 
         if config.evaluates:
             needed |= rewards.EVALUATION_COMPONENTS
         if absent := [name for name in missing if name in needed]:
-            directory = mini.directory(config.model.weights)
-            raise InputError(
-                f"weights directory {directory} has no {absent[0]}, which no stage trains; convert it first:"
-                f" uso-convert import FILE --to {directory}"
-            )
+            scoring = set().union(*(rewards.components(s.reward.names) for s in config.run_stages if s.reward))
+            more = [name for name in missing if name in scoring and name not in absent]
+            why = ", which no stage trains" + (f", and no {', '.join(more)}, which rewards need" if more else "")
+            raise missing_components(mini.directory(config.model.weights), absent, why, more)
     _check_rewards(config, missing)
 
 

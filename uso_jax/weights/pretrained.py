@@ -32,13 +32,14 @@ from uso_jax import flow, mini, weights
 from uso_jax.common import progress, untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import by_component, folders, placement_rules
-from uso_jax.models.families import family_of
+from uso_jax.models.families import FAMILIES, family_of
 from uso_jax.models.uso import USO
 from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store
 from uso_jax.weights.manifest_text import ZARR_FORMAT, parse_struct
+from uso_jax.weights.missing import missing_components
 
 _SAMPLE = 4096  # bytes that are hashed of a place in a file
 FULL_PRECISION = folders(lambda row: row.full_precision)  # as upstream; their results are cast to the run's dtype
@@ -105,12 +106,12 @@ class Pretrained:
         directory = mini.directory(name)
         have = weights.components(directory)
         if "transformer" not in have:
-            raise _missing(directory, "transformer", have)
+            wanted = next(iter(FAMILIES.values())).required
+            raise missing_components(directory, [name for name in wanted if name not in have], _only(have))
         stored = weights.manifest(directory, "transformer")
         family = family_of(stored["config"])
-        for component in family.required:
-            if component not in have:
-                raise _missing(directory, component, have)
+        if absent := [name for name in family.required if name not in have]:
+            raise missing_components(directory, absent, _only(have))
         dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
         defaults = Defaults.read(directory, family.defaults)
         size = functools.partial(weights.config, directory)
@@ -167,11 +168,8 @@ class Pretrained:
         return {name: fingerprint(self.directory / name) for name in weights.components(self.directory)}
 
 
-def _missing(directory: pathlib.Path, component: str, have: Sequence[str]) -> InputError:
-    return InputError(
-        f"{directory} has no {component}, only {', '.join(have) or 'nothing'}; import it first:"
-        f" uso-convert import FILE --to {directory}"
-    )
+def _only(have: Sequence[str]) -> str:
+    return f", only {', '.join(have) or 'nothing'}"
 
 
 def fingerprint(folder: pathlib.Path) -> str:
