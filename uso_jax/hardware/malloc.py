@@ -7,6 +7,7 @@ quarter of a step (docs/performance.md). glibc reads the settings when a process
 once.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -34,4 +35,5 @@ def keep_memory(argv: Sequence[str] | None = None) -> None:
         return
     os.environ[VARIABLE] = ":".join(f"{name}={value}" for name, value in SETTING.items())
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *(argv or sys.orig_argv[1:])])
+    with contextlib.suppress(OSError):  # a program may not be allowed to start another; it goes on without
+        os.execv(sys.executable, [sys.executable, *(argv or sys.orig_argv[1:])])
