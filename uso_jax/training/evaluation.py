@@ -136,6 +136,11 @@ class Table:
         reading = dict(batch_size=size, seed=0, shuffle=False, repeat=False)
         stream = batches(source, **reading, **pipeline_options(config, stage))
         self.batches = [batch for _, batch in zip(range(settings.num_triplets // size), stream, strict=False)]
+        if not self.batches:
+            raise InputError(
+                f"evaluation.num_triplets {settings.num_triplets} is less than one batch, evaluation.batch_size {size},"
+                " or the held-out source has fewer triplets; choose a smaller batch_size"
+            )
         self.triplets = [source[number] for number in range(len(self.batches) * size)]
         self.has_content, self.has_style = TASK_CONDITIONS[table.task]
         if self.has_style:  # at the targets' size; SigLIP may read another one
