@@ -64,7 +64,7 @@ def drill(root: pathlib.Path) -> None:
     check_equal(late, straight)
     for name, process in {
         "another learning rate": Process(flags=["--config.stages.joint.learning_rate=0.5"]),
-        "no space for process 1": Process(largest_file=3000),
+        "no space for process 1": Process(largest_file=48),
     }.items():
         workdir = root / name.replace(" ", "_") / "run"
         _show(name, ScriptRun(workdir, cache, (Process(), process)))

@@ -95,7 +95,7 @@ def test_one_of_two_processes_is_killed(index, straight, cache, tmp_path):
 
 def test_an_error_of_one_process_ends_both(cache, tmp_path):
     """Process 1 cannot write its part of a checkpoint."""
-    run = ScriptRun(tmp_path / "run", cache, [Process(), Process(largest_file=3000)])
+    run = ScriptRun(tmp_path / "run", cache, [Process(), Process(largest_file=48)])
     codes, _ = run.codes()
     assert codes == [2, 2], run.log(0) + run.log(1)
     assert "File too large" in run.log(1) and "File too large" in run.log(0)

@@ -65,7 +65,8 @@ class Peers:
         """End this process now, without JAX's shutdown barrier; process 0 waits until the others have read why."""
         self._ending.acquire()  # for ever: one thread ends the process
         if sentence:
-            print(f"error: {sentence}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # a log on a full disk must not keep the process alive
+                print(f"error: {sentence}", file=sys.stderr, flush=True)
         with contextlib.suppress(Unreachable):
             if reachable:
                 self._client.set(f"gone/{self._index}", "")
