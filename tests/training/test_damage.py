@@ -17,6 +17,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding
 from uso_jax.training import log_file, profiling
 from uso_jax.training.checkpoints import Checkpoints, Damaged
+from uso_jax.training.loggers import Identity
 from uso_jax.training.metric_writer import Metrics
 from uso_jax.training.record import RunRecord
 
@@ -49,7 +50,7 @@ def test_metrics_of_a_crash_never_stop_a_run(tmp_path_factory, found, torn):
     workdir = tmp_path_factory.mktemp("run")
     path = workdir / "metrics.jsonl"
     path.write_bytes(b"".join(written(one) if isinstance(one, int) else one + b"\n" for one in found) + b'{"st' * torn)
-    metrics = Metrics(workdir, 3)
+    metrics = Metrics(Identity(workdir, "project", {}, 3), ("tensorboard",))
     metrics.write(4, "a", {"loss": 1.0})
     metrics.close()
     assert [line["step"] for line in lines(path)] == [one for one in found if isinstance(one, int) and one <= 3] + [4]
@@ -82,7 +83,7 @@ def test_a_torn_speed_log_does_not_stop_the_attempt_after_the_next(tmp_path, cap
 
 def test_a_log_that_is_a_folder(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").mkdir()
-    Metrics(tmp_path, 0).close()
+    Metrics(Identity(tmp_path, "project", {}, 0), ("tensorboard",)).close()
     assert "is not a file; it is moved to" in capsys.readouterr().err
 
 

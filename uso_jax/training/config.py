@@ -133,6 +133,9 @@ class TrainConfig:
     guard: GuardConfig = GuardConfig()  # fault-tolerance settings
     profile: ProfileConfig = ProfileConfig()  # profiling
     log_every: int = 10  # steps between logged metrics
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Programs that show curves and samples (uso_jax.training.loggers.LOGGERS); metrics.jsonl is always written."""
+    project: str = "uso_jax"  # project of wandb or trackio that the run belongs to
     heldout: HeldoutConfig = HeldoutConfig()  # validation
     evaluation: EvaluationConfig | None = None  # tables at the end, where the source knows the truth; None: none
 

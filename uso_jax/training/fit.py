@@ -22,6 +22,7 @@ from uso_jax.training.evaluation import Evaluation
 from uso_jax.training.fault_tolerance import NotFinite, StopRequest, Watchdog
 from uso_jax.training.hooks import evaluate_before
 from uso_jax.training.init import describe_params, initial_params
+from uso_jax.training.loggers import Identity
 from uso_jax.training.loop import run_stage
 from uso_jax.training.metric_writer import Metrics
 from uso_jax.training.origin import Origin, check_origin
@@ -102,7 +103,7 @@ def _fit(
         workdir=workdir,
         lock=lock,
         checkpoints=checkpoints,
-        metrics=Metrics(workdir, latest),
+        metrics=Metrics(Identity(workdir, config.project, config.fingerprint(), latest), config.loggers),
         speed=Speed(workdir, record.productive_seconds),
         watchdog=stack.enter_context(contextlib.closing(Watchdog(config.guard.watchdog_seconds))),
         stop=stack.enter_context(contextlib.closing(StopRequest())),

@@ -67,7 +67,10 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
 
     def grid(info: StepInfo, state: TrainState, frozen: Params) -> None:
         params = frozen | state.result
-        validator.grid(params, run.workdir / "samples" / f"{offset + info.step:06d}_{stage.name}.png")
+        path = run.workdir / "samples" / f"{offset + info.step:06d}_{stage.name}.png"
+        validator.grid(params, path)
+        if jax.process_index() == 0:
+            run.metrics.image(offset + info.step, stage.name, path)
         if stage.reward is None or info.step < stage.reward.start:
             return
         if validate_reward(run, index, validator, params, info.step):

@@ -24,7 +24,7 @@ from uso_jax.data.features import FeatureSource
 from uso_jax.data.storage import urls
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
-from uso_jax.training import precompute, rewards
+from uso_jax.training import loggers, precompute, rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
@@ -98,6 +98,7 @@ def check_settings(config: TrainConfig) -> None:
     """Raise InputError for names that are unknown and for values that do not fit each other."""
     check_values(config)
     check_stages(config)
+    loggers.check(config.loggers)
 
 
 def check_values(config: TrainConfig) -> None:
