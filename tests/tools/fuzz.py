@@ -203,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'reader':14}", *(f"{title:>10}" for title in (*OUTCOMES, "most MiB")))
     for name, *numbers in (*rows, ["all", *(total[outcome] for outcome in OUTCOMES), max(row[-1] for row in rows)]):
         print(f"{name:14}", *(f"{number:10}" for number in numbers))
-    print(*faults[:20], sep="\n")
+    kinds = {fault.strip().rpartition("\n")[2]: fault for fault in faults}  # one of each last line
+    print(*kinds.values(), sep="\n")
     return 1 if faults else 0
 
 

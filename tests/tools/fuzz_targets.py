@@ -56,12 +56,18 @@ def _images(folder: Path) -> None:
 
 def _json(folder: Path) -> None:
     items = [
-        {"prompt": "a fox", "image_paths": ["", "a.png"], "seed": 3},
+        {"prompt": "a fox", "image_paths": [], "seed": 3},
         {"prompt": "ein Fuchs \U0001f98a", "width": 48},
     ]
     (folder / "list").write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
-    (folder / "lines").write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
+    (folder / "objects").write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
     (folder / "marked").write_text("\ufeff" + json.dumps(items, indent=1), encoding="utf-8")
+
+
+def _jobs(folder: Path) -> None:
+    _json(folder)
+    for other in ("objects", "marked"):
+        (folder / other).unlink()
 
 
 def _records(folder: Path) -> None:
@@ -110,7 +116,7 @@ def _checkpoints(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> None:
-    for name in ("projector", "lora"):
+    for name in ("csd", "judge"):
         shutil.copytree(ROOT / "uso_jax/mini/weights" / name, folder / f"w-{name}" / name)
 
 
@@ -137,6 +143,12 @@ def _read_image(path: Path) -> None:
 
 
 def _read_json(path: Path) -> None:
+    from uso_jax.common import untrusted
+
+    untrusted.json_items(path)
+
+
+def _read_jobs(path: Path) -> None:
     from uso_jax.inference import batch_jobs
 
     batch_jobs.read_items(str(path))
@@ -192,8 +204,7 @@ def _read_weights(path: Path) -> None:
 
     for component in weights.components(path):
         weights.config(path, component)
-        for stored in weights.read(path, component).values():
-            np.asarray(stored[...] if hasattr(stored, "__getitem__") else stored)
+        weights.load(path, component, weights.shapes(path, component))
 
 
 def _read_icons(path: Path) -> None:
@@ -211,6 +222,7 @@ TARGETS: dict[str, Target] = {
     "images": Target(_images, _read_image),
     "json": Target(_json, _read_json),
     "json lines": Target(_json, _read_lines),
+    "batch jobs": Target(_jobs, _read_jobs),
     "records": Target(_records, _read_record),
     "style files": Target(_styles, _read_style),
     "tar": Target(_archives, _read_triplets("webdataset", ".tar")),

@@ -97,8 +97,10 @@ def open_image(
         animated = bool(image.format != "MPO" and getattr(image, "is_animated", False))
         samples, orientation, is_tiff = _samples(image), 1, image.format == "TIFF"
         image = image.copy() if image is source else image
+        declared = image.size
         image.load()
-        check_size(image.size, what, limits)
+        if image.size != declared:  # as a damaged HEIC may
+            raise BadExample(f"{what} is damaged: {declared} by its header, {image.size} by its pixels; replace it")
         if corrected and "transparency" in image.info:
             again = None if isinstance(source, Image.Image) else lambda: _header(source, what, limits)
             image = _with_true_transparency(image, samples, again)

@@ -98,12 +98,13 @@ def read_style(name: str | pathlib.Path) -> StyleEmbedding:
         if metadata.get("sha256", known := _hash(features, metadata)) != known:
             raise ValueError("its bytes have changed: its SHA-256 is not the one on record")
         images = untrusted.json(metadata["images"], tuple[dict[str, Any], ...], str(path))
+        tower = metadata["tower"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"style {path} cannot be read ({error}); encode it again") from error
-    return StyleEmbedding(features, metadata["tower"], images, str(name), digest)
+    return StyleEmbedding(features, tower, images, str(name), digest)
 
 
 def _hash(features: np.ndarray, metadata: Mapping[str, str]) -> str:

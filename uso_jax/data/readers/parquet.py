@@ -35,7 +35,7 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item | LeftOut]:
             raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(names)}.")
         images = [n for n in names if n in ("target", "content", "style") or n.startswith("style_")]
         folder, stem = root or urls.parent(file), printable(posixpath.splitext(file.rpartition("/")[2])[0])
-        for batch in table.iter_batches(columns=[*images, *(n for n in ("prompt", "layout") if n in names)]):
+        for batch in _batches(table, [*images, *(n for n in ("prompt", "layout") if n in names)], file):
             columns = {}
             for name in batch.schema.names:
                 column = batch.column(name)
@@ -53,6 +53,18 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item | LeftOut]:
                 row = dict(zip(columns, values, strict=True))
                 yield _item(row, file, number, folder, images, f"{stem}/{number}")
                 number += 1
+
+
+def _batches(table: Any, columns: list[str], file: str) -> Iterator[Any]:
+    """Yield the batches of a table; a damaged page is an InputError."""
+    import pyarrow as pa
+
+    try:
+        yield from table.iter_batches(columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is damaged ({str(error).splitlines()[0]}): copy it again.") from error
 
 
 def _has_path(kind: Any) -> bool:

@@ -8,6 +8,7 @@ all of them; see `uso_jax.common.folders` for the other rules of folders.
 
 import io
 import posixpath
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -153,10 +154,10 @@ def _zip(path: str) -> Iterator[tuple[str, Place]]:
     with urls.open_binary(path) as file:
         try:
             members = zipfile.ZipFile(file).infolist()
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, IndexError, struct.error) as error:
             raise InputError(f"{path} is not a readable zip file ({error}): copy it again.") from error
     for member in members:
-        if member.is_dir():
+        if not member.filename or member.is_dir():
             continue
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(
