@@ -37,7 +37,11 @@ class _Harmless(random.Random):
         return 0 if 5 in values else values[0]
 
 
-def test_faults_are_told_from_refusals(tmp_path, monkeypatch):
-    counts, faults, _ = fuzz.fuzz("json", 0.2, 0, tmp_path)
-    assert counts["refused"] and not faults
+def test_faults_are_kept_and_told(tmp_path, monkeypatch):
     assert fuzz.damage(b"x" * 500, random.Random(1)) != b"x" * 500
+    counts, faults, _ = fuzz.fuzz("json", 0, 0, tmp_path / "kept")
+    assert counts and not faults and not (tmp_path / "kept").exists()
+    monkeypatch.setattr(fuzz.Worker, "read", lambda worker, path: ("traceback", "the process ended with -11", 7))
+    counts, (fault,), most = fuzz.fuzz("json", 0, 0, tmp_path / "kept")
+    assert "ended with -11" in fault and counts == {"traceback": 1} and most == 7
+    assert len(list((tmp_path / "kept").iterdir())) == 1

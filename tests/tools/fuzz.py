@@ -159,7 +159,7 @@ def fuzz(name: str, seconds: float, seed: int, kept: pathlib.Path) -> tuple[coll
         samples, tries = pathlib.Path(folder, "samples"), pathlib.Path(folder, "tries")
         samples.mkdir()
         fuzz_targets.TARGETS[name].samples(samples)
-        chosen, end = sorted(samples.iterdir()), time.monotonic() + seconds
+        chosen, end, started = sorted(samples.iterdir()), time.monotonic() + seconds, None
         while time.monotonic() < end or not counts:
             shutil.rmtree(tries, ignore_errors=True)
             tries.mkdir()
@@ -167,9 +167,11 @@ def fuzz(name: str, seconds: float, seed: int, kept: pathlib.Path) -> tuple[coll
             path = tries / f"x{sample.suffix}" if sample.is_file() else tries / "x"
             damage_path(sample, path, rng)
             whole = path.read_bytes() if path.is_file() else None
-            if not worker.warm:
-                end += 5  # imports count only in part
+            if not worker.warm:  # imports do not count
+                started = time.monotonic()
             outcome, detail, grown = worker.read(path)
+            if started is not None:
+                end, started = end + time.monotonic() - started, None
             counts[outcome] += 1
             most = max(most, grown)
             if outcome in FAULTS:
