@@ -42,7 +42,7 @@ def upstream(path):
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(MODES), st.sampled_from(["PNG", "TIFF"]), st.integers(1, 8))
 def test_upstreams_mode_equals_upstream(tmp_path_factory, mode, kind, orientation):
-    if (mode, kind) in (("CMYK", "PNG"), ("F", "PNG")):
+    if mode in ("CMYK", "F", "I"):  # which PNG does not hold
         kind = "TIFF"
     path = write(tmp_path_factory.getbasetemp() / f"x.{kind}", mode, kind, orientation)
     reference = Reference.of(path, mode="upstream")

@@ -4,7 +4,7 @@
 
 python -m tests.tools.fuzz --minutes 10 --seed 0 [--only images json]
 
-Each reader runs in a process of its own, which is ended after SECONDS on one file. Exit code 1 if a reader raised
+Each reader runs in a separate process, which is ended after SECONDS on one file. Exit code 1 if a reader raised
 anything but an InputError, hung, or took more than MEMORY beyond what it held before the file. Such files are kept.
 """
 
