@@ -207,4 +207,4 @@ def test_scalars_of_numpy():
     json.dumps(options.record())
     for name, value in (("seed", np.float32(3)), ("seed", np.bool_(True)), ("width", np.int64(-1))):
         with pytest.raises(InputError, match=name):
-            GenerationOptions(**{name: value})
+            check_options({name: value})

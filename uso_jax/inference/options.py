@@ -26,6 +26,8 @@ from uso_jax.images.decode import MAX_PIXELS, ReferenceMode
 from uso_jax.weights.pretrained import Defaults
 
 StyleFit = Literal["squash", "crop"]
+Whole = int | np.integer  # options are kept as Python's numbers
+Number = float | int | np.integer | np.floating
 MAX_STEPS, MAX_CONTENT_SIDE, MAX_SEED = 1000, 8192, 2**64 - 1
 
 
@@ -145,23 +147,23 @@ class GenerationOptions:
       InputError: a value is of the wrong type or out of range; the message names it.
     """
 
-    width: int | None = _option(
+    width: Whole | None = _option(
         None, whole_number(1, MAX_PIXELS), "image width in pixels, rounded down to whole tokens",
         record="always", one_per_batch=True,
     )  # fmt: skip
-    height: int | None = _option(
+    height: Whole | None = _option(
         None, whole_number(1, MAX_PIXELS), "image height in pixels, rounded down to whole tokens",
         record="always", one_per_batch=True,
     )  # fmt: skip
-    keep_size: bool = _option(
+    keep_size: bool | np.bool_ = _option(
         False, BOOLEAN, "use the shape of the content image in place of width and height",
         flag="instruct_edit", record="never",
     )  # fmt: skip
-    num_steps: int | None = _option(
+    num_steps: Whole | None = _option(
         None, whole_number(1, MAX_STEPS), "sampling steps", record="always", one_per_batch=True
     )
-    guidance: float | int | None = _option(None, NUMBER, "guidance scale", record="always")
-    seed: int = _option(
+    guidance: Number | None = _option(None, NUMBER, "guidance scale", record="always")
+    seed: Whole = _option(
         3407, whole_number(0, MAX_SEED), "random seed; gives the same noise in any batch and on any mesh",
         record="always",
     )  # fmt: skip
@@ -172,13 +174,13 @@ class GenerationOptions:
         "d", choice(*get_args(flow.OffsetMode)), "position of the content tokens relative to the image's",
         record="always", one_per_batch=True,
     )  # fmt: skip
-    content_ref: int | None = _option(
+    content_ref: Whole | None = _option(
         None, whole_number(1, MAX_CONTENT_SIDE), "long side of content images, in pixels", record="always"
     )
-    content_strength: float | int = _option(
+    content_strength: Number = _option(
         1.0, NUMBER, "factor on the attention weights of content images; 0 equals no content image", record="always"
     )
-    style_strength: float | int | Sequence[float | int] = _option(
+    style_strength: Number | Sequence[Number] | np.ndarray = _option(
         1.0, NUMBERS, "factor on the attention weights of styles, one number or one per style; 0 equals no style",
         record="always",
     )  # fmt: skip

@@ -27,7 +27,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference.batch import group_requests, make_conditions
-from uso_jax.inference.options import SPECS, GenerationOptions
+from uso_jax.inference.options import SPECS, GenerationOptions, Number, Whole
 from uso_jax.inference.reference_encoder import ReferenceEncoder
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
@@ -112,17 +112,17 @@ class USOPipeline:
         content: ContentLike | Sequence[ContentLike | None] | None = None,
         contents: Sequence[ContentLike] | Sequence[Sequence[ContentLike]] | None = None,
         styles: Sequence[StyleLike] | Sequence[Sequence[StyleLike]] | None = None,
-        width: int | Sequence[int | None] | None = None,
-        height: int | Sequence[int | None] | None = None,
+        width: Whole | Sequence[Whole | None] | None = None,
+        height: Whole | Sequence[Whole | None] | None = None,
         keep_size: bool | Sequence[bool] = GenerationOptions.keep_size,
-        num_steps: int | Sequence[int | None] | None = None,
-        guidance: float | Sequence[float | None] | None = None,
-        seed: int | Sequence[int] = GenerationOptions.seed,
+        num_steps: Whole | Sequence[Whole | None] | None = None,
+        guidance: Number | Sequence[Number | None] | None = None,
+        seed: Whole | Sequence[Whole] = GenerationOptions.seed,
         shift: str | Sequence[str | None] | None = None,
         pe: str | Sequence[str] = GenerationOptions.pe,
-        content_ref: int | Sequence[int | None] | None = None,
-        content_strength: float | Sequence[float] = GenerationOptions.content_strength,
-        style_strength: float | Sequence[float] | Sequence[Sequence[float]] = GenerationOptions.style_strength,
+        content_ref: Whole | Sequence[Whole | None] | None = None,
+        content_strength: Number | Sequence[Number] = GenerationOptions.content_strength,
+        style_strength: Number | Sequence[Number] | Sequence[Sequence[Number]] = GenerationOptions.style_strength,
         style_fit: str | Sequence[str] = GenerationOptions.style_fit,
         reference_mode: str | Sequence[str] = GenerationOptions.reference_mode,
         negative_prompt: str | Sequence[str] = GenerationOptions.negative_prompt,
