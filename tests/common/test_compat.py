@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from uso_jax.common import compat
@@ -46,3 +47,27 @@ def test_a_package_is_absent_for_a_while(monkeypatch):
 
     with compat._absent("colorsys"):
         assert sys.modules["colorsys"] is colorsys
+
+
+def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
+    errors = []
+    manager = ocp.CheckpointManager(tmp_path / "checkpoints")
+    compat.watch_saves(manager, errors.append)
+    manager.save(1, args=ocp.args.StandardSave({"a": jnp.ones(3)}))
+    manager.wait_until_finished()
+    assert errors == []
+    background = manager._checkpointer._async_manager
+    background._exception = OSError("no space left")  # as its thread leaves it
+    with pytest.raises(OSError, match="no space left"):
+        manager.check_for_errors()
+    assert [str(error) for error in errors] == ["no space left"]
+    manager.close()
+
+
+def test_closed_loops_of_a_failed_save_are_silent(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    compat.silence_closed_loops()
+    sys.excepthook(RuntimeError, RuntimeError("Event loop is closed"), None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(RuntimeError, RuntimeError("something else"), None)
+    assert "something else" in capsys.readouterr().err

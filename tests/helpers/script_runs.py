@@ -51,11 +51,7 @@ class ScriptRun:
             time.sleep(process.late)
             several = ["--coordinator", address, "--num_processes", len(self.processes), "--process_id", index]
             command = [
-                *(
-                    ["sh", "-c", 'ulimit -f "$0" && exec "$@"', str(process.largest_file)]
-                    if process.largest_file
-                    else ()
-                ),
+                *((*_LIMIT, str(process.largest_file)) if process.largest_file else ()),
                 *(sys.executable, str(tiny.ROOT / "scripts" / "train.py")),
                 f"--config={tiny.ROOT / 'tests' / 'helpers' / 'tiny_run.py'}",
                 *(f"--workdir={self.workdir}", *self.flags, *process.flags),

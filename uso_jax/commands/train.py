@@ -10,7 +10,7 @@ from absl import app, flags
 
 from uso_jax import mini
 from uso_jax.commands import verify_flag
-from uso_jax.common import config_flag
+from uso_jax.common import compat, config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost, peers
 from uso_jax.training.fault_tolerance import Stopped
@@ -35,6 +35,7 @@ def _run(_) -> None:
     """Train, alone or as one of several processes, then print the results."""
     config = _CONFIG.value
     check_settings(config)
+    compat.silence_closed_loops()
     # Orbax reports every save and every missing optional file; of a failed save, asyncio reports the other files.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,11 +7,12 @@ A new release of a dependency is first tried with tests/common/test_compat.py.
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import orbax.checkpoint as ocp
 
 
 def used_arguments(lowered: "jax.stages.Lowered") -> list[bool]:
@@ -45,6 +46,38 @@ def coordinator() -> tuple[Any, str, int, int]:
 
     state = distributed.global_state
     return state.client, state.coordinator_address or "", state.process_id, state.num_processes
+
+
+def watch_saves(manager: "ocp.CheckpointManager", failed: Callable[[BaseException], object]) -> None:
+    """Call `failed` with the error of a save in the background.
+
+    Orbax raises it only after all processes have met, for which the others would wait minutes.
+    """
+    background = manager._checkpointer._async_manager
+    check = background.check_for_errors
+
+    def watched() -> None:
+        try:
+            check()
+        except BaseException as error:
+            failed(error)
+            raise
+
+    background.check_for_errors = watched
+
+
+def silence_closed_loops() -> None:
+    """Leave out the tracebacks that TensorStore prints for every other file of a save that has failed.
+
+    Its threads report to an event loop that Orbax has closed by then; the failure itself is raised where it belongs.
+    """
+    hook = sys.excepthook
+
+    def quiet(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            hook(kind, error, trace)
+
+    sys.excepthook = quiet
 
 
 def lock_host() -> str:

@@ -57,7 +57,7 @@ class Peers:
         self.published = True
         with contextlib.suppress(Unreachable):
             self._client.set("end/0", json.dumps([code, self._index, sentence]))
-        deadline = threading.Timer(_GRACE, self.end, (code, ""))
+        deadline = threading.Timer(_GRACE, self.end, (code, sentence))
         deadline.daemon = True
         deadline.start()
 

@@ -9,9 +9,12 @@ Every process writes its shards in the background while training continues.
 
 import contextlib
 import json
+import os
 import pathlib
+import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from uso_jax.common import untrusted
+from uso_jax.common import compat, untrusted
 from uso_jax.common.errors import InputError
 
 
@@ -40,6 +43,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise InputError(f"cannot write checkpoints to {self.directory}: {error.strerror or error}") from error
+        self._errors: list[BaseException] = []  # of a save in the background
+        compat.watch_saves(self._manager, self._errors.append)
 
     def latest(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None."""
@@ -63,6 +68,8 @@ class Checkpoints:
         """Raise the error of the save in progress, if it has failed; cheap enough for every step."""
         if self._saving is not None:
             with self._explained(self._saving):
+                if self._errors:
+                    raise self._errors[0]
                 self._manager.check_for_errors()
 
     def wait(self) -> None:
@@ -73,7 +80,7 @@ class Checkpoints:
         """
         if self._saving is not None:
             with self._explained(self._saving):
-                self._manager.wait_until_finished()
+                self._finish(self._manager.wait_until_finished)
             self._saving = None
 
     def newest(self, like: Callable[[dict], Any]) -> tuple[int, dict, Any] | None:
@@ -144,7 +151,30 @@ class Checkpoints:
     def close(self) -> None:
         """Finish the save in progress and release Orbax's threads; errors are ignored, `wait` raises them."""
         with contextlib.suppress(Exception):
-            self._manager.close()
+            self._finish(self._manager.close)
+
+    def _finish(self, function: Callable[[], None]) -> None:
+        """Call a function that waits for a save, but not longer than until the save has failed in this process.
+
+        Orbax would first wait for the other processes, which wait for this one.
+        """
+        if jax.process_count() == 1:
+            function()
+            return
+        raised: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=call, name="save", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._errors:
+            thread.join(0.1)
+        for error in (*self._errors, *raised):
+            raise error
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         place = self.directory.parent / "damaged"
@@ -172,11 +202,17 @@ class Checkpoints:
             self.close()
             good = ocp.utils.checkpoint_steps(self.directory)
             last = f"the last good checkpoint is step {max(good)}" if good else "there is no earlier checkpoint"
-            reason = str(error).splitlines()[0][:300]
+            reason = _cause(str(error))
             raise InputError(
                 f"could not save the checkpoint of step {step} to {self.directory}: {reason}; {last}."
                 " Free some space or choose another --workdir, and run the same command to continue"
             ) from error
+
+
+def _cause(message: str) -> str:
+    """Return the system's own words for an error of TensorStore, whose messages begin with long paths."""
+    found = re.search(r"os_error_code='(\d+)'", message)
+    return os.strerror(int(found[1])) if found else message.splitlines()[0][:300]
 
 
 class Damaged(InputError):
