@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Find what a machine, or a run on it, lacks: uso-doctor [--config CONFIG[:VARIANT]] [--workdir DIR].
+"""Find what a machine, or a run on it, lacks: uso-doctor [--config CONFIG[:VARIANT]] [--folder DIR].
 
 Without --config, the machine alone is examined. Nothing is downloaded, read as a whole or allocated. The exit code is 2
 if there is a problem.
@@ -21,7 +21,7 @@ from uso_jax.planning import checkup, machine
 from uso_jax.planning.finding import Finding
 
 _CONFIG = config_flag.define(__name__)
-_WORKDIR = flags.DEFINE_string("workdir", "runs", "Where the run will write.")
+_FOLDER = flags.DEFINE_string("folder", "runs", "Where the run will write, its --workdir.")
 _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 def _run(_: list[str]) -> None:
     """Print the findings as they are made."""
     given = any(argument.lstrip("-").startswith("config") for argument in sys.argv[1:])
-    found = machine.examine(pathlib.Path(_WORKDIR.value))
+    found = machine.examine(pathlib.Path(_FOLDER.value))
     problems = report(itertools.chain(found, checkup.examine(_CONFIG.value) if given else ()))
     if problems:
         sys.exit(2)

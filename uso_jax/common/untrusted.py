@@ -22,7 +22,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from json import JSONDecodeError, JSONDecoder, dumps, loads
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from uso_jax.common import schema as schemas
 from uso_jax.common.errors import InputError
@@ -264,33 +264,36 @@ class _Invalid(ValueError):
     """JSON that Python's decoder would accept."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Invalid(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return found
+def _repeated(pairs: list[tuple[str, Any]]) -> NoReturn:
+    seen: set[str] = set()
+    name = next(name for name, _ in pairs if name in seen or seen.add(name))
+    raise _Invalid(f"the key {name!r} occurs twice")
 
 
-def _whole(digits: str) -> int:
+def _long(digits: str) -> int:
     if len(digits) > _DIGITS or not -(1 << 63) <= (found := int(digits)) < 1 << 64:
         raise _Invalid(f"the number {digits[:_DIGITS]}... has more than 64 bits")
     return found
 
 
-def _float(digits: str) -> float:
-    found = float(digits)
-    if math.isinf(found):
-        raise _Invalid(f"the number {digits[:_DIGITS]} is too large")
-    return found
+def _infinite(digits: str) -> NoReturn:
+    raise _Invalid(f"the number {digits[:_DIGITS]} is too large")
 
 
 def _constant(name: str) -> float:
     raise _Invalid(f"{name} is not a number")
 
 
-_HOOKS = {"object_pairs_hook": _object, "parse_int": _whole}
-_STRICT = JSONDecoder(**_HOOKS, parse_float=_float, parse_constant=_constant)
+# Called for every object and number.
+_HOOKS: dict[str, Callable] = {
+    "object_pairs_hook": lambda pairs: found if len(found := dict(pairs)) == len(pairs) else _repeated(pairs),
+    "parse_int": lambda digits: int(digits) if len(digits) < 19 else _long(digits),
+}
+_STRICT = JSONDecoder(
+    **_HOOKS,
+    parse_float=lambda digits: found if not math.isinf(found := float(digits)) else _infinite(digits),
+    parse_constant=_constant,
+)
 _WITH_NAN = JSONDecoder(**_HOOKS)
 
 
@@ -322,7 +325,12 @@ def _parsed(found: str, where: str, remedy: str, nan: bool) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
-        level = [inner for outer in level for inner in _inside(outer) if type(inner) in (dict, list)]
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in (dict, list)
+        ]
         if not level:
             return
     raise RecursionError

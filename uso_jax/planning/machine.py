@@ -142,7 +142,7 @@ def disk(folder: pathlib.Path) -> Finding:
     """Describe the free disk space where a run will write."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
-        return Finding("disk", "problem", f"{there} is not writable", "choose another --workdir")
+        return Finding("disk", "problem", f"{there} is not writable", "choose another folder")
     free = shutil.disk_usage(there).free
     text = f"{free / GIB:.1f} GiB free at {there}"
     if free < _LITTLE_DISK:
