@@ -222,3 +222,14 @@ def test_missing_image_is_a_bad_example(tmp_path):
     with pytest.raises(BadExample, match=r"c\.jpg \(item 0 of .*\) does not exist"):
         source[0]
     assert source.sizes()[0].tolist() == [0, 0, schemas.SIDE, schemas.SIDE]
+
+
+def test_parquet_with_text_that_is_not_utf_8(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xb1"))
+    table = pa.table({"prompt": broken, "target": pa.array([b"x"])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet is damaged .*UTF8"):
+        read("parquet", tmp_path / "a.parquet")

@@ -60,7 +60,9 @@ def _batches(table: Any, columns: list[str], file: str) -> Iterator[Any]:
     import pyarrow as pa
 
     try:
-        yield from table.iter_batches(columns=columns)
+        for batch in table.iter_batches(columns=columns):
+            batch.validate(full=True)  # also that texts are UTF-8
+            yield batch
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
