@@ -231,5 +231,5 @@ def test_parquet_with_text_that_is_not_utf_8(tmp_path):
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xb1"))
     table = pa.table({"prompt": broken, "target": pa.array([b"x"])})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="a.parquet is damaged .*UTF8"):
+    with pytest.raises(InputError, match=r"a\.parquet is damaged .*UTF8"):
         read("parquet", tmp_path / "a.parquet")
