@@ -216,7 +216,8 @@ def _opened(path: pathlib.Path, where: str, missing: str, remedy: str) -> Binary
 
 def _read(file: BinaryIO, limit: int, where: str, remedy: str) -> bytes:
     try:
-        return file.read(limit + 1)
+        # Python allocates all that it is asked for at once, so not the limit of a list for a small file.
+        return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise InputError(f"{where} cannot be read ({_reason(error)}); {remedy}") from error
 
