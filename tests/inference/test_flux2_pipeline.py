@@ -25,9 +25,8 @@ def pipe(tmp_path_factory):
 
 def noise(pipe, seed: int) -> np.ndarray:
     tokens = np.prod(pipe.system.token_grid(oracle.HEIGHT, oracle.WIDTH))
-    return np.asarray(pipe.sampler.programs["noise"](np.full(pipe.sampler.data_shards, seed, np.uint32), int(tokens)))[
-        :1
-    ]
+    seeds = np.asarray([(0, seed)] * pipe.sampler.data_shards, np.uint32)
+    return np.asarray(pipe.sampler.programs["noise"](seeds, int(tokens)))[:1]
 
 
 def contents(number: int):
