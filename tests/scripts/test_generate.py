@@ -228,7 +228,7 @@ def test_what_is_no_image(tmp_path, folder, capsys):
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     for name, message in {
-        "text": "text.png' cannot be decoded (unknown image format); replace or remove it",
+        "text": "text.png' cannot be decoded (unknown image format; PNG, JPEG,",
         "empty": "is empty",
         "half": "half.png' cannot be decoded (image file is truncated",
         "huge": "has too many pixels; the limit is 64000000",
