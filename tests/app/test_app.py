@@ -43,7 +43,9 @@ def app(folder):
         folder, ["--weights", str(folder / "weights"), "--upload_quota", "120"], JAX_DISABLE_MOST_OPTIMIZATIONS="1"
     ) as server:
         yield server
-        raised = set(re.findall(r"^([\w.]+): ", server.log(), re.MULTILINE)) - {"note"}
+        # uvicorn notes a client that leaves within an answer; that is no exception of the app.
+        log = server.log().replace("ERROR:    ASGI callable returned without completing response.", "")
+        raised = set(re.findall(r"^([\w.]+): ", log, re.MULTILINE)) - {"note"}
         assert raised <= {"gradio.exceptions.InvalidPathError", "gradio.exceptions.Error"}  # gradio's own refusals
         assert not server.outside()
 
@@ -172,7 +174,7 @@ def test_all_kinds_of_files(folder, session):
 
 def test_mistakes_in_other_fields(session):
     assert "nothing to generate" in session.refused(prompt=" ")
-    assert "seed must be a whole number" in session.refused(seed=-1)
+    assert "seed must be a whole number" in session.refused(seed=2**64)
     record, _ = session.generate(width=30)
     assert record["notes"] == ["width 30 is not a multiple of 8: 24 is used"]
 
