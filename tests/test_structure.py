@@ -14,8 +14,6 @@ OWN_JSON = {
     "uso_jax/common/untrusted.py",  # the way in
     "uso_jax/data/readers/source.py",  # rows in memory
     "uso_jax/hardware/peers.py",  # between the processes of one run
-    "uso_jax/training/checkpoints.py",  # a round trip
-    "uso_jax/training/resume.py",  # a round trip
 }
 
 

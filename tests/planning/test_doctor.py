@@ -90,6 +90,21 @@ def test_every_problem_of_a_run_is_found_at_once(tmp_path):
     assert all(name in found["weights"].text for name in ("autoencoder", "t5", "transformer"))
 
 
+def test_a_run_without_a_device(monkeypatch):
+    def fail(shape):
+        raise RuntimeError("no device\nmore")
+
+    monkeypatch.setattr(checkup.sharding, "make_mesh", fail)
+    found = by_subject(checkup.examine(tiny.config("joint")))
+    assert found["mesh"] == Finding("mesh", "problem", "no device") and "fit" not in found
+
+
+def test_heads_and_quantisation_are_examined_too():
+    config = tiny.config("joint", changes={"mesh.data": 1, "mesh.fsdp": 1, "mesh.sequence": 8, "mesh.tensor": 1})
+    assert "heads" in by_subject(checkup.examine(config))["mesh"].text
+    assert {"quantization", "placement"} <= set(by_subject(checkup.examine(tiny.config("joint"))))
+
+
 def test_a_run_that_fits():
     found = by_subject(checkup.examine(tiny.config("joint")))
     assert {one.state for one in found.values()} == {"ok"}

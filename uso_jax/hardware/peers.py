@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from uso_jax.common import compat, locks
+from uso_jax.common import compat, locks, untrusted
 from uso_jax.common.differences import first_differences
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.coordinator import Client, Unreachable
@@ -150,7 +150,7 @@ class Peers:
         """Raise InputError unless all processes call this with the same JSON terms."""
         self._agreed += 1
         folder = f"facts/{self._agreed}"
-        mine = json.loads(json.dumps(facts, default=str))
+        mine = untrusted.recorded(facts, default=str)
         try:
             self._client.set(f"{folder}/{self._index}", json.dumps(mine))
             for index in (index for index in range(self._count) if index != self._index):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Examine a configuration on this machine: settings, data, weights, devices, memory. Nothing is read or allocated."""
 
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -14,7 +13,6 @@ from uso_jax.planning import machine, programs
 from uso_jax.planning.finding import Finding, check
 from uso_jax.training import precompute, preflight
 from uso_jax.training.config import TrainConfig
-from uso_jax.training.init import check_weights
 
 
 def examine(config: TrainConfig) -> Iterator[Finding]:
@@ -26,17 +24,22 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     if settings.state == "problem":
         return  # networks cannot be described from wrong settings
     yield check("features", "fit this run, or are not used", preflight.check_features, config)
-    system = precompute.build_system(config)
-    yield check("weights", _weights(config), check_weights, config, system.shapes, _trained(config, system))
     try:
         mesh = sharding.make_mesh(config.mesh)
-        preflight.check_batches(config, mesh)
-        preflight.check_placement(config, mesh, system)
-    except InputError as error:
-        yield Finding("mesh", "problem", str(error))
+    except (InputError, RuntimeError) as error:  # JAX raises the latter where it finds no device
+        yield Finding("mesh", "problem", (str(error).splitlines() or [type(error).__name__])[0])
         return
-    yield Finding("mesh", "ok", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
-    yield fit(config)
+    texts = {
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "quantization": config.model.quantization or "none",
+        "placement": "every parameter has a place",
+        "weights": f"{config.model.weights}: all that the run needs" if config.model.weights else "from scratch",
+    }
+    checks = preflight.checks_of_networks(config, mesh, precompute.build_system(config))
+    found = [check(subject, texts[subject], function) for subject, function in checks.items()]
+    yield from found
+    if all(one.state == "ok" for one in found if one.subject != "weights"):
+        yield fit(config)
 
 
 def fit(config: TrainConfig) -> Finding:
@@ -56,14 +59,6 @@ def fit(config: TrainConfig) -> Finding:
     return Finding("fit", "ok" if held < 0.5 * limit else "note", text, "" if held < 0.5 * limit else plan)
 
 
-def _trained(config: TrainConfig, system) -> set[str]:
-    return set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
-
-
 def _data(config: TrainConfig) -> str:
     path = config.data.train.get("path")
     return f"{config.data.source}{f' at {path}' if path else ''}"
-
-
-def _weights(config: TrainConfig) -> str:
-    return f"{pathlib.Path(config.model.weights)}: all that the run needs" if config.model.weights else "from scratch"

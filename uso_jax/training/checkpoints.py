@@ -8,7 +8,6 @@ Every process writes its shards in the background while training continues.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -58,7 +57,7 @@ class Checkpoints:
         """
         self.wait()
         items = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(json.loads(json.dumps(record)))
+            arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(untrusted.recorded(record))
         )
         with self._explained(step):
             self._manager.save(step, args=items, force=True)

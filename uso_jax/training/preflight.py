@@ -11,7 +11,7 @@ import glob
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,13 +44,24 @@ def check(config: TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> USO:
     check_data(config)
     check_features(config)
     system = precompute.build_system(config)
-    sharding.check_heads(mesh, config.system.transformer.num_heads)
-    check_batches(config, mesh)
-    check_quantization(config, system)
-    check_placement(config, mesh, system)
-    trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
-    check_weights(config, system.shapes, trained)
+    for check_part in checks_of_networks(config, mesh, system).values():
+        check_part()
     return system
+
+
+def checks_of_networks(config: TrainConfig, mesh: Mesh, system: USO) -> dict[str, Callable[[], None]]:
+    """Return the checks that need the shapes of the networks, by what they examine, in their order."""
+
+    def check_stored() -> None:
+        trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
+        check_weights(config, system.shapes, trained)
+
+    return {
+        "mesh": lambda: check_mesh(config, mesh),
+        "quantization": lambda: check_quantization(config, system),
+        "placement": lambda: check_placement(config, mesh, system),
+        "weights": check_stored,
+    }
 
 
 def facts(config: TrainConfig, workdir: pathlib.Path) -> dict[str, Any]:
@@ -133,8 +144,9 @@ def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
         raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
 
 
-def check_batches(config: TrainConfig, mesh: Mesh) -> None:
-    """Raise InputError if a batch of training or validation does not divide over the devices that split it."""
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Raise InputError if the attention heads or a batch do not divide over the devices that split them."""
+    sharding.check_heads(mesh, config.system.transformer.num_heads)
     for stage in config.run_stages:
         micro = stage.batch_size // stage.accumulate
         check_batch(f"config.stages.{stage.name}.batch_size / accumulate is {micro}, which", micro, mesh)

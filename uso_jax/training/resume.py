@@ -3,7 +3,6 @@
 """Where a run continues: which checkpoint, whether it belongs to the run, and how its arrays are placed."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from uso_jax.common import untrusted
 from uso_jax.common.differences import first_differences
 from uso_jax.common.errors import InputError
 from uso_jax.models.uso import USO
@@ -89,7 +89,7 @@ class Resume:
 def check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
     """Raise InputError if a run would continue under other settings; the message names the first ones that differ."""
     # A setting that did not exist when the checkpoint was saved had its default.
-    defaults = json.loads(json.dumps(dataclasses.asdict(StageConfig(""))))
+    defaults = untrusted.recorded(dataclasses.asdict(StageConfig("")))
     saved = saved | {"stages": [defaults | stage for stage in saved["stages"]]}
     if found := first_differences(saved, wanted):
         raise InputError(
