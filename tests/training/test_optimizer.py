@@ -142,7 +142,7 @@ def test_a_cosine_begins_again_after_equal_shares():
     [
         (dict(optimizer="adam8"), "optimizer must be one of adamw, muon"),
         (dict(decay="step"), "decay must be one of constant, linear"),
-        (dict(restarts=100), "restarts must be from 0 to steps - 1, not 100"),
+        (dict(decay="cosine_restarts", restarts=100), "restarts must be from 0 to steps - 1, not 100"),
         (dict(timesteps="beta"), "timesteps must be one of uniform, logit_normal"),
         (dict(loss_weight="snr"), "loss_weight must be one of none, cosmap"),
         (dict(timestep_std=0.0), "timestep_std must be positive"),

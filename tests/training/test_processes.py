@@ -99,3 +99,4 @@ def test_an_error_of_one_process_ends_both(cache, tmp_path):
     codes, _ = run.codes()
     assert codes == [2, 2], run.log(0) + run.log(1)
     assert "File too large" in run.log(1) and "File too large" in run.log(0)
+    assert "Traceback" not in run.log(1)

@@ -71,13 +71,14 @@ def silence_closed_loops() -> None:
 
     Its threads report to an event loop that Orbax has closed by then; the failure itself is raised where it belongs.
     """
-    hook = sys.excepthook
+    hook = sys.unraisablehook
 
-    def quiet(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            hook(kind, error, trace)
+    def quiet(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+            hook(unraisable)
 
-    sys.excepthook = quiet
+    sys.unraisablehook = quiet
 
 
 def lock_host() -> str:

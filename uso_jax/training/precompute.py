@@ -45,7 +45,7 @@ _CHOICES = ("remat", "attention")  # of a run, which change no number
 
 
 def fingerprint(config: TrainConfig) -> dict[str, str]:
-    """Identify each encoder by weights, sizes, precision and preprocessing."""
+    """Identify each encoder that the system has by weights, sizes, precision and preprocessing."""
     system, have = config.system, set()
     directory = mini.directory(config.model.weights) if config.model.weights else None
     if directory is not None:
@@ -53,7 +53,7 @@ def fingerprint(config: TrainConfig) -> dict[str, str]:
     layers = system.transformer.projector and system.transformer.projector.layers
     with_more = {"style": [layers], "text": [system.text.tokenizers()]}  # what else decides the features
     found = {}
-    for name in ENCODERS:
+    for name in (name for name in ENCODERS if system.network(name) is not None):
         facts = [system.network(name), *with_more.get(row_of(name).encodes, ())]
         numbers = pretrained.fingerprint(directory / name) if name in have else f"random numbers of seed {config.seed}"
         sizes = json.dumps([facts, config.model.frozen_dtype, numbers], default=_plain, sort_keys=True)

@@ -205,7 +205,7 @@ def check_features(config: TrainConfig) -> None:
     for part in (part for spec in specs for part in _sources(spec) if part["name"] == "features"):
         source = FeatureSource(part["path"])
         made = source.manifest["fingerprint"]
-        if differs := [name for name in precompute.ENCODERS if made[name] != wanted[name]]:
+        if differs := [name for name in precompute.ENCODERS if made.get(name) != wanted.get(name)]:
             raise InputError(
                 f"{source.path} was made by another {' and '.join(differs)} than this run has: use the same"
                 " --config.model settings, or make the features again."

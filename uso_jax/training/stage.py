@@ -168,7 +168,7 @@ class StageConfig:
             raise InputError(
                 f"{where}: schedule_free replaces decay and ema_decay; set decay to 'constant' and ema_decay to 0"
             )
-        if not 0 <= self.restarts < self.steps:
+        if self.decay == "cosine_restarts" and not 0 <= self.restarts < self.steps:
             raise InputError(f"{where}: restarts must be from 0 to steps - 1, not {self.restarts}")
         if self.timestep_std <= 0 or not -1 <= self.mode_scale <= 1.75:
             raise InputError(f"{where}: timestep_std must be positive, and mode_scale from -1 to 1.75")
