@@ -26,10 +26,12 @@ from uso_jax import mini, weights
 from uso_jax.common import atomic_files, locks, progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.models.components import folders
-from uso_jax.weights import quantization
+from uso_jax.weights import parts as stored
+from uso_jax.weights import quantization, training_runs
+from uso_jax.weights.parts import Part
 
-from . import COMMAND, download, exporting, inspecting, tokenizers, training_runs
-from .exporting import Output, Part
+from . import COMMAND, download, exporting, inspecting, tokenizers
+from .exporting import Output
 from .files.tensors import open_files
 from .importing import import_checkpoint
 from .recognition import Checkpoint, read_config, recognise
@@ -228,10 +230,10 @@ def _parts(args: argparse.Namespace) -> dict[str, Part]:
     if not pathlib.Path(args.directory).is_dir() or not training_runs.is_training(args.directory):
         if args.average is not None:
             raise InputError(f"{args.directory} is not a training's --workdir; --ema and --raw apply to trainings only")
-        return exporting.open_directory(args.directory)
+        return stored.open_directory(args.directory)
     parts = training_runs.open_training(args.directory, args.average)
     if args.base is not None:
-        return exporting.open_directory(args.base) | parts
+        return stored.open_directory(args.base) | parts
     return parts
 
 

@@ -10,22 +10,20 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-import jax
 import numpy as np
 
 from uso_jax import weights
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
-from uso_jax.weights import manifest_configs
+from uso_jax.weights.files import safetensors_file
+from uso_jax.weights.parts import Part
+from uso_jax.weights.tables.table import expand
 
 from . import layouts
-from .files import safetensors_file
 from .layouts import Family
 from .tables import lora
-from .tables.table import expand
 
 ADAPTED = {  # adapter -> the module it is added to
     "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",
@@ -35,32 +33,6 @@ ADAPTED = {  # adapter -> the module it is added to
     "single_blocks/processor/qkv_lora": "single_blocks/linear1_qkv",
     "single_blocks/processor/proj_lora": "single_blocks/linear2",
 }
-
-
-@dataclasses.dataclass
-class Part:
-    """A component to export: parameters by path, read when they are indexed, and its sizes."""
-
-    params: Mapping[str, Any]
-    config: manifest_configs.Sections
-    family: str = ""  # the family it was imported from
-    prefix: str | None = None
-    quantised: str = ""  # the quantised format, if any
-
-    @property
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in self.params.items()}
-
-
-def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
-    """Return the components of a weights directory."""
-    parts = {}
-    for component in weights.components(directory):
-        record = weights.manifest(directory, component)
-        params = weights.read(directory, component)
-        mode = record.get("quantization", {}).get("mode", "")
-        parts[component] = Part(params, record["config"], record["family"], record.get("prefix"), mode)
-    return parts
 
 
 # ---------------------------------------------------------------------------------------------------- what is written

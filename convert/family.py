@@ -7,8 +7,9 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
+from uso_jax.weights.tables.table import Row
+
 from .tables.infer_sizes import Size
-from .tables.table import Row
 
 
 @dataclasses.dataclass(frozen=True)

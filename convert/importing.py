@@ -18,14 +18,14 @@ from uso_jax import weights
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
+from uso_jax.weights.files.arrays import BFLOAT16, Buffer
+from uso_jax.weights.files.tensors import File
 from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.strided_copy import copy_cast
+from uso_jax.weights.tables.table import Entry, Piece
 from uso_jax.weights.writer import Writer
 
-from .files.arrays import BFLOAT16, Buffer
-from .files.tensors import File
 from .recognition import Checkpoint
-from .tables.table import Entry, Piece
 
 STACK_BYTES = 2**26  # layers written together, in bytes of the file's own dtype
 _BLOCK = 2**20  # numbers at a time, to fit a processor's cache

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoint files this project knows, recognised by the names of their tensors, never by the file's name.
 
-To add a layout: write its table (see convert.tables.table) and append a `Family` to `FAMILIES`; the functions that
+To add a layout: write its table (see uso_jax.weights.tables.table) and append a `Family` to `FAMILIES`; the functions that
 read sizes off shapes are in convert.tables.infer_sizes.
 """
 
@@ -17,6 +17,8 @@ from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, row_of, split_transformer
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
+from uso_jax.weights.tables.table import Row
 
 from .family import Family
 from .layouts_flux2 import AE, AE_DIFFUSERS, COMFY, FLUX2, VAE, autoencoder_sizes
@@ -24,7 +26,6 @@ from .tables import lora
 from .tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
 from .tables.clip import CLIP, CSD, TEXT
 from .tables.dino import DINOV2, ORIGINAL, VIT
-from .tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
 from .tables.infer_sizes import (
     Size,
     always,
@@ -40,7 +41,6 @@ from .tables.infer_sizes import (
 from .tables.metrics import IMAGE_REWARD, INCEPTION
 from .tables.siglip import VISION
 from .tables.t5 import ALIASES, ENCODER
-from .tables.table import Row
 
 
 def _flux_sizes(width: Size, head: Size, keys: Mapping[str, str], blocks: Sequence[str]) -> dict[str, dict[str, Size]]:

@@ -4,8 +4,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from uso_jax.weights.tables import flux2
+
 from .family import Family
-from .tables import flux2, qwen3
+from .tables import qwen3
 from .tables.autoencoder import AUTOENCODER2, AUTOENCODER2_DIFFUSERS
 from .tables.infer_sizes import Size, at_most, ch_mult, count, dim, has, known, ratio
 

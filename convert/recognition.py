@@ -18,13 +18,13 @@ from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import COMPONENTS, section_fields
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.files.tensors import File, LazyTensor, Sources, dequantise, merge_sources
+from uso_jax.weights.tables.table import Entry, expand
 
 from . import layouts
-from .files.tensors import File, LazyTensor, Sources, dequantise, merge_sources
 from .layouts import Family
 from .tables import lora
 from .tables.infer_sizes import Shapes
-from .tables.table import Entry, expand
 
 TRANSFORMERS = {row.name for row in COMPONENTS.values() if row.folder == "transformer"}  # sections of base models
 

@@ -20,7 +20,6 @@ from safetensors.numpy import load_file, save_file
 from convert import layouts
 from convert.__main__ import main as convert
 from convert.tables import infer_sizes
-from convert.tables.table import DENSE
 from uso_jax import flow, weights
 from uso_jax.data import readers, sources
 from uso_jax.data.storage.places import Place
@@ -39,6 +38,7 @@ from uso_jax.training import rewards
 from uso_jax.training.fit import fit
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.tables.table import DENSE
 
 # ------------------------------------------------------------------------------------------------ a network: the file
 

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files: safetensors and torch, read tensor by tensor."""
+"""Checkpoint files of every kind, opened by their content."""

@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from uso_jax.common.errors import InputError
-
-from .safetensors_file import Tensor
+from uso_jax.weights.files.safetensors_file import Tensor
 
 MAGIC = (b"PK\x03\x04", b"\x80\x02")
 _INSIDE = ("model_state_dict", "state_dict", "model", "teacher")  # where training checkpoints keep their weights

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the autoencoders of FLUX.1 and FLUX.2 (black-forest-labs' and diffusers' names)."""
 
-from .table import CONV, CONV_1X1, NORM, PARAM, Row
+from uso_jax.weights.tables.table import CONV, CONV_1X1, NORM, PARAM, Row
 
 # fmt: off
 _RESNET = (

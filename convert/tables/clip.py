@@ -9,7 +9,7 @@ OpenAI's archives `input_resolution`, `context_length` and `vocab_size`: none of
 
 from collections.abc import Sequence
 
-from .table import CONV, DENSE, EMBED, IN_PROJ, NORM, PARAM, Kind, Row
+from uso_jax.weights.tables.table import CONV, DENSE, EMBED, IN_PROJ, NORM, PARAM, Kind, Row
 
 _KERNEL: Kind = {"": ("/kernel", None)}  # OpenAI multiplies by bare matrices, so theirs are not transposed
 _EMBEDDING: Kind = {"": ("/embedding", None)}

@@ -6,7 +6,7 @@
 `Dinov2Model` differently, in files longer than in memory.
 """
 
-from .table import CONV, DENSE, NORM, PARAM, Row
+from uso_jax.weights.tables.table import CONV, DENSE, NORM, PARAM, Row
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 

@@ -20,9 +20,8 @@ import numpy as np
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-
-from ..files.tensors import File, LazyTensor, Sources, computed
-from .table import DENSE, Row
+from uso_jax.weights.files.tensors import File, LazyTensor, Sources, computed
+from uso_jax.weights.tables.table import DENSE, Row
 
 _QKV = ("to_q", "to_k", "to_v")  # of the image stream, and of single blocks
 _ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")

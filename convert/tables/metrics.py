@@ -3,10 +3,10 @@
 """Tables of ImageReward (its authors' names) and of FID's Inception (pytorch-fid's)."""
 
 from uso_jax.models.inception import BLOCKS, STEM
+from uso_jax.weights.tables.table import CONV, DENSE, EMBED, NORM, Kind, Row
 
 from .clip import under
 from .dino import ORIGINAL
-from .table import CONV, DENSE, EMBED, NORM, Kind, Row
 
 _LAYER = "encoder.layer.{i}"
 _STATISTICS: Kind = {

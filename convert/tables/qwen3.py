@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table of Qwen3's lower layers (transformers names)."""
 
-from .table import DENSE, EMBED, Kind, Row
+from uso_jax.weights.tables.table import DENSE, EMBED, Kind, Row
 
 _RMS: Kind = {".weight": ("/scale", None)}
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table of the SigLIP vision tower (transformers names, without the `vision_model.` prefix)."""
 
-from .table import CONV, DENSE, EMBED, IN_PROJ, NORM, PARAM, Row
+from uso_jax.weights.tables.table import CONV, DENSE, EMBED, IN_PROJ, NORM, PARAM, Row
 
 # fmt: off
 VISION: tuple[Row, ...] = (

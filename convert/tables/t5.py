@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table of the T5 encoder (transformers names)."""
 
-from .table import DENSE, EMBED, NORM, Row
+from uso_jax.weights.tables.table import DENSE, EMBED, NORM, Row
 
 _BLOCK = "encoder.block.{i}.layer"
 

@@ -19,13 +19,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from convert.layouts import family_by_name
-from convert.tables.table import to_flax
 from uso_jax import flow
 from uso_jax.hardware import flops
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
 from uso_jax.params import ModelDef
+from uso_jax.weights.tables.table import to_flax
 
 RATE = 1e-4  # of AdamW
 _GUIDANCE = 3.5

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 
 from convert import layouts
 from convert.__main__ import main
-from convert.files.safetensors_file import SafetensorsFile
 from convert.recognition import recognise
 from uso_jax import weights
 from uso_jax.common.errors import InputError
@@ -33,6 +32,7 @@ from uso_jax.models.projector import ProjectorConfig
 from uso_jax.models.siglip import SiglipConfig
 from uso_jax.params import ModelDef
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.files.safetensors_file import SafetensorsFile
 from uso_jax.weights.manifest_text import FORMAT
 from uso_jax.weights.stored_array import StoredArray
 from uso_jax.weights.writer import Writer

@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 from convert import download, tokenizers
 from convert.__main__ import main
 from convert.tables.t5 import ENCODER
-from convert.tables.table import expand
 from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models import text
 from uso_jax.models.t5 import T5Config, T5Encoder
 from uso_jax.weights.pretrained import Defaults
+from uso_jax.weights.tables.table import expand
 
 
 class Hub:

@@ -15,8 +15,8 @@ from safetensors.numpy import save
 
 from convert import importing
 from convert.__main__ import main
-from convert.files.safetensors_file import MAX_HEADER
 from uso_jax import weights
+from uso_jax.weights.files.safetensors_file import MAX_HEADER
 
 DTYPES = ("F32", "BF16", "F16", "F8_E4M3", "I8", "BOOL", "F64", "U64", "F99", None, 3)
 NUMBERS = (0, 1, 3, 2**31, 2**40, 2**62, 2**63, 2**200, -1, 1.5, True, None, "8", [], {})

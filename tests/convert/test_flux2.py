@@ -19,13 +19,13 @@ from oracle_flux2 import LAYERS, QWEN3, torch_qwen3, train_tokenizer
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from convert.tables.flux import LORA
-from convert.tables.table import to_torch
 from uso_jax import params, weights
 from uso_jax.models.components import split_transformer
 from uso_jax.models.families import family_of
 from uso_jax.models.flux2 import Flux2
 from uso_jax.models.qwen3 import Qwen3Encoder
+from uso_jax.weights.tables.flux import LORA
+from uso_jax.weights.tables.table import to_torch
 
 CONFIG = str(golden.DIR / "config.json")
 COUNTER = "bn.num_batches_tracked"

@@ -23,10 +23,10 @@ from safetensors.numpy import load_file, save_file
 
 from convert import layouts
 from convert.__main__ import main
-from convert.tables.table import expand
 from uso_jax import weights
 from uso_jax.models.autoencoder import AutoEncoder
 from uso_jax.models.flux import Flux
+from uso_jax.weights.tables.table import expand
 
 # ---------------------------------------------------------------------------------------------------- diffusers
 

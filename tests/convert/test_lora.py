@@ -19,11 +19,11 @@ from converted import TOLERANCE, config_file, equal
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from convert.tables.flux import LORA, TRANSFORMER
-from convert.tables.table import to_torch
 from uso_jax import params, weights
 from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.weights.tables.flux import LORA, TRANSFORMER
+from uso_jax.weights.tables.table import to_torch
 
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 BFL = {

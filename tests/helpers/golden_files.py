@@ -16,15 +16,15 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from convert.tables.autoencoder import AUTOENCODER
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.tables.siglip import VISION
-from convert.tables.table import to_flax
 from uso_jax import flow
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.projector import ProjectorConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
 from uso_jax.params import ModelDef
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
+from uso_jax.weights.tables.table import to_flax
 
 DIR = pathlib.Path(os.environ.get("USO_GOLDEN", pathlib.Path(__file__).parents[1] / "golden"))
 CONFIG = json.loads((DIR / "config.json").read_text())

@@ -18,11 +18,11 @@ from golden_files import load
 from safetensors.numpy import load_file
 
 from convert.tables.autoencoder import AUTOENCODER2
-from convert.tables.flux2 import TRANSFORMER
 from uso_jax import flow
 from uso_jax.models.autoencoder2 import AutoEncoder2, AutoEncoder2Config
 from uso_jax.models.flux2 import Flux2, Flux2Config
 from uso_jax.models.joint_transformer import Kept
+from uso_jax.weights.tables.flux2 import TRANSFORMER
 
 _HERE = pathlib.Path(__file__).parents[1] / "golden" / "flux2"
 DIR = pathlib.Path(os.environ.get("USO_GOLDEN_FLUX2", _HERE))

@@ -19,13 +19,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalL
 from transformers import Qwen3Config as TorchQwen3Config
 
 from convert.tables.autoencoder import AUTOENCODER2_DIFFUSERS
-from convert.tables.flux2 import TRANSFORMER_DIFFUSERS
 from convert.tables.qwen3 import ENCODER
 from uso_jax import params, weights
 from uso_jax.models.autoencoder2 import AutoEncoder2, AutoEncoder2Config
 from uso_jax.models.flux2 import Flux2, Flux2Config
 from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.tables.flux2 import TRANSFORMER_DIFFUSERS
 
 QWEN3 = Qwen3Config.tiny(vocab_size=300, num_hidden_layers=5, hidden_states=(1, 3, 5))
 LAYERS = 7  # of the checkpoint, two more than are read

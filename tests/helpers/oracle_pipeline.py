@@ -22,8 +22,6 @@ from text_encoders import CLIP, load_clip, load_t5, torch_clip, torch_t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
-from convert.tables.table import expand, to_flax
 from uso_jax import params, weights
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models import flux
@@ -31,6 +29,8 @@ from uso_jax.models.components import split_transformer
 from uso_jax.models.projector import LEVELS, ProjectorConfig
 from uso_jax.parallel import sharding
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
+from uso_jax.weights.tables.table import expand, to_flax
 
 SIDE, STEPS, T5_LENGTH = 32, 3, 6
 SETTINGS = {

@@ -25,13 +25,13 @@ from golden_files import load
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from convert.tables.autoencoder import AUTOENCODER
-from convert.tables.flux import LORA, TRANSFORMER
 from convert.tables.siglip import VISION
-from convert.tables.table import Row, expand
 from uso_jax.models import autoencoder, flux, projector, siglip
 from uso_jax.models.layers import joint_blocks
 from uso_jax.models.layers.embeddings import rotary_embedding
 from uso_jax.params import ModelDef, shapes
+from uso_jax.weights.tables.flux import LORA, TRANSFORMER
+from uso_jax.weights.tables.table import Row, expand
 
 Weights = dict[str, np.ndarray]
 

@@ -13,9 +13,7 @@ import tiny
 from comparison import error
 from golden_flux2 import MANIFESTS
 
-from convert.tables import autoencoder, flux2, qwen3
-from convert.tables.flux import PROJECTOR
-from convert.tables.table import expand, to_flax, to_torch
+from convert.tables import autoencoder, qwen3
 from uso_jax import flow, params
 from uso_jax.models.autoencoder2 import AutoEncoder2, AutoEncoder2Config
 from uso_jax.models.flux import Flux, FluxConfig
@@ -23,6 +21,9 @@ from uso_jax.models.flux2 import PRESETS, Flux2, Flux2Config
 from uso_jax.models.layers.joint_blocks import JointConfig
 from uso_jax.models.qwen3 import PRESETS as QWEN3
 from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
+from uso_jax.weights.tables import flux2
+from uso_jax.weights.tables.flux import PROJECTOR
+from uso_jax.weights.tables.table import expand, to_flax, to_torch
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,12 +35,12 @@ from image_encoders import (
 from convert.tables import clip as clip_tables
 from convert.tables import dino as dino_tables
 from convert.tables.clip import CSD as CSD_TABLE
-from convert.tables.table import expand, to_flax, to_torch
 from uso_jax import params
 from uso_jax.models import clip, dino
 from uso_jax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVision, ClipVisionConfig
 from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino, DinoConfig
+from uso_jax.weights.tables.table import expand, to_flax, to_torch
 
 TOLERANCE = 1e-5  # of the output's standard deviation
 

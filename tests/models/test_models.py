@@ -16,9 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from convert.tables.autoencoder import AUTOENCODER
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.tables.siglip import VISION
-from convert.tables.table import expand
 from uso_jax import flow, params
 from uso_jax.common.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
@@ -27,6 +25,8 @@ from uso_jax.models.layers import scan
 from uso_jax.models.layers.embeddings import rotary_embedding
 from uso_jax.models.layers.joint_blocks import Joint, SingleStreamBlock
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
+from uso_jax.weights.tables.table import expand
 
 # ---------------------------------------------------------------------------------------------- full size
 

@@ -14,13 +14,13 @@ from comparison import BLOCK, DENOISED, ENCODER, NORM, VELOCITY, error
 from golden_files import CONFIG, arrays, nhwc, tensors
 from oracle_torch import block_outputs, norm_outputs, norms
 
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
-from convert.tables.table import to_flax
 from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.models import autoencoder, flux, joint_transformer, projector, siglip
 from uso_jax.models.layers import joint_blocks
 from uso_jax.params import ModelDef
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
+from uso_jax.weights.tables.table import to_flax
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 

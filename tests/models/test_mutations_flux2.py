@@ -16,10 +16,10 @@ from golden_flux2 import arrays
 from oracle_flux2 import QWEN3, autoencoder_pair, load_qwen3, torch_qwen3
 from oracle_torch import normal
 
-from convert.tables.flux2 import TRANSFORMER
 from uso_jax import flow
 from uso_jax.models import autoencoder2, flux2, qwen3
 from uso_jax.models.layers import joint_blocks
+from uso_jax.weights.tables.flux2 import TRANSFORMER
 
 pytestmark = pytest.mark.slow  # runs whole networks, op by op
 

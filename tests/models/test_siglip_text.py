@@ -18,12 +18,12 @@ from oracle_torch import drawn_for, fill, normal
 
 from convert.tables.clip import TEXT as CLIP_TEXT
 from convert.tables.siglip import VISION
-from convert.tables.table import DENSE, Row, expand, to_torch
 from uso_jax import params
 from uso_jax.models import siglip
 from uso_jax.models.clip import unit
 from uso_jax.models.siglip import SiglipConfig, SiglipText, SiglipTextConfig, SiglipVision
 from uso_jax.training.objectives.contrastive import sigmoid_loss
+from uso_jax.weights.tables.table import DENSE, Row, expand, to_torch
 
 TOLERANCE = 1e-5  # of the output's standard deviation
 TEXT: tuple[Row, ...] = (*CLIP_TEXT, ("head", "head", DENSE))

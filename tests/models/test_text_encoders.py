@@ -17,11 +17,11 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.tables.clip import TEXT
 from convert.tables.t5 import ALIASES, ENCODER
-from convert.tables.table import expand, to_torch
 from uso_jax import params
 from uso_jax.models import clip, t5
 from uso_jax.models.clip import ClipText, ClipTextConfig
 from uso_jax.models.t5 import T5Config, T5Encoder, relative_position_buckets
+from uso_jax.weights.tables.table import expand, to_torch
 
 TOLERANCE = 1e-5  # of the output's standard deviation
 

@@ -29,7 +29,6 @@ from PIL import Image
 from convert.tables import clip as clip_tables
 from convert.tables import dino as dino_tables
 from convert.tables.clip import CSD as CSD_TABLE
-from convert.tables.table import to_flax
 from uso_jax import params, weights
 from uso_jax.evaluation import gallery, scoring
 from uso_jax.evaluation.items import EvalItem
@@ -40,6 +39,7 @@ from uso_jax.models.clip import CLIP, Clip
 from uso_jax.models.csd import CSD, Csd
 from uso_jax.models.dino import DINO, Dino
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.tables.table import to_flax
 
 METRICS = (
     Metric("clip_i", "cosine", "clip", "content"),

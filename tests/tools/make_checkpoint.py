@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from convert.files.safetensors_file import write_safetensors
+from uso_jax.weights.files.safetensors_file import write_safetensors
 
 MANIFESTS = pathlib.Path(__file__).parents[1] / "golden" / "checkpoint_manifests.json"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -9,14 +9,14 @@ import pytest
 from golden_files import CONFIG, tensors
 
 from convert.tables.autoencoder import AUTOENCODER
-from convert.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from convert.tables.siglip import VISION
-from convert.tables.table import to_flax, to_torch
 from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from uso_jax.models.flux import Flux
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
+from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
+from uso_jax.weights.tables.table import to_flax, to_torch
 
 
 def uso_shapes(part: str):

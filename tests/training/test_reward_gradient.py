@@ -16,8 +16,6 @@ from einops import rearrange
 from oracle_torch import autoencoder_pair, flux_names, flux_pair, normal
 from training_steps import batch
 
-from convert.tables.flux import TRANSFORMER
-from convert.tables.table import to_flax
 from uso_jax import flow, params
 from uso_jax.images import preprocess
 from uso_jax.models.autoencoder import AutoEncoderConfig
@@ -30,6 +28,8 @@ from uso_jax.models.uso_config import USOConfig
 from uso_jax.training import rewards
 from uso_jax.training.objectives import flow_matching, reward
 from uso_jax.training.stage import RewardConfig
+from uso_jax.weights.tables.flux import TRANSFORMER
+from uso_jax.weights.tables.table import to_flax
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 

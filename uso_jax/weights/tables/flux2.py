@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the FLUX.2 transformer (black-forest-labs' and diffusers' names); adapters and projector are FLUX.1's."""
 
-from .flux import DIFFUSERS_STREAM, RMS_WEIGHT, STREAM, inside
-from .table import DENSE, RMS, SWAPPED, Row
+from uso_jax.weights.tables.flux import DIFFUSERS_STREAM, RMS_WEIGHT, STREAM, inside
+from uso_jax.weights.tables.table import DENSE, RMS, SWAPPED, Row
 
 # Modulations are outside the blocks.
 _STREAM = tuple(row for row in STREAM if row[0] != "mod.lin")

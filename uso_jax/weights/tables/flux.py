@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the FLUX transformer (black-forest-labs' and diffusers' names) and of USO's adapters and projector."""
 
-from .table import DENSE, NORM, RMS, SWAPPED, Kind, Row
+from uso_jax.weights.tables.table import DENSE, NORM, RMS, SWAPPED, Kind, Row
 
 RMS_WEIGHT: Kind = {".weight": ("/scale", None)}
 

@@ -19,8 +19,7 @@ import numpy as np
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-
-from .arrays import Buffer, contiguous
+from uso_jax.weights.files.arrays import Buffer, contiguous
 
 MAX_HEADER = 32 * 2**20  # bytes; the largest real ones, with a training's notes in them, take a few MiB
 MAX_TENSORS = 20_000  # released transformers have at most a few thousand

@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, COMPONENTS, by_component, section_fields
+from uso_jax.models.families import FAMILIES
 from uso_jax.weights import manifest_configs
-
-from .exporting import Part
+from uso_jax.weights.parts import Part
 
 
 class _Transformer(TypedDict):
@@ -23,6 +23,7 @@ class _Transformer(TypedDict):
 
 class _System(TypedDict):
     transformer: _Transformer
+    family: NotRequired[str]
     text: NotRequired[dict[str, Any]]
 
 
@@ -78,18 +79,26 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
         component: {inner: np.asarray(params[path]) for inner, path in paths.items()}
         for component, paths in by_component(params).items()
     }
-    sections = _sections(system)
+    sections, base = _sections(system), _base(system)
     return {
         name: Part(
             found,
             {
                 key: sections[key]
-                for key in (["flux", name] if name == "transformer" or name in ADAPTERS else [name])
+                for key in ([base, name] if name == "transformer" or name in ADAPTERS else [name])
                 if key in sections
             },
         )
         for name, found in parts.items()
     }
+
+
+def _base(system: dict) -> str:
+    """Return the section of the run's transformer."""
+    name = system.get("family", next(iter(FAMILIES)))
+    if name not in FAMILIES:
+        raise InputError(f"this run is of the base model {name!r}, which this version does not know")
+    return FAMILIES[name].transformer
 
 
 def _sections(system: dict) -> manifest_configs.Sections:
@@ -98,8 +107,8 @@ def _sections(system: dict) -> manifest_configs.Sections:
             f"this run encodes style images with the {encoder}, which no other program supports; it cannot be exported"
         )
     transformer = system["transformer"]
-    flux = {name: transformer[name] for name in section_fields()["flux"] if name in transformer}
-    sections = {"flux": flux}
+    base = _base(system)
+    sections = {base: {name: transformer[name] for name in section_fields()[base] if name in transformer}}
     if transformer.get("lora_rank"):
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
     if transformer.get("projector"):
