@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import shutil
 
+import encoded_images
 import fsspec
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from schemas import decoded, jpeg, tar, write, zipped
 
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.readers import READERS
-from uso_jax.data.storage import archives, urls
+from uso_jax.data.storage import archives, places, urls
 
 
 def assert_triplets(source, wanted):
@@ -233,3 +234,54 @@ def test_parquet_with_text_that_is_not_utf_8(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet is damaged .*UTF8"):
         read("parquet", tmp_path / "a.parquet")
+
+
+def test_parquet_with_columns_of_other_types(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def refused(prompt, target):
+        pq.write_table(pa.table({"prompt": prompt, "target": target}), tmp_path / "a.parquet")
+        with pytest.raises(InputError) as caught:
+            read("parquet", tmp_path / "a.parquet")
+        return str(caught.value)
+
+    for values in ([{"Bytes": b"x"}], [{"path": "a.png"}], [{"bytes": "x"}]):
+        assert "column target is a struct<" in refused(["a"], values) and 'needs "bytes"' in refused(["a"], values)
+    for values in ([3], [True], [["a.png"]]):
+        assert "column target is a " in refused(["a"], values)
+    assert "column prompt is a int64" in refused([3], [b"x"])
+    far = pa.array([2**62], pa.timestamp("us"))
+    assert "column prompt is a timestamp" in refused(far, [b"x"])
+
+    png = encoded_images.sample("PNG")
+    table = pa.table({"prompt": pa.array(["a"]).dictionary_encode(), "target": pa.array([png], pa.large_binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read("parquet", tmp_path / "a.parquet")[0].prompt == "a"
+
+
+def test_parquet_with_fewer_rows_than_it_says(tmp_path, monkeypatch):
+    source = read("parquet", schemas.parquet(tmp_path))
+    table, starts = places._table(source.path)
+    monkeypatch.setattr(places, "_table", lambda path: (table, [0, starts[-1] + 9]))
+    with pytest.raises(BadExample, match=r"damaged: its row group has \d rows only"):
+        places.Place(source.path, "target", row=starts[-1] + 3).read()
+
+
+def test_subjects200k_with_columns_of_other_types(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = schemas.subjects200k(tmp_path)
+    table = pq.read_table(path)
+
+    def refused(name, column, message):
+        pq.write_table(table.set_column(table.schema.names.index(name), name, column), path)
+        with pytest.raises(InputError, match=message):
+            read("subjects200k", path)
+
+    refused("description", pa.array([{"description_0": 1, "description_1": 2}] * 5), "3 skipped: invalid descriptions")
+    refused("quality_assessment", pa.array([5] * 5), "5 skipped: no quality assessment")
+    places = pa.py_buffer(np.arange(6, dtype=np.int32).tobytes())
+    broken = pa.StringArray.from_buffers(5, places, pa.py_buffer(b"a\xb1bcd"))
+    refused("collection", broken, r"parquet is damaged .*UTF8")

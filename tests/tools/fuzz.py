@@ -164,7 +164,8 @@ def fuzz(name: str, seconds: float, seed: int, kept: pathlib.Path) -> tuple[coll
             shutil.rmtree(tries, ignore_errors=True)
             tries.mkdir()
             sample = rng.choice(chosen)
-            path = tries / f"x{sample.suffix}" if sample.is_file() else tries / "x"
+            # Readers keep files open by path, so each try has another one.
+            path = tries / f"x{counts.total()}{sample.suffix if sample.is_file() else ''}"
             damage_path(sample, path, rng)
             whole = path.read_bytes() if path.is_file() else None
             if not worker.warm:  # imports do not count

@@ -20,6 +20,7 @@ import emoji_files
 import encoded_images
 import numpy as np
 import safetensors.numpy
+import schemas
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -228,6 +229,7 @@ TARGETS: dict[str, Target] = {
     "tar": Target(_archives, _read_triplets("webdataset", ".tar")),
     "zip": Target(_archives, _read_members),
     "parquet": Target(_tables, _read_triplets("parquet", ".parquet")),
+    "subjects200k": Target(schemas.subjects200k, _read_triplets("subjects200k", ".parquet")),
     "checkpoints": Target(_checkpoints, _read_checkpoint),
     "weights": Target(_weights, _read_weights),
     "icon sets": Target(_icons, _read_icons),

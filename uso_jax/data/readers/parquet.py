@@ -26,51 +26,55 @@ def read_parquet(path: str | Path, root: str = "") -> Iterator[Item | LeftOut]:
     files = archives.list_files(str(path), ".parquet", unused)
     yield from (LeftOut("not a .parquet file", name) for name in unused)
     for file in files:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         table, number = places.open_table(file), 0
         names = table.schema_arrow.names
         if missing := [name for name in ("prompt", "target") if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(names)}.")
         images = [n for n in names if n in ("target", "content", "style") or n.startswith("style_")]
         folder, stem = root or urls.parent(file), printable(posixpath.splitext(file.rpartition("/")[2])[0])
-        for batch in _batches(table, [*images, *(n for n in ("prompt", "layout") if n in names)], file):
+        for batch in places.table_batches(table, [*images, *(n for n in ("prompt", "layout") if n in names)], file):
             columns = {}
             for name in batch.schema.names:
-                column = batch.column(name)
-                # Only whether an image has bytes: the bytes themselves could exhaust memory.
-                if pa.types.is_struct(column.type) or pa.types.is_binary(column.type):
-                    data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-                    paths = (
-                        pc.struct_field(column, "path").to_pylist() if _has_path(column.type) else [None] * len(data)
-                    )
-                    has = data.is_valid().to_pylist()
-                    columns[name] = [True if h else p for h, p in zip(has, paths, strict=True)]
-                else:
-                    columns[name] = column.to_pylist()
+                read, where = _references if name in images else _texts, f"{file}, column {name}"
+                columns[name] = read(batch.column(name), where)
             for values in zip(*columns.values(), strict=True):
                 row = dict(zip(columns, values, strict=True))
                 yield _item(row, file, number, folder, images, f"{stem}/{number}")
                 number += 1
 
 
-def _batches(table: Any, columns: list[str], file: str) -> Iterator[Any]:
-    """Yield the batches of a table; a damaged page is an InputError."""
+def _references(column: Any, where: str) -> list[bool | str | None]:
+    """Return for each image of a column True if it has bytes, its file name, or None.
+
+    The bytes themselves could exhaust memory.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    parts = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
+    if _is_binary(parts.get("bytes", kind)):
+        data = pc.struct_field(column, "bytes") if parts else column
+        names = _texts(pc.struct_field(column, "path"), where) if "path" in parts else [None] * len(column)
+        return [True if has else name for has, name in zip(data.is_valid().to_pylist(), names, strict=True)]
+    if parts:
+        raise InputError(f'{where} is a {kind}: a struct needs "bytes", which are binary')
+    return _texts(column, where)
+
+
+def _texts(column: Any, where: str) -> list[str | None]:
     import pyarrow as pa
 
-    try:
-        for batch in table.iter_batches(columns=columns):
-            batch.validate(full=True)  # also that texts are UTF-8
-            yield batch
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is damaged ({str(error).splitlines()[0]}): copy it again.") from error
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise InputError(f"{where} is a {column.type}: prompts, layouts and file names are strings, images are binary")
+    return column.to_pylist()
 
 
-def _has_path(kind: Any) -> bool:
-    return any(kind.field(i).name == "path" for i in range(kind.num_fields))
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _item(row: Mapping[str, Any], file: str, number: int, folder: str, images: list[str], key: str) -> Item:

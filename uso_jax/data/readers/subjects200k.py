@@ -42,7 +42,7 @@ def read_subjects200k(
         missing = [column for column in ("image", *_COLUMNS) if column not in table.schema_arrow.names]
         if missing:
             raise InputError(f"{file} has no column {', '.join(missing)}: it is not a Subjects200K file.")
-        for batch in table.iter_batches(columns=list(_COLUMNS)):
+        for batch in places.table_batches(table, list(_COLUMNS), file):
             for row in batch.to_pylist():
                 image = Place(file, "image", row=number)
                 yield from _pair(row, image, f"{name}/{number}", min_quality, collection, both)
@@ -55,7 +55,7 @@ def _pair(
     if collection and row["collection"] != collection:
         yield LeftOut(f"not in {collection}")
         return
-    quality, described = row["quality_assessment"] or {}, row["description"] or {}
+    quality, described = (row[name] if isinstance(row[name], dict) else {} for name in _COLUMNS[1:])
     scores = [quality.get(name) for name in QUALITIES]
     if not all(isinstance(score, int) for score in scores):
         yield LeftOut("no quality assessment")
@@ -64,7 +64,7 @@ def _pair(
         yield LeftOut(f"quality below {min_quality}")
         return
     prompts = [described.get(f"description_{side}") for side in (0, 1)]
-    if described.get("description_valid") is False or not all(prompts):
+    if described.get("description_valid") is False or not all(isinstance(text, str) and text for text in prompts):
         yield LeftOut("invalid descriptions")
         return
     views = [Place(image.file, image.member, row=image.row, view=side) for side in (0, 1)]

@@ -8,6 +8,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,11 +145,34 @@ def open_table(path: str):
         raise InputError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}).") from error
 
 
+def table_batches(table: Any, columns: list[str], path: str) -> Iterator[Any]:
+    """Yield the batches of an open parquet file.
+
+    Raises:
+      InputError: a page is damaged, or a text is not UTF-8.
+    """
+    import pyarrow as pa
+
+    try:
+        for batch in table.iter_batches(columns=columns):
+            batch.validate(full=True)
+            yield batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({str(error).splitlines()[0]}): copy it again.") from error
+
+
 def _cell(place: Place) -> bytes:
     starts = _table(place.file)[1]
     group = next(number for number, start in enumerate(starts) if place.row < start) - 1
-    value = _column(place.file, group, place.member)[place.row - starts[group]].as_py()
-    value = value.get("bytes") if isinstance(value, dict) else value
+    column, row = _column(place.file, group, place.member), place.row - starts[group]
+    if row >= len(column):
+        raise BadExample(f"{place} is damaged: its row group has {len(column)} rows only; copy it again.")
+    cell = column[row]
+    with contextlib.suppress(KeyError, TypeError):  # it is no struct
+        cell = cell["bytes"]
+    value = cell.as_py()
     if not isinstance(value, bytes) or not value:
         raise BadExample(f"{place} has no image bytes in column {place.member!r}.")
     return value
