@@ -170,6 +170,11 @@ def test_all_kinds_of_files(folder, session):
         else:
             record, _ = session.generate(content=file)
             assert record["request"]["contents"][0]["path"] == name
+    assert "turned.jpg' is turned" in record["notes"][0] and "reference_mode" not in record["request"]
+    record, _ = session.generate(content=file, reference_mode="upstream")
+    assert record["notes"] == [] and record["request"]["reference_mode"] == "upstream"
+    assert "Reading of images" in session.refused(content=file, reference_mode="sideways")
+    assert "reference_mode must be one of" in session.refused(content=file, reference_mode=None)
 
 
 def test_mistakes_in_other_fields(session):

@@ -78,12 +78,16 @@ class Actions:
     def _generate(self, values: Mapping[str, Any], made: Made, report: Progress) -> tuple[Any, ...]:
         report("Reading images", 0, 1)
         _check(values)
-        uploads = [(values[name], values[f"{name}_strength"]) for name in ("style", "extra")]
-        weighted = [(upload.read(), strength) for upload, strength in uploads if upload]
-        weighted += [(self.styles.read(name), values["saved_strength"]) for name in values["saved"] or ()]
-        options = read_options(values, [strength for _, strength in weighted])
+        uploads = {name: values[name] for name in ("style", "extra") if values[name]}
+        saved = values["saved"] or ()
+        strengths = [values[f"{name}_strength"] for name in uploads] + [values["saved_strength"]] * len(saved)
+        options = read_options(values, strengths)
         content: Upload | None = values["content"]
-        references = dict(contents=[content.read()] if content else [], styles=[style for style, _ in weighted])
+        read = lambda upload: upload.read(options.reference_mode)
+        references = dict(
+            contents=[read(content)] if content else [],
+            styles=[*map(read, uploads.values()), *map(self.styles.read, saved)],
+        )
         requests = [
             self.pipe.request(
                 values["prompt"] or "", **references, options=dataclasses.replace(options, seed=options.seed + i)

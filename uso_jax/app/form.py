@@ -17,7 +17,7 @@ from uso_jax.inference.options import SPECS, GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 
 # Rarely changed; the command line and Python have them.
-WITHOUT_CONTROL = ("shift", "pe", "style_fit", "reference_mode", "negative_prompt", "isolated")
+WITHOUT_CONTROL = ("shift", "pe", "style_fit", "negative_prompt", "isolated")
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
 MAX_IMAGES = 8
@@ -101,6 +101,11 @@ class Form:
             self._add("count", gr.Slider(
                 1, MAX_IMAGES, 1, step=1, precision=0, label="Images", info="With consecutive seeds"
             ))  # fmt: skip
+        self._add("reference_mode", gr.Radio(
+            [("As displayed", "displayed"), ("As upstream", "upstream")], value="displayed", label="Reading of images",
+            info="Upstream ignores EXIF orientation, transparency and colour profiles, and rounds pixels down",
+            elem_id="reference_mode",
+        ))  # fmt: skip
 
 
 def _named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from uso_jax.common.errors import InputError
 from uso_jax.images import opening
+from uso_jax.images.decode import ReferenceMode
 from uso_jax.images.reference import Reference
 
 
@@ -24,8 +25,8 @@ class Upload(NamedTuple):
         """Replace the server's path in a message by the user's name for the file."""
         return text.replace(repr(self.path), repr(self.name)).replace(self.path, self.name)
 
-    def read(self) -> Reference:
-        """Read the image. Messages and the record have the user's name for it.
+    def read(self, mode: ReferenceMode = "displayed") -> Reference:
+        """Read the image in a mode of `Reference.of`. Messages and the record have the user's name for it.
 
         Raises:
           InputError: the file is not an image, or is too large.
@@ -33,7 +34,7 @@ class Upload(NamedTuple):
         if not pathlib.Path(self.path).is_file():
             raise InputError(f"image {self.name!r} is no longer on the server; upload it again")
         try:
-            reference = Reference.of(self.path, opening.UPLOADS)
+            reference = Reference.of(self.path, opening.UPLOADS, mode)
         except InputError as error:
             raise InputError(self.renamed(str(error))) from error
         return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.renamed, reference.notes)))
