@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from uso_jax.common import atomic_files, locks, progress
+from uso_jax.common import atomic_files, compat, locks, progress
 from uso_jax.common.errors import InputError
 from uso_jax.hardware import peers
 from uso_jax.parallel import sharding
@@ -51,14 +51,15 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path, init_from: str | pathl
       Stopped: SIGTERM came, and a checkpoint is written.
     """
     workdir = pathlib.Path(workdir)
-    if jax.process_index():
+    index = compat.coordinator()[2]  # the lock comes before the devices, which another run may hold
+    if index:
         progress.silence()
     with contextlib.ExitStack() as stack:
         if not preflight.can_write(workdir) and (summary := _finished(config, workdir)) is not None:
             return summary
         stack.enter_context(_explained(workdir))
         preflight.check_workdir(workdir)
-        lock = stack.enter_context(locks.hold(workdir)) if jax.process_index() == 0 else None
+        lock = stack.enter_context(locks.hold(workdir)) if index == 0 else None
         return _fit(config, workdir, init_from, lock, stack)
 
 
