@@ -3,8 +3,10 @@
 """What this project takes from other packages although they do not promise it."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from multiprocessing import shared_memory
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,26 @@ def test_event_files_are_written_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", WRITE, str(tmp_path)], check=True)
     (file,) = tmp_path.iterdir()
     assert b"loss" in file.read_bytes()
+
+
+LEAK = """
+import os, sys
+from multiprocessing import shared_memory
+from uso_jax.common import compat
+compat.start_resource_tracker()
+assert "PYTHONWARNINGS" not in os.environ
+print(shared_memory.SharedMemory(create=True, size=100).name, flush=True)
+os._exit(0)
+"""
+
+
+def test_shared_memory_of_a_killed_process_is_removed_without_a_word():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    # The tracker holds stderr, so this waits for it.
+    done = subprocess.run([sys.executable, "-c", LEAK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() and not done.stderr
+    with pytest.raises(FileNotFoundError):
+        shared_memory.SharedMemory(done.stdout.strip())
 
 
 def test_a_package_is_absent_for_a_while(monkeypatch):

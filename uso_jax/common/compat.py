@@ -6,6 +6,7 @@ A new release of a dependency is first tried with tests/common/test_compat.py.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,24 @@ def coordinator() -> tuple[Any, str, int, int]:
 
     state = distributed.global_state
     return state.client, state.coordinator_address or "", state.process_id, state.num_processes
+
+
+def start_resource_tracker() -> None:
+    """Start Python's process that removes the shared memory of processes that were killed; it does so without a word.
+
+    It warns otherwise, after the sentence that says why the program ends. Where it runs already, nothing changes.
+    """
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def watch_saves(manager: "ocp.CheckpointManager", failed: Callable[[BaseException], object]) -> None:

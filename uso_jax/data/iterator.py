@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from uso_jax.common import compat
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.examples import SKIPPED
 from uso_jax.data.triplet import TripletSource
@@ -96,6 +97,7 @@ class StreamIterator:
         if self.stream.num_workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags even in programs that parse none
+            compat.start_resource_tracker()
             options = grain.MultiprocessingOptions(num_workers=self.stream.num_workers, per_worker_buffer_size=2)
             reading = reading.mp_prefetch(options, worker_init_fn=_in_worker)
         return iter(reading)
