@@ -20,7 +20,7 @@ import tiny
 from clusters import Plan
 
 from uso_jax.common.errors import InputError
-from uso_jax.hardware import multihost
+from uso_jax.hardware import multihost, peers
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 
@@ -177,3 +177,15 @@ def test_an_address_that_makes_no_sense(arguments, environment, message, monkeyp
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         multihost.join_processes(*arguments)
+
+
+ALONE = """
+from uso_jax.hardware import multihost
+multihost.join_processes("localhost:9", 2, 1, seconds=2)
+"""
+
+
+def test_the_others_do_not_come():
+    run = subprocess.run([sys.executable, "-c", ALONE], cwd=tiny.ROOT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == peers.LOST and run.stderr.splitlines()[-1].startswith("error: the other processes")
+    assert "did not come to the coordinator localhost:9 within 2 s" in run.stderr

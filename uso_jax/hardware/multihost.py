@@ -20,20 +20,26 @@ from uso_jax.hardware import peers
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Only processes started by srun have all of these; the batch script itself does not.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_JOIN_SECONDS = 300  # to wait for a late process
+JOIN_SECONDS = 300  # to wait for a late process
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 
 def define_flags() -> Callable[[], None]:
-    """Define --coordinator, --num_processes and --process_id; return a function that joins the other processes."""
+    """Define the flags of a multi-host run; return a function that joins the other processes."""
     address = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 in a multi-host run.")
     count = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
     index = flags.DEFINE_integer("process_id", None, "Index of this process, from 0, with --coordinator.")
-    return lambda: join_processes(address.value, count.value, index.value)
+    seconds = flags.DEFINE_integer(
+        "join_seconds", JOIN_SECONDS, "Seconds to wait for the other processes of a multi-host run.", lower_bound=1
+    )
+    return lambda: join_processes(address.value, count.value, index.value, seconds.value)
 
 
 def join_processes(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    seconds: int = JOIN_SECONDS,
 ) -> None:
     """Join the other processes of a multi-host run; on a single host, do nothing.
 
@@ -41,6 +47,7 @@ def join_processes(
       coordinator: HOST:PORT of process 0; None reads JAX_COORDINATOR_ADDRESS.
       num_processes: None reads JAX_NUM_PROCESSES.
       process_id: from 0; None reads JAX_PROCESS_ID.
+      seconds: to wait for the others; the program then ends with exit code 75.
 
     Raises:
       InputError: only some of the three are set, `process_id` is out of range, or the others do not answer.
@@ -53,14 +60,14 @@ def join_processes(
             raise InputError(
                 f"--process_id {process_id} must be between 0 and --num_processes - 1 = {num_processes - 1}"
             )
-        _join(f"the coordinator {coordinator}", coordinator, num_processes, process_id)
+        _join(f"the coordinator {coordinator}", seconds, coordinator, num_processes, process_id)
     elif asked:
         raise InputError(
             "a multi-host run needs --coordinator, --num_processes and --process_id together (or"
             f" {_ADDRESS}, {_COUNT} and {_INDEX})"
         )
     elif name := detect(os.environ, _has_tpu()):
-        _join(name)
+        _join(name, seconds)
 
 
 def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
@@ -88,15 +95,15 @@ def _has_tpu() -> bool:
     return "tpu" in wanted and installed and any(pathlib.Path(path).exists() for path in _TPU_FILES)
 
 
-def _join(name: str, *arguments: str | int) -> None:
+def _join(name: str, seconds: int, *arguments: str | int) -> None:
     if "cpu" in (os.environ.get("JAX_PLATFORMS") or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        with peers.joining(name, _JOIN_SECONDS):
+        with peers.joining(name, seconds):
             # If a process dies silently, `peers` says so; JAX's heartbeat aborts the others without a word.
             jax.distributed.initialize(
                 *arguments,
-                initialization_timeout=_JOIN_SECONDS,
+                initialization_timeout=seconds,
                 heartbeat_timeout_seconds=120,
                 shutdown_timeout_seconds=60,
             )
