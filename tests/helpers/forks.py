@@ -24,12 +24,18 @@ def process(target, args: tuple) -> multiprocessing.Process:
     return _CONTEXT.Process(target=target, args=args)
 
 
+def start(argv: tuple[str, ...], stdout: pathlib.Path, stderr: pathlib.Path, cache: pathlib.Path | None = None):
+    """Start `python *argv` from the repository's root, without starting Python; `cache` keeps compiled programs."""
+    child = process(_command, (argv, stdout, stderr, cache))
+    child.start()
+    return child
+
+
 def command(*argv: str) -> subprocess.CompletedProcess:
     """Run `python *argv` from the repository's root, without starting Python; give its exit code and what it says."""
     with tempfile.TemporaryDirectory() as folder:
         said = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
-        child = process(_command, (argv, *said))
-        child.start()
+        child = start(argv, *said)
         child.join(300)
         child.kill()
         child.join()
@@ -46,8 +52,12 @@ def redirect(stdout: pathlib.Path, stderr: pathlib.Path) -> None:
     sys.__stderr__ = sys.stderr
 
 
-def _command(argv: tuple[str, ...], stdout: pathlib.Path, stderr: pathlib.Path) -> None:
+def _command(
+    argv: tuple[str, ...], stdout: pathlib.Path, stderr: pathlib.Path, cache: pathlib.Path | None = None
+) -> None:
     redirect(stdout, stderr)
+    if cache is not None:
+        next(tiny.compile_cheaply(cache))
     os.environ["GLIBC_TUNABLES"] = ""  # else a command that wants them starts Python again
     os.chdir(tiny.ROOT)
     sys.argv = list(argv)

@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Kill a run at random moments, during saves too, until it is done: it must end as if nothing had happened.
+"""Kill a run at random moments, during saves and the evaluation at its end too: it must end as if nothing had happened.
 
-python tests/tools/fault_drill.py [KILLS]
+PYTHONPATH=.:tests/helpers python tests/tools/fault_drill.py [KILLS [KILLS_OF_EVALUATION]]
 """
 
 import dataclasses
 import functools
+import json
 import pathlib
 import random
 import sys
@@ -56,6 +57,49 @@ def kill_at_random(plan: Plan, *, kills: int, seconds: float, seed: int) -> Dril
     return drill
 
 
+def evaluated(workdir: pathlib.Path, cache: pathlib.Path) -> Plan:
+    """Return a run of a few steps with an evaluation at its end."""
+    table = {"evaluation.tables": {"main": {"task": "style_subject", "split": "heldout"}}}
+    small = {"evaluation.num_triplets": 8, "evaluation.batch_size": 8, "evaluation.num_steps": 2}
+    found = plan(workdir, cache, steps=4, every=2)
+    return dataclasses.replace(found, changes=found.changes | table | small)
+
+
+def kill_during_evaluation(plan: Plan, *, kills: int, seconds: float, seed: int) -> None:
+    """Kill a run repeatedly, each time within some seconds of its last step's metrics, then let it finish."""
+    rng, path, last = random.Random(seed), plan.workdir / "metrics.jsonl", plan.stage["steps"]
+    for number in range(kills):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        judging = lambda before=before: last in clusters.losses(plan.workdir) and path.stat().st_mtime_ns != before
+        running = clusters.Running(plan)
+        running.wait_for(judging)
+        running.processes[0].join(rng.uniform(0, seconds))
+        running.kill()
+        if running.codes() == [0]:
+            raise RuntimeError(f"the run ended after {number} kills; choose fewer seconds")
+    clusters.finish(plan)
+
+
+def seconds_of_evaluation(plan: Plan) -> float:
+    """Run to the end; return the seconds after the last step's metrics."""
+    running = clusters.Running(plan)
+    running.wait_for(lambda: plan.stage["steps"] in clusters.losses(plan.workdir))
+    begin = time.monotonic()
+    assert running.codes() == [0], running.log()
+    return time.monotonic() - begin
+
+
+def check_same_evaluation(disturbed: Plan, straight: Plan) -> None:
+    """Check that the figures and images of two runs' evaluations are equal."""
+    check_equal(disturbed, straight)
+    got, want = (json.loads((one.workdir / "summary.json").read_text()) for one in (disturbed, straight))
+    for summary in (got, want):
+        assert summary["evaluation"]["after"] and [stage.pop("seconds") for stage in summary["stages"]]
+    assert got == want
+    got, want = ((one.workdir / "samples" / "before_after.png").read_bytes() for one in (disturbed, straight))
+    assert got == want
+
+
 def _has_moved(plan: Plan, before: tuple) -> bool:
     return _state(plan) != before and bool(clusters.losses(plan.workdir))
 
@@ -82,13 +126,24 @@ def check_close(other: Plan, straight: Plan) -> float:
     return largest
 
 
-def main(kills: int) -> None:
-    """Run the drill in a temporary folder and print what happened."""
+def main(kills: int, kills_of_evaluation: int) -> None:
+    """Run the drills in a temporary folder and print what happened."""
+    seed = random.SystemRandom().randrange(10**6)
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
+        clusters.finish(evaluated(root / "warm" / "run", root / "compiled"))
+        straight = evaluated(root / "judged" / "run", root / "compiled")
+        seconds = 0.7 * seconds_of_evaluation(straight)
+        disturbed = dataclasses.replace(straight, workdir=root / "judged_disturbed" / "run")
+        kill_during_evaluation(disturbed, kills=kills_of_evaluation, seconds=seconds, seed=seed)
+        check_same_evaluation(disturbed, straight)
+        print(
+            f"{kills_of_evaluation} kills (seed {seed}) within {seconds:.1f} s of the last step: figures and images"
+            " of the evaluation equal the undisturbed run's",
+            flush=True,
+        )
         straight = plan(root / "straight" / "run", root / "compiled", steps=60, every=2)
         clusters.finish(straight)
-        seed = random.SystemRandom().randrange(10**6)
         disturbed = dataclasses.replace(straight, workdir=root / "disturbed" / "run")
         drill = kill_at_random(disturbed, kills=kills, seconds=0.6, seed=seed)
         check_equal(disturbed, straight)
@@ -99,4 +154,4 @@ def main(kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main(*(int(text) for text in sys.argv[1:]), *(20, 6)[len(sys.argv) - 1 :])
