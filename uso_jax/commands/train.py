@@ -17,7 +17,9 @@ from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
 from uso_jax.training.preflight import check_settings
 
-_CONFIG = config_flag.define(__name__)
+_CONFIG = config_flag.define(__name__, inputs=("data", "steps"))
+flags.DEFINE_string("data", None, "Your images, for --config finetune: a folder, list, archive or table.")
+flags.DEFINE_integer("steps", None, "Steps of --config finetune; default: by the number of images.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "The --workdir of another run: a new run starts from its trained weights, with other settings."

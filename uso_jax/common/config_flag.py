@@ -3,17 +3,19 @@
 """The flag --config FILE[:VARIANT], with --config.KEY=VALUE, of every command that takes a configuration.
 
 A configuration file has a function `get_config(variant)` that returns nested frozen dataclasses, and a dictionary
-`VARIANTS` with the description of each variant.
+`VARIANTS` with the description of each variant. The function may take further inputs, which are flags of a command.
 
 ml_collections parses the values. It assigns them one by one, which frozen dataclasses do not allow, so it works on a
 ConfigDict of the same values, and its changes are applied to the dataclasses at once.
 """
 
+import inspect
 import re
 import runpy
 import sys
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -24,15 +26,23 @@ from uso_jax.common.config_files import DEFAULT
 from uso_jax.common.errors import InputError, exit_cleanly
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str, inputs: Mapping[str, str] | None = None) -> Any:
     """Return the configuration of FILE[:VARIANT], such as "uso:flux_dev"; `config_files.find` says which files.
 
+    Args:
+      name: of the file and the variant.
+      inputs: further arguments of the file's `get_config`, by name.
+
     Raises:
-      InputError: the file does not exist, or it raises an error, such as for an unknown variant.
+      InputError: the file does not exist, or it raises an error, such as for an unknown variant; or it takes no such
+        input.
     """
     file, *variant = name.split(":", 1)
     try:
-        return runpy.run_path(config_files.find(file))["get_config"](*variant)
+        build = runpy.run_path(config_files.find(file))["get_config"]
+        if strange := [key for key in inputs or {} if key not in inspect.signature(build).parameters]:
+            raise InputError(f"{file} takes no --{strange[0]}; --config finetune does, see docs/finetune.md")
+        return build(*variant, **inputs or {})
     except FileNotFoundError as error:
         raise InputError(f"there is no configuration file {file}") from error
     except InputError:
@@ -46,9 +56,9 @@ class ConfigFlag:
 
     value: Any
 
-    def __init__(self, command: str):
-        """Take the name of the module that defines the command's flags."""
-        self.command = command
+    def __init__(self, command: str, inputs: Sequence[str] = ()):
+        """Take the name of the module that defines the command's flags, and those that are inputs of `get_config`."""
+        self.command, self.inputs = command, inputs
 
     def parse(self, argv: list[str]) -> list[str]:
         """Parse the command line and return its other arguments.
@@ -56,9 +66,10 @@ class ConfigFlag:
         Raises:
           InputError: the file, the variant, a setting or a value is wrong; one sentence names it.
         """
-        given = re.findall(r"^--?config[=\n](.+)$", "\n".join(argv), re.M)
+        given = _values("config", argv)
         file = given[-1] if given else DEFAULT
-        config = load_config(file)
+        inputs = {name: found[-1] for name in self.inputs if (found := _values(name, argv))}
+        config = load_config(file, inputs)
         if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
             print(config_help.text(file, config, self.command))
             sys.exit(0)
@@ -80,6 +91,11 @@ class ConfigFlag:
         plain = {path: value.to_dict() if isinstance(value, ConfigDict) else value for path, value in changes.items()}
         self.value = schema.override(config, plain)
         return rest
+
+
+def _values(flag: str, argv: list[str]) -> list[str]:
+    """Return the values of a flag on a command line."""
+    return re.findall(rf"^--?{flag}[=\n](.+)$", "\n".join(argv), re.M)
 
 
 class _Parser(flags.ArgumentParser):
@@ -131,9 +147,14 @@ def _mistyped(message: str, config: Any) -> str | None:
 _FLAGS: list[ConfigFlag] = []
 
 
-def define(command: str) -> ConfigFlag:
-    """Define the flag; `command` is the name of the module that calls this."""
-    _FLAGS.append(ConfigFlag(command))
+def define(command: str, inputs: Sequence[str] = ()) -> ConfigFlag:
+    """Define the flag.
+
+    Args:
+      command: name of the module that calls this.
+      inputs: names of its flags that are arguments of the configuration file's `get_config`.
+    """
+    _FLAGS.append(ConfigFlag(command, inputs))
     return _FLAGS[-1]
 
 

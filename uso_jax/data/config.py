@@ -3,12 +3,14 @@
 """The section `data` of a configuration: sources of triplets and how they are read (docs/datasets.md)."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from uso_jax.common import schema
 from uso_jax.common.errors import InputError
+from uso_jax.data.readers import READERS
 
 SPLITS = ("train", "heldout")
 
@@ -146,7 +148,8 @@ class WebDataset(Files):
 class Folder(Files):
     """A folder of images."""
 
-    layout: str = "shifted"  # layout of all triplets: "shifted" or "preserved"
+    layout: str = "shifted"  # layout of triplets with a prompt: "shifted" or "preserved"
+    caption: str = ""  # prompt of triplets without one, such as a trigger word
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,13 @@ class DataConfig:
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Sections of further sources, by name; `kind` names the source where it is not the name of the section."""
     mixture: Mixture = field(default_factory=Mixture)  # shares of sources, where source is "mixture"
+    heldout_share: float = 0.0
+    """Share of a source's training triplets, at least one, to validate on where its heldout names no path; 0: none."""
+    encode_first: bool = False
+    """Encode all images and prompts before training, into WORKDIR/features, so that training holds no encoder."""
+    encoded: str = ""  # folder that holds the features of all splits, in place of `source`; set by encode_first
+    samples: str = ""
+    """JSON list of prompts, content and style images that are drawn with every sample grid; "": none."""
     num_styles: int = 1  # largest number of style images in a triplet
     num_threads: int = 2  # threads that read and decode, in each worker process if there are any
     num_workers: int = 0  # processes that read and decode; 0: threads only
@@ -209,16 +219,32 @@ class DataConfig:
     def check(self) -> None:
         """Raise InputError if `source` or a source of the mixture is unknown."""
         self._spec(self.source, "train")
+        if not 0 <= self.heldout_share < 1:
+            raise InputError(f"config: data.heldout_share must be at least 0 and below 1, not {self.heldout_share}")
 
     @property
     def train(self) -> dict[str, Any]:
         """The training source, as `open_source` takes it."""
-        return self._spec(self.source, "train")
+        return self._encoded("train") or self.asked("train")
 
     @property
     def heldout(self) -> dict[str, Any]:
         """The held-out source, as `open_source` takes it."""
-        return self._spec(self.source, "heldout")
+        return self._encoded("heldout") or self.asked("heldout")
+
+    @property
+    def drawn(self) -> dict[str, Any] | None:
+        """The source of `samples`, as `open_source` takes it."""
+        if not self.samples:
+            return None
+        return self._encoded("samples") or {"name": "samples", "path": self.samples}
+
+    def asked(self, split: str) -> dict[str, Any]:
+        """Return the source of a split, as `open_source` takes it, whether it is encoded or not."""
+        return self._spec(self.source, split)
+
+    def _encoded(self, split: str) -> dict[str, Any]:
+        return {"name": "features", "path": os.path.join(self.encoded, split)} if self.encoded else {}
 
     def _spec(self, name: str, split: str) -> dict[str, Any]:
         """Return the name of a source and its arguments: those of both splits, then those of one."""
@@ -229,7 +255,10 @@ class DataConfig:
         self._check("data.source", [name])
         section = dict(self.sections[name])
         own = {name: section.pop(name, {}) for name in SPLITS}
-        return {"name": section.pop("kind", name)} | section | own[split]
+        kind = section.pop("kind", name)
+        if self.heldout_share and kind in READERS and not own["heldout"].get("path"):
+            return {"name": kind} | section | own["train"] | {"part": split, "heldout_share": self.heldout_share}
+        return {"name": kind} | section | own[split]
 
     def _check(self, what: str, names) -> None:
         known = [*self.sections, *(["mixture"] if what == "data.source" else [])]

@@ -159,7 +159,7 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any], nulls: Recor
       InputError: the directory holds features of other settings.
     """
     manifest = untrusted.recorded({"format": FORMAT, **manifest})
-    if (path / MANIFEST).exists():
+    if is_begun(path):
         found = read_manifest(path)
         if differs := sorted(name for name in manifest.keys() | found.keys() if manifest.get(name) != found.get(name)):
             raise InputError(
@@ -191,6 +191,16 @@ def write_shard(
         writer.close()
     lost = {str(index): reason for index, reason in left_out.items()}
     atomic_files.write_file(path / f"{number:05d}.json", json.dumps({"shapes": shapes, "left_out": lost}).encode())
+
+
+def is_begun(path: pathlib.Path) -> bool:
+    """Return whether a directory holds features, complete or not."""
+    return (path / MANIFEST).exists()
+
+
+def is_complete(path: pathlib.Path) -> bool:
+    """Return whether a directory holds all shards of its features."""
+    return is_begun(path) and all(is_done(path, number) for number in range(read_manifest(path)["shards"]))
 
 
 def is_done(path: pathlib.Path, number: int) -> bool:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open sources of triplets by name, as a configuration or manifest describes them, and mixtures of sources.
 
-Names are "procedural", "emoji", the readers of `uso_jax.data.readers`, "triplets" (TFDS), "features" and "mixture".
+Names are "procedural", "emoji", the readers of `uso_jax.data.readers`, "triplets" (TFDS), "features", "samples" (items
+to draw, without targets) and "mixture".
 """
 
 import inspect
@@ -30,7 +31,7 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     """Open the source named by spec["name"], with the other entries as its arguments.
 
     Args:
-      spec: name and arguments.
+      spec: name and arguments; "part" ("train" or "heldout") and "heldout_share" split a source of files.
       wishes: further arguments, such as the tasks of a training stage. Sources that do not accept them ignore them,
         except `swapped=True`, which exchanges content and target of any source.
 
@@ -41,6 +42,7 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     if wishes.pop("swapped", False) and spec.get("name") not in ("mixture", "features"):  # features are swapped already
         return Swapped(open_source(spec, wishes))
     name, arguments = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
+    part, share = arguments.pop("part", None), arguments.pop("heldout_share", 0.0)
     if name == "mixture":
         parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
         if not parts or not all(weight > 0 for weight in weights):
@@ -54,6 +56,8 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         from uso_jax.data.emoji.source import EmojiSource as source
     elif name == "features":
         from uso_jax.data.features import FeatureSource as source
+    elif name == "samples":
+        from uso_jax.data.samples import Samples as source
     elif name == "triplets":
         from uso_jax.data.tfds.records import TripletSet as source
     elif name in readers.READERS:
@@ -70,5 +74,6 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
     if "path" in arguments and not str(arguments["path"]):
         raise InputError(f"data source {name!r} needs a path: set --config.data.{name}.train.path and .heldout.path.")
     if name in readers.READERS:
-        return readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
+        found = readers.FileTriplets(name, str(arguments["path"]), source(**arguments))
+        return found if part is None else found.split(share)[part]
     return source(**arguments)

@@ -132,8 +132,9 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         _check_mode(choices.quantization)
         config = override(config, {"model.quantization": choices.quantization})
     system = _Untokenised(config.system)
-    ready = precompute.is_ready(config.data.train)
-    if ready and precompute.is_ready(config.data.heldout):
+    first = config.data.encode_first
+    ready = first or precompute.is_ready(config.data.train)
+    if ready and (first or precompute.is_ready(config.data.heldout)):
         system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
     preflight.check_quantization(config, system)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)

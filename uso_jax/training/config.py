@@ -183,7 +183,7 @@ class TrainConfig:
             "weights": self.model.weights,
             "fresh": self.model.fresh,
             "frozen_dtype": self.model.frozen_dtype,
-            "data": self.data.train,
+            "data": self.data.asked("train"),
             "num_styles": self.data.num_styles,
             "stages": self.run_stages,
         }

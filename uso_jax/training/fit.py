@@ -15,7 +15,7 @@ from uso_jax.common import atomic_files, compat, locks, progress
 from uso_jax.common.errors import InputError
 from uso_jax.hardware import peers
 from uso_jax.parallel import sharding
-from uso_jax.training import preflight
+from uso_jax.training import precompute, preflight
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.evaluation import Evaluation
@@ -73,6 +73,9 @@ def _fit(
     mesh = sharding.make_mesh(config.mesh)
     system = preflight.check(config, mesh, workdir)
     peers.agree(lambda: preflight.facts(config, workdir))
+    if config.data.encode_first:
+        config = precompute.encode_first(config, workdir / "features")
+        system = preflight.check(config, mesh, workdir)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
     if config.log_placement and jax.process_index() == 0:
         print(*sharding.describe_placement(mesh, config.rules, system.shapes), sep="\n", flush=True)

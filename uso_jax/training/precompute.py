@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from uso_jax import mini, weights
@@ -26,6 +27,7 @@ from uso_jax.data import features
 from uso_jax.data.buckets import share_out
 from uso_jax.data.examples import Examples
 from uso_jax.data.features import FeatureSource
+from uso_jax.data.fingerprint import fingerprint as fingerprint_of_rows
 from uso_jax.data.sources import Mixture, open_source
 from uso_jax.data.triplet import TripletSource
 from uso_jax.models.components import folders, row_of, structures
@@ -79,6 +81,37 @@ def build_system(config: TrainConfig) -> USO:
     return QuantizedUSO(config.system, without=WITHOUT if len(specs) == 2 else (), null_text=null_text)
 
 
+def encode_first(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
+    """Encode all of a configuration's sources, and return the configuration that reads the features.
+
+    What is there already is not made again. Every process encodes its share.
+
+    Args:
+      config: a configuration that `uso_jax.training.preflight.check_features` has accepted.
+      folder: where the features of train, heldout and samples go.
+
+    Raises:
+      InputError: the folder holds features of other data or settings.
+    """
+    stage, count = config.run_stages[-1], jax.process_count()
+    splits = ("train", "heldout", "samples") if config.data.samples else ("train", "heldout")
+    for split in splits:
+        path, source = folder / split, open_source(_spec(config, split), stage.data)
+        if features.is_begun(path) and features.read_manifest(path).get("rows") != fingerprint_of_rows(source):
+            raise InputError(
+                f"the {split} data has changed since {folder} was made: restore it, or choose another --workdir"
+            )
+        if not features.is_complete(path):
+            share = dict(shard_size=min(1024, -(-len(source) // count)), process=(jax.process_index(), count))
+            precompute(config, stage, split, path, **share)
+    multihost_utils.sync_global_devices("features")
+    return override(config, {"data.encoded": str(folder)})
+
+
+def _spec(config: TrainConfig, split: str) -> Mapping[str, Any]:
+    return config.data.drawn if split == "samples" else getattr(config.data, split)
+
+
 def precompute(
     config: TrainConfig,
     stage: StageConfig,
@@ -89,21 +122,21 @@ def precompute(
     process: tuple[int, int] = (0, 1),
     dtype: str = "",
 ) -> int:
-    """Encode one of a configuration's sources, "train" or "heldout", at a stage's sizes; return the number of examples.
+    """Encode one of a configuration's sources at a stage's sizes; return the number of examples.
 
     What is there already is not made again, so a stopped run goes on.
 
     Args:
       config: whose encoders and sources are used.
       stage: whose sizes are used.
-      split: "train" or "heldout".
+      split: "train", "heldout" or "samples".
       path: folder of the features.
       shard_size: examples a file.
       process: which of how many; each makes its own shards, with the devices that it sees.
       dtype: of style and text features, such as "bfloat16"; "" keeps what the encoders give.
     """
     path = pathlib.Path(path)
-    source = open_source(getattr(config.data, split), stage.data)
+    source = open_source(_spec(config, split), stage.data)
     if isinstance(source, Mixture) or hasattr(source, "example"):
         raise InputError("precompute reads one source of images; mix the features instead.")
     if shard_size < 1 or not 0 <= process[0] < process[1]:
@@ -135,7 +168,8 @@ def _encode(
         shards = -(-total // shard_size)
         manifest = {
             "fingerprint": fingerprint(config),
-            "source": getattr(config.data, split),
+            "source": _spec(config, split),
+            "rows": fingerprint_of_rows(source),
             "examples": total,
             "shards": shards,
             "shard_size": shard_size,

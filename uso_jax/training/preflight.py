@@ -182,12 +182,12 @@ def check_data(config: TrainConfig) -> None:
     """Raise InputError if a local path of a data source does not exist; URLs are first read when training starts."""
     for split, spec in (("train", config.data.train), ("heldout", config.data.heldout)):
         for part in _sources(spec):
-            path = str(part.get("path", ""))
+            path, flag = str(part.get("path", "")), f"--config.data.{part['name']}.{split}.path"
             if path and not urls.is_url(path) and not _exists(path):
-                raise InputError(
-                    f"{path} does not exist: correct --config.data.{part['name']}.{split}.path, the path of the"
-                    f" {split} data"
-                )
+                raise InputError(f"{path} does not exist: correct {flag}, the path of the {split} data")
+    samples = config.data.samples
+    if samples and not urls.is_url(samples) and not os.path.isfile(samples):
+        raise InputError(f"{samples} does not exist: correct --config.data.samples, the list of images to draw")
 
 
 def _exists(path: str) -> bool:
@@ -197,8 +197,10 @@ def _exists(path: str) -> bool:
 def check_features(config: TrainConfig) -> None:
     """Raise InputError if encoded data is of other encoders, or if a stage needs what it does not hold."""
     specs = [spec for spec in (config.data.train, config.data.heldout) if precompute.is_ready(spec)]
-    if not specs:
+    if not specs and not config.data.encode_first:
         return
+    if specs and config.data.encode_first and not config.data.encoded:
+        raise InputError("the data is encoded already: set --config.data.encode_first=False.")
     if config.system.style_encoder != "siglip":
         raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
     wanted = precompute.fingerprint(config)
@@ -211,6 +213,12 @@ def check_features(config: TrainConfig) -> None:
                 " --config.model settings, or make the features again."
             )
     parameters = USO(config.system).shapes
+    sizes = {str(stage.bucket_sizes(config.system.pixels_per_token)) for stage in config.run_stages}
+    if config.data.encode_first and len(sizes) > 1:
+        raise InputError(
+            "the run's stages have several image sizes, but images are encoded at one: set equal sizes, or"
+            " --config.data.encode_first=False."
+        )
     for stage in config.run_stages:
         _check_stage_of_features(stage, parameters)
 

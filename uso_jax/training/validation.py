@@ -49,9 +49,23 @@ class Validator:
         self.objective = OBJECTIVES[stage.loss]
         nothing = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0)
         self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, accumulate=1, **nothing)
-        index, count = sharding.batch_share(mesh)
+        self.batches = self._read(config, stage, config.data.heldout, self.settings.num_batches)
+        self._own: list = []  # batches of the user's samples
+        self._num_own = 0
+        if config.data.drawn is not None:
+            self._num_own = len(open_source(config.data.drawn))
+            number = -(-self._num_own // self.settings.batch_size)
+            self._own = self._read(config, stage, config.data.drawn, number)
+        self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
+        self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
+        self._rewards = jax.jit(self._rewards_of, out_shardings=sharding.replicated(mesh))
+        self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
+
+    def _read(self, config: TrainConfig, stage: StageConfig, spec: Mapping, number: int) -> list[dict[str, np.ndarray]]:
+        """Read the first batches of a source, in its order; a short source is repeated."""
+        index, count = sharding.batch_share(self.mesh)
         stream = batches(
-            open_source(config.data.heldout, stage.data),
+            open_source(spec, stage.data),
             batch_size=self.settings.batch_size,
             seed=0,
             shuffle=False,
@@ -60,12 +74,9 @@ class Validator:
             **pipeline_options(config, stage),
         )
         reading = iter(stream)
-        self.batches = list(itertools.islice(reading, self.settings.num_batches))
+        found = list(itertools.islice(reading, number))
         reading.close()
-        self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
-        self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
-        self._rewards = jax.jit(self._rewards_of, out_shardings=sharding.replicated(mesh))
-        self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
+        return found
 
     def loss(self, params: Params) -> float:
         """Return the stage's loss on held-out batches, without dropout and with the same draws on every call."""
@@ -78,23 +89,36 @@ class Validator:
     def grid(self, params: Params, path: pathlib.Path) -> None:
         """Write a grid of the first held-out triplets: content | style | generated | target.
 
+        The user's samples are written as a second grid, content | style | generated, into the folder `own` beside it.
         Nothing is written where the stage's objective generates no images.
         """
         if not hasattr(self.objective, "sample"):
             return
-        batch = sharding.global_batch(self.mesh, self.batches[0])
+        rows = self._columns(params, self.batches[0])
+        heldout = {name: images[: self.settings.grid_rows] for name, images in rows.items()}
+        sheets = {path: heldout}
+        if self._own:
+            parts = [self._columns(params, batch) for batch in self._own]
+            own = {name: np.concatenate([part[name] for part in parts])[: self._num_own] for name in parts[0]}
+            own.pop("target", None)  # it is blank
+            sheets[path.parent / "own" / path.name] = own
+        if jax.process_index() == 0:
+            for file, columns in sheets.items():
+                contact_sheet.save(contact_sheet.draw(columns), file)
+
+    def _columns(self, params: Params, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the columns of a grid, uint8 [b, h, w, 3], of a batch and the images generated for it."""
+        batch = sharding.global_batch(self.mesh, batch)
         generated, shown = jax.device_get((self._sample(params, batch), self._whole(batch)))
-        rows = slice(0, self.settings.grid_rows)
         columns = {}
         if "content" in self.stage.conditions and "content" in shown:
-            columns["content"] = _blank_absent(shown["content"], shown["content_valid"])[rows]
+            columns["content"] = _blank_absent(shown["content"], shown["content_valid"])
         if "style" in self.stage.conditions and "style" in shown:
-            columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])[rows]
-        columns["generated"] = generated[rows]
+            columns["style"] = _blank_absent(shown["style"][:, 0], shown["style_valid"][:, 0])
+        columns["generated"] = generated
         if "target" in shown:  # encoded data has no target images
-            columns["target"] = shown["target"][rows]
-        if jax.process_index() == 0:
-            contact_sheet.save(contact_sheet.draw(columns), path)
+            columns["target"] = shown["target"]
+        return columns
 
     def rewards(self, params: Params) -> dict[str, float]:
         """Return the means of rewards, judges and image statistics over generated images; the stage has a reward.

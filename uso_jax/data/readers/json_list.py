@@ -6,6 +6,7 @@
               or, in upstream's form, {"prompt": "a cat", "image_paths": ["a.png", "b.png"], "image_tgt_path": "c.png"}
     uno       {"prompt": "a cat", "image_paths": ["a.png"], "image_tgt_path": "c.png"}, or "image_path": "a.png"
     uso_eval  {"prompt": "a cat", "image_paths": ["a.png" or "", "b.png"], "save_dir": "name"}
+    samples   {"prompt": "a cat", "content": "a.png", "styles": ["b.png"]}, to draw while a model trains
 
 In USO's files the first of `image_paths` is the content ("" means none) and the others are styles; in UNO's all are
 subjects. Paths are relative to the directory of the JSON file, or to `root`; backslashes separate folders too. "layout"
@@ -27,6 +28,7 @@ from uso_jax.data.triplet import check_words
 
 OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
 UNO_KEYS = {"prompt", "image_paths", "image_path", "image_tgt_path"}
+SAMPLE_KEYS = {"prompt", "content", "styles", "image_paths"}
 EVAL_KEYS = {"prompt", "image_paths", "save_dir", "seed"}
 
 
@@ -35,6 +37,16 @@ def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
     folder = root or urls.parent(str(path))
     for number, (where, item) in enumerate(read_items(path)):
         yield own_item(item, number, folder, where)
+
+
+def read_samples(path: str | Path) -> Iterator[Item]:
+    """Read a list of items to draw: those of `read_json` without a target."""
+    folder = urls.parent(str(path))
+    for number, (where, item) in enumerate(read_items(path)):
+        item = _object(with_image_paths(item, where) if isinstance(item, Mapping) else item, where, SAMPLE_KEYS)
+        values = _references(item) if "image_paths" in item else item
+        values = {"styles": [], "prompt": ""} | {name: value for name, value in values.items() if value is not None}
+        yield _item(values, str(number), folder, where, None)
 
 
 def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Item | LeftOut]:

@@ -4,7 +4,9 @@
 
 import collections
 import contextlib
+import copy
 import hashlib
+import itertools
 import json
 import logging
 import operator
@@ -137,6 +139,31 @@ class FileTriplets:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         return _unpack(self._rows[self._ends[index] : self._ends[index + 1]])
+
+    def split(self, share: float) -> dict[str, "FileTriplets"]:
+        """Return the triplets to train on and those to hold out, by "train" and "heldout".
+
+        The digest of its key decides about a triplet, so it stays where it is when others are added.
+
+        Args:
+          share: of the triplets that is held out, at least one.
+
+        Raises:
+          InputError: there is only one triplet.
+        """
+        count = len(self)
+        if count < 2:
+            raise InputError(f"{self.path} has one usable triplet; training and validation need at least two.")
+        ranks = sorted(range(count), key=lambda index: hashlib.sha256(self.item(index).key.encode()).digest())
+        held = np.sort(ranks[: min(max(1, round(share * count)), count - 1)])
+        return {"train": self._only(np.setdiff1d(np.arange(count), held)), "heldout": self._only(held)}
+
+    def _only(self, indices: np.ndarray) -> "FileTriplets":
+        """Return the source of some of the triplets."""
+        part = copy.copy(self)
+        rows = [self._rows[self._ends[index] : self._ends[index + 1]] for index in indices]
+        part._rows, part._ends = b"".join(rows), array("q", [0, *itertools.accumulate(map(len, rows))])
+        return part
 
     def digest(self) -> str:
         """Return a digest of all rows, and of the lengths of some of their files."""
