@@ -90,7 +90,7 @@ def own_flags(monkeypatch):
             ["data.source=mixture", "data.mixture.weights.uno_1m=0.7", "data.mixture.weights.folder=0.3"],
             "data.heldout.parts",
             [
-                {"name": "folder", "layout": "shifted", "path": "", "weight": 0.3},
+                {"name": "folder", "layout": "shifted", "caption": "", "path": "", "weight": 0.3},
                 {"name": "uno_1m", "min_score": 3.5, "both": True, "path": "", "weight": 0.7},
             ],
         ),

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -112,6 +113,34 @@ def test_training_reads_them(encoded, tmp_path):
     made = fit(config(encoded, steps=2), tmp_path)["stages"][0]
     assert 0 < made["heldout_loss_after"] != made["heldout_loss_before"] > 0
     assert list((tmp_path / "samples").iterdir())
+
+
+def test_a_run_encodes_first(images, encoded, tmp_path):
+    """It trains as on features made beforehand, draws the user's samples, and refuses other data when it goes on."""
+    folder = shutil.copytree(pathlib.Path(images["data.json.train.path"]).parent, tmp_path / "images")
+    own, train = folder / "own.json", folder / "train.json"
+    own.write_text(json.dumps([{"prompt": "a fox"}, {"styles": ["1.png"]}]))
+    paths = {f"data.json.{split}.path": str(folder / f"{split}.json") for split in ("train", "heldout")}
+    first = {"data.source": "json", "data.encode_first": True, "data.samples": str(own)} | paths
+    steps = dict(steps=2, conditions=("style",))
+    made = fit(config(first, **steps), tmp_path / "first")["stages"][0]
+    wanted = fit(config(encoded, **steps), tmp_path / "features")["stages"][0]
+    for name in ("heldout_loss_before", "heldout_loss_after"):
+        assert made[name] == pytest.approx(wanted[name], rel=1e-6)
+    (sheet,) = (tmp_path / "first" / "samples" / "own").iterdir()
+    assert Image.open(sheet).height <= Image.open(tmp_path / "first" / "samples" / sheet.name).height
+    train.write_text(train.read_text().replace("number 3", "number three"))
+    with pytest.raises(InputError, match="the train data has changed since"):
+        fit(config(first, **steps), tmp_path / "first")
+
+
+def test_what_cannot_be_encoded_first(images, encoded, tmp_path):
+    with pytest.raises(InputError, match="encoded already"):
+        preflight.check_features(config(encoded | {"data.encode_first": True}))
+    with pytest.raises(InputError, match="trains siglip"):
+        preflight.check_features(config(images | {"data.encode_first": True}, train=((".*", 1.0),)))
+    with pytest.raises(InputError, match="samples"):
+        preflight.check_data(config(images | {"data.samples": str(tmp_path / "none.json")}))
 
 
 def test_examples_keep_their_shapes(tmp_path):

@@ -11,6 +11,7 @@ import tiny
 
 from uso_jax.common.errors import InputError
 from uso_jax.training import resume
+from uso_jax.training.config import override
 from uso_jax.training.record import RunRecord, StageRecord
 
 # As runs wrote it when the record was a dict: the first stage done, the second at step 3 of 4.
@@ -92,3 +93,13 @@ def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path):
     changed = dataclasses.replace(config, stages={"joint": dataclasses.replace(stage, timesteps="mode")})
     with pytest.raises(InputError, match=r"stages\[0\]\.timesteps was 'uniform', is 'mode'"):
         resume.check_same_config(saved, changed.fingerprint(), tmp_path)
+
+
+def test_options_of_a_source_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path):
+    folder = {"data.source": "folder", "data.folder.train.path": "x"}
+    config = tiny.config("joint", changes=folder)
+    saved = config.fingerprint()
+    assert saved["data"].pop("caption") == ""
+    resume.check_same_config(saved, config.fingerprint(), tmp_path)
+    with pytest.raises(InputError, match=r"data\.caption was '', is 'a'"):
+        resume.check_same_config(saved, override(config, {"data.folder.caption": "a"}).fingerprint(), tmp_path)

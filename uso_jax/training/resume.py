@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from uso_jax.common import untrusted
 from uso_jax.common.differences import first_differences
 from uso_jax.common.errors import InputError
+from uso_jax.data.config import SPLITS, DataConfig
 from uso_jax.models.uso import USO
 from uso_jax.training.checkpoints import Checkpoints, Damaged
 from uso_jax.training.config import TrainConfig
@@ -86,11 +87,19 @@ class Resume:
         return checkpoint_arrays(trained, state, frozen)
 
 
+def _with_defaults(spec: Mapping) -> dict:
+    """Return the description of a source with the options that it lacks."""
+    parts = {"parts": [_with_defaults(part) for part in spec["parts"]]} if "parts" in spec else {}
+    options = DataConfig().sections.get(spec.get("name"), {})
+    return untrusted.recorded({name: value for name, value in options.items() if name not in SPLITS}) | {**spec} | parts
+
+
 def check_same_config(saved: dict, wanted: dict, workdir: pathlib.Path) -> None:
     """Raise InputError if a run would continue under other settings; the message names the first ones that differ."""
     # A setting that did not exist when the checkpoint was saved had its default.
     defaults = untrusted.recorded(dataclasses.asdict(StageConfig("")))
-    saved = saved | {"stages": [defaults | stage for stage in saved["stages"]]}
+    stages = [defaults | stage for stage in saved["stages"]]
+    saved = saved | {"stages": stages, "data": _with_defaults(saved["data"])}
     if found := first_differences(saved, wanted):
         raise InputError(
             f"{workdir} holds checkpoints of another configuration ({found});"

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uso_jax.data.loader import batches
-from uso_jax.data.sources import open_source
+from uso_jax.data.sources import Mixture, open_source
+from uso_jax.data.triplet import TripletSource
 from uso_jax.images import contact_sheet
 from uso_jax.models.uso import USO, to_float
 from uso_jax.parallel import sharding
@@ -49,29 +50,32 @@ class Validator:
         self.objective = OBJECTIVES[stage.loss]
         nothing = dict.fromkeys(("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut"), 0.0)
         self.stage = dataclasses.replace(stage, batch_size=self.settings.batch_size, accumulate=1, **nothing)
-        self.batches = self._read(config, stage, config.data.heldout, self.settings.num_batches)
+        heldout = open_source(config.data.heldout, stage.data)
+        self.batches = self._read(config, heldout, self.settings.num_batches)
+        triplets = self.settings.batch_size if isinstance(heldout, Mixture) else len(heldout)
+        self._rows = min(self.settings.grid_rows, triplets)
         self._own: list = []  # batches of the user's samples
         self._num_own = 0
         if config.data.drawn is not None:
-            self._num_own = len(open_source(config.data.drawn))
-            number = -(-self._num_own // self.settings.batch_size)
-            self._own = self._read(config, stage, config.data.drawn, number)
+            own = open_source(config.data.drawn)
+            self._num_own = len(own)
+            self._own = self._read(config, own, -(-len(own) // self.settings.batch_size))
         self._loss = jax.jit(self._loss_of, out_shardings=sharding.replicated(mesh))
         self._sample = jax.jit(self._sample_of, out_shardings=sharding.replicated(mesh))
         self._rewards = jax.jit(self._rewards_of, out_shardings=sharding.replicated(mesh))
         self._whole = jax.jit(lambda batch: batch, out_shardings=sharding.replicated(mesh))
 
-    def _read(self, config: TrainConfig, stage: StageConfig, spec: Mapping, number: int) -> list[dict[str, np.ndarray]]:
+    def _read(self, config: TrainConfig, source: TripletSource | Mixture, number: int) -> list[dict[str, np.ndarray]]:
         """Read the first batches of a source, in its order; a short source is repeated."""
         index, count = sharding.batch_share(self.mesh)
         stream = batches(
-            open_source(spec, stage.data),
+            source,
             batch_size=self.settings.batch_size,
             seed=0,
             shuffle=False,
             process_index=index,
             process_count=count,
-            **pipeline_options(config, stage),
+            **pipeline_options(config, self.stage),
         )
         reading = iter(stream)
         found = list(itertools.islice(reading, number))
@@ -94,9 +98,8 @@ class Validator:
         """
         if not hasattr(self.objective, "sample"):
             return
-        rows = self._columns(params, self.batches[0])
-        heldout = {name: images[: self.settings.grid_rows] for name, images in rows.items()}
-        sheets = {path: heldout}
+        columns = self._columns(params, self.batches[0])
+        sheets = {path: {name: images[: self._rows] for name, images in columns.items()}}
         if self._own:
             parts = [self._columns(params, batch) for batch in self._own]
             own = {name: np.concatenate([part[name] for part in parts])[: self._num_own] for name in parts[0]}
