@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoint files this project knows, recognised by the names of their tensors, never by the file's name.
 
-To add a layout: write its table (see uso_jax.weights.tables.table) and append a `Family` to `FAMILIES`; the functions that
-read sizes off shapes are in convert.tables.infer_sizes.
+To add a layout: write its table (see uso_jax.weights.tables.table) and append a `Family` to `FAMILIES`; the functions
+that read sizes off shapes are in convert.tables.infer_sizes.
 """
 
 import dataclasses

@@ -140,7 +140,7 @@ def test_the_reader_of_a_path(tmp_path):
 def test_samples(tmp_path):
     write(tmp_path / "a.jpg", jpeg("a"))
     write(tmp_path / "b.jpg", jpeg("b"))
-    items = [{"content": "a.jpg", "styles": ["b.jpg"]}, {"prompt": "x"}, {"prompt": "y", "image_paths": ["", "b.jpg"]}]
+    items = [{"content": "a.jpg", "styles": ["b.jpg"]}, {"prompt": "x"}, {"image_paths": ["", "b.jpg"]}]
     write(tmp_path / "own.json", json.dumps(items))
     source = Samples(str(tmp_path / "own.json"))
     assert [source[index].task for index in range(3)] == ["style_subject", "text", "style"]

@@ -109,35 +109,41 @@ def test_loss_equals_that_of_images(images, encoded):
     assert len(raw_losses) >= 2 and np.abs(raw_losses - ready_losses).max() < 1e-4 * raw_losses.min()
 
 
-def test_training_reads_them(encoded, tmp_path):
-    made = fit(config(encoded, steps=2), tmp_path)["stages"][0]
+@pytest.fixture(scope="module")
+def trained(encoded, tmp_path_factory):
+    """Train on features; give the stage's summary and the directory."""
+    workdir = tmp_path_factory.mktemp("trained")
+    return fit(config(encoded, steps=2), workdir)["stages"][0], workdir
+
+
+def test_training_reads_them(trained):
+    made, workdir = trained
     assert 0 < made["heldout_loss_after"] != made["heldout_loss_before"] > 0
-    assert list((tmp_path / "samples").iterdir())
+    assert list((workdir / "samples").iterdir())
 
 
-def test_a_run_encodes_first(images, encoded, tmp_path):
+def test_a_run_encodes_first(images, trained, tmp_path):
     """It trains as on features made beforehand, draws the user's samples, and refuses other data when it goes on."""
     folder = shutil.copytree(pathlib.Path(images["data.json.train.path"]).parent, tmp_path / "images")
     own, train = folder / "own.json", folder / "train.json"
     own.write_text(json.dumps([{"prompt": "a fox"}, {"styles": ["1.png"]}]))
     paths = {f"data.json.{split}.path": str(folder / f"{split}.json") for split in ("train", "heldout")}
     first = {"data.source": "json", "data.encode_first": True, "data.samples": str(own)} | paths
-    steps = dict(steps=2, conditions=("style",))
-    made = fit(config(first, **steps), tmp_path / "first")["stages"][0]
-    wanted = fit(config(encoded, **steps), tmp_path / "features")["stages"][0]
+    made = fit(config(first, steps=2), tmp_path / "first")["stages"][0]
     for name in ("heldout_loss_before", "heldout_loss_after"):
-        assert made[name] == pytest.approx(wanted[name], rel=1e-6)
+        assert made[name] == pytest.approx(trained[0][name], rel=1e-6)
     (sheet,) = (tmp_path / "first" / "samples" / "own").iterdir()
-    assert Image.open(sheet).height <= Image.open(tmp_path / "first" / "samples" / sheet.name).height
+    with Image.open(sheet) as own, Image.open(tmp_path / "first" / "samples" / sheet.name) as heldout:
+        assert own.height == heldout.height  # two rows of either
     train.write_text(train.read_text().replace("number 3", "number three"))
     with pytest.raises(InputError, match="the train data has changed since"):
-        fit(config(first, **steps), tmp_path / "first")
+        fit(config(first, steps=2), tmp_path / "first")
 
 
 def test_what_cannot_be_encoded_first(images, encoded, tmp_path):
     with pytest.raises(InputError, match="encoded already"):
         preflight.check_features(config(encoded | {"data.encode_first": True}))
-    with pytest.raises(InputError, match="trains siglip"):
+    with pytest.raises(InputError, match="trains autoencoder, siglip"):
         preflight.check_features(config(images | {"data.encode_first": True}, train=((".*", 1.0),)))
     with pytest.raises(InputError, match="samples"):
         preflight.check_data(config(images | {"data.samples": str(tmp_path / "none.json")}))

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -98,9 +99,13 @@ def encode_first(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
     for split in splits:
         path, source = folder / split, open_source(_spec(config, split), stage.data)
         if features.is_begun(path) and features.read_manifest(path).get("rows") != fingerprint_of_rows(source):
-            raise InputError(
-                f"the {split} data has changed since {folder} was made: restore it, or choose another --workdir"
-            )
+            if split != "samples":
+                raise InputError(
+                    f"the {split} data has changed since {folder} was made: restore it, or choose another --workdir"
+                )
+            if jax.process_index() == 0:
+                shutil.rmtree(path)
+            multihost_utils.sync_global_devices("removed features")
         if not features.is_complete(path):
             share = dict(shard_size=min(1024, -(-len(source) // count)), process=(jax.process_index(), count))
             precompute(config, stage, split, path, **share)

@@ -46,6 +46,7 @@ def read_samples(path: str | Path) -> Iterator[Item]:
         item = _object(with_image_paths(item, where) if isinstance(item, Mapping) else item, where, SAMPLE_KEYS)
         values = _references(item) if "image_paths" in item else item
         values = {"styles": [], "prompt": ""} | {name: value for name, value in values.items() if value is not None}
+        values["layout"] = "shifted" if values["prompt"] else "preserved"
         yield _item(values, str(number), folder, where, None)
 
 
