@@ -118,7 +118,7 @@ def text(file: str, config: Any, command: str) -> str:
     lines += [_wrapped(f"  {variant}".ljust(width), described, width) for variant, described in variants.items()]
     lines += ["", f"Settings of {file}, as --config.SETTING=VALUE; * stands for each name:"]
     sections, before = {_general(path, config): doc for path, doc in _sections(config)}, None
-    for path, value, doc in _grouped(config):
+    for path, value, doc in settings(config):
         if (section := path.rpartition(".")[0]) != before:
             lines += ["", *([_wrapped("", f"{section}: {sections[section]}")] if sections.get(section) else [])]
             before = section
@@ -149,7 +149,7 @@ def _sections(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _sections(value, inner)
 
 
-def _grouped(config: Any) -> Iterator[tuple[str, str, str]]:
+def settings(config: Any) -> Iterator[tuple[str, str, str]]:
     """Yield path, value and document of every setting; settings that items share, such as stages, come once."""
     groups: dict[str, list[schema.Field]] = collections.defaultdict(list)
     for field in schema.fields(config):
