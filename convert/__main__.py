@@ -5,6 +5,7 @@
     python -m convert download flux-dev uso siglip
     python -m convert import flux1-dev.safetensors dit_lora.safetensors projector.safetensors --to weights
     python -m convert export WORKDIR --format uso --to my_style
+    python -m convert merge weights turbo.safetensors=0.8 my_style.safetensors --to merged
     python -m convert inspect dit_lora.safetensors
     python -m convert verify weights
 
@@ -30,7 +31,7 @@ from uso_jax.weights import parts as stored
 from uso_jax.weights import quantization, training_runs
 from uso_jax.weights.parts import Part
 
-from . import COMMAND, download, exporting, inspecting, tokenizers
+from . import COMMAND, download, exporting, inspecting, merging, tokenizers
 from .exporting import Output
 from .files.tensors import open_files
 from .importing import import_checkpoint
@@ -43,7 +44,7 @@ DTYPES: Mapping[str, np.dtype | None] = {
     **dict.fromkeys(("fp16", "float16"), np.dtype(np.float16)),
     **dict.fromkeys(("fp32", "float32"), np.dtype(np.float32)),
 }
-FORMATS = ("uso", "diffusers", "peft", "bfl")
+FORMATS = ("uso", "diffusers", "peft", "comfy", "kohya", "bfl")
 
 
 @exit_cleanly
@@ -62,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="import | export | pack | inspect | verify | download")
+    commands = parser.add_subparsers(
+        required=True, metavar="import | export | pack | merge | inspect | verify | download"
+    )
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -115,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", required=True, metavar="DIR", help="weights directory; made if it does not exist")
     sub.add_argument("--component", metavar="NAME", help="write one component only")
     sub.add_argument("--dtype", **dtype)
+
+    sub = command("merge", merge, "Merge adapters into the transformer of a weights directory.")
+    merging.add_arguments(sub, list(DTYPES))
 
     sub = command("inspect", inspect, "Show what files or a weights directory hold, from headers and manifests.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="weight files, or one weights directory")
@@ -259,8 +265,8 @@ def _outputs(args: argparse.Namespace, parts: Mapping[str, Part]) -> list[Output
         return [exporting.transformer_output(parts, layout == "diffusers", component == "merged")]
     if layout is None or (layout == "uso" and component in ("lora", "projector")):
         return [exporting.native_output(parts[component], component)]
-    if component == "lora" and layout in ("diffusers", "peft"):
-        return [exporting.adapter_output(parts[component], layout == "peft")]
+    if component == "lora" and layout in ("diffusers", "peft", "comfy", "kohya"):
+        return [exporting.adapter_output(parts[component], layout)]
     if component == "autoencoder" and layout in ("bfl", "diffusers"):
         return [exporting.autoencoder_output(parts[component], layout == "diffusers")]
     raise InputError(f"{component} has no layout {layout!r}; omit --format to write it as it was imported")
@@ -281,6 +287,11 @@ def _check_places(target: pathlib.Path, single: bool, paths: Sequence[pathlib.Pa
             if path.exists() and not overwrite:
                 raise InputError(f"{path} exists; pass --overwrite to replace it, or another name")
             atomic_files.probe(path)
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Merge adapters into a weights directory."""
+    merging.run(args, DTYPES[args.dtype])
 
 
 # ---------------------------------------------------------------------------------------------------- inspect

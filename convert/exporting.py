@@ -17,23 +17,14 @@ from uso_jax import weights
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
+from uso_jax.weights.adapters.names import ADAPTED
 from uso_jax.weights.files import safetensors_file
 from uso_jax.weights.parts import Part
 from uso_jax.weights.tables.table import expand
 
 from . import layouts
 from .layouts import Family
-from .tables import lora
-
-ADAPTED = {  # adapter -> the module it is added to
-    "double_blocks/processor/qkv_lora1": "double_blocks/img_attn/qkv",
-    "double_blocks/processor/qkv_lora2": "double_blocks/txt_attn/qkv",
-    "double_blocks/processor/proj_lora1": "double_blocks/img_attn/proj",
-    "double_blocks/processor/proj_lora2": "double_blocks/txt_attn/proj",
-    "single_blocks/processor/qkv_lora": "single_blocks/linear1_qkv",
-    "single_blocks/processor/proj_lora": "single_blocks/linear2",
-}
-
+from .tables import lora_out
 
 # ---------------------------------------------------------------------------------------------------- what is written
 
@@ -73,23 +64,43 @@ def uso_outputs(parts: Mapping[str, Part]) -> list[Output]:
     return outputs
 
 
-def adapter_output(part: Part, peft: bool) -> Output:
-    """Describe adapters for diffusers' `load_lora_weights`, or as a PEFT adapter."""
-    rank = part.config["lora"]["rank"]
-    part, rows = _scaled(part), lora.peft_rows
-    if "flux2" in part.config:
-        part, rows = _with_unadapted(part), lora.peft_rows_flux2
-    if not peft:
+def adapter_output(part: Part, layout: str) -> Output:
+    """Describe adapters for diffusers' `load_lora_weights`, as a PEFT adapter, or by ComfyUI's or kohya's names.
+
+    Args:
+      part: the adapters.
+      layout: "diffusers", "peft", "comfy" (ai-toolkit's too) or "kohya".
+    """
+    rank, second = part.config["lora"]["rank"], "flux2" in part.config
+    part = _scaled(part)
+    if layout in ("comfy", "kohya"):
+        family = dataclasses.replace(
+            layouts.family_by_name(f"{layout}-lora"), rows=lora_out.bfl_rows(kohya=layout == "kohya")
+        )
+        name = "lora_kohya.safetensors" if layout == "kohya" else "lora.safetensors"
+        output = _plain(name, family, _with_unadapted(part))
+        return _with_alphas(output, rank) if layout == "kohya" else output
+    rows = lora_out.peft_rows_flux2 if second else lora_out.peft_rows
+    part = _with_unadapted(part) if second else part
+    if layout == "diffusers":
         family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("transformer."))
         return _plain("pytorch_lora_weights.safetensors", family, part)
     family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("base_model.model."))
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
-        "target_modules": lora.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
+        "target_modules": lora_out.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
     }  # fmt: skip
     output = _plain("adapter_model.safetensors", family, part)
     output.beside = {"adapter_config.json": json.dumps(config, indent=2) + "\n"}
     return output
+
+
+def _with_alphas(output: Output, rank: int) -> Output:
+    """Add kohya's alphas, which are the rank: without them programs differ in what they assume."""
+    downs = [key for key in output.layout if key.endswith(".lora_down.weight")]
+    alphas = {key.replace(".lora_down.weight", ".alpha"): (np.dtype(np.float32), ()) for key in downs}
+    tensor = lambda key: np.asarray(rank, np.float32) if key in alphas else output.tensor(key)
+    return dataclasses.replace(output, layout={**output.layout, **alphas}, tensor=tensor)
 
 
 def transformer_output(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
@@ -205,12 +216,13 @@ def _scaled(part: Part) -> Part:
 
 
 def _with_unadapted(part: Part) -> Part:
-    """Return FLUX.2's adapters with zeros for the rows of single blocks' fused layer that no adapter changes."""
+    """Return adapters with zeros for the rows of single blocks' fused layer that no adapter changes."""
     up = part.params["single_blocks/processor/qkv_lora/up/kernel"]
     layers, rank, rows = up.shape
-    gated = 2 * int(part.config["flux2"]["mlp_ratio"] * (rows // 3))
-    zeros = np.broadcast_to(np.zeros((), up.dtype), (layers, rank, gated))
-    return dataclasses.replace(part, params={**part.params, f"{lora.UNADAPTED}/up/kernel": zeros})
+    base = "flux2" if "flux2" in part.config else "flux"
+    width = int(part.config[base]["mlp_ratio"] * (rows // 3)) * (2 if base == "flux2" else 1)  # FLUX.2's is gated
+    zeros = np.broadcast_to(np.zeros((), up.dtype), (layers, rank, width))
+    return dataclasses.replace(part, params={**part.params, f"{lora_out.UNADAPTED}/up/kernel": zeros})
 
 
 def _merged(part: Part, adapters: Part) -> Part:

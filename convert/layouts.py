@@ -17,12 +17,12 @@ from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, row_of, split_transformer
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.adapters import keys
 from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER, TRANSFORMER_DIFFUSERS
 from uso_jax.weights.tables.table import Row
 
 from .family import Family
 from .layouts_flux2 import AE, AE_DIFFUSERS, COMFY, FLUX2, VAE, autoencoder_sizes
-from .tables import lora
 from .tables.autoencoder import AUTOENCODER, AUTOENCODER_DIFFUSERS
 from .tables.clip import CLIP, CSD, TEXT
 from .tables.dino import DINOV2, ORIGINAL, VIT
@@ -133,12 +133,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("uso-lora", "USO adapters for FLUX", "lora", LORA, _LORA, prefixes=("", "diffusion_model."),
         pattern=r"(double|single)_blocks\.\d+\.processor\..*"),
     Family("comfy-lora", "adapters for FLUX (ComfyUI names)", "lora", LORA, _LORA,
-        pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + lora.HALF),
+        pattern=r"((model\.)?diffusion_model\.)?(?!.*\.processor\.)(double|single)_blocks\.\d+\..*" + keys.ENDS),
     Family("diffusers-lora", "adapters for FLUX (diffusers names; PEFT, ai-toolkit)", "lora", LORA, _LORA,
         pattern=r"((base_model\.model\.|transformer\.)+|text_encoder(_\d)?\."
-                r"|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + lora.HALF),
+                r"|((model\.)?diffusion_model\.)?(single_)?transformer_blocks\.).*" + keys.ENDS),
     Family("kohya-lora", "adapters for FLUX (kohya's names)", "lora", LORA, _LORA,
-        pattern=r"lora_(unet|transformer|te\d?)_.*" + lora.HALF),
+        pattern=r"lora_(unet|transformer|te\d?)_.*" + keys.ENDS),
     Family("uso-projector", "USO style projector", "projector", PROJECTOR, {
         "projector": {
             "siglip_tokens": dim(_HIGH, 1),

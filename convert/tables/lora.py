@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Convert adapters for FLUX from common layouts into USO's.
+"""Convert adapters for FLUX from common layouts into USO's, and write USO's in theirs.
 
-Every layout stores `down` and `up` of some rank for each module, and optionally an `alpha`: the adapter is multiplied
-by alpha / rank. Layouts differ in the names of modules, and in whether they adapt queries, keys and values together, as
-USO does, or separately. Separate ones are combined exactly: three adapters with an identical `down` are one adapter of
-the same rank, which is also how this project writes them; otherwise they become the three blocks of one adapter of
-three times the rank. Adapters of lower rank are padded with zeros, which changes nothing; a file with mixed ranks is
-rejected unless the caller allows padding. Modules that a file does not adapt get zeros. Modules that USO does not adapt
-are an error, because USO has no parameters for them.
+The layouts store `down` and `up` of some rank for each module (uso_jax.weights.adapters.keys). They differ in whether
+they adapt queries, keys and values together, as USO does, or separately. Separate ones are combined exactly: three
+adapters with an identical `down` are one adapter of the same rank, which is also how this project writes them;
+otherwise they become the three blocks of one adapter of three times the rank. Adapters of lower rank are padded with
+zeros, which changes nothing; a file with mixed ranks is rejected unless the caller allows padding. Modules that a file
+does not adapt get zeros. Modules that USO does not adapt are an error, because USO has no parameters for them: such
+adapters are merged into the base.
 """
 
 import dataclasses
@@ -18,78 +18,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.weights.adapters import keys
+from uso_jax.weights.adapters.keys import Module
+from uso_jax.weights.adapters.names import place
 from uso_jax.weights.files.tensors import File, LazyTensor, Sources, computed
-from uso_jax.weights.tables.table import DENSE, Row
 
-_QKV = ("to_q", "to_k", "to_v")  # of the image stream, and of single blocks
-_ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
-
-# fmt: off
-_MODULES: tuple[tuple[str, str, int | None], ...] = (  # module, USO's adapter of it, which third of that adapter
-    *((f"{blocks}.{{i}}.processor.{name}", f"{blocks}.{{i}}.processor.{name}", None)
-      for blocks, names in (("double_blocks", ("qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2")),
-                            ("single_blocks", ("qkv_lora", "proj_lora"))) for name in names),
-    # black-forest-labs names: ComfyUI, kohya
-    ("double_blocks.{i}.img_attn.qkv",            "double_blocks.{i}.processor.qkv_lora1",  None),
-    ("double_blocks.{i}.txt_attn.qkv",            "double_blocks.{i}.processor.qkv_lora2",  None),
-    ("double_blocks.{i}.img_attn.proj",           "double_blocks.{i}.processor.proj_lora1", None),
-    ("double_blocks.{i}.txt_attn.proj",           "double_blocks.{i}.processor.proj_lora2", None),
-    ("single_blocks.{i}.linear1_qkv",             "single_blocks.{i}.processor.qkv_lora",   None),
-    ("single_blocks.{i}.linear1",                 "single_blocks.{i}.processor.qkv_lora",   None),
-    ("single_blocks.{i}.linear2",                 "single_blocks.{i}.processor.proj_lora",  None),
-    # diffusers names: PEFT, ai-toolkit
-    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora1",  j)
-      for j, name in enumerate(_QKV)),
-    *((f"transformer_blocks.{{i}}.attn.{name}",   "double_blocks.{i}.processor.qkv_lora2",  j)
-      for j, name in enumerate(_ADDED_QKV)),
-    ("transformer_blocks.{i}.attn.to_out.0",      "double_blocks.{i}.processor.proj_lora1", None),
-    ("transformer_blocks.{i}.attn.to_add_out",    "double_blocks.{i}.processor.proj_lora2", None),
-    *((f"single_transformer_blocks.{{i}}.attn.{name}", "single_blocks.{i}.processor.qkv_lora", j)
-      for j, name in enumerate(_QKV)),
-    ("single_transformer_blocks.{i}.proj_out",    "single_blocks.{i}.processor.proj_lora",  None),
-    # of FLUX.2
-    ("single_transformer_blocks.{i}.attn.to_qkv_mlp_proj", "single_blocks.{i}.processor.qkv_lora", None),
-    ("single_transformer_blocks.{i}.attn.to_out", "single_blocks.{i}.processor.proj_lora",  None),
-)
-# fmt: on
-
-# kohya writes every dot of a module as "_".
-_PATTERNS = tuple(
-    (re.compile(re.escape(module).replace(r"\.", "[._]").replace(r"\{i\}", r"(\d+)")), adapter, third)
-    for module, adapter, third in _MODULES
-)
-_PREFIXES = re.compile(
-    r"(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|lora_unet_|lora_transformer_)*"
-)
-_HALVES = re.compile(
-    r"\.(?:(?P<down>lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)"
-    r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up|up))(?:\.default)?\.weight|\.(?P<alpha>alpha)"
-)
-HALF = (
-    r"\.((lora_[AB]|lora_(down|up)|lora\.(down|up)|lora_linear_layer\.(down|up))(\.default)?\.weight|alpha|dora_scale)"
-)
-"""Pattern of the ends of adapter keys in all layouts."""
+_MERGE = "merge the file into the transformer (uso-convert merge), or pass it to uso-generate --lora"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Pair:
     """One adapted module of a file."""
 
     module: str
-    keys: list[str]
-    down: LazyTensor | None = None
-    up: LazyTensor | None = None
-    alpha: float | None = None
+    down: LazyTensor | None
+    up: LazyTensor | None
+    factor: float
+
+    @classmethod
+    def of(cls, module: Module) -> "_Pair":
+        down, up = module.tensors.get("down"), module.tensors.get("up")
+        rank = down.shape[0] if down is not None and down.shape and down.shape[0] else None
+        return cls(module.name, down, up, module.scale(rank))
 
     @property
     def rank(self) -> int:
         return self.down.shape[0]
-
-    @property
-    def factor(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclasses.dataclass
@@ -108,9 +63,8 @@ def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) ->
     Raises:
       InputError: the file adapts modules that USO does not, is not a plain LoRA, or has mixed ranks.
     """
-    adapters, stray = _parse(found)
-    _refuse_stray(stray)
-    _add_alphas(adapters, files)
+    parsed = keys.parse(found, files)
+    adapters = _by_place(parsed)
     result = Adapters({}, [], [], [])
     pairs = [pair for parts in adapters.values() for pair in parts.values()]
     for pair in pairs:
@@ -136,79 +90,38 @@ def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) ->
         result.notes.append(f"ranks {', '.join(map(str, ranks))}, all filled up to {rank}")
     if any(pair.factor != 1 for pair in pairs):
         result.notes.append("alpha / rank is multiplied into up")
+    if parsed.text:
+        result.notes.append(f"{len(parsed.text):,} tensors of text encoders are left out")
     return result
 
 
-def _parse(found: Sources) -> tuple[dict[str, dict[int | None, _Pair]], list[str]]:
-    """Group keys by USO's adapter and, if a file adapts q, k and v separately, by which of them it is."""
+def _by_place(parsed: keys.Parsed) -> dict[str, dict[int | None, _Pair]]:
+    """Group modules by USO's adapter and, if a file adapts q, k and v separately, by which of them it is.
+
+    Raises:
+      InputError: USO has no parameters for a module, or for what the file does to it.
+    """
     adapters: dict[str, dict[int | None, _Pair]] = {}
-    stray = []
-    for key, source in found.items():
-        half = next((m for m in _HALVES.finditer(key) if m.end() == len(key)), None)
-        module = _PREFIXES.sub("", key[: half.start()], count=1) if half else ""
-        matches = ((p.fullmatch(module), adapter, third) for p, adapter, third in _PATTERNS)
-        match, adapter, third = next((m for m in matches if m[0]), (None, "", None))
-        if match is None:
-            stray.append(key)
+    stray = list(parsed.values)
+    for name, module in parsed.modules.items():
+        if "magnitude" in module.tensors:
+            raise InputError(f"these adapters are DoRA ({name}), which scales columns and is not a LoRA; {_MERGE}")
+        if (found := place(name)) is None or module.tensors.keys() - {"down", "up"}:
+            stray.append(name)
             continue
-        pair = adapters.setdefault(adapter.format(i=int(match[1])), {}).setdefault(third, _Pair(module, []))
-        pair.keys.append(key)
-        if half["alpha"]:
-            pair.alpha = _number(key, source)
-        elif getattr(pair, name := "down" if half["down"] else "up") is None:
-            setattr(pair, name, source)
-        else:
-            raise InputError(f"{pair.module} is adapted twice ({key})")
-    return adapters, stray
-
-
-def _number(key: str, source: LazyTensor) -> float:
-    if math.prod(source.shape) != 1:
-        raise InputError(f"{key} has shape {list(source.shape)}, not one number")
-    value = float(source.read().reshape(()))
-    if not math.isfinite(value):
-        raise InputError(f"{key} is {value}, not a finite number")
-    return value
-
-
-def _refuse_stray(stray: list[str]) -> None:
-    if not stray:
-        return
-    modules = sorted({re.sub(r"\d+", "N", re.sub(HALF + r"$", "", key)) for key in stray})
-    some = f"{', '.join(modules[:6])}{', ...' if len(modules) > 6 else ''}"
-    if any(key.endswith("dora_scale") or "magnitude" in key for key in stray):
+        parts = adapters.setdefault(found[0], {})
+        if found[1] in parts:
+            raise InputError(f"{name} is adapted twice, the other time as {parts[found[1]].module}")
+        parts[found[1]] = _Pair.of(module)
+    if stray:
+        some = sorted({re.sub(r"\d+", "N", name) for name in stray})
         raise InputError(
-            f"these adapters are DoRA ({some}), which scales columns and is not a LoRA; train a plain LoRA"
+            f"{len(stray)} stray: the adapters also change {', '.join(some[:6])}{', ...' * (len(some) > 6)}, which USO"
+            f" has no adapters for; only the attention's qkv and output projections can be imported: {_MERGE}"
         )
-    raise InputError(
-        f"{len(stray)} stray: the adapters also change {some}, which USO has no adapters for; only the attention's qkv"
-        " and output projections can be imported, so train for those, or merge the file into a transformer elsewhere"
-    )
-
-
-def _add_alphas(adapters: dict[str, dict[int | None, _Pair]], files: Sequence[File]) -> None:
-    """Add alphas that are not tensors: from the file's metadata, or from PEFT's adapter_config.json."""
-    for file in files:
-        config = _peft_config(file)
-        if not isinstance(alpha := config.get("lora_alpha"), int | float) or isinstance(alpha, bool):
-            continue
-        if config.get("alpha_pattern") or config.get("use_dora"):
-            raise InputError(f"{file.path}: PEFT's alpha_pattern and DoRA are not supported; save a plain LoRA")
-        for parts in adapters.values():
-            for pair in parts.values():
-                if pair.alpha is None and pair.down is not None and pair.down.shape and pair.keys[0] in file.tensors:
-                    # rsLoRA multiplies an adapter by alpha / sqrt(rank).
-                    pair.alpha = alpha * math.sqrt(pair.rank) if config.get("use_rslora") else float(alpha)
-
-
-def _peft_config(file: File) -> dict:
-    if notes := file.metadata.get("lora_adapter_metadata"):
-        config = untrusted.json(notes, dict, f"{file.path}: its adapter configuration")
-        return {key.removeprefix("transformer."): value for key, value in config.items()}
-    beside = file.path.parent / "adapter_config.json"
-    if any(key.startswith("base_model.model.") for key in file.tensors) and beside.exists():
-        return untrusted.json(beside, dict)
-    return {}
+    if not adapters:
+        raise InputError("it changes text encoders only, which adapters of this project do not")
+    return adapters
 
 
 def _check(pair: _Pair, result: Adapters) -> None:
@@ -276,10 +189,7 @@ def _rows(pair: _Pair) -> int:
     if not re.fullmatch(r"single_.*(linear1|to_qkv_mlp_proj)", pair.module) or rows <= 3 * width:
         return rows
     if np.any(pair.up.read(3 * width, rows) != 0):
-        raise InputError(
-            f"the adapters also change {pair.module}'s mlp part, which USO has no adapters for; train for the attention"
-            " alone, or merge the file into a transformer elsewhere"
-        )
+        raise InputError(f"the adapters also change {pair.module}'s mlp part, which USO has no adapters for; {_MERGE}")
     return 3 * width
 
 
@@ -301,58 +211,3 @@ def _padded(source: LazyTensor, rank: int, axis: int) -> LazyTensor:
     shape = tuple(rank if i == axis else size for i, size in enumerate(source.shape))
     widths = [(0, size - old) for size, old in zip(shape, source.shape, strict=True)]
     return computed(source, shape, lambda: np.pad(source.read(), widths))
-
-
-# ---------------------------------------------------------------------------------------------------- out
-
-
-UNADAPTED = "single_blocks/processor/mlp_lora"  # zeros: the rows of FLUX.2's fused layer that no adapter changes
-_FUSED = (
-    ("transformer_blocks.{i}.attn", _QKV, "double_blocks/processor/qkv_lora1"),
-    ("transformer_blocks.{i}.attn", _ADDED_QKV, "double_blocks/processor/qkv_lora2"),
-)
-_WHOLE = (
-    ("transformer_blocks.{i}.attn.to_out.0", "double_blocks/processor/proj_lora1"),
-    ("transformer_blocks.{i}.attn.to_add_out", "double_blocks/processor/proj_lora2"),
-)
-
-
-def peft_rows(prefix: str) -> tuple[Row, ...]:
-    """Return the table for writing adapters in PEFT's layout: q, k and v each with the whole `down`."""
-    fused = (*_FUSED, ("single_transformer_blocks.{i}.attn", _QKV, "single_blocks/processor/qkv_lora"))
-    whole = (*_WHOLE, ("single_transformer_blocks.{i}.proj_out", "single_blocks/processor/proj_lora"))
-    return _peft_rows(prefix, fused, whole)
-
-
-def peft_rows_flux2(prefix: str) -> tuple[Row, ...]:
-    """Return the table for FLUX.2, whose single blocks have one layer for q, k, v and the MLP (`UNADAPTED`)."""
-    single, adapter = f"{prefix}single_transformer_blocks.{{i}}.attn", "single_blocks/processor/qkv_lora"
-    return (
-        *_peft_rows(
-            prefix,
-            _FUSED,
-            (*_WHOLE, ("single_transformer_blocks.{i}.attn.to_out", "single_blocks/processor/proj_lora")),
-        ),
-        (f"{single}.to_qkv_mlp_proj.lora_A", f"{adapter}/down", DENSE),
-        (f"{single}.to_qkv_mlp_proj.lora_B", (f"{adapter}/up", f"{UNADAPTED}/up"), DENSE),
-    )
-
-
-def _peft_rows(prefix: str, fused, whole) -> tuple[Row, ...]:
-    rows: list[Row] = []
-    for block, names, adapter in fused:
-        rows += [(f"{prefix}{block}.{name}.lora_A", f"{adapter}/down", DENSE) for name in names]
-        rows.append((tuple(f"{prefix}{block}.{name}.lora_B" for name in names), f"{adapter}/up", DENSE))
-    for module, adapter in whole:
-        rows += [
-            (f"{prefix}{module}.lora_A", f"{adapter}/down", DENSE),
-            (f"{prefix}{module}.lora_B", f"{adapter}/up", DENSE),
-        ]
-    return tuple(rows)
-
-
-TARGETS = (
-    r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
-    r"|single_transformer_blocks\.\d+\.(proj_out|attn\.(to_qkv_mlp_proj|to_out))"
-)
-"""The adapted modules as a regular expression in diffusers' names, for PEFT's adapter_config.json."""

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from tasks import RATE, Run, Sizes, normal, times, tokens
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from convert.tables.lora import TARGETS
+from convert.tables.lora_out import TARGETS
 
 _SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 

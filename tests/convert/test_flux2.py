@@ -173,6 +173,14 @@ def test_adapters_in_diffusers(directory, tmp_path):
     theirs = diffusers.Flux2Transformer2DModel.from_pretrained(tmp_path / "base").eval()
     theirs.load_lora_adapter(to(tmp_path, "d/pytorch_lora_weights.safetensors"), prefix="transformer")
     assert error(run(theirs), ours) < TOLERANCE
+    # ... and with the pipeline's own loader, from every layout.
+    for layout in ("diffusers", "peft", "comfy", "kohya"):
+        main(["export", str(directory), "--format", layout, "--to", to(tmp_path, layout)])
+        (file,) = (tmp_path / layout).glob("*.safetensors")
+        model = diffusers.Flux2Transformer2DModel.from_pretrained(tmp_path / "base").eval()
+        parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+        diffusers.Flux2KleinPipeline(transformer=model, **parts).load_lora_weights(str(file))
+        assert error(run(model), ours) < TOLERANCE, layout
     main([*whole, "merged", "--to", to(tmp_path, "m")])
     assert error(run(diffusers.Flux2Transformer2DModel.from_pretrained(tmp_path / "m").eval()), ours) < TOLERANCE
     # ... and back, by their names
@@ -182,14 +190,22 @@ def test_adapters_in_diffusers(directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", (("diffusion_model.", "lora_{0}"), ("lora_unet_", "lora_{1}", "_")), ids=("comfy", "kohya")
+    ("layout", "names"),
+    (("comfy", ("diffusion_model.", "lora_{0}")), ("kohya", ("lora_unet_", "lora_{1}", "_"))),
+    ids=("comfy", "kohya"),
 )
-def test_adapters_of_trainers(names, tmp_path):
+def test_adapters_of_trainers(layout, names, tmp_path):
     save_file(in_original_names(*names), tmp_path / "in.safetensors")
     main(["import", to(tmp_path, "in.safetensors"), "--to", to(tmp_path, "w"), "--config", CONFIG])
     assert "flux2" in weights.manifest(tmp_path / "w", "lora")["config"]
     main(["export", to(tmp_path, "w"), "--format", "uso", "--to", to(tmp_path, "o.safetensors")])
     equal(tmp_path / "o.safetensors", adapters())
+    main(["export", to(tmp_path, "w"), "--format", layout, "--to", to(tmp_path, "e")])
+    (file,) = (tmp_path / "e").glob("*.safetensors")
+    written = {key: value for key, value in load_file(file).items() if not key.endswith(".alpha")}
+    assert written.keys() == in_original_names(*names).keys()
+    for key, value in in_original_names(*names).items():
+        np.testing.assert_array_equal(written[key], value)
 
 
 def test_released_widths_need_no_config(tmp_path):

@@ -233,7 +233,6 @@ DOWN, UP = np.ones((4, 32), "f4"), np.ones((128, 4), "f4")
           "transformer.transformer_blocks.0.ff.net.0.proj.lora_B.weight": UP}, "transformer_blocks.N.ff.net.N.proj"),
         ({"transformer.single_transformer_blocks.0.proj_mlp.lora_A.weight": DOWN,
           "transformer.single_transformer_blocks.0.proj_mlp.lora_B.weight": UP}, "proj_mlp"),
-        ({"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": DOWN}, "text_encoder.text_model"),
         ({"transformer.transformer_blocks.0.attn.to_q.dora_scale": np.ones((32, 1), "f4")}, "DoRA"),
         ({"transformer.transformer_blocks.0.attn.to_q.alpha": np.ones(3, "f4")}, "not one number"),
         ({"transformer.transformer_blocks.0.attn.to_q.alpha": np.full((), np.nan, "f4")}, "not a finite number"),
@@ -242,6 +241,14 @@ DOWN, UP = np.ones((4, 32), "f4"), np.ones((128, 4), "f4")
 )  # fmt: skip
 def test_adapters_that_do_not_fit(more, message, tmp_path, capsys):
     assert message in fails(capsys, tmp_path, separate(uso()) | more)
+
+
+def test_text_encoders_are_left_out(tmp_path, capsys):
+    text = {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": DOWN}
+    assert "text encoders only" in fails(capsys, tmp_path, text)
+    assert imported(tmp_path, separate(uso()) | text).keys() == uso().keys()
+    main(["inspect", str(tmp_path / "in.safetensors")])
+    assert "1 tensors of text encoders are left out" in capsys.readouterr().out
 
 
 def test_a_whole_linear1_with_an_mlp_part(tmp_path, capsys):
@@ -315,7 +322,7 @@ def test_other_programs_load_the_exports(tmp_path):
     assert error(our_output(tmp_path / "w2"), want) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", ("diffusers", "peft"))
+@pytest.mark.parametrize("layout", ("diffusers", "peft", "comfy", "kohya"))
 def test_our_own_exports_come_back_bit_exact(layout, tmp_path):
     save_file(uso(), tmp_path / "x")
     main(["import", str(tmp_path / "x"), "--to", str(tmp_path / "w"), *config_args(tmp_path)])

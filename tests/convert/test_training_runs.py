@@ -13,12 +13,12 @@ import tiny
 from safetensors.numpy import load_file
 
 from convert.__main__ import main
-from convert.exporting import ADAPTED
 from uso_jax import weights
 from uso_jax.models.components import section_fields
 from uso_jax.models.uso import USO
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.fit import fit
+from uso_jax.weights.adapters.names import ADAPTED
 
 
 @functools.cache
@@ -129,6 +129,14 @@ def test_merged_with_a_base(workdir, tmp_path):
         delta = rows(adapters, f"{adapter}/up", 0) @ rows(adapters, f"{adapter}/down", 0)
         want = rows(base, ADAPTED[adapter], 0) + delta
         np.testing.assert_allclose(merged[key][: len(want)], want, rtol=1e-4, atol=1e-4)
+
+    # A workdir is an adapter too, and brings the projector that it trained.
+    main(["merge", str(tmp_path / "w"), str(workdir), "--to", str(tmp_path / "into")])
+    assert {"transformer", "projector"} == set(weights.components(tmp_path / "into"))
+    export(tmp_path / "into", "--component", "transformer", "--format", "bfl", "--to", tmp_path / "again.safetensors")
+    again = load_file(tmp_path / "again.safetensors")
+    for key, value in merged.items():
+        np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_a_training_of_everything_needs_no_base(tmp_path):

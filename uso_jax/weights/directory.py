@@ -16,6 +16,7 @@ A folder is written under a temporary name, which starts with a dot, and renamed
 import os
 import pathlib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -222,7 +223,13 @@ def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStr
 
 
 def load_quantized(
-    directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct], mode: str = ""
+    directory: Path,
+    component: str,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    mode: str = "",
+    *,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+    paths: Collection[str] | None = None,
 ) -> Params:
     """Load a component's parameters as `load` does, but keep quantised ones as numbers and scales.
 
@@ -232,13 +239,15 @@ def load_quantized(
     Args:
       mode: format in which kernels that are stored whole are quantised while loading, one of quantization.FORMATS;
         "" leaves them whole.
+      changed: arrays to load in place of stored ones (uso_jax.weights.adapters).
+      paths: of the parameters to load; None: all.
 
     Raises:
       InputError: the component is missing, damaged, has other shapes or is stored in another format.
     """
     _check_shapes(directory, component, shapes)
     wanted: dict[str, tuple[Any, jax.ShapeDtypeStruct]] = {}
-    arrays = read(directory, component)
+    arrays = {**read(directory, component), **changed}
     has = manifest(directory, component).get("quantization", {}).get("mode", mode)
     if mode and has != mode:
         raise InputError(
@@ -246,6 +255,8 @@ def load_quantized(
         )
     chosen = quantization.choose(component, shapes) if mode else {}
     for path, struct in shapes.items():
+        if paths is not None and path not in paths:
+            continue
         array = arrays[path]
         if path in chosen and not isinstance(array, QuantisedArray):
             array = InMemory(array, mode)

@@ -38,8 +38,10 @@ from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store
+from uso_jax.weights.adapters.adapted import Adapted, Adapter
 from uso_jax.weights.manifest_text import ZARR_FORMAT, parse_struct
 from uso_jax.weights.missing import missing_components
+from uso_jax.weights.placing import place
 
 _SAMPLE = 4096  # bytes that are hashed of a place in a file
 FULL_PRECISION = folders(lambda row: row.full_precision)  # as upstream; their results are cast to the run's dtype
@@ -86,19 +88,23 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The networks of a weights directory, without their parameters; `dtype` is the run's, of transformer and text."""
+    """The networks of a weights directory, without their parameters; `dtype` is the run's, of transformer and text.
+
+    `adapted` has the adapters that are added to the directory's transformer when it is loaded.
+    """
 
     name: str
     directory: pathlib.Path
     system: USOConfig
     defaults: Defaults
     dtype: str
+    adapted: Adapted
 
     @classmethod
-    def open(cls, name: str | pathlib.Path, dtype: str | None = None) -> "Pretrained":
+    def open(cls, name: str | pathlib.Path, dtype: str | None = None, adapters: Sequence[Adapter] = ()) -> "Pretrained":
         """Read the manifests of a weights directory, or of "mini" or "small", which come with the package.
 
-        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16.
+        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16. `adapters` are added.
 
         Raises:
           InputError: a component is missing, damaged, or of another variant than the rest.
@@ -115,11 +121,14 @@ class Pretrained:
         dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
         defaults = Defaults.read(directory, family.defaults)
         size = functools.partial(weights.config, directory)
+        adapted = Adapted(directory, adapters)
+        if adapted.projector is not None and "siglip" not in have:
+            raise missing_components(directory, ["siglip"], ", whose features the style projector reads")
         transformer, autoencoder = size("transformer", dtype=dtype, remat="none"), size("autoencoder")
         patch = math.isqrt(transformer.in_channels // autoencoder.z_channels)
         try:
             uso_config = USOConfig(
-                transformer=transformer,
+                transformer=adapted.config(transformer),
                 autoencoder=autoencoder,
                 siglip=size("siglip", remat="none") if "siglip" in have else None,
                 text=family.text.from_defaults(functools.partial(size, dtype=dtype, remat="none"), defaults),
@@ -128,9 +137,16 @@ class Pretrained:
             )
         except ValueError as error:
             raise InputError(f"{directory} mixes components of different variants: {error}") from error
-        return cls(str(name), directory, uso_config, defaults, dtype)
+        return cls(str(name), directory, uso_config, defaults, dtype, adapted)
 
-    def load(self, system: USO, mesh: Mesh, memory: str = "device", only: Collection[str] | None = None) -> Params:
+    def load(
+        self,
+        system: USO,
+        mesh: Mesh,
+        memory: str = "device",
+        only: Collection[str] | None = None,
+        paths: Mapping[str, Collection[str]] | None = None,
+    ) -> Params:
         """Load parameters onto the mesh; quantised kernels stay quantised.
 
         Args:
@@ -138,25 +154,51 @@ class Pretrained:
           mesh: the mesh to shard over.
           memory: kind of memory, "device" or "pinned_host".
           only: components to load; None: all.
+          paths: of the parameters to load, by component, and nothing else; None: all.
         """
         shardings = sharding.shardings(mesh, placement_rules(), system.shapes)
         shardings = {path: place.with_memory_kind(memory) for path, place in shardings.items()}
         params: Params = {}
-        for component, paths in by_component(system.shapes).items():
-            if only is not None and component not in only:
+        changed = self.adapted.arrays()
+        for component, inside in by_component(system.shapes).items():
+            if (only is not None and component not in only) or (paths is not None and not paths.get(component)):
                 continue
             dtype = jnp.dtype("float32" if component in FULL_PRECISION else self.dtype)
             structs = {
                 inner: jax.ShapeDtypeStruct(system.shapes[path].shape, dtype, sharding=shardings[path])
-                for inner, path in paths.items()
+                for inner, path in inside.items()
             }
+            few = None if paths is None else paths[component]
             with progress.phase(f"loading the {component} of {self.name}"):
-                loaded = weights.load_quantized(self.directory, component, structs)
-            names = paths | {
-                quantization.scale_path(inner): quantization.scale_path(path) for inner, path in paths.items()
+                loaded = self._load(component, structs, changed.get(component, {}), few)
+            names = inside | {
+                quantization.scale_path(inner): quantization.scale_path(path) for inner, path in inside.items()
             }
             params |= {names[inner]: _as_int8(value) for inner, value in loaded.items()}
         return params
+
+    def _load(
+        self,
+        component: str,
+        structs: Mapping[str, jax.ShapeDtypeStruct],
+        changed: Mapping[str, Any],
+        paths: Collection[str] | None,
+    ) -> Params:
+        if changed.keys() >= structs.keys():  # the directory need not have this component
+            wanted = {
+                path: (changed[path], struct) for path, struct in structs.items() if paths is None or path in paths
+            }
+            return place(self.directory / component, wanted, check_finite=True)
+        return weights.load_quantized(self.directory, component, structs, changed=changed, paths=paths)
+
+    def with_adapters(self, adapters: Sequence[Adapter]) -> "Pretrained":
+        """Return the same weights with other adapters.
+
+        Raises:
+          InputError: they do not fit together, or the weights.
+        """
+        found = Pretrained.open(self.directory, self.dtype, adapters)
+        return dataclasses.replace(found, name=self.name)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:

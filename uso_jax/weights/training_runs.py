@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
@@ -52,6 +51,8 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
     Raises:
       InputError: the checkpoint cannot be read or has no average.
     """
+    import orbax.checkpoint as ocp  # slow to import, which weights directories do not need
+
     step = _step(pathlib.Path(directory).absolute())
     try:
         record = untrusted.json(step / "record" / "metadata", _Record, remedy="export another checkpoint")
