@@ -12,6 +12,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.common import extras
 from uso_jax.common.errors import InputError, exit_cleanly
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="MB",
         help="megabytes that one client may upload in two hours (default: 500)",
     )
+    add_adapter_flags(parser)
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
     add("--offload", action="store_true", help="keep networks in host memory while they are not running")
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
@@ -60,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
     print(f"Loading {args.weights} ...", flush=True)
     pipe = USOPipeline.from_weights(
-        args.weights, dtype=args.dtype, mesh=mesh, offload=args.offload, tile=args.tile, verify=args.verify
+        args.weights,
+        dtype=args.dtype,
+        mesh=mesh,
+        offload=args.offload,
+        tile=args.tile,
+        verify=args.verify,
+        **given_adapters(args),
     )
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common import locks, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
@@ -68,7 +69,13 @@ def _generate(args: argparse.Namespace) -> int:
     options = GenerationOptions(**given_options(args))
     folder = args.to / args.model / "images"
     made, had = generation.generate_images(
-        items, folder, args.weights, options, batch_size=args.batch_size, verify=args.verify
+        items,
+        folder,
+        args.weights,
+        options,
+        batch_size=args.batch_size,
+        verify=args.verify,
+        **given_adapters(args),
     )
     print(f"{folder}: {made} images made, {had} were finished.")
     return 0
@@ -141,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add = by_name["generate"].add_argument
     add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
     add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
+    add_adapter_flags(by_name["generate"])
     add_option_flags(by_name["generate"], ["num_steps", "guidance"])
     add = by_name["score"].add_argument
     add("--images", metavar="DIR", help="images of another model (default: DIR/MODEL/images)")

@@ -5,6 +5,7 @@
     uso-generate --prompt "a red fox" --image_paths content.png style.png
     uso-generate --eval_json_path items.json --save_path output
     uso-generate --from_image output/0_0_1a2b3c4d5e.png
+    uso-generate --prompt "a red fox" --lora my_style.safetensors=0.8 --lora runs/mine
 
 The first of --image_paths is the content image, "" for none. The others are style images, style files, or names of
 saved styles (uso-style). Images that exist already are not generated again.
@@ -16,6 +17,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
@@ -53,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         tile=args.tile,
         compilation_cache=not args.no_compilation_cache,
         verify=args.verify,
+        **given_adapters(args),
     )
     if args.from_image and args.made_with != pipe.context:
-        print(f"note: {args.from_image} was made with other weights or another dtype, so the image will differ")
+        print(
+            f"note: {args.from_image} was made with other weights or adapters or another dtype: the image will differ"
+        )
     log = logging.getLogger("uso_jax")
     log.handlers = log.handlers or [progress.LogHandler()]  # notes of the pipeline
     total = job.count(len(items))
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--from_image", metavar="PNG", help="repeat an image from its record; other flags change it")
     add("--save_path", default="output/inference", metavar="DIR", help="folder of the images (default: %(default)s)")
     add("--num_images_per_prompt", type=int, default=1, metavar="N", help="images per item, with consecutive seeds")
+    add_adapter_flags(parser)
     add_option_flags(parser)
     add("--concat_refs", help="append the references to the image", **flag)
     add("--offload", help="keep networks in host memory while they are not running", **flag)

@@ -23,6 +23,8 @@ def generate_images(
     *,
     batch_size: int = 1,
     verify: bool = False,
+    adapters: Sequence[tuple[str, float]] = (),
+    projector: str | None = None,
 ) -> tuple[int, int]:
     """Generate FOLDER/KEY_j.png for every item. Return how many were generated now, and how many existed.
 
@@ -33,11 +35,13 @@ def generate_images(
       options: of all images; an item's size and seed come before these.
       batch_size: images at once.
       verify: compare the files of the weights with their SHA-256 first.
+      adapters: paths and strengths of adapters, added to the weights.
+      projector: style projector in place of the weights' own.
 
     Raises:
       InputError: the weights or a reference image cannot be read.
     """
-    pipe = USOPipeline.from_weights(weights, verify=verify)
+    pipe = USOPipeline.from_weights(weights, verify=verify, adapters=adapters, projector=projector)
     made = had = 0
     # The seed and the number of images belong to a job, so each job takes the items that agree in them.
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)

@@ -5,14 +5,16 @@
     pipe = USOPipeline.from_weights("mini")
     result = pipe(prompt="a red fox", content="fox.png", styles=["ink.png"], seed=7)
     result.images[0].save("fox_in_ink.png")
+    pipe.load_adapter("turbo.safetensors", strength=0.8)
 
 Preprocessing, schedule and defaults are those of bytedance/USO (inference.py, uso/flux/pipeline.py).
 """
 
+import dataclasses
 import logging
 import pathlib
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -22,7 +24,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import uso_jax
-from uso_jax import weights
+from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.reference import ImageLike, Reference
@@ -32,9 +34,12 @@ from uso_jax.inference.reference_encoder import ReferenceEncoder
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
 from uso_jax.inference.styles import StyleEmbedding
+from uso_jax.models.components import by_component
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
+from uso_jax.weights import quantization
+from uso_jax.weights.adapters.adapted import Adapter, Strength, open_adapters
 from uso_jax.weights.pretrained import Pretrained
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
@@ -71,6 +76,8 @@ class USOPipeline:
         compilation_cache: bool = True,
         only: Collection[str] | None = None,
         verify: bool = False,
+        adapters: Sequence[tuple[str | pathlib.Path, Strength]] = (),
+        projector: str | pathlib.Path | None = None,
     ) -> "USOPipeline":
         """Load a weights directory, or the packaged weights "mini" or "small".
 
@@ -86,6 +93,8 @@ class USOPipeline:
           only: networks to load, such as ["siglip"] for `encode_style`. By default all.
           verify: compare every file with its SHA-256 first, about a second for a gigabyte. Files of up to 64 MiB are
             always compared.
+          adapters: paths and strengths of adapters, as `load_adapter` takes them.
+          projector: style projector in place of the weights' own: a file, folder or workdir that has one.
 
         Raises:
           InputError: the weights are incomplete, or an argument does not fit them.
@@ -94,7 +103,8 @@ class USOPipeline:
             keep_compiled_programs()
         if mesh is None:
             mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
-        pretrained = Pretrained.open(name, dtype)
+        opened = open_adapters(mini.directory(name), adapters, projector)
+        pretrained = Pretrained.open(name, dtype, opened)
         system = QuantizedUSO(pretrained.system)
         sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token
@@ -102,8 +112,75 @@ class USOPipeline:
             raise InputError(f"tile must be a multiple of {side} and at least {8 * side} pixels, not {tile}")
         if verify:
             weights.verify(pretrained.directory, only)
+        _log_notes(note for adapter in opened for note in adapter.notes)
         params = pretrained.load(system, mesh, HOST if offload else "device", only)
         return cls(pretrained, system, params, mesh, tile)
+
+    # ------------------------------------------------------------------------------------------------ adapters
+
+    def load_adapter(self, path: str | pathlib.Path, *, strength: Strength = 1.0, name: str | None = None) -> str:
+        """Add an adapter to the transformer, and the style projector beside it if there is one.
+
+        It is merged into the weights: the parameters that it changes are read again, so no copy of them is kept. Beside
+        quantised weights, what is low-rank in the attention's projections is kept apart, and the next image compiles.
+
+        Args:
+          path: a safetensors file of any public layout; a folder with one; a weights directory with a `lora`; or a
+            training's --workdir, whose last checkpoint counts.
+          strength: multiplies its changes.
+          name: by which it can be unloaded; by default that of the file.
+
+        Returns:
+          the name.
+
+        Raises:
+          InputError: it cannot be read, does not fit these weights, or has the name of another. Nothing has changed.
+        """
+        before = self.pretrained.adapted.adapters
+        (adapter,) = open_adapters(self.pretrained.directory, [(path, strength)], beside=before)
+        adapter = dataclasses.replace(adapter, name=name or adapter.name)
+        self._use([*before, adapter])
+        _log_notes(adapter.notes)
+        return adapter.name
+
+    def unload(self, name: str) -> None:
+        """Remove an adapter by its name; what it had changed is read from disk again.
+
+        Raises:
+          InputError: no adapter has this name.
+        """
+        has = self.pretrained.adapted.adapters
+        if name not in (known := [adapter.name for adapter in has]):
+            raise InputError(f"no adapter is called {name!r}; loaded are {', '.join(known) or 'none'}")
+        self._use([adapter for adapter in has if adapter.name != name])
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """Names and strengths of the adapters."""
+        return {adapter.name: adapter.strength for adapter in self.pretrained.adapted.adapters}
+
+    def _use(self, adapters: Sequence[Adapter]) -> None:
+        """Load what differs with these adapters; the old numbers are freed first, as both may not fit the devices."""
+        before, after, old = self.pretrained, self.pretrained.with_adapters(adapters), self.sampler
+        system = self.system if after.system == before.system else type(self.system)(after.system)
+        changed = after.adapted.changed(before.adapted)
+        memory = HOST if any(value.sharding.memory_kind == HOST for value in old.params.values()) else "device"
+        known = by_component(self.system.shapes)
+        gone = {known[name][path] for name, paths in changed.items() for path in paths if path in known.get(name, {})}
+        old.drop({*gone, *map(quantization.scale_path, gone)})
+        try:
+            params = after.load(system, old.mesh, memory, paths=changed)
+        except BaseException:
+            old.add(before.load(self.system, old.mesh, memory, paths=changed))
+            raise
+        if system is self.system:
+            old.add(params)
+        else:
+            self.sampler = Sampler(system, old.params | params, old.mesh, old.tile)
+        self.pretrained, self.system = after, system
+        self._references = ReferenceEncoder(after, system, self.sampler)
+
+    # ------------------------------------------------------------------------------------------------ images
 
     def __call__(
         self,
@@ -199,8 +276,7 @@ class USOPipeline:
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
         """Generate the images of requests. Images of one size run together; missing references are masked."""
-        for note in dict.fromkeys(note for request in requests for note in request.notes):
-            _log.warning("note: %s", note)  # before minutes of compilation
+        _log_notes(note for request in requests for note in request.notes)  # before minutes of compilation
         steps = lambda group: requests[group[0]].options.num_steps
         groups = group_requests(requests, batch_size or len(requests))
         total, done = sum(map(steps, groups)), 0
@@ -233,8 +309,10 @@ class USOPipeline:
     @property
     def context(self) -> dict[str, Any]:
         """What decides an image besides its request, in JSON terms."""
-        tile = {"tile": self.sampler.tile} if self.sampler.tile else {}
-        return {"dtype": self.pretrained.dtype, "components": self.pretrained.fingerprints, **tile}
+        more = {"tile": self.sampler.tile} if self.sampler.tile else {}
+        if adapters := self.pretrained.adapted.record():
+            more["adapters"] = adapters
+        return {"dtype": self.pretrained.dtype, "components": self.pretrained.fingerprints, **more}
 
     def record(self, request: Request) -> dict[str, Any]:
         """Return everything that repeats an image, in JSON terms."""
@@ -249,6 +327,11 @@ class USOPipeline:
             | {name: metadata.version(name) for name in packages},
             "device": jax.local_devices()[0].device_kind,
         }
+
+
+def _log_notes(notes: Iterable[str]) -> None:
+    for note in dict.fromkeys(notes):
+        _log.warning("note: %s", note)
 
 
 def _per_image(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

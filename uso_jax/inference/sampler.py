@@ -10,7 +10,7 @@ times, so the number of steps is free.
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ class Sampler:
     def data_shards(self) -> int:
         """Number of shards of a batch; its size must be a multiple of this."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def params(self) -> Params:
+        """All parameters by path."""
+        return {path: value for part in self._parts.values() for path, value in part.items()}
+
+    def drop(self, paths: Collection[str]) -> None:
+        """Free parameters, before others take their place."""
+        self._lent = None
+        for name, part in self._parts.items():
+            self._parts[name] = {path: value for path, value in part.items() if path not in paths}
+
+    def add(self, params: Params) -> None:
+        """Add parameters in place of those that were dropped. Compiled programs stay."""
+        self._lent = None
+        for path, value in params.items():
+            self._parts[path.partition("/")[0]][path] = value
 
     def features(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 s c"]:
         """Return the SigLIP features of a style image."""
