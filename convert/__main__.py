@@ -14,6 +14,7 @@ Files are recognised by their tensors, not by their names; several files of one 
 
 import argparse
 import contextlib
+import functools
 import logging
 import pathlib
 import sys
@@ -137,7 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         help="trust the files and the manifest as they are now, and record their hashes",
     )
 
-    sub = command("download", download.main, "Download the needed files of public checkpoints into the hub's cache.")
+    fetch = functools.partial(download.main, import_files)
+    sub = command("download", fetch, "Download public checkpoints, and make a weights directory of them with --to.")
     download.add_arguments(sub)
     return parser
 

@@ -7,96 +7,59 @@ command is run again.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from uso_jax.common.errors import InputError
-from uso_jax.models.flux2 import SAMPLING
+from uso_jax.weights import quantization
 
-from . import COMMAND
-
-
-@dataclass(frozen=True)
-class Release:
-    """A repository of the hub, and the files of it that are needed."""
-
-    repo: str
-    files: tuple[str, ...]  # names, or patterns where the number of shards is not known
-    licence: str
-    weights: tuple[str, ...] = ()  # files to import, if not all .safetensors of `files`
-    options: str = ""  # of the import
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for pipeline.json of a weights directory
-
-    @property
-    def imported(self) -> tuple[str, ...]:
-        return self.weights or tuple(name for name in self.files if name.endswith(".safetensors"))
-
-
-_DEV = "FLUX.1 [dev] non-commercial"
-_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-_KLEIN = (
-    "transformer/diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors",
-    "text_encoder/model*.safetensors", "tokenizer/tokenizer.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
-    "tokenizer/chat_template.jinja",
-)  # fmt: skip
-# fmt: off
-RELEASES = {
-    "flux-dev":     Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), _DEV),
-    "flux-schnell": Release("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors",), "Apache-2.0"),
-    "flux-krea":    Release("black-forest-labs/FLUX.1-Krea-dev", ("flux1-krea-dev.safetensors",), _DEV),
-    "flux-dev-fp8": Release("Comfy-Org/flux1-dev", ("flux1-dev-fp8.safetensors",), _DEV),
-    "autoencoder":  Release("black-forest-labs/FLUX.1-schnell", ("ae.safetensors",), "Apache-2.0"),
-    "uso":          Release("bytedance-research/USO",
-                            tuple(f"uso_flux_v1.0/{x}.safetensors" for x in ("dit_lora", "projector")), "Apache-2.0"),
-    "siglip":       Release("google/siglip-so400m-patch14-384",
-                            ("model.safetensors", "preprocessor_config.json", "config.json"), "Apache-2.0"),
-    "t5":           Release("xlabs-ai/xflux_text_encoders",
-                            ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-                             "model.safetensors.index.json", "spiece.model", *_TOKENIZER), "Apache-2.0",
-                            weights=("model.safetensors.index.json",)),
-    "clip":         Release("openai/clip-vit-large-patch14",
-                            ("model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", *_TOKENIZER), "MIT"),
-    "clip-metric":  Release("openai/clip-vit-base-patch32",
-                            ("model.safetensors", "preprocessor_config.json", "tokenizer.json", "vocab.json",
-                             "merges.txt", *_TOKENIZER), "MIT", options="--component clip_model "),
-    "csd":          Release("yuxi-liu-wired/CSD", ("model.safetensors",), "MIT"),
-    "dino":         Release("facebook/dino-vits16", ("pytorch_model.bin", "preprocessor_config.json"), "Apache-2.0",
-                            weights=("pytorch_model.bin",)),
-    "dinov2":       Release("facebook/dinov2-base", ("model.safetensors", "preprocessor_config.json"), "Apache-2.0"),
-    "klein-4b":     Release("black-forest-labs/FLUX.2-klein-4B", _KLEIN, "Apache-2.0",
-                            defaults=SAMPLING["klein-4b"]),
-    "klein-base-4b": Release("black-forest-labs/FLUX.2-klein-base-4B", _KLEIN, "Apache-2.0",
-                            defaults=SAMPLING["klein-base-4b"]),
-    "klein-9b":     Release("black-forest-labs/FLUX.2-klein-9B", _KLEIN, "FLUX non-commercial",
-                            defaults=SAMPLING["klein-9b"]),
-}
-# fmt: on
+from . import COMMAND, recipes
+from .recipes import RECIPES
+from .releases import RELEASES, Release
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     listed = "; ".join(f"{name} ({release.repo}, {release.licence})" for name, release in RELEASES.items())
-    parser.epilog = f"names: {listed}"
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one of {', '.join(RELEASES)}")
+    made = "; ".join(f"{name} ({', '.join(parts)})" for name, parts in RECIPES.items())
+    parser.epilog = f"recipes, with --to: {made}. Names: {listed}"
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"a recipe ({', '.join(RECIPES)}), or a name below")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+    parser.add_argument("--to", metavar="DIR", help="also import the files into this weights directory")
+    parser.add_argument(
+        "--quantize",
+        choices=quantization.FORMATS,
+        metavar="MODE",
+        help="with --to: int8, fp8 or int4 for large networks",
+    )
+    parser.add_argument("--files", metavar="DIR", help="with --to: use files of this folder where it has them")
 
 
-def main(args: argparse.Namespace) -> None:
-    """Fetch releases and print where they are and how to import them."""
+def main(import_files: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Fetch releases; import them, or print where they are and how to import them.
+
+    Args:
+      import_files: the command `import`.
+      args: of the command line.
+    """
     for name in args.names:
-        if name not in RELEASES:
-            raise InputError(f"{name!r} is not a release; releases are {', '.join(RELEASES)}")
-    for name in args.names:
+        if name not in RELEASES and name not in RECIPES:
+            raise InputError(f"{name!r} is not a release; releases are {', '.join((*RECIPES, *RELEASES))}")
+    if args.to:
+        source = pathlib.Path(args.files) if args.files else None
+        if source is not None and not source.is_dir():
+            raise InputError(f"--files {source} is not a folder")
+        bring = lambda release: fetch(release, args.revision)
+        recipes.install(args.names, pathlib.Path(args.to), bring, import_files, quantize=args.quantize, source=source)
+        return
+    for name in (part for given in args.names for part in RECIPES.get(given, (given,))):
         release = RELEASES[name]
         folder = fetch(release, args.revision)
-        files = " ".join(str(file) for pattern in release.imported for file in sorted(folder.glob(pattern)))
+        files = " ".join(map(str, recipes.files(folder, release)))
+        only = f"--component {release.only} " if release.only else ""
         print(f"{name}: {folder}")
-        print(f"  {COMMAND} import {release.options}{files} --to weights")
+        print(f"  {COMMAND} import {only}{files} --to weights")
         if release.defaults:
             print(f"  how these weights are sampled, for weights/pipeline.json: {json.dumps(dict(release.defaults))}")
 

@@ -14,7 +14,7 @@ import sentencepiece
 from huggingface_hub import errors as ERRORS
 from safetensors.numpy import save_file
 
-from convert import download, tokenizers
+from convert import download, releases, tokenizers
 from convert.__main__ import main
 from convert.tables.t5 import ENCODER
 from uso_jax import params
@@ -49,9 +49,9 @@ def raised(kind) -> Exception:
     return error
 
 
-@pytest.mark.parametrize("name", download.RELEASES)
+@pytest.mark.parametrize("name", releases.RELEASES)
 def test_exactly_the_needed_files(name, tmp_path):
-    release = download.RELEASES[name]
+    release = releases.RELEASES[name]
     hub = Hub(tmp_path, (*release.files, "flux1-other.safetensors", "transformer/x.safetensors", "README.md"))
     folder = download.fetch(release, "main", hub.snapshot_download)
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -63,7 +63,7 @@ def test_exactly_the_needed_files(name, tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"has no uso_flux_v1.0/projector.safetensors"):
         download.fetch(
-            download.RELEASES["uso"], snapshot=Hub(tmp_path, ["uso_flux_v1.0/dit_lora.safetensors"]).snapshot_download
+            releases.RELEASES["uso"], snapshot=Hub(tmp_path, ["uso_flux_v1.0/dit_lora.safetensors"]).snapshot_download
         )
 
 
@@ -81,12 +81,12 @@ def test_a_missing_file(tmp_path):
 )
 def test_what_may_go_wrong(kind, message, tmp_path):
     with pytest.raises(InputError) as caught:
-        download.fetch(download.RELEASES["uso"], snapshot=Hub(tmp_path, error=raised(kind)).snapshot_download)
+        download.fetch(releases.RELEASES["uso"], snapshot=Hub(tmp_path, error=raised(kind)).snapshot_download)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    hub = Hub(tmp_path, download.RELEASES["uso"].files)
+    hub = Hub(tmp_path, releases.RELEASES["uso"].files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     main(["download", "uso"])
     out = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_shards_of_klein(tmp_path, monkeypatch, capsys):
     assert '"num_steps": 4' in out
     (tmp_path / shards[0]).unlink(), (tmp_path / shards[1]).unlink()
     with pytest.raises(InputError, match=r"has no text_encoder/model\*.safetensors"):
-        download.fetch(download.RELEASES["klein-4b"], snapshot=Hub(tmp_path, others).snapshot_download)
+        download.fetch(releases.RELEASES["klein-4b"], snapshot=Hub(tmp_path, others).snapshot_download)
 
 
 def test_offline(tmp_path, monkeypatch, capsys):
