@@ -36,13 +36,9 @@ release_free_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Return the directory of compiled programs that all test processes share."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
-    (folder / "compiled").mkdir(exist_ok=True)
-    return folder / "compiled"
+def compiled(pytestconfig):
+    """Return the directory of compiled programs that all test processes and later sessions share; see --cache-clear."""
+    return pytestconfig.cache.mkdir("compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)

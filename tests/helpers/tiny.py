@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import runpy
+from collections.abc import Collection
 
 import jax
 import pytest
@@ -87,9 +88,13 @@ def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConf
     return config
 
 
-def drawn(system: USO, seed: int = 0) -> dict[str, jax.Array]:
-    """Return `system.init` with one program per component, so that tests with different systems share most of them."""
+def drawn(system: USO, seed: int = 0, components: Collection[str] | None = None) -> dict[str, jax.Array]:
+    """Return `system.init` with one program per component, so that tests with different systems share most of them.
+
+    `components` names those that are drawn; None draws all.
+    """
     keys = system.keys(jax.random.key(seed))
+    keys = {name: key for name, key in keys.items() if components is None or name in components}
     parts = {name: jax.jit(system.structures[name].init)(key) for name, key in keys.items()}
     return {f"{name}/{path}": value for name, part in parts.items() for path, value in part.items()}
 

@@ -36,8 +36,8 @@ def numbers() -> dict[str, np.ndarray]:
         for path, shape in system().shapes.items()
     }
     # What no stage trains keeps its initial numbers: drawn wildly, it would only magnify rounding.
-    frozen = tiny.drawn(system())
-    return drawn | {path: np.asarray(frozen[path]) for path in drawn if path.startswith(("autoencoder/", "text/"))}
+    frozen = tiny.drawn(system(), components=("autoencoder", "text"))
+    return drawn | {path: np.asarray(value) for path, value in frozen.items()}
 
 
 def params() -> dict[str, jax.Array]:
