@@ -166,7 +166,8 @@ def import_files(args: argparse.Namespace) -> None:
             print(f"warning: {checkpoint.names}: {warning}", file=sys.stderr)
         inspecting.show_component(args.to, component)
         if component in TOKENIZED:
-            folder = tokenizers.copy_tokenizer(component, checkpoint.files[0].path, args.to)
+            if folder := tokenizers.copy_tokenizer(component, checkpoint.files[0].path, args.to):
+                weights.record_hashes(args.to, component, tokenizer_only=True)
             missing = f"not beside the weights; put its files into {weights.tokenizer(args.to, component)}"
             print(f"  tokenizer   {folder or missing}")
 

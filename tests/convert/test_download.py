@@ -21,6 +21,7 @@ from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.models import text
 from uso_jax.models.t5 import T5Config, T5Encoder
+from uso_jax.weights import manifest
 from uso_jax.weights.pretrained import Defaults
 from uso_jax.weights.tables.table import expand
 
@@ -146,6 +147,7 @@ def test_t5_comes_with_its_tokenizer(tmp_path, capsys, monkeypatch):
     assert str(weights / "tokenizer_t5") in capsys.readouterr().out
     found = sorted(path.name for path in (weights / "tokenizer_t5").iterdir())
     assert found == ["config.json", "spiece.model", "tokenizer_config.json"]
+    assert sorted(manifest(weights, "t5")["tokenizer"]) == found
 
     weights = weights.rename(tmp_path / "moved")
     name = Defaults.read(weights).t5_tokenizer

@@ -158,6 +158,30 @@ def test_a_manifest_changed_on_purpose(written, tmp_path):
     assert everything(tmp_path / "w")[1]["clip"]["num_attention_heads"] == 2
 
 
+def test_a_tokenizer_that_changed(written, tmp_path):
+    directory = tmp_path / "w"
+    shutil.copytree(written, directory)
+    vocabulary = weights.tokenizer(directory, "clip") / "vocab.json"
+    vocabulary.parent.mkdir()
+    vocabulary.write_text('{"a": 0}')
+    (vocabulary.parent / ".DS_Store").touch()
+    assert everything(directory) == everything(written)  # of an older program, or copied by hand
+    weights.record_hashes(directory, "clip", tokenizer_only=True)
+    assert weights.manifest(directory, "clip")["tokenizer"].keys() == {"vocab.json"}
+    assert everything(directory) == everything(written)
+    vocabulary.write_text('{"b": 0}')
+    for check in (lambda: everything(directory), lambda: weights.verify(directory)):
+        with pytest.raises(InputError, match=r"tokenizer_clip/vocab.json has changed .*--record"):
+            check()
+    weights.record_hashes(directory, "clip")
+    assert weights.verify(directory) == []
+    vocabulary.unlink()
+    with pytest.raises(InputError, match=r"tokenizer_clip/vocab.json cannot be read \(No such file"):
+        everything(directory)
+    shutil.rmtree(vocabulary.parent)  # the one in the hub's cache is used
+    assert everything(directory) == everything(written)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_numbers_that_are_not_finite_are_named(dtype, tmp_path):
     value = np.zeros((3, 4), dtype)

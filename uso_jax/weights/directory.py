@@ -53,7 +53,7 @@ def components(directory: Path) -> list[str]:
 
 def tokenizer(directory: Path, component: str) -> pathlib.Path:
     """Return the folder of a text encoder's tokenizer in a weights directory; it need not exist."""
-    return pathlib.Path(directory) / f"tokenizer_{component}"
+    return integrity.tokenizer_of(pathlib.Path(directory) / component)
 
 
 def manifest(directory: Path, component: str) -> dict[str, Any]:
@@ -196,8 +196,8 @@ def verify(directory: Path, names: Collection[str] | None = None) -> list[str]:
     return unknown
 
 
-def record_hashes(directory: Path, component: str) -> None:
-    """Write the hashes of a component's files, and of its manifest as it is, into the manifest.
+def record_hashes(directory: Path, component: str, *, tokenizer_only: bool = False) -> None:
+    """Write the hashes of a component's files and tokenizer, and of its manifest as it is, into the manifest.
 
     Raises:
       InputError: the component is damaged, or the manifest cannot be written.
@@ -205,7 +205,7 @@ def record_hashes(directory: Path, component: str) -> None:
     folder = pathlib.Path(directory) / component
     manifest(directory, component)
     with atomic_files.explained(folder / "manifest.json", "make it writable"):
-        add_hashes(folder)
+        add_hashes(folder, tokenizer_only=tokenizer_only)
 
 
 def load(directory: Path, component: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that changed since a component was written: the SHA-256 of its files and of its manifest.
+"""Bytes that changed since a component was written: the SHA-256 of its files, its tokenizer and its manifest.
 
 Files of up to ALWAYS bytes are compared whenever a component is read, larger ones by `verify`, which takes about a
 second for a gigabyte. Components written before manifests had hashes are read without them.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from uso_jax.common import progress
+from uso_jax.common import folders, progress
 from uso_jax.common.errors import InputError
 
 ALWAYS = 64 * 2**20
@@ -43,6 +43,18 @@ def file_hashes(folder: pathlib.Path, names: Iterable[str], shown: progress.Bar 
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: file_hash(folder / name, shown), names), strict=True))
+
+
+def tokenizer_of(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the tokenizer of a component's folder; it need not exist."""
+    return folder.with_name(f"tokenizer_{folder.name}")
+
+
+def tokenizer_hashes(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of a component's tokenizer, by name; without a tokenizer there are none."""
+    tokenizer = tokenizer_of(folder)
+    found = sorted(path.name for path in tokenizer.iterdir() if path.is_file()) if tokenizer.is_dir() else []
+    return file_hashes(tokenizer, (name for name in found if not folders.is_clutter(name)))
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
@@ -80,11 +92,26 @@ def check_files(folder: pathlib.Path, record: Mapping[str, Any], *, whole: bool 
             f"{folder / changed[0]} cannot be read (its bytes have changed: its SHA-256 is not that of the manifest);"
             f" {remedy}"
         )
+    _check_tokenizer(folder, record)
     if record.get("manifest_sha256", record["own_hash"]) != record["own_hash"]:
         raise InputError(
             f"{folder / 'manifest.json'} has changed since it was written; {remedy}, or, if you changed it on purpose,"
             f" record it: uso-convert verify {folder.parent} --record"
         )
+
+
+def _check_tokenizer(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Compare the tokenizer with the manifest, where both are there: a name in the hub's cache serves as well."""
+    known, tokenizer = record.get("tokenizer", {}), tokenizer_of(folder)
+    if not known or not tokenizer.is_dir():
+        return
+    remedy = f"copy it again, or, if you changed it on purpose, record it: uso-convert verify {folder.parent} --record"
+    try:
+        changed = [name for name, digest in known.items() if file_hash(tokenizer / name) != digest]
+    except OSError as error:
+        raise InputError(f"{error.filename or tokenizer} cannot be read ({error.strerror}); {remedy}") from error
+    if changed:
+        raise InputError(f"{tokenizer / changed[0]} has changed since it was imported; {remedy}")
 
 
 def count_not_finite(numbers: np.ndarray) -> int:

@@ -102,6 +102,7 @@ def read_manifest(directory: pathlib.Path, component: str) -> dict[str, Any]:
         record["files"] = {_inside(name): int(size) for name, size in record["files"].items()}
         if record.setdefault("sha256", {}) and record["sha256"].keys() != record["files"].keys():
             raise ValueError("sha256 does not name the same files as files")
+        record["tokenizer"] = {_inside(name): str(digest) for name, digest in record.get("tokenizer", {}).items()}
         record |= {name: kind(record[name]) for name, kind in (("family", str), ("dtype", str), ("parameters", int))}
         _check_dtype(record)
     except InputError:
@@ -111,15 +112,19 @@ def read_manifest(directory: pathlib.Path, component: str) -> dict[str, Any]:
     return record | {"own_hash": own_hash}
 
 
-def add_hashes(folder: pathlib.Path) -> None:
-    """Write the hashes of a component's files, and of its manifest as it is, into the manifest.
+def add_hashes(folder: pathlib.Path, *, tokenizer_only: bool = False) -> None:
+    """Write the hashes of a component's files and tokenizer, and of its manifest as it is, into the manifest.
 
     Raises:
       OSError: a file cannot be read or written.
     """
     path = folder / "manifest.json"
     record = untrusted.json(path, dict[str, Any])
-    record["sha256"] = integrity.file_hashes(folder, record["files"])
+    if not tokenizer_only:
+        record["sha256"] = integrity.file_hashes(folder, record["files"])
+    record.pop("tokenizer", None)
+    if found := integrity.tokenizer_hashes(folder):
+        record["tokenizer"] = found
     atomic_files.write_file(path, _with_hash(record))
 
 
