@@ -6,6 +6,8 @@
     python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, 47 minutes on a core
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
+    python scripts/train.py --config configs/uso.py:klein           the same on FLUX.2 [klein] base 4B; and klein_joint
+    python scripts/train.py --config configs/uso.py:klein_lora      adapters from references to targets, on your folder
 
 Any value is overridden on the command line: --config.stages.disentanglement.learning_rate=1e-4
 All values, with their documentation: python scripts/train.py --config configs/uso.py:flux_dev --help
@@ -16,15 +18,18 @@ from dataclasses import replace
 from uso_jax.data.buckets import UNO
 from uso_jax.data.config import DataConfig, Drawn, Procedural
 from uso_jax.models.autoencoder import AutoEncoderConfig
+from uso_jax.models.autoencoder2 import AutoEncoder2Config
 from uso_jax.models.clip import CLIP, ClipTextConfig, ClipVisionConfig
 from uso_jax.models.dino import DinoConfig
 from uso_jax.models.drawing_classifier import DrawingClassifierConfig
 from uso_jax.models.flux import FluxConfig
+from uso_jax.models.flux2 import PRESETS
 from uso_jax.models.perceptual_backbones import VggConfig
 from uso_jax.models.projector import ProjectorConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipTextConfig
 from uso_jax.models.t5 import T5Config
 from uso_jax.models.text import T5ClipConfig
+from uso_jax.models.text_qwen3 import Qwen3TextConfig
 from uso_jax.training.config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -42,6 +47,9 @@ VARIANTS = {
     "small": "mini at 64 pixels; 47 minutes on a core",
     "flux_dev": "the paper's recipe on FLUX.1-dev; needs converted weights and your triplets",
     "flux_dev_joint": "flux_dev with projector and adapters trained together",
+    "klein": "the paper's recipe on FLUX.2 [klein] base 4B, which one 16 GB chip holds; needs converted weights",
+    "klein_joint": "klein with projector and adapters trained together",
+    "klein_lora": "adapters of FLUX.2 [klein] base 4B from one reference or several to a target, on your own folder",
 }
 TABLES = {  # of mini's evaluation: what is generated, from subjects and styles that training never saw
     "main": TableConfig("style_subject", split="heldout"),
@@ -58,7 +66,15 @@ def get_config(variant: str = "mini") -> TrainConfig:
     Raises:
       ValueError: the variant is unknown.
     """
-    builders = {"mini": mini, "small": small, "flux_dev": flux_dev, "flux_dev_joint": flux_dev_joint}
+    builders = {
+        "mini": mini,
+        "small": small,
+        "flux_dev": flux_dev,
+        "flux_dev_joint": flux_dev_joint,
+        "klein": klein,
+        "klein_joint": klein_joint,
+        "klein_lora": klein_lora,
+    }
     if variant not in builders:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(builders)}")
     return builders[variant]()
@@ -225,10 +241,13 @@ def flux_dev() -> TrainConfig:
 
 def flux_dev_joint() -> TrainConfig:
     """Return one stage that trains projector and adapters together, and drops either reference with p = 0.25."""
-    config = flux_dev()
+    return _joint(flux_dev())
+
+
+def _joint(config: TrainConfig) -> TrainConfig:
     both = config.stages["disentanglement"]
     joint = replace(both, name="joint", train=BOTH, content_dropout=0.25, style_dropout=0.25)
-    return replace(config, variant="flux_dev_joint", run=("joint",), stages=by_name(joint))
+    return replace(config, variant=f"{config.variant}_joint", run=("joint",), stages=by_name(joint))
 
 
 FLUX_REWARDS = dict(  # released sizes; only the networks that a stage names are loaded
@@ -245,3 +264,68 @@ FLUX_REWARDS = dict(  # released sizes; only the networks that a stage names are
     dino=DinoConfig(),  # ViT-S/16
     vgg=VggConfig(),  # VGG-16
 )
+
+
+# ---------------------------------------------------------------------------------------------------- FLUX.2 [klein]
+
+
+def klein() -> TrainConfig:
+    """Return the paper's two stages on FLUX.2 [klein] base 4B: flux_dev with another base.
+
+    Samples and rewarded images are guided by a second pass with the empty prompt, as those of the base model are.
+    """
+    config = flux_dev()
+    return replace(config, variant="klein", model=_klein(), heldout=replace(config.heldout, shift="flux"))
+
+
+def klein_joint() -> TrainConfig:
+    """Return klein in one stage that trains projector and adapters together."""
+    return _joint(klein())
+
+
+def klein_lora() -> TrainConfig:
+    """Return a stage that trains adapters alone, on references as FLUX.2 has them: tokens of any number of images.
+
+    A folder of the user's has target/NAME.png, content/NAME.png, style/NAME.png, style_2/NAME.png ... and
+    prompt/NAME.txt; what is missing is left out (docs/datasets.md). There is no style tower and no projector.
+    """
+    stage = StageConfig(
+        "lora",
+        steps=2000,
+        train=LORA,
+        batch_size=8,
+        accumulate=8,  # one image at a time, as much as a chip of 16 GB holds
+        target_size=(1024, 1024),
+        content_size=(512, 512),  # of all references
+        target_aspects=UNO,
+        content_aspects=UNO,
+        data={},
+        learning_rate=1e-4,
+        reward=RewardConfig(scale=0.0, start=1500),  # scale 1 switches it on
+    )
+    return TrainConfig(
+        variant="klein_lora",
+        run=("lora",),
+        model=replace(_klein(projector=None, lora_rank=32), siglip=None, style_encoder="autoencoder"),
+        data=DataConfig(source="folder", num_threads=8),
+        stages=by_name(stage),
+        mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
+        checkpoint=CheckpointConfig(every=250),
+        guard=GuardConfig(max_rollbacks=5),
+        heldout=HeldoutConfig(
+            num_batches=4, batch_size=1, every=250, grid_every=500, grid_rows=1, num_steps=25, shift="flux"
+        ),
+    )
+
+
+def _klein(**changes) -> ModelConfig:
+    """Return the networks of FLUX.2 [klein] base 4B with USO's additions."""
+    return ModelConfig(
+        family="flux2",
+        transformer=replace(PRESETS["klein-base-4b"].with_uso(), **changes),
+        autoencoder=AutoEncoder2Config(),
+        text=Qwen3TextConfig(qwen3_tokenizer="weights/klein-base-4b/tokenizer_qwen3"),
+        weights="weights/klein-base-4b",  # made by: python -m convert download klein-base-4b, and the import it prints
+        frozen_dtype="bfloat16",
+        rewards=FLUX_REWARDS,
+    )

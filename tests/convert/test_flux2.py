@@ -15,7 +15,8 @@ import pytest
 import torch
 from comparison import error
 from converted import TOLERANCE, config_file, equal, load
-from oracle_flux2 import LAYERS, QWEN3, torch_qwen3, train_tokenizer
+from oracle_flux2 import LAYERS, QWEN3, torch_qwen3
+from qwen3_tokenizer import train_tokenizer
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main

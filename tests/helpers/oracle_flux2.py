@@ -14,8 +14,8 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from golden_files import load
 from oracle_torch import Weights, draw, drawn_for, fill
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from qwen3_tokenizer import VOCABULARY, train_tokenizer
+from transformers import AutoTokenizer, Qwen3ForCausalLM
 from transformers import Qwen3Config as TorchQwen3Config
 
 from convert.tables.autoencoder import AUTOENCODER2_DIFFUSERS
@@ -27,7 +27,7 @@ from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
 from uso_jax.weights import manifest_configs
 from uso_jax.weights.tables.flux2 import TRANSFORMER_DIFFUSERS
 
-QWEN3 = Qwen3Config.tiny(vocab_size=300, num_hidden_layers=5, hidden_states=(1, 3, 5))
+QWEN3 = Qwen3Config.tiny(vocab_size=VOCABULARY, num_hidden_layers=5, hidden_states=(1, 3, 5))
 LAYERS = 7  # of the checkpoint, two more than are read
 
 
@@ -97,34 +97,6 @@ def torch_qwen3() -> Qwen3ForCausalLM:
 def load_qwen3(**changes) -> Qwen3Encoder:
     c = Qwen3Config(**(vars(QWEN3) | changes))
     return load(lambda rngs: Qwen3Encoder(c, rngs=rngs), ENCODER, _qwen3_weights(torch_qwen3()))
-
-
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-
-
-def train_tokenizer(folder: pathlib.Path, padding_side: str) -> PreTrainedTokenizerFast:
-    """Train a byte-pair tokenizer with a chat template like Qwen3's, and save it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=QWEN3.vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a red fox in the snow, as a woodcut", "user assistant", "the snow"], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[2], padding_side=padding_side
-    )
-    fast.chat_template = _TEMPLATE
-    fast.save_pretrained(folder)
-    return fast
 
 
 # ---------------------------------------------------------------------------------------------------- pipeline

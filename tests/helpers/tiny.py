@@ -13,7 +13,13 @@ import jax
 import pytest
 from jax._src import compilation_cache as jax_cache
 from jax.experimental.compilation_cache import compilation_cache
+from qwen3_tokenizer import VOCABULARY, train_tokenizer
 
+from uso_jax.models.autoencoder2 import AutoEncoder2Config
+from uso_jax.models.flux2 import Flux2Config
+from uso_jax.models.qwen3 import Qwen3Config
+from uso_jax.models.siglip import SiglipConfig
+from uso_jax.models.text_qwen3 import Qwen3TextConfig
 from uso_jax.models.uso import USO
 from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.preflight import check_values
@@ -72,15 +78,47 @@ _SIZES = {
 
 def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
     """Return a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
-    shared = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0, reward=None)
-    data = stage_changes.pop("data", {})
     config = _USO["get_config"]("mini")
     stages = {**config.stages, "joint": StageConfig("joint")}
-    config = dataclasses.replace(config, stages=stages)
+    return _small(dataclasses.replace(config, stages=stages), run, _SIZES | (changes or {}), stage_changes)
+
+
+def klein(variant: str, weights: pathlib.Path, *run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
+    """Return a run of a variant with FLUX.2 on drawings. `weights` is a folder that has or gets a tokenizer."""
+    config = _USO["get_config"](variant)
+    if not (weights / "tokenizer_qwen3").exists():
+        train_tokenizer(weights / "tokenizer_qwen3", "right")
+    text = Qwen3TextConfig(
+        Qwen3Config.tiny(vocab_size=VOCABULARY), 40, str(weights / "tokenizer_qwen3"), clip_tokenizer="mini"
+    )
+    encoder = dict(hidden_size=24, num_attention_heads=2, intermediate_size=40, dtype="float32", remat="none")
+    tower = SiglipConfig(**encoder, num_hidden_layers=4, image_size=16, patch_size=8)
+    has_tower = config.model.siglip is not None
+    model = dataclasses.replace(
+        config.model,
+        transformer=Flux2Config.tiny() if has_tower else Flux2Config.tiny(projector=None),
+        autoencoder=AutoEncoder2Config.tiny(),
+        siglip=tower if has_tower else None,
+        text=text,
+        weights="",
+        frozen_dtype="float32",
+        rewards={},
+    )
+    shared = {name: value for name, value in _SIZES.items() if not name.startswith("model.")}
+    shared |= {"data.source": "procedural", "heldout.every": 0, "heldout.grid_every": 0}
+    shared |= {"mesh.data": -1, "mesh.fsdp": 1}
+    aspects = dict(target_aspects=(), content_aspects=(), accumulate=1)
+    config = dataclasses.replace(config, model=model)
+    return _small(config, run or config.run, shared | (changes or {}), aspects | stage_changes)
+
+
+def _small(config: TrainConfig, run: tuple[str, ...], changes: dict, stage_changes: dict) -> TrainConfig:
+    shared = dict(steps=4, batch_size=8, target_size=(16, 16), content_size=(16, 16), warmup_steps=0, reward=None)
+    data, stages = stage_changes.pop("data", {}), config.stages
     for name in run:
         values = shared | stage_changes | {"data": {**stages[name].data, **data}}
         config = override(config, {f"stages.{name}.{key}": value for key, value in values.items()})
-    changes = _SIZES | {"run": run} | (changes or {})
+    changes = {"run": run} | changes
     if not any(name.startswith("evaluation.") for name in changes):
         changes["evaluation"] = None  # its hundred counterfactuals a triplet would take most of a test's time
     config = override(config, changes)

@@ -8,6 +8,8 @@ import pytest
 import tiny
 from oracle_pipeline import open_pipeline, photo, pixels
 
+from uso_jax.inference.options import GenerationOptions
+
 pytestmark = pytest.mark.slow  # compiles a program for each number of references
 
 PROMPT = "a red fox in the snow"
@@ -46,6 +48,16 @@ def test_pipeline(pipe, references, guidance, isolated):
     made = pipe(PROMPT, contents=images, guidance=guidance, isolated=isolated, seed=5)
     assert np.abs(pixels(made)[0] - want).max() <= 2
     assert want.std() > 10
+
+
+def test_references_that_are_too_large_are_noted(pipe):
+    large = [photo(seed, 64, 64) for seed in (1, 2)]
+    notes = lambda count, side: (
+        pipe.request(PROMPT, contents=large[:count], options=GenerationOptions(content_ref=side)).notes
+    )
+    assert not notes(2, 1024) and not notes(1, 2024 // 4 * 4)
+    assert any("1065024 pixels, more than the 1048576" in note for note in notes(2, 1032))
+    assert any("more than the 4096576" in note for note in notes(1, 2040))
 
 
 def test_batches_and_negative_prompts(pipe):

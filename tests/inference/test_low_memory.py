@@ -169,6 +169,17 @@ def test_tiles_cover_and_blend():
     np.testing.assert_allclose(jax.jit(lambda z: tiled_decoding.decode_tiled(larger, z, 8))(z), larger(z), atol=1e-6)
 
 
+def test_tiles_begin_with_a_patch():
+    """Numbers that depend on the place in a patch of 2 x 2, as FLUX.2's batch norm, are the same in every tile."""
+    for length in range(8, 60, 2):
+        places = tiled_decoding.tile_starts(length, 8, 2, cell=2)
+        assert all(place % 2 == 0 for place in places) and places[-1] == length - 8
+        assert all(0 < after - before <= 8 for before, after in itertools.pairwise(places))
+    z = jnp.zeros((1, 18, 26, 1))
+    place = lambda z: z + (jnp.arange(z.shape[1]) % 2)[None, :, None, None] + (jnp.arange(z.shape[2]) % 2)[:, None] * 2
+    np.testing.assert_allclose(tiled_decoding.decode_tiled(place, z, 8, cell=2), place(z), atol=1e-6)
+
+
 def test_tiles_of_a_smooth_image_equal_the_whole():
     """The autoencoder is mini's, because a smooth image needs trained weights; tiles are 96 of 128 pixels."""
     structure = ModelDef(lambda rngs: AutoEncoder(weights.config(mini.WEIGHTS, "autoencoder"), rngs=rngs))

@@ -92,16 +92,20 @@ def test_every_option_is_a_key_of_batch_jobs():
         batch_jobs.parse_item({"prompt": "a fox", "steps": 3})
 
 
-def test_every_option_has_a_control_or_is_left_out():
-    config = types.SimpleNamespace(pixels_per_token=16, transformer=types.SimpleNamespace(guidance_embed=True))
-    pipe = types.SimpleNamespace(
-        pretrained=types.SimpleNamespace(defaults=Defaults()), system=types.SimpleNamespace(config=config)
+@pytest.mark.parametrize("classifier_free", [False, True])
+def test_every_option_has_a_control_or_is_left_out(classifier_free):
+    config = types.SimpleNamespace(
+        pixels_per_token=16, transformer=types.SimpleNamespace(guidance_embed=not classifier_free)
     )
+    system = types.SimpleNamespace(config=config, classifier_free=classifier_free)
+    pipe = types.SimpleNamespace(pretrained=types.SimpleNamespace(defaults=Defaults()), system=system)
     with gr.Blocks():
         made = object.__new__(form.Form)
         inspect.unwrap(form.Form.__init__)(made, pipe, ["ink"])
     assert not set(form.WITHOUT_CONTROL) & set(made.controls)
     assert set(form.WITHOUT_CONTROL) | set(made.controls) >= set(SPECS)
+    assert made.controls["guidance"].visible
+    assert made.controls["negative_prompt"].visible is classifier_free
     values = {name: control.value for name, control in made.controls.items()}
     read = form.read_options(values, [0.5])
     assert 0 <= read.seed < 2**31

@@ -13,8 +13,9 @@ import torch
 from comparison import ENCODER, VELOCITY, error
 from diffusers import Flux2KleinPipeline
 from golden_files import nhwc
-from oracle_flux2 import QWEN3, autoencoder_pair, load_qwen3, torch_qwen3, train_tokenizer, transformer_pair
+from oracle_flux2 import QWEN3, autoencoder_pair, load_qwen3, torch_qwen3, transformer_pair
 from oracle_torch import normal
+from qwen3_tokenizer import train_tokenizer
 
 from uso_jax import flow
 from uso_jax.models.text_qwen3 import Qwen3TextConfig

@@ -17,7 +17,7 @@ from uso_jax.inference.options import SPECS, GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 
 # Rarely changed; the command line and Python have them.
-WITHOUT_CONTROL = ("shift", "pe", "style_fit", "negative_prompt", "isolated")
+WITHOUT_CONTROL = ("shift", "pe", "style_fit", "isolated")
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
 MAX_IMAGES = 8
@@ -60,7 +60,7 @@ class Form:
             self.submit = gr.Button("Generate", variant="primary", elem_id="generate", scale=4)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
         with gr.Accordion("Advanced options", open=False):
-            self._add_advanced(pipe.system.config.transformer.guidance_embed)
+            self._add_advanced(pipe.system.config.transformer.guidance_embed, pipe.system.classifier_free)
 
     def _add(self, name: str, control: gr.components.Component) -> None:
         control.preprocess = _named(control.label, control.preprocess)
@@ -84,14 +84,19 @@ class Form:
             low, high, default, step=side, precision=0, label=name.capitalize(), elem_id=name
         ))  # fmt: skip
 
-    def _add_advanced(self, has_guidance: bool) -> None:
+    def _add_advanced(self, embeds_guidance: bool, has_second_pass: bool) -> None:
         defaults, side = self._defaults, self._side
+        self._add("negative_prompt", gr.Textbox(
+            label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass, elem_id="negative_prompt",
+            info="What guidance moves away from; without effect at guidance 1",
+        ))  # fmt: skip
         with gr.Row():
             self._add("num_steps", gr.Slider(
                 1, max(50, defaults.num_steps), defaults.num_steps, step=1, precision=0, label="Number of steps"
             ))  # fmt: skip
             self._add("guidance", gr.Slider(
-                1.0, max(5.0, defaults.guidance), defaults.guidance, step=0.1, label="Guidance", visible=has_guidance
+                1.0, max(5.0, defaults.guidance), defaults.guidance, step=0.1, label="Guidance",
+                visible=embeds_guidance or has_second_pass,
             ))  # fmt: skip
         with gr.Row():
             self._add("content_ref", gr.Slider(

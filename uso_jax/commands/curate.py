@@ -44,7 +44,9 @@ _NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set
 _LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
 _SAMPLE = flags.DEFINE_integer("sample", 48, "view, convert, report: triplets on the page.")
 _BEAM = flags.DEFINE_string(
-    "beam", None, "convert: read by Apache Beam, with these pipeline options; '' for the default."
+    "beam",
+    None,
+    "convert and steps of a curation: work is shared by Apache Beam, with these pipeline options; '' for the default.",
 )
 _STAGE = flags.DEFINE_string("stage", None, "precompute: the stage whose sizes are used; default the last of the run.")
 _PROCESS = flags.DEFINE_string("process", "0/1", "precompute and steps of a curation: NUMBER/COUNT of this process.")
@@ -53,6 +55,7 @@ _SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "precompute: examples per
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "precompute: dtype of style and text; default as encoded."
 )
+_REWARDS = flags.DEFINE_bool("rewards", False, "precompute: also keep what the run's rewards read of references.")
 
 
 def main() -> None:
@@ -120,7 +123,7 @@ def _precompute(config: TrainConfig) -> None:
     if name not in stages:
         raise InputError(f"--stage={name} is not in the run; stages are {', '.join(stages)}.")
     verify_flag.verify(config)
-    options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value)
+    options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value, rewarded=_REWARDS.value)
     count = precompute(config, stages[name], split, _TO.value, **options)
     path = f"--config.data.features.{split}.path={_TO.value}"
     print(f"Encoded {count} examples. Train on them: --config.data.source=features {path}")
@@ -142,8 +145,19 @@ def _curate(config: TrainConfig, name: str) -> None:
     curation, spec = curation_of(config), getattr(config.data, _SPLIT.value[-1])
     judge = ("judge",) if curation.keep.judge is not None else ()
     for step in (*STEPS[:4], *judge) if name == "run" else (name,):
-        steps.run_step(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
+        if _BEAM.value is None:
+            steps.run_step(step, curation, spec, _TO.value, process=_process(), retry=_RETRY.value)
+        else:
+            _beam().run_step(step, curation, spec, _TO.value, options=shlex.split(_BEAM.value), retry=_RETRY.value)
     print(f"{name} is done. A report about it: uso-curate report --to {_TO.value}")
+
+
+def _beam():
+    try:
+        from uso_jax.curation import beam
+    except ImportError as error:
+        raise InputError('Apache Beam is not installed: pip install "uso_jax[beam]".') from error
+    return beam
 
 
 def _report(config: TrainConfig) -> None:

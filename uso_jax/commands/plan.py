@@ -30,6 +30,7 @@ _BATCH = flags.DEFINE_integer("batch", 0, "Images over all devices; default: the
 _QUANTIZATION = flags.DEFINE_string("quantization", "", "Plan with kernels quantised to int8, fp8 or int4.")
 _TILE = flags.DEFINE_integer("tile", None, "Decode images in tiles of this many pixels a side.")
 _OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with unused networks in host memory.")
+_REFERENCES = flags.DEFINE_integer("references", 1, "Sampling with this many content images.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much faster, but memory is an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
@@ -52,7 +53,14 @@ def _run(argv: list[str]) -> None:
             atomic_files.probe(pathlib.Path(_JSON.value))
     config, where = _CONFIG.value, chips.find_slice(_TOPOLOGY.value)
     choices = programs.Choices(
-        _MODE.value, _STAGE.value, _BATCH.value, _QUANTIZATION.value, _TILE.value, _OFFLOAD.value, _QUICK.value
+        mode=_MODE.value,
+        stage=_STAGE.value,
+        batch=_BATCH.value,
+        quantization=_QUANTIZATION.value,
+        tile=_TILE.value,
+        offload=_OFFLOAD.value,
+        references=_REFERENCES.value,
+        quick=_QUICK.value,
     )
     with progress.phase(f"tracing the programs of {config.variant}") as shown:
         if _SEARCH.value:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from uso_jax import mini, weights
-from uso_jax.common.errors import BadExample
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.store import Folder, Made
 from uso_jax.images import decode
 from uso_jax.models.components import by_component
-from uso_jax.models.text import T5ClipConfig
 from uso_jax.models.uso import USO, to_float
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.params import Params
 from uso_jax.training import rewards
 from uso_jax.weights import manifest_configs, pretrained
@@ -76,21 +76,31 @@ class Scorer:
         valid = np.ones(len(filled), bool)
         batch |= {"style_valid": valid[:, None], "content_valid": valid}
         if self.reads_captions:
-            tokens = [self._text.tokenize(caption) for _, _, caption in filled]
+            tokens = [self._base.tokenize(caption) for _, _, caption in filled]
             batch |= {name: np.stack([one[name] for one in tokens]) for name in tokens[0]}
         found = jax.device_get(self._score(self._params, batch))
         of = lambda i: {name: round(float(found[reward][i]), 5) for name, reward in self.names.items()}
         return [{"number": number} | of(i) for i, (number, _, _) in enumerate(waiting)]
 
     @functools.cached_property
-    def _text(self) -> T5ClipConfig:
-        return Pretrained.open(self.config.weights).system.text
+    def _networks(self) -> dict[str, Any]:
+        return {name: self._network(name) for name in self.components}
+
+    @functools.cached_property
+    def _base(self) -> USOConfig:
+        """The system whose tokenizers read captions."""
+        config = Pretrained.open(self.config.weights).system.with_networks(self._networks)
+        if missing := set(rewards.REWARDS[self.config.subject].tokens) - config.token_counts().keys():
+            raise InputError(
+                f"config.curation.score: {self.config.subject} reads {' and '.join(missing)}, which the base model of"
+                f" {self.directory} does not have; choose another subject reward"
+            )
+        return config
 
     @functools.cached_property
     def _system(self) -> USO:
-        networks = {name: self._network(name) for name in self.components}
         # Other components have mini's sizes, but are never allocated.
-        config = Pretrained.open("mini").system.with_networks(networks)
+        config = Pretrained.open("mini").system.with_networks(self._networks)
         return USO(config, without=set(USO(config).structures) - set(self.components))
 
     def _network(self, name: str) -> Any:

@@ -6,7 +6,8 @@ captions -> stylize, destylize -> score -> judge    then report and export, whic
                                -> truth             for sources with ground truth, see uso_jax.curation.truth
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.experts import Expert
 from uso_jax.curation.part_judge import PartsJudge
 from uso_jax.curation.scores import Scorer
-from uso_jax.curation.store import STEPS, Folder
+from uso_jax.curation.store import STEPS, Folder, Made, Row
 from uso_jax.curation.truth import Truth
 from uso_jax.data.sources import Mixture, open_source
 
@@ -48,12 +49,49 @@ def run_step(
     if not 0 <= process[0] < process[1]:
         raise InputError(f"process {process[0]}/{process[1]} must be from 0/N to N-1/N.")
     with locks.hold(path, share=process):
-        return _run_step(name, config, spec, Path(path), process, retry)
+        step = open_step(name, config, spec, Path(path), number=process[0], retry=retry)
+        step.run(process)
+        return step.folder
 
 
-def _run_step(
-    name: str, config: CurationConfig, spec: Mapping[str, Any], path: Path, process: tuple[int, int], retry: bool
-) -> Folder:
+@dataclass(frozen=True)
+class Step:
+    """A step of a curation that is ready to run.
+
+    Attributes:
+      name: one of STEPS.
+      folder: of the curation.
+      settings: everything that determines the step's results.
+      make: computes a shard.
+      again: rows whose shards are computed again.
+    """
+
+    name: str
+    folder: Folder
+    settings: Mapping[str, Any]
+    make: Callable[[int], Made]
+    again: Callable[[Row], bool]
+
+    def begin(self) -> None:
+        """Store the settings, without computing anything; raise InputError if the step was run with others."""
+        self.folder.run(self.name, self.settings, self.make, process=(self.folder.shards, self.folder.shards + 1))
+
+    def run(self, process: tuple[int, int]) -> None:
+        """Compute the shards of a process that are missing."""
+        self.folder.run(self.name, self.settings, self.make, process=process, again=self.again)
+
+
+def open_step(
+    name: str, config: CurationConfig, spec: Mapping[str, Any], path: Path, *, number: int = 0, retry: bool = False
+) -> Step:
+    """Return a step that is ready to run; the arguments are those of `run_step`.
+
+    Args:
+      number: of the process, which names the file of its answers of a vision-language model.
+
+    Raises:
+      InputError: the step is unknown, or `path` holds another curation or none.
+    """
     again = lambda row: retry and "failed" in row
     if name == "captions":
         source = _open(spec)
@@ -61,26 +99,24 @@ def _run_step(
         facts = dict(source=dict(spec), examples=total, layouts=config.layouts, shard_size=config.shard_size)
         folder = Folder.begin(path, facts)
         asks = config.captions == "vlm"
-        vlm = config.vlm.open(path / "captions", process[0]) if asks else None
+        vlm = config.vlm.open(path / "captions", number) if asks else None
         settings = {"by": config.captions}
         settings |= {"question": config.caption_question, "model": config.vlm.model} if asks else {}
         make = lambda shard: captions.caption_shard(folder, source, config, vlm, shard)
-        folder.run(name, settings, make, process=process, again=again)
-        return folder
+        return Step(name, folder, settings, make, again)
     folder = Folder(path)
     if name in ("stylize", "destylize"):
         worker = Expert(name, config)
     elif name == "score":
         worker = Scorer(config)
     elif name == "judge":
-        worker = PartsJudge(config, config.vlm.open(path / "judge", process[0]))
+        worker = PartsJudge(config, config.vlm.open(path / "judge", number))
         again = worker.again(folder, retry)
     elif name == "truth":
         worker = Truth(_open(folder.manifest["source"]))
     else:
         raise InputError(f"unknown step {name!r}; use one of {', '.join(STEPS)}.")
-    folder.run(name, worker.settings, lambda shard: worker.make_shard(folder, shard), process=process, again=again)
-    return folder
+    return Step(name, folder, worker.settings, lambda shard: worker.make_shard(folder, shard), again)
 
 
 def _open(spec: Mapping[str, Any]):

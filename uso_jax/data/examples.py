@@ -27,6 +27,7 @@ class Examples:
       num_styles: style slots; unused ones are zero and not valid.
       tokenize: maps a prompt to arrays.
       may_skip: replace an unreadable example by the next one and record it under SKIPPED.
+      crop_styles: crop style images to their size instead of changing their shape.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Examples:
         num_styles: int,
         tokenize: Tokenize,
         may_skip: bool = False,
+        crop_styles: bool = False,
     ):
         self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
         self.target_size, self.content_size = map(tuple, shape)
         self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
+        self.crop_styles = crop_styles
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
@@ -71,7 +74,8 @@ class Examples:
             return self.source.example(index, self.content_size, self.num_styles)
         if hasattr(self.source, "fitted"):
             sizes = self.target_size, self.content_size
-            triplet = self.source.fitted(index, *map(decode.cover_fit, sizes), decode.squash_fit(self.style_size))
+            style_fit = (decode.cover_fit if self.crop_styles else decode.squash_fit)(self.style_size)
+            triplet = self.source.fitted(index, *map(decode.cover_fit, sizes), style_fit)
         else:
             triplet = self.source[index]
         if triplet.target is None:
@@ -91,7 +95,7 @@ class Examples:
         if triplet.content is not None:
             example["content"] = decode.cover(triplet.content, self.content_size)
         for slot, style in enumerate(triplet.styles):
-            example["style"][slot] = decode.squash(style, self.style_size)
+            example["style"][slot] = (decode.cover if self.crop_styles else decode.squash)(style, self.style_size)
         labels = triplet.meta.get("labels", {})
         example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
         tokens = self.tokenize(triplet.prompt)

@@ -3,13 +3,16 @@
 """Precomputed encoder outputs in ArrayRecord files, so that training needs no encoders in memory.
 
     DIR/manifest.json               the source and the fingerprints of the encoders
-    DIR/null.safetensors            features of the empty prompt (for dropped captions) and of absent style images
+    DIR/null.safetensors            features of the empty prompt (for dropped captions) and of absent style images:
+                                    "txt", "vec", and "style" or "style_moments"
     DIR/00000.array_record          records, each a safetensors file of one example
     DIR/00000.json                  shapes of these records; written last, so its presence marks a complete shard
 
 A record holds "target_moments" and "content_moments" [lh, lw, 2 z] (mean and log-variance of the posterior),
 "style_features" [n, 3, s, c], "txt" [t, context], "vec" [vec], the labels, and "index" of the triplet in its source.
-Entries of absent conditions are omitted. Written by uso_jax.training.precompute.
+Entries of absent conditions are omitted, and "vec" where the base model has no pooled vector. Where the autoencoder
+encodes style images, "style_moments" [n, lh, lw, 2 z] take the place of "style_features". Entries that begin with
+"described/" are what a reward reads of the references. Written by uso_jax.training.precompute.
 """
 
 import hashlib
@@ -62,8 +65,10 @@ class FeatureSource:
         self.manifest = read_manifest(self.path)
         try:
             self._null = _load((self.path / NULL).read_bytes())
-            if absent := {"style", "txt", "vec"} - self._null.keys():
-                raise ValueError(f"it has no {min(absent)}")
+            self.style_entry = "style_moments" if "style_moments" in self._null else "style_features"
+            self._null_style = self._null["style_moments" if "style_moments" in self._null else "style"]
+            if "txt" not in self._null:
+                raise ValueError("it has no txt")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path / NULL} cannot be read ({error}): precompute the features again.") from error
         shards = self.manifest["shards"]
@@ -126,14 +131,14 @@ class FeatureSource:
         if "content_moments" not in record:
             rows, columns = (side // manifest["downscale"] for side in content_size)
             record["content_moments"] = np.zeros((rows, columns, record["target_moments"].shape[2]), np.float32)
-        found = [*record.pop("style_features", ())]
-        record["style_features"] = np.stack(found + [self._null["style"]] * (num_styles - len(found)))
+        found = [*record.pop(self.style_entry, ())]
+        record[self.style_entry] = np.stack(found + [self._null_style] * (num_styles - len(found)))
         return record | {"style_valid": np.arange(num_styles) < len(found)}
 
     @property
-    def null_text(self) -> tuple[np.ndarray, np.ndarray]:
-        """Text features [t, context] and pooled vector [vec] of the empty prompt."""
-        return self._null["txt"], self._null["vec"]
+    def null_text(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Text features [t, context] and pooled vector [vec], if there is one, of the empty prompt."""
+        return self._null["txt"], self._null.get("vec")
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def batches(
     target_size: Size,
     content_size: Size,
     style_size: Size,
+    crop_styles: bool = False,
     num_styles: int,
     tokenize: Tokenize,
     target_sizes: Sequence[Size] = (),
@@ -48,6 +49,7 @@ def batches(
       batch_size: global batch size, over all processes. An incomplete last batch is dropped.
       seed: determines the order of examples.
       target_size, content_size, style_size: (height, width) that images are resized to.
+      crop_styles: crop style images to their size instead of changing their shape.
       num_styles: style slots per example.
       tokenize: maps a prompt to arrays, which are added to the batch.
       target_sizes, content_sizes: several sizes (buckets) instead of one. A batch has one of them, the same on all
@@ -88,7 +90,7 @@ def batches(
         shared = share_out(part, targets, contents, batch_size)
         for shape, count in buckets.count_triplets(shared, len(part)).items():
             examples = Examples(
-                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0
+                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0, crop_styles
             )
             dataset = grain.MapDataset.source(examples).seed(seed + number)
             if shuffle:

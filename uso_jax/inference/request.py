@@ -127,6 +127,12 @@ def make_request(
             f"{options.width} x {options.height} is far beyond the {defaults.width} x {defaults.height} pixels that"
             " these weights are trained for: compiling may take minutes, and the image will be poor"
         )
+    most = system.family.reference_pixels(len(images))
+    if images and (largest := max(image.shape[0] * image.shape[1] for image in images)) > most:
+        notes.append(
+            f"a content image has {largest} pixels, more than the {most} that this base model is made for with"
+            f" {len(images)} of them: the image may be poor, and slow; lower content_ref"
+        )
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
     notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]

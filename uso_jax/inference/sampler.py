@@ -177,8 +177,10 @@ class Sampler:
         if self.tile is None:
             return self.system.decode_tokens(params, tokens, height, width, round_down)
         latent = flow.unpack(tokens, *self.system.token_grid(height, width), self.system.config.patch)
-        decode, side = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder.downscale
-        return to_bytes(tiled_decoding.decode_tiled(decode, latent, self.tile // side), round_down)
+        decode, codec = self.system.module(params, "autoencoder").decode, self.system.config.autoencoder
+        return to_bytes(
+            tiled_decoding.decode_tiled(decode, latent, self.tile // codec.downscale, codec.cell), round_down
+        )
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each image's noise from its seed alone, so that it depends neither on the batch nor on the mesh."""

@@ -7,6 +7,7 @@ family and has no branches on names, so another base model is its network files,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ class Family:
       reference_ids: (target's rows and columns, those of each reference, offset mode) -> ids of each reference.
       schedule: (steps, rows, columns, shift) -> steps + 1 times from 1 to 0.
       shift_mu: number of the target's tokens -> shift exponent of training times.
+      takes_references: the base model takes any number of references without USO, in other programs too.
+      reference_pixels: number of content images -> the most pixels of one that the base model is made for.
       classifier_free: the guidance scale weighs a pass with the negative prompt, unless the transformer embeds it.
       defaults: of generation, where a weights directory names no others (`uso_jax.weights.pretrained.Defaults`).
     """
@@ -46,6 +49,8 @@ class Family:
     reference_ids: Callable
     schedule: Callable[[int, int, int, flow.Shift], np.ndarray]
     shift_mu: Callable[[int], float]
+    takes_references: bool = False
+    reference_pixels: Callable[[int], float] = lambda count: math.inf
     classifier_free: bool = False
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -78,6 +83,9 @@ FAMILIES: dict[str, Family] = {
         schedule=lambda steps, rows, columns, shift: flow.empirical_schedule(steps, rows * columns, shift),
         # Training knows no number of steps; that of sampling with the base model is taken.
         shift_mu=lambda num_tokens: flow.empirical_mu(num_tokens, flux2.SAMPLING["klein-base-4b"]["num_steps"]),
+        takes_references=True,
+        # The original scales larger ones down (black-forest-labs/flux2, sampling.py).
+        reference_pixels=lambda count: 2024**2 if count == 1 else 1024**2,
         classifier_free=True,
         defaults={**flux2.SAMPLING["klein-base-4b"], "content_ref": 1024},
     ),

@@ -21,6 +21,8 @@ from uso_jax.common.errors import InputError
 from uso_jax.models.clip import ClipText, ClipTextConfig
 from uso_jax.models.t5 import T5Config, T5Encoder
 
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # all released CLIPs share it
+
 
 @runtime_checkable
 class TextConfig(Protocol):
@@ -31,12 +33,14 @@ class TextConfig(Protocol):
       txt_width: channels of a text token, `d`.
       vec_width: channels of the pooled vector, `v`; 0 if there is none.
       num_tokens: text tokens of every prompt, `t`.
+      clip_tokenizer: of CLIP, with which rewards read prompts, whether or not CLIP is one of the encoders.
     """
 
     encoders: ClassVar[tuple[str, ...]]
     txt_width: int
     vec_width: int
     num_tokens: int
+    clip_tokenizer: str
 
     @classmethod
     def from_defaults(cls, sizes: Callable[[str], Any], defaults: Any) -> "TextConfig":
@@ -71,9 +75,7 @@ class T5ClipConfig:
     clip: ClipTextConfig = ClipTextConfig()  # CLIP's text transformer
     t5_length: int = 512  # text tokens of a prompt; longer ones are cut
     t5_tokenizer: str = "google/t5-v1_1-xxl"  # T5's tokenizer: a folder, a name in the hub's cache, or mini
-    clip_tokenizer: str = (
-        "openai/clip-vit-large-patch14"  # CLIP's tokenizer: a folder, a name in the hub's cache, or mini
-    )
+    clip_tokenizer: str = CLIP_TOKENIZER  # CLIP's tokenizer: a folder, a name in the hub's cache, or mini
 
     @classmethod
     def from_defaults(cls, sizes: Callable[[str], Any], defaults: Any) -> "T5ClipConfig":

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
-from uso_jax.models.text import load_tokenizer
+from uso_jax.models.text import CLIP_TOKENIZER, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Qwen3TextConfig:
     qwen3: Qwen3Config = Qwen3Config()  # Qwen3's lower layers
     qwen3_length: int = 512  # text tokens of a prompt with its template; longer ones are cut
     qwen3_tokenizer: str = "Qwen/Qwen3-4B"  # a folder or a name in the hub's cache
+    clip_tokenizer: str = CLIP_TOKENIZER  # of CLIP, where it rewards: a folder, a name in the hub's cache, or mini
 
     @classmethod
     def from_defaults(cls, sizes, defaults) -> "Qwen3TextConfig":
-        return cls(sizes("qwen3"), defaults.qwen3_length, defaults.qwen3_tokenizer)
+        return cls(sizes("qwen3"), defaults.qwen3_length, defaults.qwen3_tokenizer, defaults.clip_tokenizer)
 
     @property
     def txt_width(self) -> int:

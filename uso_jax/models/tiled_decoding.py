@@ -16,16 +16,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return evenly spaced start positions of tiles that cover `length`, with neighbours overlapping by `overlap`."""
+def tile_starts(length: int, tile: int, overlap: int, cell: int = 1) -> list[int]:
+    """Return evenly spaced start positions of tiles that cover `length`, with neighbours overlapping by `overlap`.
+
+    All are multiples of `cell`; lengths are too, and an overlap is rounded down to one.
+    """
+    length, tile, overlap = (size // cell for size in (length, tile, overlap))
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    return [cell * round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
 def decode_tiled(
-    decode: Callable[[Float[Array, "b h w z"]], Float[Array, "b H W c"]], z: Float[Array, "b h w z"], tile: int
+    decode: Callable[[Float[Array, "b h w z"]], Float[Array, "b H W c"]],
+    z: Float[Array, "b h w z"],
+    tile: int,
+    cell: int = 1,
 ) -> Float[Array, "b H W c"]:
     """Decode latents in tiles that overlap by a quarter.
 
@@ -33,14 +40,14 @@ def decode_tiled(
       decode: decodes latents of any size.
       z: latents.
       tile: side of a tile in latents; smaller latents are decoded at once.
+      cell: latents a side of the patches that the autoencoder treats alike; tiles begin where one does.
     """
     height, width = z.shape[1:3]
     if max(height, width) <= tile:
         return decode(z)
     size = min(height, tile), min(width, tile)
-    corners = np.asarray(
-        [(y, x) for y in tile_starts(height, tile, tile // 4) for x in tile_starts(width, tile, tile // 4)]
-    )
+    starts = lambda length: tile_starts(length, tile, tile // 4, cell)
+    corners = np.asarray([(y, x) for y in starts(height) for x in starts(width)])
     cut = lambda corner: jax.lax.dynamic_slice(z, (0, *corner, 0), (z.shape[0], *size, z.shape[3]))
     tiles = jax.lax.map(lambda corner: decode(cut(corner)), jnp.asarray(corners))
     scale = tiles.shape[2] // size[0]

@@ -25,7 +25,8 @@ from uso_jax.params import ModelDef, Params
 
 Batch = Mapping[str, Array]
 """Images and token ids, or their precomputed features: "target_moments", "content_moments" float [b, lh, lw, 2 z],
-"style_features" [b, n, 3, s, c], "txt" [b, t, context] and "vec" [b, vec] (uso_jax.training.precompute)."""
+"style_features" [b, n, 3, s, c] or "style_moments" [b, n, lh, lw, 2 z], "txt" [b, t, context] and "vec" [b, vec]
+(uso_jax.training.precompute)."""
 
 NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"] | None]
 
@@ -135,7 +136,7 @@ class USO:
         return rows * self.config.autoencoder.downscale, columns * self.config.autoencoder.downscale
 
     def latent_tokens(self, params: Params, batch: Batch, name: str) -> Float[Array, "b l d"]:
-        """Return the packed latents of a batch's "target" or "content", from its images or from precomputed moments."""
+        """Return the packed latents of a batch's "target" or other images, or of their precomputed moments."""
         if name in batch:
             return self.encode_images(params, batch[name])
         config = self.config.autoencoder
@@ -186,9 +187,11 @@ class USO:
             size = self.token_grid(*self._size(batch, "content"))
             references.append((self.latent_tokens(params, batch, "content"), size, batch["content_valid"]))
         if style and self.config.style_encoder == "autoencoder":
-            size = self.token_grid(*batch["style"].shape[2:4])
-            for images, valid in zip(batch["style"].swapaxes(0, 1), batch["style_valid"].T, strict=True):
-                references.append((self.encode_images(params, images), size, valid))
+            name = "style" if "style" in batch else "style_moments"
+            for images, valid in zip(batch[name].swapaxes(0, 1), batch["style_valid"].T, strict=True):
+                one = {name: images}
+                size = self.token_grid(*self._size(one, "style"))
+                references.append((self.latent_tokens(params, one, "style"), size, valid))
         elif style and self.config.transformer.projector is not None:
             known = batch.get("style_features")
             inputs.features = self.style_features(params, batch["style"]) if known is None else known
@@ -285,7 +288,8 @@ class USO:
         """Add the empty negative prompt if the base model is guided by it at this scale."""
         if not self.classifier_free or guidance == 1:
             return inputs
-        null = self.null_text or self.encode_text(params, {name: x[None] for name, x in self.null_tokens.items()})
+        encode = lambda: self.encode_text(params, {n: jnp.asarray(ids)[None] for n, ids in self.null_tokens.items()})
+        null = self.null_text or encode()
         return replace(inputs, negative_txt=jnp.broadcast_to(null[0], inputs.txt.shape).astype(inputs.txt.dtype))
 
     @property

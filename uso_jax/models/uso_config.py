@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from uso_jax import flow
 from uso_jax.models.components import COMPONENTS
 from uso_jax.models.families import FAMILIES
 from uso_jax.models.siglip import SiglipConfig
-from uso_jax.models.text import TextConfig
+from uso_jax.models.text import TextConfig, token_ids
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ class USOConfig:
     def has(self, component: str) -> bool:
         """Return whether a weights component such as "csd" is one of these networks."""
         return self.network(component) is not None
+
+    def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
+        """Return a prompt's token ids: those of the text encoders, and CLIP's if it rewards (`token_counts`)."""
+        found = self.text.tokenize(prompt)
+        more = self.token_counts().keys() - found.keys()
+        return found | {name: token_ids(self.text.clip_tokenizer, prompt, self._clip_length) for name in more}
+
+    def token_counts(self) -> dict[str, int]:
+        """Return how many ids `tokenize` returns by name, without a tokenizer."""
+        return ({"clip_ids": self._clip_length} if "clip_model" in self.networks else {}) | self.text.token_counts()
+
+    @property
+    def _clip_length(self) -> int:
+        return self.networks["clip_model"].text.max_position_embeddings
 
     @property
     def pixels_per_token(self) -> int:

@@ -12,6 +12,7 @@ Shapes: b batch, l tokens, n heads, k head width.
 import math
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -64,3 +65,14 @@ def head_axes(num_heads: int) -> tuple[str, ...]:
 
 def _device():
     return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+
+
+def as_it_lies(x: jax.Array) -> jax.Array:
+    """Pin the layout of a layer's weights to that of memory, on one TPU chip.
+
+    XLA would otherwise turn the weights of all layers of a scan around at once to suit one product. On more devices
+    they would be gathered to be pinned.
+    """
+    if platform() != "tpu" or jax.sharding.get_abstract_mesh().size > 1:
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

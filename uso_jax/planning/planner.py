@@ -81,7 +81,7 @@ def find_largest_batch(
     def total(each: int) -> int:
         progress(f"Trying a batch of {each * data_shards}")
         sized = programs.with_stage(config, dataclasses.replace(stage, batch_size=each * data_shards, accumulate=1))
-        (known[each],) = plan_programs(sized, target, dataclasses.replace(choices, batch=each * data_shards))
+        known[each] = plan_programs(sized, target, dataclasses.replace(choices, batch=each * data_shards))[-1]
         return known[each]["total_bytes"]
 
     low, high, guess = 0, math.inf, 1  # the largest that fits, the smallest that does not
@@ -114,7 +114,7 @@ def _facts(config: TrainConfig, target: Slice, mesh: Mesh, choices: Choices, pro
         "batch": stage.batch_size if training else choices.batch or mesh.shape["data"] * mesh.shape["fsdp"],
         "accumulate": stage.accumulate if training else 1,
         "target_size": list(stage.target_size),
-        "tokens": tokens(config, stage),
+        "tokens": tokens(config, stage, 1 if training else choices.references),
         "quantization": choices.quantization,
         "remat": config.system.transformer.remat if training else "",
         "offload": choices.offload and not training,
@@ -124,16 +124,19 @@ def _facts(config: TrainConfig, target: Slice, mesh: Mesh, choices: Choices, pro
     }
 
 
-def tokens(config: TrainConfig, stage: StageConfig) -> int:
-    """Return the length of the transformer's sequence in tokens."""
+def tokens(config: TrainConfig, stage: StageConfig, references: int = 1) -> int:
+    """Return the length of the transformer's sequence in tokens, with a number of content images."""
     side = config.system.pixels_per_token
     area = lambda size: math.prod(n // side for n in size)
     projector = config.system.transformer.projector
-    style = config.data.num_styles * projector.tokens_per_image if projector else 0
+    if config.system.style_encoder == "autoencoder":
+        style = config.data.num_styles * area(config.style_size(stage))
+    else:
+        style = config.data.num_styles * projector.tokens_per_image if projector else 0
     return (
         config.system.text.num_tokens
         + area(stage.target_size)
-        + (area(stage.content_size) if "content" in stage.conditions else 0)
+        + (references * area(stage.content_size) if "content" in stage.conditions else 0)
         + (style if "style" in stage.conditions else 0)
     )
 

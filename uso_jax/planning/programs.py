@@ -8,14 +8,14 @@ Shapes: b batch, n style images, l target tokens, r content tokens.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uso_jax.common.errors import InputError
 from uso_jax.inference.sampler import Sampler
@@ -23,7 +23,7 @@ from uso_jax.models.components import component_of, folders, placement_rules
 from uso_jax.models.uso import Inputs, NullText
 from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
-from uso_jax.training import precompute, preflight
+from uso_jax.training import precompute, preflight, rewards
 from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.init import describe_params
 from uso_jax.training.stage import StageConfig
@@ -33,6 +33,7 @@ from uso_jax.weights.pretrained import FULL_PRECISION
 from uso_jax.weights.quantized_kernels import QuantizedUSO, describe
 
 PROGRAMS = ("sample", "train", "reward", "encode-parts")
+_NAMES = {"t5": "T5", "clip": "CLIP", "qwen3": "Qwen3"}  # of text encoders
 Structs = dict[str, jax.ShapeDtypeStruct]
 _REWARDS_ONLY = folders(lambda row: row.rewards_only)
 
@@ -47,6 +48,7 @@ class Choices:
     quantization: str = ""  # one of quantize.FORMATS; "": none
     tile: int | None = None  # side of decoder tiles in pixels; None: decode whole images
     offload: bool = False  # sampling: keep unused networks in host memory
+    references: int = 1  # sampling: content images, where the stage has them
     quick: bool = False  # compile with the least effort
 
 
@@ -74,7 +76,11 @@ class _Untokenised(QuantizedUSO):
 
     @property
     def null_tokens(self) -> dict[str, np.ndarray]:
-        return {name: np.zeros(count, np.int32) for name, count in self.config.text.token_counts().items()}
+        return _zeros(self.config.text.token_counts())
+
+
+def _zeros(counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(count, np.int32) for name, count in counts.items()}
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
@@ -107,8 +113,6 @@ def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices
     Raises:
       InputError: the mesh does not match the devices, or the batch does not match the mesh.
     """
-    if config.system.style_encoder != "siglip":
-        raise InputError("the planner supports only SigLIP style features; set config.model.style_encoder to siglip")
     preflight.check_settings(config)
     mesh, stage = sharding.make_mesh(config.mesh, list(devices)), choose_stage(config, choices)
     sharding.check_heads(mesh, config.system.transformer.num_heads)
@@ -134,8 +138,9 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     system = _Untokenised(config.system)
     first = config.data.encode_first
     ready = first or precompute.is_ready(config.data.train)
-    if ready and (first or precompute.is_ready(config.data.heldout)):
-        system = _Untokenised(config.system, without=precompute.WITHOUT, null_text=_null_text(config.system))
+    if ready:
+        without = precompute.WITHOUT if first or precompute.is_ready(config.data.heldout) else ()
+        system = _Untokenised(config.system, without=without, null_text=_null_text(config.system))
     preflight.check_quantization(config, system)
     shardings = sharding.shardings(mesh, config.rules, system.shapes)
     trained = set().union(*(one.lr_multipliers(system.shapes) for one in config.run_stages))
@@ -156,35 +161,42 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
 
 def image_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
     """Return descriptions of the batches of images that `data.loader` yields for a stage."""
-    b, n, side = stage.batch_size, config.data.num_styles, config.system.siglip.image_size
+    b, n = stage.batch_size, config.data.num_styles
     image, flag, number = jnp.uint8, jnp.bool_, jnp.int32
     shapes = {
         "target": ((*stage.target_size, 3), image),
         "content": ((*stage.content_size, 3), image),
         "content_valid": ((), flag),
-        "style": ((n, side, side, 3), image),
+        "style": ((n, *config.style_size(stage), 3), image),
         "style_valid": ((n,), flag),
         "subject_label": ((), number),
         "style_label": ((), number),
-    } | {name: (tokens.shape, number) for name, tokens in system.null_tokens.items()}
+    } | {name: ((count,), number) for name, count in config.system.token_counts().items()}
     return {name: _struct((b, *shape), dtype, place) for name, (shape, dtype) in shapes.items()}
 
 
 def feature_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
     """Return descriptions of the batches of precomputed features that `data.loader` yields for a stage."""
     found = image_batch(config, stage, system, place)
-    b, n, z = stage.batch_size, config.data.num_styles, config.system.autoencoder.z_channels
-    side, down = config.system.siglip.image_size, config.system.autoencoder.downscale
+    z, down = config.system.autoencoder.z_channels, config.system.autoencoder.downscale
     whole = _Untokenised(config.system)
-    one = {name: jax.ShapeDtypeStruct((1, *tokens.shape), jnp.int32) for name, tokens in whole.null_tokens.items()}
-    style = jax.eval_shape(whole.style_features, whole.shapes, jax.ShapeDtypeStruct((1, n, side, side, 3), jnp.uint8))
-    txt, vec = jax.eval_shape(whole.encode_text, whole.shapes, one)
-    for name in ("target", "content"):
-        rows, columns = (length // down for length in found.pop(name).shape[1:3])
-        found[f"{name}_moments"] = _struct((b, rows, columns, 2 * z), jnp.float32, place)
-    for name, made in (("style_features", style), ("txt", txt), ("vec", vec)):
-        found[name] = _struct((b, *made.shape[1:]), made.dtype, place)
-    return {name: struct for name, struct in found.items() if name not in ("style", *one)}
+    images = {name: jax.ShapeDtypeStruct(struct.shape, struct.dtype) for name, struct in found.items()}
+    tokens = {name: images[name] for name in whole.null_tokens}
+    txt, vec = jax.eval_shape(whole.encode_text, whole.shapes, tokens)
+    made = {"txt": txt} | ({} if vec is None else {"vec": vec})
+    moments = ["target", "content"]
+    if config.system.style_encoder == "siglip":
+        made["style_features"] = jax.eval_shape(whole.style_features, whole.shapes, images["style"])
+    else:
+        moments.append("style")
+    for name in moments:
+        *outer, height, width, _ = images[name].shape
+        made[f"{name}_moments"] = jax.ShapeDtypeStruct((*outer, height // down, width // down, 2 * z), jnp.float32)
+    if stage.reward is not None:
+        describe = lambda params, batch: rewards.describe(whole, params, stage.reward.names, batch)
+        made |= rewards.pack_described(jax.eval_shape(describe, whole.shapes, images))
+    kept = {name: found[name] for name in ("content_valid", "style_valid", "subject_label", "style_label")}
+    return kept | {name: _struct(one.shape, one.dtype, place) for name, one in made.items()}
 
 
 def _null_text(config: USOConfig) -> NullText:
@@ -218,11 +230,12 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     tokens = {name: _struct((b, *null.shape), jnp.int32, split) for name, null in system.null_tokens.items()}
     x = floats(rows * columns, depth)
     if choices.mode == "encode-parts":
-        side = config.system.siglip.image_size
+        side = config.system.siglip and config.system.siglip.image_size
         image = lambda *shape: _struct((*shape, 3), jnp.uint8, whole)
+        tower = [] if side is None else [program("SigLIP", "features", "siglip", image(1, 1, side, side))]
         return [
-            program("T5 + CLIP", "text", "text", tokens),
-            program("SigLIP", "features", "siglip", image(1, 1, side, side)),
+            program(" + ".join(map(_NAMES.__getitem__, config.system.text.encoders)), "text", "text", tokens),
+            *tower,
             program("VAE encode", "encode", "autoencoder", image(1, *stage.content_size)),
             program("VAE decode", "decode", "autoencoder", x, static=(height, width)),
         ]
@@ -233,17 +246,30 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     # A dict, because jaxtyping checks that `Inputs` holds arrays.
     inputs: dict[str, Any] = dict.fromkeys(Inputs.arrays())
     inputs |= {"txt": txt, "y": y, "img_ids": ids(lambda: system.position_ids(rows, columns))}
+    if system.classifier_free and config.heldout.guidance != 1:
+        inputs["negative_txt"] = txt
     style, projector = None, config.system.transformer.projector
     if "style" in stage.conditions and projector is not None:
         n = config.data.num_styles
         features = floats(n, len(projector.layers), projector.siglip_tokens, projector.siglip_dim)
         style = place(jax.eval_shape(sampler.programs["style"], part("transformer"), features), split)
         inputs["style_valid"] = flags(n)
-    if "content" in stage.conditions:
-        grid = system.token_grid(*stage.content_size)
-        inputs |= {"ref_img": floats(grid[0] * grid[1], depth), "ref_valid": flags(grid[0] * grid[1])}
-        inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), [grid]))
-    return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
+    grids = [system.token_grid(*stage.content_size)] * choices.references if "content" in stage.conditions else []
+    if "style" in stage.conditions and config.system.style_encoder == "autoencoder":
+        grids += [system.token_grid(*config.style_size(stage))] * config.data.num_styles
+    if grids:
+        count = sum(map(math.prod, grids))
+        inputs |= {"ref_img": floats(count, depth), "ref_valid": flags(count)}
+        inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), grids))
+    if stage.isolated == "none":
+        return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
+    first = program("references", "prepare", "transformer", inputs, style, floats(), static=(stage.isolated,))
+    prepared, later_style = jax.eval_shape(first.function, *first.arguments, *first.static)
+    by_layer = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
+    kept = jax.tree.map(lambda one: place(one, split if one.ndim == 2 else by_layer), prepared["kept"])
+    inputs = {name: None if prepared[name] is None else struct for name, struct in inputs.items()} | {"kept": kept}
+    style = None if later_style is None else style
+    return [first, program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
 
 
 def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:

@@ -170,6 +170,11 @@ class TrainConfig:
         names = {name for stage in self.run_stages if stage.reward for name in stage.reward.names}
         return self.model.system(rewards.components(names))
 
+    def style_size(self, stage: StageConfig) -> tuple[int, int]:
+        """Return the (height, width) of a stage's style images: the style tower's, or without one the content's."""
+        tower = self.system.siglip
+        return stage.content_size if tower is None else (tower.image_size, tower.image_size)
+
     @property
     def evaluates(self) -> bool:
         """Whether the run ends with tables: they need a source that knows the truth."""

@@ -27,7 +27,7 @@ class ModelConfig:
     family: str = "flux1"  # base model, one of uso_jax.models.families.FAMILIES
     transformer: Any = FluxConfig().with_uso()  # denoising transformer with adapters and style projector
     autoencoder: Any = AutoEncoderConfig()  # image codec
-    siglip: SiglipConfig = SiglipConfig(remat="full")  # style tower
+    siglip: SiglipConfig | None = SiglipConfig(remat="full")  # style tower; None: style_encoder is "autoencoder"
     text: Any = T5ClipConfig()  # text encoders and their tokenizers
     patch: int = 2  # latents a side of one token
     reference_offset: flow.OffsetMode = "d"

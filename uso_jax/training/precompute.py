@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +35,7 @@ from uso_jax.models.components import folders, row_of, structures
 from uso_jax.models.uso import USO, Batch, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
+from uso_jax.training import rewards
 from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.init import initial_params
 from uso_jax.training.stage import StageConfig
@@ -47,8 +48,11 @@ WITHOUT = structures(lambda row: row.encodes in ("style", "text"))  # of a USO t
 _CHOICES = ("remat", "attention")  # of a run, which change no number
 
 
-def fingerprint(config: TrainConfig) -> dict[str, str]:
-    """Identify each encoder that the system has by weights, sizes, precision and preprocessing."""
+def fingerprint(config: TrainConfig, names: Iterable[str] = ()) -> dict[str, str]:
+    """Identify encoders and the networks of rewards and judges `names` by weights, sizes, precision and preprocessing.
+
+    Those that the system lacks are left out.
+    """
     system, have = config.system, set()
     directory = mini.directory(config.model.weights) if config.model.weights else None
     if directory is not None:
@@ -56,12 +60,19 @@ def fingerprint(config: TrainConfig) -> dict[str, str]:
     layers = system.transformer.projector and system.transformer.projector.layers
     with_more = {"style": [layers], "text": [system.text.tokenizers()]}  # what else decides the features
     found = {}
-    for name in (name for name in ENCODERS if system.network(name) is not None):
-        facts = [system.network(name), *with_more.get(row_of(name).encodes, ())]
+    wanted = dict.fromkeys((*ENCODERS, *sorted(rewards.components(names))))
+    for name in (name for name in wanted if system.network(name) is not None):
+        facts = [system.network(name), *with_more.get(row_of(name).encodes if name in ENCODERS else "", ())]
         numbers = pretrained.fingerprint(directory / name) if name in have else f"random numbers of seed {config.seed}"
         sizes = json.dumps([facts, config.model.frozen_dtype, numbers], default=_plain, sort_keys=True)
         found[name] = hashlib.sha256(sizes.encode()).hexdigest()[:16]
     return found
+
+
+def reward_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the rewards and judges of all stages of a run."""
+    stages = [stage for stage in config.run_stages if stage.reward is not None]
+    return tuple(dict.fromkeys(name for stage in stages for name in stage.reward.names))
 
 
 def is_ready(spec: Mapping[str, Any]) -> bool:
@@ -108,7 +119,7 @@ def encode_first(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
             multihost_utils.sync_global_devices("removed features")
         if not features.is_complete(path):
             share = dict(shard_size=min(1024, -(-len(source) // count)), process=(jax.process_index(), count))
-            precompute(config, stage, split, path, **share)
+            precompute(config, stage, split, path, **share, rewarded=bool(reward_names(config)))
     multihost_utils.sync_global_devices("features")
     return override(config, {"data.encoded": str(folder)})
 
@@ -126,6 +137,7 @@ def precompute(
     shard_size: int = 1024,
     process: tuple[int, int] = (0, 1),
     dtype: str = "",
+    rewarded: bool = False,
 ) -> int:
     """Encode one of a configuration's sources at a stage's sizes; return the number of examples.
 
@@ -139,6 +151,10 @@ def precompute(
       shard_size: examples a file.
       process: which of how many; each makes its own shards, with the devices that it sees.
       dtype: of style and text features, such as "bfloat16"; "" keeps what the encoders give.
+      rewarded: also keep what the run's rewards and judges read of the references.
+
+    Raises:
+      InputError: the source is not of images, settings are wrong, or there are features of other settings in `path`.
     """
     path = pathlib.Path(path)
     source = open_source(_spec(config, split), stage.data)
@@ -148,8 +164,11 @@ def precompute(
         raise InputError(
             f"shard_size {shard_size} must be positive, and process {process[0]}/{process[1]} be 0/N to N-1/N."
         )
+    names = reward_names(config) if rewarded else ()
+    if rewarded and not names:
+        raise InputError("no stage of the run has a reward; leave out --rewards, or set its reward.scale")
     with locks.hold(path, share=process):
-        return _encode(config, stage, split, path, source, shard_size, process, dtype)
+        return _encode(config, stage, split, path, source, shard_size, process, dtype, names)
 
 
 def _encode(
@@ -161,18 +180,19 @@ def _encode(
     shard_size: int,
     process: tuple[int, int],
     dtype: str,
+    names: tuple[str, ...],
 ) -> int:
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
     config = override(config, {"model.quantization": ""})  # encoders alone fit, and are the same for every run
-    full = USO(config.system)
-    system = USO(config.system, without=set(full.structures) - set(STRUCTURES))
+    needed = {*STRUCTURES, *structures(lambda row: row.folder in rewards.components(names))}
+    system = USO(config.system, without=set(USO(config.system).structures) - needed)
     with jax.set_mesh(mesh):
         params = initial_params(config, system, sharding.shardings(mesh, config.rules, system.shapes), set())
-        encoder = _Encoder(config, system, params, mesh, stage, source, dtype)
+        encoder = _Encoder(config, system, params, mesh, stage, source, dtype, names)
         total = len(source)
         shards = -(-total // shard_size)
         manifest = {
-            "fingerprint": fingerprint(config),
+            "fingerprint": fingerprint(config, names),
             "source": _spec(config, split),
             "rows": fingerprint_of_rows(source),
             "examples": total,
@@ -183,6 +203,8 @@ def _encode(
             "downscale": config.system.autoencoder.downscale,
             "sizes": stage.bucket_sizes(config.system.pixels_per_token),
         }
+        if names:
+            manifest["rewards"] = names
         features.write_manifest(path, manifest, encoder.nulls())
         mine = range(process[0], shards, process[1])
         lost = 0
@@ -218,9 +240,11 @@ class _Encoder:
         stage: StageConfig,
         source: TripletSource,
         dtype: str,
+        names: tuple[str, ...],
     ):
         self.config, self.system, self.params, self.mesh, self.stage = config, system, params, mesh, stage
         self.source, self.dtype = source, jnp.dtype(dtype) if dtype else None
+        self.names = names  # of the rewards whose view of the references is kept
         self.batch_size = stage.batch_size // stage.accumulate
         self.num_threads = config.data.num_threads
         sizes = stage.bucket_sizes(config.system.pixels_per_token)
@@ -230,24 +254,25 @@ class _Encoder:
 
     def nulls(self) -> dict[str, np.ndarray]:
         """Return the encoded empty prompt, and the zeros that stand for an absent style image."""
-        side = self.config.system.siglip.image_size
-        image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
-        style = jax.eval_shape(lambda *args: self._cast(self.system.style_features(*args)), self.params, image)
+        images = jax.ShapeDtypeStruct((1, 1, *self.config.style_size(self.stage), 3), jnp.uint8)
+        ((entry, style),) = jax.eval_shape(self._styles_of, self.params, images).items()
         tokens = {name: ids[None] for name, ids in self.system.null_tokens.items()}
         txt, vec = jax.jit(self.system.encode_text)(self.params, tokens)
-        text = {"txt": self._cast(np.asarray(txt[0])), "vec": self._cast(np.asarray(vec[0]))}
-        return text | {"style": np.zeros(style.shape[2:], style.dtype)}
+        text = {"txt": txt} | ({} if vec is None else {"vec": vec})
+        found = {name: self._cast(np.asarray(value[0])) for name, value in text.items()}
+        return found | {entry.removesuffix("_features"): np.zeros(style.shape[2:], style.dtype)}
 
     def records(
         self, chosen: np.ndarray, left_out: dict[int, str], max_errors: int
     ) -> Iterator[tuple[tuple[int, ...], features.Record]]:
         """Yield the records of some triplets, one image shape after another; unreadable ones go to `left_out`."""
-        side = self.config.system.siglip.image_size
+        system = self.config.system
         for shape, indices in self.shapes.items():
             own = chosen if indices is None else np.intersect1d(chosen, indices, assume_unique=True)
             examples = Examples(
-                self.source, 0, None, shape, (side, side), self.config.data.num_styles, self.config.system.text.tokenize
-            )
+                self.source, 0, None, shape, self.config.style_size(self.stage), self.config.data.num_styles,
+                system.tokenize, crop_styles=system.style_encoder == "autoencoder",
+            )  # fmt: skip
             for rows in self._read(examples, own, left_out):
                 if len(left_out) > max_errors:
                     raise InputError(
@@ -290,25 +315,36 @@ class _Encoder:
         for number, (index, row) in enumerate(rows):
             record = {name: value[number] for name, value in made.items()}
             num_styles = int(row["style_valid"].sum())
-            record["style_features"] = record["style_features"][:num_styles]
+            (styles,) = record.keys() & {"style_features", "style_moments"}
+            record[styles] = record[styles][:num_styles]
             absent = {"content_moments"} if not row["content_valid"] else set()
-            absent |= {"style_features"} if not num_styles else set()
+            absent |= {styles} if not num_styles else set()
             record = {name: value for name, value in record.items() if name not in absent}
             record |= {name: np.asarray(row[name]) for name in ("subject_label", "style_label")}
             yield (*shape[0], *shape[1]), record | {"index": np.asarray(index, np.int64)}
 
     def _encode_of(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         system = self.system
-        codec = system.module(params, "autoencoder")
-        moments = lambda name: jnp.concatenate(codec.moments(to_float(batch[name])), axis=-1)
         txt, vec = system.encode_text(params, {name: batch[name] for name in system.null_tokens})
+        text = {"txt": txt} | ({} if vec is None else {"vec": vec})
+        described = rewards.describe(system, params, self.names, batch)
         return {
-            "target_moments": moments("target"),
-            "content_moments": moments("content"),
-            "style_features": self._cast(system.style_features(params, batch["style"])),
-            "txt": self._cast(txt),
-            "vec": self._cast(vec),
+            "target_moments": self._moments(params, batch["target"]),
+            "content_moments": self._moments(params, batch["content"]),
+            **self._styles_of(params, batch["style"]),
+            **{name: self._cast(value) for name, value in text.items()},
+            **rewards.pack_described(described),
         }
+
+    def _moments(self, params: Params, images):
+        return jnp.concatenate(self.system.module(params, "autoencoder").moments(to_float(images)), axis=-1)
+
+    def _styles_of(self, params: Params, images) -> dict[str, jax.Array]:
+        """Return the features of style images [b, n, h, w, 3] under their name in records."""
+        if self.config.system.style_encoder == "siglip":
+            return {"style_features": self._cast(self.system.style_features(params, images))}
+        moments = self._moments(params, images.reshape(-1, *images.shape[2:]))
+        return {"style_moments": moments.reshape(*images.shape[:2], *moments.shape[1:])}
 
     def _cast(self, value):
         return value if self.dtype is None else value.astype(self.dtype)

@@ -128,6 +128,11 @@ def check_stages(config: TrainConfig) -> None:
     for stage in config.run_stages:
         if stage.loss not in OBJECTIVES:
             raise InputError(f"stage {stage.name!r}: unknown loss {stage.loss!r}; known are {', '.join(OBJECTIVES)}")
+        if "style" in stage.conditions and config.system.siglip is None and config.system.style_encoder == "siglip":
+            raise InputError(
+                f"stage {stage.name!r} has style images but no style tower: set config.model.siglip, or"
+                " config.model.style_encoder to autoencoder"
+            )
         if stage.reward is not None:
             _check_reward(config, stage)
 
@@ -138,6 +143,8 @@ def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
     for name in stage.reward.names:
         if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
             raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
+        if missing := set(rewards.REWARDS[name].tokens) - config.system.token_counts().keys():
+            raise InputError(f"{where}: {name} reads {' and '.join(missing)}, which this base model does not have")
     if lacks := sorted(name for name in rewards.components(stage.reward.names) if not config.system.has(name)):
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
     if stage.reward.patience and not config.heldout.grid_every:
@@ -201,13 +208,23 @@ def check_features(config: TrainConfig) -> None:
         return
     if specs and config.data.encode_first and not config.data.encoded:
         raise InputError("the data is encoded already: set --config.data.encode_first=False.")
-    if config.system.style_encoder != "siglip":
-        raise InputError("features hold style images as SigLIP sees them; set config.model.style_encoder to siglip.")
-    wanted = precompute.fingerprint(config)
+    rewarded = precompute.reward_names(config)
+    wanted = precompute.fingerprint(config, rewarded)
+    entry = "style_features" if config.system.style_encoder == "siglip" else "style_moments"
     for part in (part for spec in specs for part in _sources(spec) if part["name"] == "features"):
         source = FeatureSource(part["path"])
+        if source.style_entry != entry:
+            raise InputError(
+                f"{source.path} holds {source.style_entry}, but config.model.style_encoder is"
+                f" {config.system.style_encoder!r}; set it to the other one, or make the features again."
+            )
         made = source.manifest["fingerprint"]
-        if differs := [name for name in precompute.ENCODERS if made.get(name) != wanted.get(name)]:
+        if lacking := sorted(set(rewarded) - set(source.manifest.get("rewards", ()))):
+            raise InputError(
+                f"{source.path} does not hold what {', '.join(lacking)} of a reward reads of the references: make it"
+                " with --rewards, or set the stage's reward.scale to 0."
+            )
+        if differs := [name for name in wanted if made.get(name) != wanted[name]]:
             raise InputError(
                 f"{source.path} was made by another {' and '.join(differs)} than this run has: use the same"
                 " --config.model settings, or make the features again."
@@ -224,11 +241,10 @@ def check_features(config: TrainConfig) -> None:
 
 
 def _check_stage_of_features(stage: StageConfig, parameters: Iterable[str]) -> None:
-    if stage.loss != "flow_matching" or stage.reward is not None:
-        without = f", set --config.stages.{stage.name}.reward.scale=0" if stage.reward is not None else ""
+    if stage.loss != "flow_matching":
         raise InputError(
             f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
-            f" --config.data.source to the images{without}, or leave the stage out of --config.run."
+            " --config.data.source to the images, or leave the stage out of --config.run."
         )
     if stage.clip_cut:
         raise InputError(f"stage {stage.name!r} cuts captions, which features hold encoded: set its clip_cut to 0.")

@@ -41,8 +41,10 @@ class Reward:
 
     Attributes:
       score: (system, params, images, result of `describe`) -> one number per sample.
-      describe: (system, params, batch) -> anything that depends on the references alone.
+      describe: (system, params, batch) -> what depends on the references alone: an array with one row per sample, a
+        list of such arrays, or None.
       components: names of the weights components that both read.
+      tokens: token ids that `describe` reads, by their names in batches.
       needs: what a sample must have to be scored, of "style", "content", "prompt", "style_label", "subject_label".
     """
 
@@ -50,6 +52,7 @@ class Reward:
     describe: Callable[[USO, Params, Batch], Any] = lambda system, params, batch: None
     components: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 REWARDS: dict[str, Reward] = {}
@@ -83,8 +86,29 @@ def components(names: Iterable[str]) -> set[str]:
 
 
 def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) -> dict[str, Any]:
-    """Return what each reward reads of a batch's references, by name, without gradient."""
+    """Return what each reward reads of a batch's references, by name, without gradient.
+
+    A batch of precomputed features holds it (`pack_described`).
+    """
+    if "txt" in batch:
+        return {name: _unpack_described(batch, name) for name in names}
     return jax.lax.stop_gradient({name: REWARDS[name].describe(system, params, batch) for name in names})
+
+
+def pack_described(described: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the result of `describe` as entries of a batch: "described/NAME", or "described/NAME/0", ... of a list."""
+    found = {}
+    for name, value in described.items():
+        parts = {f"/{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {"": value}
+        found |= {f"described/{name}{end}": one for end, one in parts.items() if one is not None}
+    return found
+
+
+def _unpack_described(batch: Batch, name: str) -> Any:
+    numbers = sorted(int(key.rpartition("/")[2]) for key in batch if key.startswith(f"described/{name}/"))
+    if numbers:
+        return [batch[f"described/{name}/{number}"] for number in numbers]
+    return batch.get(f"described/{name}")
 
 
 def score(system: USO, params: Params, images: Images, described: Mapping[str, Any]) -> dict[str, Scores]:
@@ -96,14 +120,18 @@ def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Arr
     """Return which samples of a batch have all references that each reward needs, by name."""
     found = {}
     for name in names:
-        found[name] = jnp.ones(batch["target"].shape[0], bool)
+        found[name] = jnp.ones(batch["content_valid"].shape[0], bool)
         for need in REWARDS[name].needs:
             found[name] &= _PRESENT[need](system, batch)
     return found
 
 
 def _has_prompt(system: USO, batch: Batch) -> Bool[Array, " b"]:
-    return jnp.any(batch["t5_ids"] != jnp.asarray(system.null_tokens["t5_ids"])[None], axis=1)
+    if "txt" in batch:
+        null = jnp.asarray(system.null_text[0], batch["txt"].dtype)
+        return jnp.any(batch["txt"] != null[None], axis=(1, 2))
+    name = next(iter(system.null_tokens))  # of the encoder whose tokens the transformer reads
+    return jnp.any(batch[name] != jnp.asarray(system.null_tokens[name])[None], axis=1)
 
 
 _TAKEN = ("reward", "loss", "active", "skipped", "anchor")
@@ -217,6 +245,7 @@ add(
         describe=lambda system, params, batch: system.module(params, "clip_model").embed_texts(batch["clip_ids"]),
         components=("clip_model",),
         needs=("prompt",),
+        tokens=("clip_ids",),
     ),
 )
 
@@ -233,6 +262,7 @@ add(
         describe=lambda system, params, batch: unit(system.module(params, "siglip_text")(batch["t5_ids"])),
         components=("siglip", "siglip_text"),
         needs=("prompt",),
+        tokens=("t5_ids",),
     ),
 )
 

@@ -42,7 +42,7 @@ class RewardConfig:
     first: int = 1  # earliest step at which the roll-out stops, counted from the end: T is pure noise, 1 the last step
     last: int = 10  # latest step at which the roll-out stops; the step is drawn from first ... last
     gradient_steps: int = 1  # steps with a gradient: the jump to the image, and this many less one before it (DRaFT-K)
-    guidance: float = 4.0  # embedded guidance scale in the roll-out
+    guidance: float = 4.0  # guidance scale in the roll-out: embedded, or of a second pass with the empty prompt
     shift: Shift = "flux"  # time shift of the roll-out's schedule; the released weights are sampled with "upstream"
     phi: str = "negative"  # loss of the reward: "negative" is -r, "clip" is max(margin - r, 0), as in ReFL
     margin: float = 2.0  # margin where phi is "clip"
@@ -121,7 +121,7 @@ class StageConfig:
     text_dropout: float = 0.1  # share of examples without a prompt
     content_dropout: float = 0.0  # share of examples without the content image
     style_dropout: float = 0.0  # share of examples without style images
-    guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling
+    guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling, FLUX.2 has none
     shift_mu: float | None = None  # exponent of the time shift in training; None: the base model's, by token count
     reward: RewardConfig | None = None  # style reward learning; None: no reward
     optimizer: str = "adamw"

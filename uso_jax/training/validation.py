@@ -29,13 +29,13 @@ _SEED = 20_25  # of the draws; it does not depend on the run's seed
 
 def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
     """Return the arguments of `uso_jax.data.loader.batches` that training and validation share."""
-    side = config.system.siglip.image_size
     return dict(
         target_size=stage.target_size,
         content_size=stage.content_size,
-        style_size=(side, side),
+        style_size=config.style_size(stage),
+        crop_styles=config.system.style_encoder == "autoencoder",
         num_styles=config.data.num_styles,
-        tokenize=config.system.text.tokenize,
+        tokenize=config.system.tokenize,
         num_threads=config.data.num_threads,
         max_errors=config.data.max_errors,
         **stage.bucket_sizes(config.system.pixels_per_token),
@@ -126,7 +126,8 @@ class Validator:
     def rewards(self, params: Params) -> dict[str, float]:
         """Return the means of rewards, judges and image statistics over generated images; the stage has a reward.
 
-        Names are "heldout_reward", "heldout_NAME" of every reward and judge, "saturation", "contrast" and "leakage".
+        Names are "heldout_reward", "heldout_NAME" of every reward and judge, "saturation", "contrast" and, where data
+        are images, "leakage".
         """
         parts = [
             jax.device_get(self._rewards(params, sharding.global_batch(self.mesh, batch))) for batch in self.batches
@@ -156,8 +157,9 @@ class Validator:
         all_of_them = jnp.ones(len(images), bool)
         figures["saturation"] = (image_statistics.saturation(images), all_of_them)
         figures["contrast"] = (image_statistics.contrast(images), all_of_them)
-        leaked = image_statistics.leakage(images, batch["style"][:, 0], batch["target"])
-        figures["leakage"] = (leaked, batch["style_valid"][:, 0])
+        if "target" in batch:  # encoded data has no images to compare with
+            leaked = image_statistics.leakage(images, batch["style"][:, 0], batch["target"])
+            figures["leakage"] = (leaked, batch["style_valid"][:, 0])
         return {name: jnp.stack([jnp.sum(jnp.where(c, x, 0.0)), jnp.sum(c)]) for name, (x, c) in figures.items()}
 
 

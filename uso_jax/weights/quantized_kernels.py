@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from uso_jax.models.components import ADAPTERS, by_component, component_of
 from uso_jax.models.uso import USO
+from uso_jax.parallel.constraints import as_it_lies
 from uso_jax.params import Params
 from uso_jax.weights import quantization
 
@@ -34,11 +34,7 @@ class Kernel:
     def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
         *layers, inputs, outputs = shape = self.numbers.shape
         groups = self.scales.shape[-2]
-        numbers = self.numbers
-        if jax.sharding.get_abstract_mesh().size <= 1:  # on more devices it would be gathered for this
-            # Read as they lie: XLA would turn the numbers of all layers around at once to suit one product.
-            numbers = with_layout_constraint(numbers, Layout(tuple(range(len(shape)))))
-        blocks = numbers.astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
+        blocks = as_it_lies(self.numbers).astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
         kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
         # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the product.
         return jax.lax.optimization_barrier(kernel)[index]

@@ -10,7 +10,7 @@ import numpy as np
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, COMPONENTS, by_component, section_fields
-from uso_jax.models.families import FAMILIES
+from uso_jax.models.families import FAMILIES, Family
 from uso_jax.weights import manifest_configs
 from uso_jax.weights.parts import Part
 
@@ -22,8 +22,8 @@ class _Transformer(TypedDict):
 
 class _System(TypedDict):
     transformer: _Transformer
-    family: NotRequired[str]
     text: NotRequired[dict[str, Any]]
+    family: NotRequired[str]
 
 
 class _Config(TypedDict):
@@ -57,6 +57,7 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
     try:
         record = untrusted.json(step / "record" / "metadata", _Record, remedy="export another checkpoint")
         system = record["config"]["system"]
+        family = _family(system)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(step / "arrays").item_metadata.tree
             has_average = bool(tree.get("ema"))
@@ -80,42 +81,43 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
         component: {inner: np.asarray(params[path]) for inner, path in paths.items()}
         for component, paths in by_component(params).items()
     }
-    sections, base = _sections(system), _base(system)
+    sections = _sections(system, family)
+
+    def keys(component: str) -> list[str]:
+        if component == "transformer" or component in ADAPTERS:
+            return [family.transformer, component]
+        return [family.autoencoder if component == COMPONENTS[family.autoencoder].folder else component]
+
     return {
-        name: Part(
-            found,
-            {
-                key: sections[key]
-                for key in ([base, name] if name == "transformer" or name in ADAPTERS else [name])
-                if key in sections
-            },
-        )
+        name: Part(found, {key: sections[key] for key in keys(name) if key in sections})
         for name, found in parts.items()
     }
 
 
-def _base(system: dict) -> str:
-    """Return the section of the run's transformer."""
+def _family(system: dict) -> Family:
+    """Return the run's base model."""
     name = system.get("family", next(iter(FAMILIES)))
     if name not in FAMILIES:
         raise InputError(f"this run is of the base model {name!r}, which this version does not know")
-    return FAMILIES[name].transformer
+    return FAMILIES[name]
 
 
-def _sections(system: dict) -> manifest_configs.Sections:
-    if (encoder := system.get("style_encoder", "siglip")) != "siglip":
+def _sections(system: dict, family: Family) -> manifest_configs.Sections:
+    if (encoder := system.get("style_encoder", "siglip")) != "siglip" and not family.takes_references:
         raise InputError(
             f"this run encodes style images with the {encoder}, which no other program supports; it cannot be exported"
         )
     transformer = system["transformer"]
-    base = _base(system)
-    sections = {base: {name: transformer[name] for name in section_fields()[base] if name in transformer}}
+    fields = section_fields()[family.transformer]
+    sections = {family.transformer: {name: transformer[name] for name in fields if name in transformer}}
     if transformer.get("lora_rank"):
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
     if transformer.get("projector"):
         sections["projector"] = transformer["projector"]
     text = system.get("text", {})
     networks = {name: system.get(name) or text.get(name) for name, row in COMPONENTS.items() if not row.sections}
+    networks["autoencoder"] = None
+    networks[family.autoencoder] = system.get("autoencoder")
     for name, values in networks.items():
         if values:
             values = untrusted.require_object(values, f"the checkpoint's configuration of the {name}")

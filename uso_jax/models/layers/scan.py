@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from uso_jax.parallel.constraints import batch_axes, sequence_shards
+from uso_jax.parallel.constraints import as_it_lies, batch_axes, sequence_shards
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep only each block's input; recompute everything else in the backward pass.
@@ -87,7 +87,8 @@ def scan_layers(
 
     def body(carry, layer):
         carry = jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry)
-        carry, output = step(nnx.merge(graphdef, layer[0]), carry, layer[1])
+        weights = jax.tree.map(lambda x: as_it_lies(x) if x.ndim == 2 else x, layer[0])
+        carry, output = step(nnx.merge(graphdef, weights), carry, layer[1])
         return jax.tree.map(constrain, carry), output
 
     if remat != "none":

@@ -77,7 +77,7 @@ def times(system: USO, stage: StageConfig) -> Float[Array, " T_plus_1"]:
 def roll_out(params: Params, system: USO, stage: StageConfig, inputs: Inputs, draws: Draws) -> Float[Array, "b l d"]:
     """Follow Eq. (2) from the draws' noise to where gradients begin; the number of steps may be traced."""
     config, schedule = stage.reward, times(system, stage)
-    inputs, style = system.prepare(params, inputs, config.guidance)
+    inputs, style = system.prepare(params, system.guided(params, inputs, config.guidance), config.guidance)
 
     def step(number, x):
         t, s = (jnp.full(x.shape[:1], schedule[number + i]) for i in (0, 1))
@@ -101,6 +101,7 @@ def predict(
     config, schedule = stage.reward, times(system, stage)
     before = schedule[config.num_steps - t - jnp.arange(config.gradient_steps)[::-1]]
     after = jnp.append(before[1:], 0.0)
+    inputs = system.guided(params, inputs, config.guidance)
     prepared, style = system.prepare(params, inputs, config.guidance)
 
     def step(x, pair):
@@ -129,8 +130,10 @@ def score(
         autoencoder = system.module(params, "autoencoder")
         decode = lambda z: autoencoder.decode(z, remat=config.remat_decoder)
         # The backward pass keeps the latents of each tile and decodes them again.
-        side = config.tile // autoencoder.config.downscale
-        images = tiled_decoding.decode_tiled(jax.checkpoint(decode), latent, side) if config.tile else decode(latent)
+        side, cell = config.tile // autoencoder.config.downscale, autoencoder.config.cell
+        images = (
+            tiled_decoding.decode_tiled(jax.checkpoint(decode), latent, side, cell) if config.tile else decode(latent)
+        )
         return rewards.score(system, params, images, described)
 
     if config.blocks == 1:

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""FLUX.2's recipes from the first step to an image: stopping and resuming, rewards, adapters in a weights directory."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+from comparison import assert_same
+from training_runs import EVENT_LOOP_IS_CLOSED, interrupt, metrics, watched
+
+from convert.__main__ import main
+from uso_jax import weights
+from uso_jax.common.errors import InputError
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.models.clip import ClipConfig, ClipVisionConfig
+from uso_jax.models.components import by_component
+from uso_jax.models.uso import USO
+from uso_jax.training import precompute, preflight
+from uso_jax.training.fit import fit
+from uso_jax.weights import manifest_configs
+
+pytestmark = [pytest.mark.slow, EVENT_LOOP_IS_CLOSED]  # compiles or runs whole programs
+CSD = ClipVisionConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+    projection_dim=8, dtype="float32", remat="none",
+)  # fmt: skip
+REWARD = dict(weights=dict(csd_style=1.0), start=1, num_steps=3, last=2, scale=1.0, judges=())
+SETTINGS = dict(qwen3_length=40, width=16, height=16, content_ref=16, num_steps=2, guidance=3.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A weights directory of random numbers, with a tokenizer and a network that rewards."""
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny.klein("klein", folder, "disentanglement", changes={"model.csd": CSD}, reward=REWARD)
+    system = USO(config.system)
+    drawn = tiny.drawn(system)
+    for component, paths in by_component(system.shapes).items():
+        if component not in ("lora", "projector"):
+            sizes = manifest_configs.describe(component, config.system.network(component))
+            weights.save(folder, component, {inner: drawn[path] for inner, path in paths.items()}, {"config": sizes})
+    (folder / "pipeline.json").write_text(json.dumps(SETTINGS))
+    return folder
+
+
+def config(variant, base, *run, changes=None, **stage):
+    changes = {"model.weights": str(base), "checkpoint.every": 2, "model.csd": CSD} | (changes or {})
+    return tiny.klein(variant, base, *run, changes=changes, **({"learning_rate": 0.05} | stage))
+
+
+def image(base, trained, *, projector: bool) -> np.ndarray:
+    """Draw with the base and what was trained on it."""
+    folder = trained.parent / "together"
+    for source in (base, trained):
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    pipe = USOPipeline.from_weights(folder, compilation_cache=False)
+    assert pipe.system.family.name == "flux2"
+    references = [np.full((16, 16, 3), shade, np.uint8) for shade in (20, 200)]
+    chosen = dict(content=references[0], styles=references[1:]) if projector else dict(contents=references)
+    return np.asarray(pipe("a red fox", **chosen, seed=1).images[0], int)
+
+
+def test_both_stages_stopped_and_resumed(base, tmp_path):
+    run = lambda: config("klein", base)
+    assert [stage.name for stage in run().run_stages] == ["style_alignment", "disentanglement"]
+    with watched() as straight:
+        summary = fit(run(), tmp_path / "straight")
+    assert all(0 < one["heldout_loss_after"] != one["heldout_loss_before"] for one in summary["stages"])
+    with watched(interrupt(7)) as watch, pytest.raises(KeyboardInterrupt):
+        fit(run(), tmp_path / "stopped")
+    assert max(watch.saved) == 6
+    with watched() as watch:
+        fit(run(), tmp_path / "stopped")
+    assert_same(watch.saved[8], straight.saved[8])
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+
+    main(["pack", str(tmp_path / "straight"), "--to", str(tmp_path / "trained"), "--dtype", "fp32"])
+    assert set(weights.components(tmp_path / "trained")) == {"lora", "projector"}
+    drawn = image(base, tmp_path / "trained", projector=True)
+    lora = dict(weights.read(tmp_path / "trained", "lora"))
+    assert any(np.abs(np.asarray(x)).max() > 1e-3 for path, x in lora.items() if path.endswith("up/kernel"))
+    assert drawn.std() > 0
+
+
+def test_adapters_on_references_alone(base, tmp_path):
+    """Train with a reward on images and on features, which hold what the reward reads of the references."""
+    raw = config("klein_lora", base, steps=2, reward=REWARD)
+    assert raw.system.siglip is None and raw.system.transformer.projector is None
+    (stage,) = raw.run_stages
+    for split in ("train", "heldout"):
+        precompute.precompute(raw, stage, split, tmp_path / split, rewarded=True, shard_size=64)
+    paths = {f"data.features.{split}.path": str(tmp_path / split) for split in ("train", "heldout")}
+    features = {"data.source": "features"} | paths
+    ready = config("klein_lora", base, changes=features, steps=2, reward=REWARD)
+    for name, run in (("raw", raw), ("ready", ready)):
+        fit(run, tmp_path / name)
+    lines = {name: [one for one in metrics(tmp_path / name) if "loss" in one] for name in ("raw", "ready")}
+    assert ["reward_csd_style" in line for line in lines["raw"]] == [False, True]
+    for one, other in zip(lines["raw"], lines["ready"], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-3)
+    assert lines["ready"][1]["reward_csd_style"] == pytest.approx(lines["raw"][1]["reward_csd_style"], rel=2e-3)
+
+    main(["pack", str(tmp_path / "ready"), "--to", str(tmp_path / "trained"), "--dtype", "fp32"])
+    assert list(weights.components(tmp_path / "trained")) == ["lora"]
+    assert image(base, tmp_path / "trained", projector=False).std() > 0
+    main(["export", str(tmp_path / "ready"), "--format", "diffusers", "--to", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
+    assert manifest["rewards"] == ["csd_style"]
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest | {"rewards": []}))
+    with pytest.raises(InputError, match=r"does not hold what csd_style of a reward reads .* --rewards"):
+        preflight.check_features(ready)
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
+    towered = config("klein_joint", base, changes=features, reward=REWARD)
+    with pytest.raises(InputError, match=r"holds style_moments, but .* is 'siglip'"):
+        preflight.check_features(towered)
+    without = dataclasses.replace(raw, model=dataclasses.replace(raw.model, style_encoder="siglip"))
+    with pytest.raises(InputError, match=r"'lora' has style images but no style tower"):
+        preflight.check_stages(without)
+
+
+def test_prompts_have_tokens_for_clip(base):
+    clip = {"model.rewards": {"clip_vision": vars(ClipConfig.tiny().vision), "clip_text": vars(ClipConfig.tiny().text)}}
+    rewarded = dict(weights={"clip_text": 1.0})
+    system = config("klein", base, "disentanglement", changes=clip, reward=REWARD | rewarded).system
+    length = ClipConfig.tiny().text.max_position_embeddings
+    assert system.token_counts() == {"clip_ids": length, "qwen3_ids": 40, "qwen3_valid": 40}
+    assert {name: ids.shape for name, ids in system.tokenize("a fox").items()} == {
+        name: (count,) for name, count in system.token_counts().items()
+    }
+    assert config("klein", base, "disentanglement").system.token_counts() == {"qwen3_ids": 40, "qwen3_valid": 40}
+    with pytest.raises(InputError, match=r"siglip_text reads t5_ids, which this base model does not have"):
+        preflight.check_stages(config("klein", base, reward=REWARD | dict(weights={"siglip_text": 1.0})))
