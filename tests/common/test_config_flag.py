@@ -177,7 +177,7 @@ def test_help_of_a_command():
     run = forks.command("scripts/train.py", "--help")
     assert run.returncode == 0 and "--workdir" in run.stdout
     assert "--config = " in run.stdout and "--config.SETTING=VALUE" in run.stdout and "--verify" in run.stdout
-    for variant in ("mini", "small", "flux_dev", "flux_dev_joint"):
+    for variant in ("mini", "small", "flux_dev", "flux_dev_joint", "klein", "klein_joint", "klein_lora"):
         assert f"\n  {variant} " in run.stdout
 
 

@@ -89,14 +89,17 @@ def klein(variant: str, weights: pathlib.Path, *run: str, changes: dict | None =
     if not (weights / "tokenizer_qwen3").exists():
         train_tokenizer(weights / "tokenizer_qwen3", "right")
     text = Qwen3TextConfig(
-        Qwen3Config.tiny(vocab_size=VOCABULARY), 40, str(weights / "tokenizer_qwen3"), clip_tokenizer="mini"
+        Qwen3Config.tiny(vocab_size=VOCABULARY, num_hidden_layers=3, hidden_states=(1, 2, 3)),
+        40,
+        str(weights / "tokenizer_qwen3"),
+        clip_tokenizer="mini",
     )
     encoder = dict(hidden_size=24, num_attention_heads=2, intermediate_size=40, dtype="float32", remat="none")
     tower = SiglipConfig(**encoder, num_hidden_layers=4, image_size=16, patch_size=8)
-    has_tower = config.model.siglip is not None
+    has_tower, one = config.model.siglip is not None, dict(depth=1, depth_single_blocks=1)
     model = dataclasses.replace(
         config.model,
-        transformer=Flux2Config.tiny() if has_tower else Flux2Config.tiny(projector=None),
+        transformer=Flux2Config.tiny(**one, **({} if has_tower else {"projector": None})),
         autoencoder=AutoEncoder2Config.tiny(),
         siglip=tower if has_tower else None,
         text=text,
