@@ -5,6 +5,7 @@
     python scripts/train.py --config finetune --data FOLDER                 mini, in minutes on two CPU cores
     python scripts/train.py --config finetune:flux_dev --data FOLDER        FLUX.1-dev on one chip of 32 GB, or several
     python scripts/train.py --config finetune:flux_dev_16gb --data FOLDER   FLUX.1-dev in 4 bits on one chip of 16 GB
+    python scripts/train.py --config finetune:klein --data FOLDER           FLUX.2 [klein] base 4B on one chip of 16 GB
 
 FOLDER holds NAME.png, and optionally NAME.content.png, NAME.style.png and NAME.txt (docs/finetune.md). A part of the
 triplets is held out. Steps follow from the number of triplets; --steps sets them. Any value is overridden as always.
@@ -23,6 +24,7 @@ VARIANTS = {
     "mini": "the small USO in the package; minutes on two CPU cores",
     "flux_dev": "FLUX.1-dev in bfloat16; one chip of 32 GB, or several chips",
     "flux_dev_16gb": "FLUX.1-dev in 4 bits; one chip of 16 GB",
+    "klein": "FLUX.2 [klein] base 4B in bfloat16 (configs/uso.py:klein_lora); one chip of 16 GB",
 }
 SHARE = 0.1  # of the triplets is held out, at least one
 FEW, MANY = 500, 4000  # bounds of the steps
@@ -44,7 +46,13 @@ def get_config(variant: str = "mini", data: str = "", steps: str = "") -> TrainC
     uso = runpy.run_path(str(pathlib.Path(__file__).with_name("uso.py")))
     source = recognition.recognise(data) if data else "folder"
     count = recognition.count(source, data) if data else 0
-    config = _mini(uso) if variant == "mini" else _flux_dev(uso, small=variant.endswith("_16gb"))
+    builders = {
+        "mini": lambda: _mini(uso),
+        "flux_dev": lambda: _flux_dev(uso, small=False),
+        "flux_dev_16gb": lambda: _flux_dev(uso, small=True),
+        "klein": lambda: uso["get_config"]("klein_lora"),
+    }
+    config = builders[variant]()
     (name,) = config.run
     changes = {
         "variant": f"finetune_{variant}",

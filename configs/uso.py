@@ -287,7 +287,8 @@ def klein_lora() -> TrainConfig:
     """Return a stage that trains adapters alone, on references as FLUX.2 has them: tokens of any number of images.
 
     A folder of the user's has target/NAME.png, content/NAME.png, style/NAME.png, style_2/NAME.png ... and
-    prompt/NAME.txt; what is missing is left out (docs/datasets.md). There is no style tower and no projector.
+    prompt/NAME.txt; what is missing is left out (docs/datasets.md). There is no style tower and no projector, and all
+    images and prompts are encoded first.
     """
     stage = StageConfig(
         "lora",
@@ -307,7 +308,7 @@ def klein_lora() -> TrainConfig:
         variant="klein_lora",
         run=("lora",),
         model=replace(_klein(projector=None, lora_rank=32), siglip=None, style_encoder="autoencoder"),
-        data=DataConfig(source="folder", num_threads=8),
+        data=DataConfig(source="folder", heldout_share=0.1, encode_first=True, num_threads=8),
         stages=by_name(stage),
         mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
         checkpoint=CheckpointConfig(every=250),

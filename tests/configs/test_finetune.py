@@ -39,7 +39,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("variant", ["mini", "flux_dev", "flux_dev_16gb"])
+@pytest.mark.parametrize("variant", ["mini", "flux_dev", "flux_dev_16gb", "klein"])
 def test_every_variant_reads_the_folder(variant, images, parsed):
     config = parsed(f"--config=finetune:{variant}", f"--data={images}", "--config.data.folder.caption=dots")
     preflight.check_settings(config)

@@ -45,5 +45,5 @@ def test_recipes():
     assert klein.system.token_counts() == {"clip_ids": 77, "qwen3_ids": 512, "qwen3_valid": 512}
     assert klein.style_size(klein.run_stages[0]) == (384, 384)
     assert lora.system.siglip is None and lora.style_size(lora.run_stages[0]) == (512, 512)
-    assert lora.data.train == {"name": "folder", "layout": "shifted", "path": ""}
+    assert lora.data.source == "folder" and lora.data.encode_first and lora.data.heldout_share == 0.1
     assert lora.run_stages[0].reward is None and lora.stages["lora"].reward.weights == {"csd_style": 1.0}

@@ -108,7 +108,13 @@ def klein(variant: str, weights: pathlib.Path, *run: str, changes: dict | None =
         rewards={},
     )
     shared = {name: value for name, value in _SIZES.items() if not name.startswith("model.")}
-    shared |= {"data.source": "procedural", "heldout.every": 0, "heldout.grid_every": 0}
+    shared |= {
+        "data.source": "procedural",
+        "data.encode_first": False,
+        "data.heldout_share": 0.0,
+        "heldout.every": 0,
+        "heldout.grid_every": 0,
+    }
     shared |= {"mesh.data": -1, "mesh.fsdp": 1}
     aspects = dict(target_aspects=(), content_aspects=(), accumulate=1)
     config = dataclasses.replace(config, model=model)

@@ -8,7 +8,7 @@ Shapes: b batch, n style images, l target tokens, r content tokens.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,11 +76,7 @@ class _Untokenised(QuantizedUSO):
 
     @property
     def null_tokens(self) -> dict[str, np.ndarray]:
-        return _zeros(self.config.text.token_counts())
-
-
-def _zeros(counts: Mapping[str, int]) -> dict[str, np.ndarray]:
-    return {name: np.zeros(count, np.int32) for name, count in counts.items()}
+        return {name: np.zeros(count, np.int32) for name, count in self.config.text.token_counts().items()}
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
