@@ -87,7 +87,7 @@ class Form:
     def _add_advanced(self, embeds_guidance: bool, has_second_pass: bool) -> None:
         defaults, side = self._defaults, self._side
         self._add("negative_prompt", gr.Textbox(
-            label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass, elem_id="negative_prompt",
+            "", label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass, elem_id="negative_prompt",
             info="What guidance moves away from; without effect at guidance 1",
         ))  # fmt: skip
         with gr.Row():
