@@ -191,6 +191,20 @@ def test_uso_with_a_whole_model_adapter_equals_diffusers_with_both(directory, tm
     assert error(ours(directory, tmp_path / "w", strength=0.3), theirs(model)) < TOLERANCE
 
 
+def test_a_directory_takes_the_place_of_the_weights_own_adapter(directory, tmp_path):
+    """A run goes on from the adapter of its weights, which must not count twice; a file is added."""
+    for name, seed, rank in (("a", 5, 4), ("b", 6, 2)):
+        save_file(uso_tensors(seed, rank), tmp_path / f"{name}.safetensors")
+        main(["import", str(tmp_path / f"{name}.safetensors"), "--to", str(tmp_path / name)])
+        config = {"config": weights.manifest(directory, "transformer")["config"]}
+        weights.save(tmp_path / name, "transformer", weights.read(directory, "transformer"), config)
+    assert error(ours(tmp_path / "a", tmp_path / "b"), ours(tmp_path / "b")) < TOLERANCE
+    assert error(ours(tmp_path / "a", tmp_path / "a", strength=0.3), ours(tmp_path / "a")) < TOLERANCE
+    added = ours(tmp_path / "a", tmp_path / "b.safetensors")
+    assert error(added, ours(directory, tmp_path / "a.safetensors", tmp_path / "b.safetensors")) < TOLERANCE
+    assert error(added, ours(tmp_path / "b")) > 0.05
+
+
 # ---------------------------------------------------------------------------------------------------- merge
 
 

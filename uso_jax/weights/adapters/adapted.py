@@ -27,7 +27,7 @@ from uso_jax.weights.adapters.changes import Change
 from uso_jax.weights.adapters.fitting import Base, fit
 from uso_jax.weights.adapters.low_rank_sum import Columns, sum_low_rank
 from uso_jax.weights.adapters.names import ADAPTED
-from uso_jax.weights.adapters.sources import open_source
+from uso_jax.weights.adapters.sources import open_source, own_adapters
 from uso_jax.weights.parts import Part
 from uso_jax.weights.quantization import QuantisedArray
 
@@ -46,6 +46,7 @@ class Adapter:
       sha256: of its file or numbers.
       notes: what was left out.
       projector: a style projector that was beside it.
+      instead: changes of the directory's own adapters, whose place it takes.
     """
 
     name: str
@@ -55,6 +56,12 @@ class Adapter:
     sha256: str
     notes: tuple[str, ...] = ()
     projector: Part | None = None
+    instead: tuple[Change, ...] = ()
+
+    @property
+    def weighted(self) -> list[tuple[Change, float]]:
+        """All changes with their strengths: at strength 1, own adapters whose place it takes are gone."""
+        return [*((one, self.strength) for one in self.changes), *((one, -self.strength) for one in self.instead)]
 
     def record(self) -> dict[str, Any]:
         """Return what identifies it, in JSON terms."""
@@ -71,8 +78,18 @@ def open_base(directory: str | pathlib.Path) -> Base:
     return Base.of(COMPONENTS[family_of(sections).transformer].name, weights.shapes(directory, "transformer"))
 
 
-def open_adapter(path: str | pathlib.Path, base: Base, *, strength: Strength = 1.0, name: str | None = None) -> Adapter:
-    """Open an adapter and fit it to a base; see `sources.open_source` for what it can be.
+def open_adapter(
+    path: str | pathlib.Path,
+    directory: str | pathlib.Path,
+    base: Base,
+    *,
+    strength: Strength = 1.0,
+    name: str | None = None,
+) -> Adapter:
+    """Open an adapter and fit it to a weights directory; see `sources.open_source` for what it can be.
+
+    A training goes on from the adapters that its weights have, so those of a run or of a weights directory take the
+    place of the directory's own; a file is added to them.
 
     Raises:
       InputError: it cannot be read, or does not fit the base.
@@ -81,8 +98,17 @@ def open_adapter(path: str | pathlib.Path, base: Base, *, strength: Strength = 1
         raise InputError(f"the strength of {path} must be a finite number, not {strength!r}")
     source = open_source(path)
     changes, notes = fit(source.found, source.files, base, str(path)) if source.found else ([], [])
-    name = name or pathlib.Path(path).resolve().stem
-    return Adapter(name, str(path), float(strength), tuple(changes), source.digest(), tuple(notes), source.projector)
+    own = own_adapters(directory) if source.component and source.found else {}
+    return Adapter(
+        name or pathlib.Path(path).resolve().stem,
+        str(path),
+        float(strength),
+        tuple(changes),
+        source.digest(),
+        tuple(notes),
+        source.projector,
+        tuple(fit(own, [], base, f"{directory}/lora")[0]) if own else (),
+    )
 
 
 def open_projector(path: str | pathlib.Path) -> Adapter:
@@ -118,7 +144,7 @@ def open_adapters(
     found: list[Adapter] = []
     base = open_base(directory) if wanted else None
     for path, strength in wanted:
-        one = open_adapter(path, base, strength=strength)
+        one = open_adapter(path, directory, base, strength=strength)
         taken = {adapter.name for adapter in (*beside, *found)}
         free = (f"{one.name}_{number}" for number in itertools.count(2))
         name = one.name if one.name not in taken else next(name for name in free if name not in taken)
@@ -156,9 +182,9 @@ class Adapted:
         """Decide for each change whether it is merged or kept beside a quantised weight."""
         self._base = weights.read(self.directory, "transformer")
         for adapter in self.adapters:
-            for change in adapter.changes:
+            for change, strength in adapter.weighted:
                 entry = base.names.entries[change.key]
-                one = Applied(entry, change, adapter.strength, adapter.path)
+                one = Applied(entry, change, strength, adapter.path)
                 quantised = {p.path for p in entry.pieces if isinstance(self._base[p.path], QuantisedArray)}
                 for path in {piece.path for piece in entry.pieces} - quantised:
                     self._merged.setdefault(path, []).append(one)

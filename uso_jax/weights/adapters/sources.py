@@ -30,12 +30,14 @@ class Source:
       files: that hold them.
       digest: computes the SHA-256 of the file, or of the numbers of a component.
       projector: a style projector beside it, or None.
+      component: it is a run's or a weights directory's `lora`, which takes the place of another directory's.
     """
 
     found: Sources
     files: Sequence[File]
     digest: Callable[[], str]
     projector: Part | None = None
+    component: bool = False
 
 
 def parse_adapter(text: str, flag: str = "") -> tuple[str, float]:
@@ -112,7 +114,14 @@ def _of_parts(found: Mapping[str, Part], where: str) -> Source:
     if lora is None and projector is None:
         raise InputError(f"{where} has no lora and no projector, only {', '.join(sorted(found)) or 'nothing'}")
     own = [part for part in (lora, projector) if part is not None]
-    return Source(_tensors(lora) if lora else {}, [], lambda: _numbers_digest(own), projector)
+    found = _tensors(lora) if lora else {}
+    return Source(found, [], lambda: _numbers_digest(own), projector, component=True)
+
+
+def own_adapters(directory: str | pathlib.Path) -> Sources:
+    """Return the adapters that a weights directory has itself, under USO's names; none if it has no `lora`."""
+    found = parts.open_directory(directory)
+    return _tensors(found["lora"]) if "lora" in found else {}
 
 
 def _tensors(part: Part) -> Sources:
