@@ -1,8 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The notebook runs from top to bottom, on a CPU with tiny weights."""
+"""The notebook runs from top to bottom, on a CPU with tiny weights, in a kernel that looks like Colab's."""
 
+import importlib.util
 import os
+import sys
+import types
 
 import nbformat
 import oracle_pipeline as oracle
@@ -32,6 +35,12 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         "XLA_FLAGS": "",
     }
     (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "ipywidgets.py").write_text("raise ImportError('as where it is not installed')")
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    # Colab's kernel has imported this, and JAX asks it for `output`.
+    module = "module = types.ModuleType('google.colab'); module.output = None; sys.modules['google.colab'] = module"
+    (startup / "colab.py").write_text(f"import sys, types; {module}")
     (tmp_path / "installed" / "uso_jax_convert").symlink_to(tiny.ROOT / "convert")  # as setup.py names it
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
@@ -40,14 +49,67 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == 10
-    made = (
-        "image.png",
-        "glass.safetensors",
-        "my_lora.safetensors",
-        "runs/mine/summary.json",
-        "mine/lora/manifest.json",
-    )
+    made = ("image.png", "glass.safetensors", "my_lora.safetensors", "runs/mine/summary.json")
     assert not [name for name in made if not (tmp_path / name).is_file()]
+
+
+def run_cells(notebook, *ids, **choices):
+    """Run cells with other choices, as Colab would; return their names."""
+    names = {}
+    for wanted in ("choices", *ids):
+        (cell,) = (cell for cell in notebook.cells if cell.id == wanted)
+        exec(cell.source, names)
+        if wanted == "choices":
+            names |= choices
+    return names
+
+
+def fake_colab(monkeypatch, **members):
+    module = types.ModuleType("google.colab")
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+
+
+def test_without_a_repository_it_says_so(notebook, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "uso_jax" else find(name, *rest)
+    )
+    with pytest.raises(Exception, match="Set REPOSITORY") as caught:
+        run_cells(notebook, "install")
+    assert caught.value._render_traceback_() == [str(caught.value)]
+
+
+def test_a_colab_secret_reaches_the_commands(notebook, monkeypatch):
+    class SecretNotFoundError(Exception):
+        pass
+
+    def get(name):
+        if name not in known:
+            raise SecretNotFoundError
+        return known[name]
+
+    known = {"HF_TOKEN": "secret"}
+    userdata = types.SimpleNamespace(
+        get=get, SecretNotFoundError=SecretNotFoundError, NotebookAccessError=SecretNotFoundError
+    )
+    fake_colab(monkeypatch, userdata=userdata, drive=types.SimpleNamespace(mount=lambda path: None))
+    monkeypatch.setenv("HF_TOKEN", "")
+    names = run_cells(notebook, "install", "login", MODEL="flux_dev", DRIVE=True)
+    assert os.environ["HF_TOKEN"] == "secret" and str(names["folder"]).startswith("/content/drive")
+    monkeypatch.setenv("HF_TOKEN", "")
+    known.clear()
+    with pytest.raises(Exception, match="Add the secret HF_TOKEN"):
+        run_cells(notebook, "install", "login", MODEL="flux_dev")
+
+
+def test_images_and_training_have_folders_that_do_not_contradict(notebook, monkeypatch):
+    found = {}
+    for mode in ("generate", "train"):
+        monkeypatch.setenv("USO_MODE", mode)
+        (cell,) = (cell for cell in notebook.cells if cell.id == "choices")
+        exec(cell.source.replace('MODEL = "mini"', 'MODEL = "flux_dev"'), found.setdefault(mode, {}))
+    assert [names["WEIGHTS"] for names in found.values()] == ["weights/flux_dev-int8", "weights/flux_dev-int4"]
 
 
 def test_it_is_kept_without_outputs(notebook):
