@@ -7,7 +7,9 @@ import ctypes
 import gc
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+import xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

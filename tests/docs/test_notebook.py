@@ -11,6 +11,7 @@ import nbformat
 import oracle_pipeline as oracle
 import pytest
 import tiny
+import xla_flags
 from nbclient import NotebookClient
 
 NOTEBOOK = tiny.ROOT / "notebooks" / "uso_colab_tpu.ipynb"
@@ -32,7 +33,7 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "PYTHONPATH": os.pathsep.join([str(tiny.ROOT), str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags.flags(),
     }
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed" / "ipywidgets.py").write_text("raise ImportError('as where it is not installed')")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
+import xla_flags
 from tiny import ROOT
 
 SLOW = 120  # seconds that an image may take on a busy machine
@@ -63,9 +64,9 @@ class AppServer:
 @contextlib.contextmanager
 def run(folder: pathlib.Path, arguments: Sequence[str], **environment: str) -> Iterator[AppServer]:
     """Run scripts/app.py with its files in a folder."""
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     changes = {
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla_flags.flags(),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_DATA_HOME": str(folder / "data"),
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
@@ -73,7 +74,7 @@ def run(folder: pathlib.Path, arguments: Sequence[str], **environment: str) -> I
     }
     command = [sys.executable, "-u", "-c", _WATCHED, str(folder / "outside"), "scripts/app.py", *arguments]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=inherited | changes, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | changes, stdout=log, stderr=log)
     try:
         while not (found := re.search(r"USO at (\S+)/", (folder / "log").read_text())):
             assert process.poll() is None, (folder / "log").read_text()

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tiny
+import xla_flags
 
 from uso_jax.common.errors import InputError
 from uso_jax.hardware import multihost, peers
@@ -129,7 +130,7 @@ def _main(plan: Plan, index: int, address: str) -> None:
     faulthandler.enable(sys.stderr)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={plan.devices}",
+        "XLA_FLAGS": xla_flags.flags(plan.devices),
     }
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_default_matmul_precision", "highest")

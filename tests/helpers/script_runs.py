@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import tiny
+import xla_flags
 
 _LIMIT = ("sh", "-c", 'ulimit -f "$0" && exec "$@"')
 _SECONDS = 600  # after which a test gives up on a process
@@ -73,7 +74,8 @@ class ScriptRun:
     def _environment(self) -> dict[str, str]:
         paths = os.pathsep.join([str(tiny.ROOT / "tests" / "helpers" / "slow_steps"), str(tiny.ROOT)])
         return {
-            **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+            **os.environ,
+            "XLA_FLAGS": xla_flags.flags(),
             "PYTHONPATH": paths,
             "TINY_PAUSE": str(self.pause),
             "JAX_PLATFORMS": "cpu",

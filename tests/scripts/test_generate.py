@@ -16,6 +16,7 @@ import numpy as np
 import oracle_pipeline as oracle
 import pytest
 import tiny
+import xla_flags
 from PIL import Image
 
 from uso_jax.commands import generate as generate_command
@@ -295,13 +296,12 @@ print("found", counts["cache_hits"], "compiled", counts["cache_misses"])
 
 def start(folder: pathlib.Path, out: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
     """Run the command in a separate process, whose last line counts the programs it found on disk or compiled."""
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, "-c", COUNTED, "scripts/generate.py", "--save_path", str(folder / out), *arguments],
         cwd=tiny.ROOT,
-        env=inherited
+        env=os.environ
         | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
-        | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        | {"XLA_FLAGS": xla_flags.flags(devices)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

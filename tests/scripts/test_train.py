@@ -10,6 +10,7 @@ import sys
 import forks
 import pytest
 import tiny
+import xla_flags
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 
@@ -31,11 +32,10 @@ SMALL = [
 
 
 def train(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, "scripts/train.py", *arguments],
         cwd=tiny.ROOT,
-        env=inherited | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags.flags()} | environment,
         capture_output=True,
         text=True,
         timeout=300,
