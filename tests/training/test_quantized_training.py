@@ -37,8 +37,8 @@ ENCODERS = "text/t5/.*/kernel"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(tmp_path_factory):
-    yield from tiny.compile_cheaply(tmp_path_factory.mktemp("compiled"))
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
 
 
 @pytest.fixture(autouse=True)
