@@ -21,7 +21,7 @@ from uso_jax.weights import manifest_configs
 from uso_jax.weights.files.tensors import File, LazyTensor, Sources, dequantise, merge_sources
 from uso_jax.weights.tables.table import Entry, expand
 
-from . import layouts
+from . import layouts, strangers
 from .layouts import Family
 from .tables import lora
 from .tables.infer_sizes import Shapes
@@ -134,6 +134,8 @@ def recognise(
     parts: dict[str, list] = {}
     for group in groups:
         found, twice = merge_sources(group)
+        if sentence := strangers.describe(found):
+            raise InputError(f"{_names(group)} {sentence}")
         found, quantised = dequantise(found)
         claims = layouts.detect(found, component)
         if not claims:

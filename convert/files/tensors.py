@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Open weight files of every kind: safetensors, pickled torch files, and indices of shards."""
+"""Open weight files of every kind: safetensors, GGUF, pickled torch files, and indices of shards."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from uso_jax.common.errors import InputError
 from uso_jax.weights.files.safetensors_file import SafetensorsFile
 from uso_jax.weights.files.tensors import File
 
+from .gguf_file import MAGIC as GGUF
+from .gguf_file import GgufFile
 from .torch_file import MAGIC, TorchFile
 
 
@@ -39,6 +41,8 @@ def _open_one(path: pathlib.Path) -> File:
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(9)
+        if start.startswith(GGUF) and start[8:9] != b"{":
+            return GgufFile(path)
         # The same bytes could be the length of a safetensors header, but then the header's brace follows.
         if start.startswith(MAGIC) and start[8:9] != b"{":
             return TorchFile(path)
