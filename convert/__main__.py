@@ -32,7 +32,7 @@ from uso_jax.weights import parts as stored
 from uso_jax.weights import quantization, training_runs
 from uso_jax.weights.parts import Part
 
-from . import COMMAND, download, exporting, inspecting, merging, tokenizers
+from . import COMMAND, download, exporting, inspecting, merging, publishing, tokenizers
 from .exporting import Output
 from .files.tensors import open_files
 from .importing import import_checkpoint
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=COMMAND, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(
-        required=True, metavar="import | export | pack | merge | inspect | verify | download"
+        required=True, metavar="import | export | pack | merge | inspect | verify | card | push | download"
     )
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
@@ -138,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         help="trust the files and the manifest as they are now, and record their hashes",
     )
 
+    sub = command("card", publishing.card, "Write a model card of a training beside its exported files.")
+    publishing.add_card_arguments(sub)
+
+    sub = command("push", publishing.push, "Upload exported files and their model card to the hub.")
+    publishing.add_push_arguments(sub)
+
     fetch = functools.partial(download.main, import_files)
     sub = command("download", fetch, "Download public checkpoints, and make a weights directory of them with --to.")
     download.add_arguments(sub)
@@ -179,6 +185,9 @@ def export(args: argparse.Namespace) -> None:
     """Export components of a weights directory or of a training."""
     parts = _parts(args)
     outputs = _outputs(args, parts)
+    if "lora" in parts:
+        for output in outputs:
+            output.metadata = publishing.notes(args.directory, parts["lora"])
     target, dtype = pathlib.Path(args.to), DTYPES[args.dtype]
     single = target.suffix == ".safetensors"
     if single and len(outputs) > 1:

@@ -31,13 +31,14 @@ from .tables import lora_out
 
 @dataclasses.dataclass
 class Output:
-    """One file to write: its name in a folder, its tensors by key, and text files to write beside it."""
+    """One file to write: its name in a folder, its tensors by key, text files to write beside it, and its metadata."""
 
     name: str
     title: str
     layout: dict[str, tuple[np.dtype, tuple[int, ...]]]
     tensor: Callable[[str], np.ndarray]
     beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def native_output(part: Part, component: str) -> Output:
@@ -262,4 +263,4 @@ def write_output(output: Output, path: pathlib.Path, dtype: np.dtype | None, bar
                 yield output.tensor(key).astype(layout[key][0], copy=False)
             bar.update(math.prod(layout[key][1]) * layout[key][0].itemsize)
 
-    safetensors_file.write_safetensors(path, layout, tensors(), {"format": "pt"})
+    safetensors_file.write_safetensors(path, layout, tensors(), {"format": "pt", **output.metadata})

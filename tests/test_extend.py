@@ -145,6 +145,7 @@ class PlainText:
     t5: T5Config = T5Config()
     vec_width: ClassVar[int] = 0
     num_tokens: int = 5
+    clip_tokenizer: str = "mini"  # of rewards
 
     @classmethod
     def from_defaults(cls, sizes, defaults):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 pytestmark = pytest.mark.slow  # runs whole programs
 ENDINGS = ("png", "jpg", "webp", "bmp", "gif", "tiff")
 FEWER = "--steps 3 --config.stages.adapters.warmup_steps=1 --config.heldout.num_steps=2"  # than the tutorial has
-LEFT_OUT = ("--data more", "uso-app")  # a second training, and a server
+LEFT_OUT = ("--data more", "uso-app", "push")  # a second training, a server, the hub
 
 
 def commands() -> list[str]:
@@ -45,7 +45,7 @@ def test_from_a_folder_to_files(tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags.flags()}
     path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), environment["PATH"]])
     first, *others = commands()
-    assert first.startswith("uso-train") and len(others) == 6
+    assert first.startswith("uso-train") and len(others) == 7
     for command in others:  # the first training is the second one without samples, and its end would be this one's
         full = command.replace("--config finetune", f"--config finetune {FEWER}")
         done = subprocess.run(

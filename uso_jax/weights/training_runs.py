@@ -41,6 +41,11 @@ def is_training(directory: str | pathlib.Path) -> bool:
     return _step(pathlib.Path(directory)) is not None
 
 
+def record_file(directory: str | pathlib.Path) -> pathlib.Path:
+    """Return the JSON record of a training's last checkpoint, or of the one that is given."""
+    return _step(pathlib.Path(directory).absolute()) / "record" / "metadata"
+
+
 def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[str, Part]:
     """Return the components that a run trained, from its last checkpoint or the one that is given.
 
@@ -55,7 +60,7 @@ def open_training(directory: str | pathlib.Path, average: bool | None) -> dict[s
 
     step = _step(pathlib.Path(directory).absolute())
     try:
-        record = untrusted.json(step / "record" / "metadata", _Record, remedy="export another checkpoint")
+        record = untrusted.json(record_file(step), _Record, remedy="export another checkpoint")
         system = record["config"]["system"]
         family = _family(system)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
