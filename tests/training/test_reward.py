@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import training_steps as steps
+import xla_flags
 from comparison import relative
 
 from uso_jax import flow
@@ -48,7 +49,7 @@ def batch() -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, dict(steps.batch()))
 
 
-def stepper(chosen, mesh=None):
+def stepper(chosen, mesh=None, **options):
     """Return the start of a stage, its compiled step, and a list that grows whenever the step is traced."""
     mesh = mesh or steps.one_device()
     rates, traces = chosen.lr_multipliers(system().shapes), []
@@ -61,12 +62,12 @@ def stepper(chosen, mesh=None):
     state, frozen = steps.start(chosen, mesh)
     where = sharding.shardings(mesh, placement_rules(), system().shapes)
     places = (train.state_shardings(state, where), sharding.replicated(mesh))
-    return state, frozen, jax.jit(traced, out_shardings=places), traces
+    return state, frozen, jax.jit(traced, out_shardings=places, **options), traces
 
 
-def run(chosen, batches):
+def run(chosen, batches, **options):
     """Take one step a batch; give the state after each, and its metrics."""
-    state, frozen, step, traces = stepper(chosen)
+    state, frozen, step, traces = stepper(chosen, **options)
     found = []
     for one in batches:
         state, metrics = step(state, frozen, one)
@@ -83,9 +84,10 @@ def largest_difference(x, y) -> float:
 
 @functools.cache
 def four_steps(start: int | None):
-    if start is None:
-        return run(tiny.config("joint", **PLAIN).run_stages[0], [batch()] * 4)
-    return run(stage(start=start, anchor=1.0, changes=PLAIN), [batch()] * 4)
+    chosen = tiny.config("joint", **PLAIN).run_stages[0]
+    if start is not None:
+        chosen = stage(start=start, anchor=1.0, changes=PLAIN)
+    return run(chosen, [batch()] * 4, compiler_options=xla_flags.usual())
 
 
 def test_lambda_is_0_for_S_steps_then_1():
