@@ -176,7 +176,8 @@ def test_tiles_begin_with_a_patch():
         assert all(place % 2 == 0 for place in places) and places[-1] == length - 8
         assert all(0 < after - before <= 8 for before, after in itertools.pairwise(places))
     z = jnp.zeros((1, 18, 26, 1))
-    place = lambda z: z + (jnp.arange(z.shape[1]) % 2)[None, :, None, None] + (jnp.arange(z.shape[2]) % 2)[:, None] * 2
+    columns = lambda z: 2 * (jnp.arange(z.shape[2]) % 2)[None, None, :, None]
+    place = lambda z: z + (jnp.arange(z.shape[1]) % 2)[None, :, None, None] + columns(z)
     np.testing.assert_allclose(tiled_decoding.decode_tiled(place, z, 8, cell=2), place(z), atol=1e-6)
 
 
