@@ -24,7 +24,7 @@ LEFT_OUT = ("--data more", "uso-app", "push")  # a second training, a server, th
 def commands() -> list[str]:
     text = (tiny.ROOT / "docs" / "finetune.md").read_text()
     lines = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)).splitlines()
-    return [line for line in lines if not any(part in line for part in LEFT_OUT)]
+    return [line for line in lines if line and not any(part in line for part in LEFT_OUT)]
 
 
 def write_images(folder: pathlib.Path) -> None:
