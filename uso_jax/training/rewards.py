@@ -120,7 +120,7 @@ def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Arr
     """Return which samples of a batch have all references that each reward needs, by name."""
     found = {}
     for name in names:
-        found[name] = jnp.ones(batch["content_valid"].shape[0], bool)
+        found[name] = jnp.ones(batch["style_valid"].shape[0], bool)
         for need in REWARDS[name].needs:
             found[name] &= _PRESENT[need](system, batch)
     return found
