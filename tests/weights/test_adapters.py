@@ -123,6 +123,7 @@ def test_a_layout_is_merged(name, directory, tmp_path):
 
 @pytest.mark.parametrize("strength", (0.5, -1.0))
 @pytest.mark.parametrize("name", ("ai-toolkit", "kohya_dora", "black-forest-labs"))
+@pytest.mark.slow  # compiles two models
 def test_strength_scales_the_change(name, strength, directory, tmp_path):
     tensors, merged = LAYOUTS[name].make(plain := flux_names(base()))
     save_file(tensors, tmp_path / "a.safetensors")
@@ -132,6 +133,7 @@ def test_strength_scales_the_change(name, strength, directory, tmp_path):
 
 
 @pytest.mark.parametrize("method", ("lora", "rslora", "dora", "loha", "lokr"))
+@pytest.mark.slow  # compiles two models
 def test_a_folder_of_peft(method, directory, tmp_path):
     targets = r".*(to_q|add_v_proj|to_out\.0|ff\.net\.2|proj_mlp|norm1\.linear|norm_out\.linear|x_embedder)"
     more = {"alpha_pattern": {"to_q": 7}, "rank_pattern": {"proj_mlp": 2}}
@@ -309,6 +311,7 @@ def klein(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ("diffusers", "lycoris_lokr", "onetrainer_dora"))
+@pytest.mark.slow  # compiles two models
 def test_flux2_is_merged(name, klein, tmp_path):
     tensors, merged = LAYOUTS[name].make(converted.state(klein.model))
     save_file(tensors, tmp_path / "a.safetensors")
@@ -327,6 +330,7 @@ def assert_merged(klein, path, merged):
 
 
 @pytest.mark.parametrize("name", ("ai-toolkit", "kohya"))
+@pytest.mark.slow  # compiles two models
 def test_flux2_in_original_names_is_what_diffusers_makes_of_it(name, klein, tmp_path):
     args = ["export", str(klein.directory), "--component", "transformer", "--format", "bfl", "--to"]
     main([*args, str(tmp_path / "b.safetensors")])
