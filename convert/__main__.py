@@ -185,8 +185,8 @@ def export(args: argparse.Namespace) -> None:
     """Export components of a weights directory or of a training."""
     parts = _parts(args)
     outputs = _outputs(args, parts)
-    if "lora" in parts:
-        for output in outputs:
+    for output in outputs:
+        if output.component == "lora" and training_runs.is_training(args.directory):
             output.metadata = publishing.notes(args.directory, parts["lora"])
     target, dtype = pathlib.Path(args.to), DTYPES[args.dtype]
     single = target.suffix == ".safetensors"

@@ -39,6 +39,7 @@ class Output:
     tensor: Callable[[str], np.ndarray]
     beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    component: str = ""
 
 
 def native_output(part: Part, component: str) -> Output:
@@ -184,7 +185,8 @@ def _plain(name: str, family: Family, part: Part, prefix: str = "") -> Output:
     dtypes = {key: np.dtype(shapes[entry.pieces[0].path].dtype) for key, entry in entries.items()}
     layout = {f"{prefix}{key}": (dtypes[key], entry.shape) for key, entry in entries.items()}
     title = f"{family.title}, dequantised from {part.quantised}" if part.quantised else family.title
-    return Output(name, title, layout, lambda key: entries[key[len(prefix) :]].join(part.params))
+    read = lambda key: entries[key[len(prefix) :]].join(part.params)
+    return Output(name, title, layout, read, component=family.component)
 
 
 # ---------------------------------------------------------------------------------------------------- arithmetic

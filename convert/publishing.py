@@ -50,7 +50,7 @@ def notes(directory: str | pathlib.Path, adapter: Part) -> dict[str, str]:
     """Return the metadata of an adapter's file, as modelspec and kohya's trainer name it.
 
     Args:
-      directory: a training's --workdir, or a weights directory.
+      directory: a training's --workdir, or a checkpoint of it.
       adapter: the component `lora`.
     """
     architecture, version, base, _ = _base(adapter.config)
@@ -64,19 +64,18 @@ def notes(directory: str | pathlib.Path, adapter: Part) -> dict[str, str]:
         "ss_network_dim": rank,
         "ss_network_alpha": rank,  # the scale is part of the numbers
     }
-    if training_runs.is_training(directory):
-        record = _record(directory)
-        last = record["config"]["stages"][-1]
-        found |= {
-            "ss_steps": sum(stage["steps"] for stage in record["config"]["stages"]),
-            "ss_seed": record["config"].get("seed"),
-            "ss_learning_rate": last.get("learning_rate"),
-            "ss_optimizer": last.get("optimizer"),
-            "ss_total_batch_size": last.get("batch_size"),
-        }
-        if "target_size" in last:
-            height, width = last["target_size"]
-            found |= {"ss_resolution": f"({width}, {height})", "modelspec.resolution": f"{width}x{height}"}
+    record = _record(directory)
+    last = record["config"]["stages"][-1]
+    found |= {
+        "ss_steps": sum(stage["steps"] for stage in record["config"]["stages"]),
+        "ss_seed": record["config"].get("seed"),
+        "ss_learning_rate": last.get("learning_rate"),
+        "ss_optimizer": last.get("optimizer"),
+        "ss_total_batch_size": last.get("batch_size"),
+    }
+    if "target_size" in last:
+        height, width = last["target_size"]
+        found |= {"ss_resolution": f"({width}, {height})", "modelspec.resolution": f"{width}x{height}"}
     return {key: str(value) for key, value in found.items() if value is not None}
 
 
