@@ -181,6 +181,7 @@ class PlainEncoder(nnx.Module):
         return self.t5(t5_ids), None
 
 
+@pytest.mark.slow  # compiles a pipeline
 def test_a_base_model_is_files_rows_and_a_family(monkeypatch, tmp_path):
     row = Component("plain", PlainConfig, Plain, REPLICATE, folder="transformer", quantizable=True)
     monkeypatch.setitem(COMPONENTS, "plain", row)
