@@ -66,25 +66,11 @@ def get_config(variant: str = "mini", data: str = "", steps: str = "") -> TrainC
 
 def _mini(uso: dict) -> TrainConfig:
     """Return the adapters of the package's USO, trained on."""
-    config = uso["get_config"]("mini")
-    stage = replace(
-        config.stages["disentanglement"],
-        name="adapters",
-        data={},
-        learning_rate=1e-3,
-        batch_size=8,
-        warmup_steps=20,
-        content_dropout=0.1,
-        style_dropout=0.1,
-        reward=None,
-    )
+    config = _adapters(uso["get_config"]("mini"), learning_rate=1e-3, batch_size=8, warmup_steps=20)
     return replace(
         config,
-        run=("adapters",),
         model=replace(config.model, fresh=()),
         data=DataConfig(heldout_share=SHARE),
-        stages=by_name(stage),
-        checkpoint=CheckpointConfig(every=250, keep=2),
         heldout=replace(config.heldout, num_batches=1, batch_size=8, grid_every=100, grid_rows=8),
         evaluation=None,
     )
@@ -97,24 +83,24 @@ def _flux_dev(uso: dict, small: bool) -> TrainConfig:
       uso: the names of configs/uso.py.
       small: keep the base in 4 bits, and blocks' inputs on the host.
     """
-    config = uso["get_config"]("flux_dev")
+    config = _adapters(uso["get_config"]("flux_dev"), learning_rate=1e-4, batch_size=1, warmup_steps=50)
+    config = replace(
+        config,
+        data=DataConfig(heldout_share=SHARE, encode_first=True),
+        heldout=HeldoutConfig(num_batches=4, batch_size=1, grid_every=250, grid_rows=1),
+    )
+    return override(config, {"model.quantization": "int4", "model.transformer.remat": "offload"} if small else {})
+
+
+def _adapters(config: TrainConfig, **changes) -> TrainConfig:
+    """Return a run of one stage that trains adapters as the recipe's disentanglement does, without its reward."""
     stage = replace(
         config.stages["disentanglement"],
         name="adapters",
         data={},
-        batch_size=1,
-        warmup_steps=50,
-        learning_rate=1e-4,
         content_dropout=0.1,
         style_dropout=0.1,
         reward=None,
+        **changes,
     )
-    config = replace(
-        config,
-        run=("adapters",),
-        data=DataConfig(heldout_share=SHARE, encode_first=True),
-        stages=by_name(stage),
-        checkpoint=CheckpointConfig(every=250, keep=2),
-        heldout=HeldoutConfig(num_batches=4, batch_size=1, grid_every=250, grid_rows=1),
-    )
-    return override(config, {"model.quantization": "int4", "model.transformer.remat": "offload"} if small else {})
+    return replace(config, run=("adapters",), stages=by_name(stage), checkpoint=CheckpointConfig(every=250, keep=2))

@@ -8,8 +8,9 @@ another thread hashes the bytes just read; it reads only those that the import d
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,14 +94,7 @@ def import_checkpoint(
                 for file, digest in zip(checkpoint.files, digests.finish(), strict=True)
             ],
         }
-        if chosen:
-            dtypes = sorted({str(s.dtype) for s in structs.values()})
-            manifest |= {
-                "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
-                "parameters": sum(s.size for s in structs.values()),
-                "quantization": {"mode": mode, "parameters": {path: format_struct(s) for path, s in chosen.items()}},
-            }
-        writer.finish(manifest)
+        writer.finish(manifest | quantised_facts(structs, chosen, mode))
     warnings = count.warnings(structs)
     if chosen and count.bad:
         warnings.append("where they are quantised, NaN became 0 and infinity the largest number of its group")
@@ -111,6 +105,26 @@ def import_checkpoint(
 
 
 Part = tuple[str, Entry, int, Piece]  # key, entry, first row of the piece in the tensor, piece
+
+
+def quantised_facts(
+    structs: Mapping[str, jax.ShapeDtypeStruct], chosen: Mapping[str, jax.ShapeDtypeStruct], mode: str | None
+) -> dict[str, Any]:
+    """Return what a manifest says of quantised kernels; nothing if there are none.
+
+    Args:
+      structs: all parameters before they are quantised.
+      chosen: those that are.
+      mode: their format.
+    """
+    if not chosen:
+        return {}
+    dtypes = sorted({str(s.dtype) for s in structs.values()})
+    return {
+        "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
+        "parameters": sum(s.size for s in structs.values()),
+        "quantization": {"mode": mode, "parameters": {path: format_struct(s) for path, s in chosen.items()}},
+    }
 
 
 def layers_together(shape: tuple[int, ...], itemsize: int) -> int:

@@ -18,11 +18,10 @@ from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
 from uso_jax.weights.adapters.adapted import Adapted, Adapter, Strength, open_adapters
 from uso_jax.weights.adapters.sources import parse_adapter
-from uso_jax.weights.manifest_text import format_struct
 from uso_jax.weights.writer import Writer
 
 from . import inspecting
-from .importing import layers_together
+from .importing import layers_together, quantised_facts
 
 
 def add_arguments(sub: argparse.ArgumentParser, dtypes: Sequence[str]) -> None:
@@ -123,14 +122,7 @@ def _manifest(
     }
     if "prefix" in record:
         manifest["prefix"] = record["prefix"]
-    if chosen:
-        dtypes = sorted({str(s.dtype) for s in structs.values()})
-        manifest |= {
-            "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
-            "parameters": sum(s.size for s in structs.values()),
-            "quantization": {"mode": mode, "parameters": {path: format_struct(s) for path, s in chosen.items()}},
-        }
-    return manifest
+    return manifest | quantised_facts(structs, chosen, mode)
 
 
 def _add_others(base: pathlib.Path, target: pathlib.Path, adapted: Adapted) -> None:
