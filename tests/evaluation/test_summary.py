@@ -13,7 +13,8 @@ from uso_jax.evaluation.benchmark import Column
 from uso_jax.evaluation.benchmarks import mico, omnicontext, sconeeval
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics import faces, ocr
-from uso_jax.evaluation.metrics.vlm import distinction, face_weight
+from uso_jax.evaluation.metrics.identity_weight import face_weight
+from uso_jax.evaluation.metrics.vlm import distinction
 from uso_jax.evaluation.scoring import Scores
 
 

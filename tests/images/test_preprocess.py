@@ -17,12 +17,12 @@ from uso_jax.images import preprocess
 from uso_jax.images.preprocess import Preprocess
 from uso_jax.models.uso import to_float
 
-# DINO's code resizes and crops as DINOv2's published processor does; transformers' file for DINO squashes instead.
+# DINO's code resizes as DINOv2's published processor does; transformers' file for DINO squashes instead.
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 PROCESSORS = {
     "SIGLIP": lambda: SiglipImageProcessorPil(size={"height": 384, "width": 384}),
     "CLIP": CLIPImageProcessorPil,
-    "DINO": lambda: BitImageProcessorPil(size={"shortest_edge": 256}, **IMAGENET),
+    "DINOV2": lambda: BitImageProcessorPil(size={"shortest_edge": 256}, **IMAGENET),
 }
 SIZES = [(224, 224), (301, 457), (701, 333), (97, 64), (256, 1023)]  # (height, width)
 
@@ -47,6 +47,26 @@ def test_host(name, size):
         got = getattr(preprocess, name).host(image)
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, want.transpose(1, 2, 0))
+
+
+TORCHVISION = {"DINO": (256, "DINOV2"), "CSD": (224, "CLIP"), "IMAGE_REWARD": (224, "CLIP")}
+
+
+@pytest.mark.parametrize("size", [*SIZES, (640, 427), (427, 640), (225, 227)])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_crops_of_torchvision(name, size):
+    """Compare with torchvision's Resize and CenterCrop, which rounds half a margin to a whole, ties to even."""
+    short, alike = TORCHVISION[name]
+    image, chosen = pixels(*size), getattr(preprocess, name)
+    height, width = (short if side == min(size) else int(short * side / min(size)) for side in size)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (round((side - 224) / 2.0) for side in (height, width))
+    cut = resized[top : top + 224, left : left + 224].astype(np.float64) * (1 / 255)
+    want = (cut.astype(np.float32) - np.asarray(chosen.mean, np.float32)) / np.asarray(chosen.std, np.float32)
+    np.testing.assert_array_equal(chosen.host(image), want)
+    # One pixel beside transformers' where a margin leaves 3 when divided by 4, and the same elsewhere.
+    moved = any((side - 224) % 4 == 3 for side in (height, width))
+    assert moved != np.array_equal(chosen.host(image), getattr(preprocess, alike).host(image))
 
 
 @pytest.mark.parametrize("size", SIZES[1:4])

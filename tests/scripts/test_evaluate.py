@@ -167,11 +167,11 @@ class Babbling:
     def __init__(self, replies):
         self.replies, self.asked = replies, 0
 
-    def __call__(self, images, prompt, *, round_, max_tokens, temperature):
+    def __call__(self, turns, *, round_, parameters):
         from uso_jax.vlm.judges import NoAnswer
 
         self.asked += 1
-        reply = self.replies(self.asked, prompt)
+        reply = self.replies(self.asked, turns[-1].parts[0])
         if reply is None:
             raise NoAnswer("timeout")
         return reply
@@ -214,7 +214,7 @@ def test_unreadable_answers_strict_and_compat(tmp_path, weights, monkeypatch):
     assert run(*arguments) == 3
     told = json.loads((tmp_path / "m" / "summary.json").read_text())
     assert len(told["problems"]) == 5 and "cannot be read" in told["problems"][0]["reason"] and not told["table"]
-    assert strict.asked == 15  # the first of two scores, three times an item
+    assert strict.asked == 30  # both scores, three times an item: the official figure needs both
     compat = Babbling(lambda n, prompt: "I would rather not say")
     judged(monkeypatch, compat)
     (tmp_path / "m" / "judge.jsonl").unlink()

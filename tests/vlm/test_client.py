@@ -19,7 +19,7 @@ from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.vlm import judges
-from uso_jax.vlm.client import Vlm, VlmError
+from uso_jax.vlm.client import Shown, Turn, Vlm, VlmError
 
 IMAGE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
 QUICK = dict(backoff=0.001, timeout=5.0)
@@ -209,7 +209,10 @@ def test_the_key_is_in_no_file_and_no_message(tmp_path, monkeypatch, capfd, capl
         with fake_vlm.serve(lambda body, reply=reply: reply) as endpoint:
             vlm = Vlm("m", endpoint.url, cache=tmp_path / "c.jsonl", api_key=secret, tries=1, **QUICK)
             judge = judges.open_judge(f"m@{endpoint.url}", tmp_path / "judge.jsonl")
-            for ask in (lambda text, vlm=vlm: vlm.ask([text]), lambda text, judge=judge: judge.ask([], text)):
+            for ask in (
+                lambda text, vlm=vlm: vlm.ask([text]),
+                lambda text, judge=judge: judge.ask([Turn("user", (text,))]),
+            ):
                 try:
                     said.append(ask(str(reply)[:9]))
                 except (VlmError, judges.NoAnswer, InputError) as error:
@@ -279,18 +282,25 @@ def test_it_judges_for_the_evaluation(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(IMAGE).save(buffer, "PNG")
     image, path = buffer.getvalue(), tmp_path / "judge.jsonl"
-    with fake_vlm.serve(lambda body: f"seed {body['seed']}, {body['max_tokens']} tokens") as endpoint:
+    numbers, ask = (
+        iter("abc"),
+        lambda judge, **options: judge.ask([Turn("user", (Shown(image), "how like?"))], **options),
+    )
+    with fake_vlm.serve(lambda body: f"sample {next(numbers)}, {body.get('max_tokens')} tokens") as endpoint:
         judge = judges.open_judge(f"qwen@2@{endpoint.url}", path)
-        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
-        assert judge.ask([image], "how like?", round_=1, temperature=0.7) == "seed 1, 1400 tokens"
-        assert judge.ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
-        assert [body["temperature"] for body in endpoint.asked] == [0.0, 0.7]
+        assert ask(judge, parameters={"max_tokens": 16}) == "sample a, 16 tokens"
+        assert ask(judge, round_=1, parameters={"temperature": 0.7}) == "sample b, None tokens"
+        assert ask(judge, parameters={"max_tokens": 16}) == "sample a, 16 tokens"
+        assert [body.get("temperature") for body in endpoint.asked] == [None, 0.7]
         assert endpoint.asked[0]["model"] == "qwen@2"
         assert fake_vlm.images_of(endpoint.asked[0]) == [f"data:image/png;base64,{base64.b64encode(image).decode()}"]
-    assert judges.open_judge("replay", path).ask([image], "how like?", max_tokens=16) == "seed 0, 16 tokens"
+        # A round is a sample: the same request again, of which nothing but the judge's file remembers the answer.
+        assert ask(judge, round_=2, parameters={"max_tokens": 16}) == "sample c, 16 tokens"
+        assert endpoint.asked[0] == endpoint.asked[2] and "seed" not in endpoint.asked[2]
+    assert ask(judges.open_judge("replay", path), parameters={"max_tokens": 16}) == "sample a, 16 tokens"
     refuse = fake_vlm.serve(lambda body: (400, {"error": "no"}, {}))
     with refuse as endpoint, pytest.raises(judges.NoAnswer, match="refused"):
-        judges.open_judge(f"qwen@2@{endpoint.url}", path).ask([image], "another question")
+        judges.open_judge(f"qwen@2@{endpoint.url}", path).ask([Turn("user", ("another question",))])
     for spec in ("qwen", "@http://x", "qwen@localhost:8000"):
         with pytest.raises(InputError, match="MODEL@URL"):
             judges.open_judge(spec, path)

@@ -28,6 +28,7 @@ from uso_jax.evaluation import generation
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.metrics.base import Tools
 from uso_jax.evaluation.metrics.encoders import Networks
+from uso_jax.evaluation.protocol import Wording
 from uso_jax.inference.options import GenerationOptions
 
 INCOMPLETE = 3
@@ -99,8 +100,15 @@ def _score(args: argparse.Namespace) -> int:
     summary.write_summary(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
         interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
-        print(f"{name:24} {cell['value']:8.3f}{interval}")
+        print(f"{name:24} {cell['value']:8.3f}{interval}{_beside(told['other'], name)}")
     return _complete(told, folder)
+
+
+def _beside(other: dict, name: str) -> str:
+    """Return the value of the other rule as text, where it differs."""
+    if name not in other["table"]:
+        return ""
+    return f"  {other['mode']}: {cell['value']:.3f}" if (cell := other["table"][name]) else f"  {other['mode']}: none"
 
 
 def _complete(told: dict, folder: pathlib.Path) -> int:
@@ -158,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--any_size", action="store_true", help="take images of another size than the items'")
     add("--judge", metavar="SPEC", help="MODEL@URL of an endpoint, fake, or replay: kept answers")
     add("--key_over_http", action="store_true", help="send the judge's key to another machine without encryption")
-    add("--judge_prompts", metavar="JSON", help="file of texts for the judge, by name, in place of this project's")
+    add("--judge_prompts", metavar="DIR", help="published texts, or JSON of own texts, see docs/protocols.md")
     add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
     add("--texts", metavar="JSON", help="what a text reader saw in each image, see docs/evaluate.md")
     add = by_name["report"].add_argument
@@ -178,7 +186,7 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     Raises:
       InputError: a file is missing or of another form.
     """
-    from uso_jax.evaluation.metrics import faces, ocr, vlm_prompts
+    from uso_jax.evaluation.metrics import faces, ocr
     from uso_jax.vlm import judges
 
     networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
@@ -189,7 +197,7 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
         else None,
         faces=faces.Embeddings.read(args.faces) if args.faces else None,
         reader=ocr.Reader.read(args.texts) if args.texts else None,
-        prompts=_prompts(args.judge_prompts, vlm_prompts.TEXTS) if args.judge_prompts else {},
+        prompts=_wording(args) if args.judge_prompts else None,
         compat=args.compat,
     )
 
@@ -199,8 +207,9 @@ def judge_record(tools: Tools) -> dict[str, Any] | None:
     return None if tools.vlm is None else tools.vlm.record()
 
 
-def _prompts(file: str, known: Any) -> dict[str, str]:
-    found = untrusted.json(pathlib.Path(file), dict[str, str], f"--judge_prompts {file}")
-    if unknown := found.keys() - set(known):
-        raise InputError(f"--judge_prompts {file}: unknown name {min(unknown)!r}; known are {', '.join(known)}")
-    return found
+def _wording(args: argparse.Namespace) -> Wording:
+    if args.benchmark.judge is None:
+        raise InputError(f"--judge_prompts: {args.benchmark.name} has no judge; leave it out")
+    found = map(benchmarks.by_name, benchmarks.MODULES)
+    known = {one.name: one.judge for one in found if one.judge}
+    return Wording.read(pathlib.Path(args.judge_prompts), args.benchmark.judge, known)

@@ -16,6 +16,7 @@ from uso_jax.common import folders, untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
+from uso_jax.evaluation.protocol import JudgeProtocol
 
 Values = Mapping[str, float]
 
@@ -30,6 +31,8 @@ class Column:
       subsets: subsets to include; () includes all.
       by: "" averages over items; "subset" or a key of `meta` averages the means of groups.
       combine: names of earlier columns to average; the column then has no figures.
+      partial: with --compat, average those of `combine` that have values; by default all must.
+      product: names of earlier columns to multiply; the column then has no figures.
       higher_is_better: None if the figure is neither good nor bad.
       scale: factor applied to the values.
       digits: decimals shown.
@@ -41,6 +44,8 @@ class Column:
     subsets: tuple[str, ...] = ()
     by: str = ""
     combine: tuple[str, ...] = ()
+    partial: bool = False
+    product: tuple[str, ...] = ()
     higher_is_better: bool | None = True
     scale: float = 1.0
     digits: int = 3
@@ -82,6 +87,11 @@ class Benchmark:
     data: str = ""
     draws: bool = False
     scatter: tuple[str, ...] = ()
+
+    @property
+    def judge(self) -> JudgeProtocol | None:
+        """How its judge is asked, if it has one."""
+        return next((metric.judge for metric in self.metrics if metric.judge), None)
 
     def items(self, data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
         """Prepare the items; missing options take their defaults.

@@ -71,15 +71,18 @@ def _extracted(value: Any, folder: pathlib.Path) -> Any:
     return str(path)
 
 
-def image_paths(values: Any, folder: pathlib.Path, where: str) -> tuple[str, ...]:
-    """Return image paths from a record, resolved relative to a folder.
+def image_paths(values: Any, folder: pathlib.Path, where: str, own: pathlib.Path | None = None) -> tuple[str, ...]:
+    """Return image paths from a record, resolved relative to a folder, or to the folder `own` if the file is there.
 
     Raises:
       InputError: `values` is not a list of paths, or a file is missing; `where` names the record.
     """
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
         raise InputError(f"{where}: {values!r} is not a list of image paths")
-    found = tuple(folders.located(value, folder, where) for value in values)
+    located = lambda value: folders.located(value, own, where) if own else ""
+    found = tuple(
+        path if os.path.isfile(path := located(value)) else folders.located(value, folder, where) for value in values
+    )
     for file in found:
         if not os.path.isfile(file):
             raise InputError(f"{where}: image {file!r} does not exist; check the path")

@@ -8,8 +8,10 @@ A line is the result of one metric for one image:
 
 Instead of `values` it may have "skipped" with a permanent reason (no face detected) or "failed" with a transient one
 (the judge did not answer), which the next run retries. `of` is a digest of everything the result depends on: the image,
-the item with its references, and the metric with its networks. Lines with an outdated digest are ignored. An incomplete
-last line is dropped, and so are lines that are no JSON, as an interrupted write or a power cut leaves them.
+the item with its references, and the metric with its networks. Lines with an outdated digest are ignored. `compat` has
+the same form and holds what the benchmark's own code makes of the image, where that differs. With several rounds of
+judging, a value is a list, with null where a round has none. An incomplete last line is dropped, and so are lines that
+are no JSON, as an interrupted write or a power cut leaves them.
 """
 
 import json
@@ -20,12 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
+
 from uso_jax.common import schema, untrusted
 from uso_jax.common.errors import InputError
 
 _LOG = logging.getLogger("uso_jax.evaluation")
 
-Values = Mapping[str, float]
+Values = Mapping[str, float | list[float]]  # a list has one value a round, NaN where a round has none
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,46 @@ class Failed:
     reason: str
 
 
-Result = Values | Skipped | Failed
+Plain = Values | Skipped | Failed
 
 
-class _Line(TypedDict):
+@dataclass(frozen=True)
+class Readings:
+    """A result under two rules: the strict one, and that of the benchmark's own code."""
+
+    strict: Plain
+    compat: Plain
+
+    def of(self, compat: bool) -> Plain:
+        return self.compat if compat else self.strict
+
+
+Result = Plain | Readings
+
+
+def readings(strict: Result, compat: Plain) -> Result:
+    """Return a result under two rules, as one if they agree."""
+    strict = reading(strict, False)
+    return strict if strict == compat else Readings(strict, compat)
+
+
+def reading(result: Result, compat: bool) -> Plain:
+    """Return a result under one of the rules."""
+    return result.of(compat) if isinstance(result, Readings) else result
+
+
+class _Outcome(TypedDict):
+    values: NotRequired[dict[str, float | list[float | None]]]
+    skipped: NotRequired[str]
+    failed: NotRequired[str]
+
+
+class _Line(_Outcome):
     key: str
     number: int
     metric: str
     of: str
-    values: NotRequired[dict[str, float]]
-    skipped: NotRequired[str]
-    failed: NotRequired[str]
+    compat: NotRequired[_Outcome]
 
 
 class ScoreLog:
@@ -95,15 +128,8 @@ class ScoreLog:
         """
         lines = []
         for (key, number), of, result in entries:
-            line = {"key": key, "number": number, "metric": metric, "of": of}
-            match result:
-                case Skipped(reason):
-                    line["skipped"] = reason
-                case Failed(reason):
-                    line["failed"] = reason
-                case _:
-                    line["values"] = {name: float(value) for name, value in result.items()}
-            lines.append(line)
+            line = {"key": key, "number": number, "metric": metric, "of": of, **_outcome(reading(result, False))}
+            lines.append(line | ({"compat": _outcome(result.compat)} if isinstance(result, Readings) else {}))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -116,8 +142,26 @@ class ScoreLog:
             self._add(line)
 
     def _add(self, line: _Line) -> None:
-        if "values" in line:
-            result: Result = dict(line["values"])
-        else:
-            result = Skipped(line["skipped"]) if "skipped" in line else Failed(line["failed"])
+        result: Result = _plain(line)
+        if "compat" in line:
+            result = Readings(result, _plain(line["compat"]))
         self._lines[line["key"], line["number"], line["metric"]] = (line["of"], result)
+
+
+def _outcome(result: Plain) -> _Outcome:
+    match result:
+        case Skipped(reason):
+            return {"skipped": reason}
+        case Failed(reason):
+            return {"failed": reason}
+    null = lambda value: None if np.isnan(value) else float(value)
+    return {
+        "values": {n: [null(x) for x in v] if isinstance(v, list) else float(v) for n, v in result.items()},
+    }
+
+
+def _plain(line: _Outcome) -> Plain:
+    if "values" not in line:
+        return Skipped(line["skipped"]) if "skipped" in line else Failed(line["failed"])
+    number = lambda value: np.nan if value is None else value
+    return {n: [number(x) for x in v] if isinstance(v, list) else v for n, v in line["values"].items()}

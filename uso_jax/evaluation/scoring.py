@@ -15,7 +15,7 @@ from uso_jax.evaluation.gallery import Gallery, Sample, unreadable
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics import base
 from uso_jax.evaluation.metrics.base import Measure, Metric, Tools, WholeMeasure, value_digest
-from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped
+from uso_jax.evaluation.score_log import Failed, Result, ScoreLog, Skipped, Values, reading
 
 Name = tuple[str, int]
 _WHOLE: Name = ("", 0)  # name in the log of results for the set of all images
@@ -33,15 +33,17 @@ class Scores:
       requested: metric -> number of images to score, including missing ones.
       scored: metric -> number of images with values.
       identities: metric -> what its values depend on, such as network fingerprints.
+      other: the same results under the other rule: the benchmark's own code's, or the strict one with --compat.
     """
 
-    figures: dict[Name, dict[str, float]] = field(default_factory=dict)
+    figures: dict[Name, Values] = field(default_factory=dict)
     whole: dict[str, float] = field(default_factory=dict)
     skipped: list[tuple[str, str, int, str]] = field(default_factory=list)
     failed: list[tuple[str, str, int, str]] = field(default_factory=list)
     requested: dict[str, int] = field(default_factory=dict)
     scored: dict[str, int] = field(default_factory=dict)
     identities: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    other: "Scores | None" = None
 
 
 def choose_metrics(benchmark: Benchmark, names: Sequence[str] | None) -> list[Metric]:
@@ -100,7 +102,7 @@ def score_images(
                 asked = [sample for sample in batch if metric.applies(sample.item)]
                 digests |= {(name, s.name): value_digest(s, metric, found.identities[name]) for s in asked}
                 known = [log.get(s.name, name, digests[name, s.name]) for s in asked]
-                again = [result is None or isinstance(result, Failed) for result in known]
+                again = [x is None or isinstance(reading(x, tools.compat), Failed) for x in known]
                 waiting[name] = list(itertools.compress(asked, again))
             # Images with results were decoded before and are not decoded again.
             new = {s.name: s for asked in waiting.values() for s in asked}
@@ -112,14 +114,19 @@ def score_images(
             read += [s for s in batch if s.name not in bad]
             (bar.update if new else bar.skip)(len(batch))
     gallery.samples = read
+    found.other = Scores(identities=found.identities, requested=found.requested)
     for sample in read:
         for name, (metric, _) in single.items():
             if metric.applies(sample.item):
-                _add(found, name, sample.name, log.get(sample.name, name, digests[name, sample.name]))
+                result = log.get(sample.name, name, digests[name, sample.name])
+                assert result is not None, f"{name} has no result for {sample.name}"
+                _add(found, name, sample.name, reading(result, tools.compat))
+                _add(found.other, name, sample.name, reading(result, not tools.compat))
     for name, (metric, measure) in measures.items():
         if name not in single:
             with progress.phase(f"judging {name} of all images"):
                 _judge_whole(found, metric, measure, gallery.samples, log)
+    found.other.whole = found.whole
     return found
 
 
@@ -152,14 +159,12 @@ def _judge_whole(
         found.scored[metric.name] = len(asked)
 
 
-def _add(found: Scores, metric: str, name: Name, result: Result | None) -> None:
+def _add(found: Scores, metric: str, name: Name, result: Result) -> None:
     match result:
         case Skipped(reason):
             found.skipped.append((metric, *name, reason))
         case Failed(reason):
             found.failed.append((metric, *name, reason))
-        case None:
-            raise AssertionError(f"{metric} has no result for {name}")
         case _:
             found.figures.setdefault(name, {}).update(result)
             found.scored[metric] = found.scored.get(metric, 0) + 1

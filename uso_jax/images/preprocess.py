@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocessing of each image encoder: by PIL on the host, or differentiable on the device.
 
-The host version equals transformers' PIL image processors bit for bit. The device version is for rewards, which need
+The host version equals transformers' PIL image processors bit for bit, or torchvision's transforms where the original
+code uses them. The device version is for rewards, which need
 gradients with respect to the pixels: the same bicubic filter without rounding to bytes.
 Shapes: h w pixels, s size.
 """
@@ -26,6 +27,7 @@ class Preprocess:
     short_side: int | None  # after resizing, before the centre crop; None: resize to the square, without a crop
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    rounded: bool = False  # an odd margin of the crop is split as in torchvision; by default as in transformers
 
     def __post_init__(self):
         if self.short_side is not None and self.short_side < self.size:
@@ -60,8 +62,9 @@ class Preprocess:
             return (self.size, self.size), (slice(None), slice(None))
         short = min(height, width)
         resized = (self.short_side * height // short, self.short_side * width // short)
-        # An odd margin is split as in transformers; torchvision rounds some of them the other way.
-        top, left = ((side - self.size) // 2 for side in resized)
+        # Both leave the smaller half of an odd margin at the top, but torchvision rounds halves to even numbers.
+        half = (lambda margin: round(margin / 2)) if self.rounded else (lambda margin: margin // 2)
+        top, left = (half(side - self.size) for side in resized)
         return resized, (slice(top, top + self.size), slice(left, left + self.size))
 
 
@@ -70,6 +73,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 SIGLIP = Preprocess(384, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = Preprocess(224, 224, *_CLIP)
-CSD = CLIP
-DINO = Preprocess(224, 256, *_IMAGENET)
-DINOV2 = DINO
+CSD = Preprocess(224, 224, *_CLIP, rounded=True)
+IMAGE_REWARD = CSD
+DINO = Preprocess(224, 256, *_IMAGENET, rounded=True)
+DINOV2 = Preprocess(224, 256, *_IMAGENET)

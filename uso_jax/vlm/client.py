@@ -19,7 +19,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import tenacity
@@ -35,6 +35,20 @@ Kind = Literal["timeout", "busy", "unreachable", "refused", "nonsense", "missing
 _LOSSLESS = 256 * 256  # images of at most this many pixels are sent as PNG, larger ones as JPEG
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that are retried
 _MISTAKES = {401: "check the key", 403: "check the key", 404: "check the address and the model name"}
+
+
+class Shown(NamedTuple):
+    """An image file in a conversation; `detail` is the endpoint's setting of that name, "" sends none."""
+
+    file: bytes
+    detail: str = ""
+
+
+class Turn(NamedTuple):
+    """One message of a conversation: who speaks, and texts and images in order."""
+
+    role: Literal["user", "assistant"]
+    parts: tuple[str | Shown, ...]
 
 
 class VlmError(Exception):
@@ -146,6 +160,17 @@ class Vlm:
                 last = error
         raise VlmError("nonsense", f"no usable answer in {self.takes} takes ({last}); the last: {answer[:200]!r}")
 
+    def converse(self, turns: Sequence[Turn], **parameters: float | int) -> str:
+        """Return the endpoint's answer to a conversation, word for word.
+
+        No parameter is sent besides `parameters`, and no answer is cached: asking again draws another sample.
+
+        Raises:
+          VlmError: no answer could be obtained.
+          InputError: the endpoint rejects the key, the address or the model at once.
+        """
+        return self._completed(dict(model=self.model, messages=[_message(turn) for turn in turns], **parameters))
+
     def close(self) -> None:
         """Do nothing: a connection ends with its request, and every answer is written at once."""
 
@@ -155,16 +180,18 @@ class Vlm:
         key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
         if (known := self._cache.get(key)) is not None:
             return known
-        if self._server is None:
-            raise VlmError("missing", "the answer is not in the cache, and there is no endpoint to ask")
         content = [_text(piece) if isinstance(piece, str) else _image(piece) for piece in pieces]
-        message = dict(model=self.model, messages=[dict(role="user", content=content)], **options)
-        try:
-            answer = self._retrying(self._send, message)
-        except _Again as error:
-            raise VlmError(error.kind, str(error)) from error
+        answer = self._completed(dict(model=self.model, messages=[dict(role="user", content=content)], **options))
         self._cache.add(key, question | {"answer": answer, "time": int(time.time())})
         return answer
+
+    def _completed(self, request: dict[str, Any]) -> str:
+        if self._server is None:
+            raise VlmError("missing", "the answer is not in the cache, and there is no endpoint to ask")
+        try:
+            return self._retrying(self._send, request)
+        except _Again as error:
+            raise VlmError(error.kind, str(error)) from error
 
     def _send(self, message: dict[str, Any]) -> str:
         """Send one request; raise `_Again` if it may be retried."""
@@ -279,11 +306,20 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _image(image: np.ndarray | bytes) -> dict[str, Any]:
+def _image(image: np.ndarray | bytes, **options: str) -> dict[str, Any]:
     file = image if isinstance(image, bytes) else _encoded(image)
-    kind = "jpeg" if file.startswith(b"\xff\xd8") else "png"
+    kind = "png" if file.startswith(b"\x89PNG") else "jpeg"
     url = f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": url} | options}
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """Return a turn as the endpoint expects it; one text alone is sent as such."""
+    if len(turn.parts) == 1 and isinstance(turn.parts[0], str):
+        return {"role": turn.role, "content": turn.parts[0]}
+    options = lambda part: {"detail": part.detail} if part.detail else {}
+    content = [_text(part) if isinstance(part, str) else _image(part.file, **options(part)) for part in turn.parts]
+    return {"role": turn.role, "content": content}
 
 
 def _encoded(pixels: np.ndarray) -> bytes:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision-language models as judges in evaluation: the protocol, an HTTP endpoint, and a cache of answers.
 
-A judge is called as (images, prompt, ...) and returns text, or raises NoAnswer. Answers are appended to judge.jsonl
-under a digest of the judge's name, prompt, images, round and options, so no question is asked twice and a run can be
-repeated without the model. The records differ from those of `vlm.client`'s cache: they carry the judge's name and the
-date, which reports show, and a damaged line is an error instead of being skipped.
+A judge is called with a conversation and returns text, or raises NoAnswer. Answers are appended to judge.jsonl under a
+digest of the judge's name, the conversation, its parameters and the round, so no question is asked twice and a run can
+be repeated without the model. The records differ from those of `vlm.client`'s cache: they carry the judge's name and
+the date, which reports show, and a damaged line is an error instead of being skipped.
 """
 
 import datetime
@@ -15,12 +15,15 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.vlm.client import Vlm, VlmError
+from uso_jax.vlm.client import Shown, Turn, Vlm, VlmError
+
+Parameters = Mapping[str, float | int]
 
 
 class NoAnswer(Exception):
@@ -29,21 +32,17 @@ class NoAnswer(Exception):
 
 @runtime_checkable
 class Judge(Protocol):
-    """A model that answers a prompt about images."""
+    """A model that answers at the end of a conversation about images."""
 
     name: str
 
-    def __call__(
-        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
-    ) -> str:
+    def __call__(self, turns: Sequence[Turn], *, round_: int, parameters: Parameters) -> str:
         """Return the answer.
 
         Args:
-          images: JPEG or PNG files, in the order they are shown.
-          prompt: the question.
+          turns: the conversation, which ends with the user's turn.
           round_: index of an independent repetition of the same question.
-          max_tokens: maximum length of the answer.
-          temperature: None uses the judge's default.
+          parameters: of sampling, such as "temperature" and "max_tokens"; the judge's defaults hold for others.
 
         Raises:
           NoAnswer: there is no usable answer.
@@ -78,28 +77,20 @@ class CachedJudge:
             raise InputError(f"--judge replay: {path} must hold the answers of one judge, not of {len(names)}")
         self.name = judge.name if judge is not None else names.pop()
 
-    def ask(
-        self,
-        images: Sequence[bytes],
-        prompt: str,
-        *,
-        round_: int = 0,
-        max_tokens: int = 1400,
-        temperature: float | None = None,
-    ) -> str:
+    def ask(self, turns: Sequence[Turn], *, round_: int = 0, parameters: Parameters = MappingProxyType({})) -> str:
         """Return the stored answer, or ask the judge and store its answer.
 
         Raises:
           NoAnswer: the judge has no usable answer, or there is no judge.
         """
-        shown = [hashlib.sha256(image).hexdigest() for image in images]
-        facts = json.dumps([self.name, prompt, shown, round_, max_tokens, temperature])
+        shown = [[turn.role, [_described(part) for part in turn.parts]] for turn in turns]
+        facts = json.dumps([self.name, shown, round_, dict(parameters)], sort_keys=True)
         of = hashlib.sha256(facts.encode()).hexdigest()[:24]
         if of in self._kept:
             return self._kept[of]
         if self._judge is None:
             raise NoAnswer("this question is not among the stored answers")
-        reply = self._judge(images, prompt, round_=round_, max_tokens=max_tokens, temperature=temperature)
+        reply = self._judge(turns, round_=round_, parameters=parameters)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"of": of, "judge": self.name, "date": date, "reply": reply}
         with self._lock:
@@ -116,6 +107,10 @@ class CachedJudge:
     def record(self) -> dict[str, Any]:
         """Return the judge's name and the dates of its first and last answer, as JSON."""
         return {"model": self.name, "from": min(self._dates, default=None), "to": max(self._dates, default=None)}
+
+
+def _described(part: str | Shown) -> str | list[str]:
+    return part if isinstance(part, str) else [hashlib.sha256(part.file).hexdigest(), part.detail]
 
 
 class _Stored(TypedDict):
@@ -147,14 +142,14 @@ class FakeJudge:
 
     name = "fake"
 
-    def __call__(
-        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
-    ) -> str:
-        digest = hashlib.sha256(prompt.encode() + b"".join(hashlib.sha256(image).digest() for image in images)).digest()
-        if "[first, second]" in prompt:
+    def __call__(self, turns: Sequence[Turn], *, round_: int, parameters: Parameters) -> str:
+        described = [_described(part) for turn in turns for part in turn.parts]
+        text = " ".join(part for part in described if isinstance(part, str))
+        digest = hashlib.sha256(json.dumps(described).encode()).digest()
+        if "[first, second]" in text:
             return f"[{digest[0] % 11}, {digest[1] % 11}]"
-        if '"score"' in prompt:
-            return json.dumps({"score": digest[0] % (5 if "from 0 to 4" in prompt else 11), "reasoning": "a digest"})
+        if '"score"' in text:
+            return json.dumps({"score": digest[0] % (5 if "from 0 to 4" in text else 11), "reasoning": "a digest"})
         return "yes" if digest[0] % 2 else "no"
 
 
@@ -162,16 +157,12 @@ class EndpointJudge:
     """A judge behind an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY."""
 
     def __init__(self, model: str, base_url: str, *, key_over_http: bool = False):
-        # One take: an answer that cannot be parsed is stored as this judge's answer.
         key = os.environ.get("OPENAI_API_KEY")
-        self.name, self._vlm = model, Vlm(model, base_url, takes=1, api_key=key, key_over_http=key_over_http)
+        self.name, self._vlm = model, Vlm(model, base_url, api_key=key, key_over_http=key_over_http)
 
-    def __call__(
-        self, images: Sequence[bytes], prompt: str, *, round_: int, max_tokens: int, temperature: float | None
-    ) -> str:
-        options = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
+    def __call__(self, turns: Sequence[Turn], *, round_: int, parameters: Parameters) -> str:
         try:
-            return self._vlm.ask([*images, prompt], take=round_, **options)
+            return self._vlm.converse(turns, **parameters)
         except VlmError as error:
             raise NoAnswer(f"{error.kind}: {error}") from error
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""DreamBench: 30 photographed subjects with 25 prompts each, published with DreamBooth and run as in UNO.
+"""DreamBench: 30 photographed subjects with 25 prompts each, published with DreamBooth; references and sizes as in UNO.
 
 DATA is google/dreambooth's `dataset` folder: <subject>/NN.jpg and prompts_and_classes.txt.
 """

@@ -13,6 +13,8 @@ from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
+from uso_jax.evaluation.metrics.vlm_answers import PAIR, YES
+from uso_jax.evaluation.protocol import MADE, REFERENCES, Attempts, Encoding, JudgeProtocol, Question, Text
 
 TASKS = {"object_centric": "Object", "human_centric": "Human", "hoi": "HOI", "dere": "De&Re"}
 
@@ -47,14 +49,49 @@ def derive(item: EvalItem, values: Values, compat: bool) -> Values:
     return {"score": weight * values["sc"] * values["pq"]}
 
 
+_PAIR = " Answer with a list of the two numbers only: [first, second]"
+_FILE = Encoding(as_file=True)
+JUDGE = JudgeProtocol(
+    source="MICo-Bench: eval_score.py, compute_weights.py",
+    texts={
+        "quality": Text(
+            "Give two numbers from 0 to 10 for this image: how natural it looks (light, distances, proportions), and "
+            "how free it is of artefacts (distortions, blurs, wrong limbs, seams)." + _PAIR,
+            "quality.txt",
+        ),
+        "semantics": Text(
+            "The first image is a reference composition, the second was made after this instruction: {prompt}\n"
+            "Give two numbers from 0 to 10: how well the second image follows the instruction, and how much its "
+            "subjects resemble those of the first." + _PAIR,
+            "semantics.txt",
+            {"prompt": "{prompt}"},
+        ),
+        "source": Text(
+            "Does what the first image shows appear in the second image, recognisable as the same? Answer with one "
+            "word, yes or no.",
+            "source.txt",
+        ),
+    },
+    questions={
+        "quality": Question((("user", ("quality", MADE)),), PAIR, PAIR),
+        "semantics": Question((("user", ("semantics", REFERENCES, MADE)),), PAIR, PAIR),
+        "source": Question((("user", (REFERENCES, MADE, "source")),), YES, YES, {"max_tokens": 16}),
+    },
+    figures=lambda item: {"pq": "quality", "sc": "semantics"},
+    parameters={"temperature": 0.0},  # the presence question is decoded greedily
+    references=_FILE,
+    made=_FILE,
+    official=Attempts(1),
+)
+
 BENCHMARK = Benchmark(
     name="mico",
     title="MICo-Bench",
     source="arXiv 2512.07348; github.com/A113N-W3I/MICo-150K, MICo-Bench",
     prepare=prepare,
     metrics=(
-        Metric("viescore", "viescore", against="target"),
-        Metric("weight", "identity_weight", against="content"),
+        Metric("viescore", "judged", against="target", judge=JUDGE),
+        Metric("weight", "identity_weight", against="content", judge=JUDGE),
     ),
     columns=(
         *(Column(title, ("score",), (task,), digits=2) for task, title in TASKS.items()),
@@ -81,8 +118,10 @@ BENCHMARK = Benchmark(
     ours=(
         "One judge answers all questions; the published script uses another model for presence.",
         "The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",
-        "By default an unparsable answer or a missing weight is a failure. With --compat the case is omitted, or the"
-        " weight is 1.",
+        "--faces must hold embeddings named arcface, to which the thresholds of the weights belong.",
+        "With --compat, nothing is asked again: a case whose scores cannot be read is omitted, an unclear answer about"
+        " a source is no, numbers beyond 10 count, and a missing weight is 1 (of all cases, if there are no --faces)."
+        " Otherwise each of them is a failure after three attempts.",
     ),
     data="the four mico_bench_*.jsonl files with their images",
 )

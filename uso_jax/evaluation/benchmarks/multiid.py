@@ -2,20 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """MultiID-Bench: people in new images; by default the one-person subset, for which USO has published results.
 
-DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.json, p2.json, p3.json and their images.
+DATA is a folder with the parquet file of WithAnyone/MultiID-Bench, or with p1.json, p2.json, p3.json and their images,
+as the official hf2bench.py writes them: a list names files relative to p1/untar, p2/untar or p3.
 """
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
-from uso_jax.evaluation.benchmark import Benchmark, Column, published
+from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
 
 SUBSETS = ("p1", "p2", "p3")
 NETWORKS = ("arcface", "facenet", "adaface")
+_FOLDERS = {"p1": "p1/untar", "p2": "p2/untar", "p3": "p3"}  # of hf2bench.py's images
 
 
 def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem]:
@@ -33,16 +36,25 @@ def prepare(data: pathlib.Path, options: Mapping[str, str]) -> Sequence[EvalItem
         number = counts[subset] - 1
         target = records.text_field(record, ["GT", "ori_img_path"], where)
         shown = record.get("input_images", record.get("image_paths"))
+        own = folder / _FOLDERS[subset]
+        files = records.image_paths([target, *shown] if isinstance(shown, list) else shown, folder, where, own)
+        name = record.get("ID") or record.get("name")
+        name = name if name and not isinstance(name, list) else f"{number:04d}"  # in p3, the names of the people
         items.append(
             EvalItem(
-                f"{subset}/{record.get('ID') or record.get('name') or f'{number:04d}'}", "multiid", subset,
-                records.text_field(record, ["prompt"], where), records.image_paths(shown, folder, where),
-                target=records.image_paths([target], folder, where)[0], width=0, height=0,
+                f"{subset}/{name}", "multiid", subset, records.text_field(record, ["prompt"], where), files[1:],
+                target=files[0], width=0, height=0,
             )
         )  # fmt: skip
     if not items:
         raise InputError(f"{data} has no items of subset {', '.join(wanted)}; see docs/evaluate.md")
     return items
+
+
+def derive(item: EvalItem, values: Values, compat: bool) -> Values:
+    """With --compat, drop an image whose faces no network can compare with the references, as the official code."""
+    lost = compat and not any(name.startswith("sim_ref_") for name in values)
+    return dict.fromkeys(values, math.nan) if lost else {}
 
 
 def _pooled(name: str) -> tuple[str, ...]:
@@ -56,7 +68,7 @@ BENCHMARK = Benchmark(
     source="arXiv 2510.14975; github.com/Doby-Xu/WithAnyone, MultiID-Bench",
     prepare=prepare,
     metrics=(
-        Metric("faces", "faces", against="content"),
+        Metric("faces", "faces", against="content", options={"networks": NETWORKS}),
         Metric("clip_i", "cosine", "clip", "target"),
         Metric("clip_t", "text", "clip", needs=("prompt",)),
     ),
@@ -70,6 +82,7 @@ BENCHMARK = Benchmark(
         *(Column(f"Sim(Ref) {p}", _pooled("sim_ref"), (p,), iqr=True) for p in SUBSETS[1:]),
         *(Column(f"Blending {p}", _pooled("blending"), (p,), higher_is_better=False, iqr=True) for p in SUBSETS[1:]),
     ),
+    derive=derive,
     published=published(
         _COLUMNS,
         {
@@ -92,8 +105,10 @@ BENCHMARK = Benchmark(
     published_source="arXiv 2510.14975, one person",
     ours=(
         "CLIP is ViT-B/16; --metric_weights must contain that network.",
-        "Copy-Paste and blending are means over the people in an image; the aesthetic score is omitted.",
-        "By default all values count. With --compat, values beyond 1.5 interquartile ranges are dropped, as published.",
+        "Copy-Paste and blending are means over the people in an image; Copy-Paste needs as many faces in the image as"
+        " in the target and as references. The aesthetic score is omitted.",
+        "By default all values count. With --compat, values beyond 1.5 interquartile ranges are dropped, and so are all"
+        " values of an image whose faces no network can compare with the references, as in the published script.",
     ),
     options={"subsets": ("p1", "comma-separated subsets: p1, p2, p3")},
     data="the parquet file, or p1.json to p3.json with images",

@@ -11,9 +11,19 @@ from collections.abc import Mapping, Sequence
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation import records
 from uso_jax.evaluation.benchmark import Benchmark, Column, Values, published
-from uso_jax.evaluation.benchmarks.omnicontext import overall
+from uso_jax.evaluation.benchmarks.omnicontext import (
+    FOLLOWING,
+    GIVEN,
+    INSTRUCTION,
+    SHRUNK,
+    STRICTNESS,
+    overall,
+    question,
+)
 from uso_jax.evaluation.items import EvalItem
 from uso_jax.evaluation.metrics.base import Metric
+from uso_jax.evaluation.metrics.vlm_answers import DIGIT, YES
+from uso_jax.evaluation.protocol import MADE, REFERENCES, Attempts, JudgeProtocol, Question, Text
 
 COMPOSITION = ("composition_single", "composition_multi")
 DISTINCTION = tuple(f"distinction_{n}_{kind}" for n in ("single", "multi") for kind in ("cross", "intra"))
@@ -57,9 +67,52 @@ def _nested(subjects, labels, count: int) -> bool:
 
 
 def derive(item: EvalItem, values: Values, compat: bool) -> Values:
-    """Return "overall" of composition, and "dis" of distinction, the mean of accuracy and F1."""
-    dis = {"dis": (values["accuracy"] + values["f1"]) / 2} if "f1" in values else {}
-    return {**overall(item, values, compat), **dis}
+    """Return "overall" of composition, and "dis" of distinction, the mean of accuracy and F1.
+
+    With --compat, the latter is rounded to thousandths, as in calculate_statistics.py.
+    """
+    dis = (values["accuracy"] + values["f1"]) / 2 if "f1" in values else None
+    return {**overall(item, values, compat), **({} if dis is None else {"dis": round(dis, 3) if compat else dis})}
+
+
+def with_scene(item: EvalItem) -> bool:
+    """Return whether the rubric with the scene applies: the code of a case with a scene has an S."""
+    return "scene" in item.subset or "S" in item.meta.get("case_type", "")
+
+
+_NAMED = "Look only at the subjects that the instruction names, and ignore all others in the references. "
+JUDGE = JudgeProtocol(
+    source="eval/s2i/sconeeval: bench_score.py, test_score.py, json_util.py, calculate_statistics.py",
+    texts={
+        "following": Text(FOLLOWING, "following.txt", INSTRUCTION),
+        "labelled": Text(
+            GIVEN + _NAMED + "Is each of them the very same one in the last image?" + STRICTNESS,
+            "consistency.txt",
+            INSTRUCTION,
+        ),
+        "labelled_scene": Text(
+            GIVEN
+            + _NAMED
+            + "Is each of them, and the scene that it names, the very same in the last image?"
+            + STRICTNESS,
+            "consistency_scene.txt",
+            INSTRUCTION,
+        ),
+        "presence": Text(
+            "The first image shows, among others, this subject: {subject}. Does the same subject appear in the second "
+            "image? Answer with one word, yes or no.",
+            "presence.txt",
+            {"subject": "<subject>"},
+        ),
+    },
+    questions={name: question(name) for name in ("following", "labelled", "labelled_scene")}
+    | {"presence": Question((("user", ("presence", REFERENCES, MADE)),), YES, DIGIT)},
+    figures=lambda item: {"pf": "following", "sc": "labelled_scene" if with_scene(item) else "labelled"},
+    parameters={"max_tokens": 1400},
+    references=SHRUNK,
+    rounds=3,
+    official=Attempts(3, together=True),
+)
 
 
 def _published(name: str, com: Sequence[float], dis: Sequence[float], total: Sequence[float]) -> dict[str, Values]:
@@ -73,8 +126,8 @@ BENCHMARK = Benchmark(
     source="arXiv 2512.12675; github.com/Ryann-Ran/Scone",
     prepare=prepare,
     metrics=(
-        Metric("judged", "instruction", against="content", options={"labelled": True, "rounds": 3}),
-        Metric("distinction", "presence", against="content", subsets=DISTINCTION, options={"rounds": 3}),
+        Metric("judged", "judged", against="content", judge=JUDGE),
+        Metric("distinction", "presence", against="content", subsets=DISTINCTION, judge=JUDGE),
     ),
     columns=(
         *(Column(title, ("overall",), (task,), digits=2) for task, title in _COM.items()),
@@ -88,7 +141,11 @@ BENCHMARK = Benchmark(
     | published(("Overall",), {"UNO": (6.62,), "OmniGen2": (7.60,), "Scone": (8.50,)})
     | published((_COM["composition_single"],), {"GPT-4o": (8.92,), "Qwen-Image-Edit-2509": (8.54,), "BAGEL": (7.14,)}),
     published_source="arXiv 2512.12675, judge gpt-4.1, three images per item, each scored three times",
-    ours=("The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",),
+    ours=(
+        "The judge prompts are this project's wording of the rubric unless --judge_prompts replaces them.",
+        "The published code asks all questions of an image again if one reply cannot be read; here it asks both scores"
+        " again, or all questions of presence. With --compat, and in both cases it gives up after three attempts.",
+    ),
     options={"num_images": ("3", "images per item")},
     data="data.jsonl with images",
 )

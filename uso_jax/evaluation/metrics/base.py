@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from uso_jax.common.errors import InputError
 from uso_jax.evaluation.gallery import Sample, file_digest
 from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.protocol import JudgeProtocol, Wording
 from uso_jax.evaluation.score_log import Result
 
 AGAINST: Mapping[str, Callable[[EvalItem], Sequence[str]]] = {
@@ -40,6 +41,7 @@ class Metric:
       subsets: subsets to score; () scores all.
       needs: further requirements of an item: "prompt", or a key of `meta`.
       options: further arguments of the kind.
+      judge: how a judged metric asks.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Metric:
     subsets: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    judge: JudgeProtocol | None = None
 
     def applies(self, item: EvalItem) -> bool:
         """Return whether the metric is defined for an item."""
@@ -93,8 +96,8 @@ class Tools:
     vlm: Any = None  # vlm.judges.CachedJudge
     faces: Any = None  # faces.Embeddings
     reader: Any = None  # ocr.Reader
-    prompts: Mapping[str, str] = field(default_factory=dict)  # judge prompts by name that replace vlm_prompts.TEXTS
-    compat: bool = False  # repeat quirks of published scripts
+    prompts: Wording | None = None  # texts for the judge in place of this project's
+    compat: bool = False  # ask and count as the benchmark's own code does
 
     def need(self, tool: str, metric: Metric) -> Any:
         """Return a tool.
@@ -135,11 +138,9 @@ KINDS: Mapping[str, tuple[str, str]] = {  # kind -> module and class in uso_jax.
     "text": ("similarity", "TextCosine"),
     "lpips": ("similarity", "Distance"),
     "gram": ("similarity", "Distance"),
-    "instruction": ("vlm", "Instruction"),
+    "judged": ("vlm", "Judged"),
     "presence": ("vlm", "Presence"),
-    "viescore": ("vlm", "VieScore"),
-    "identity_weight": ("vlm", "IdentityWeight"),
-    "scales": ("vlm", "Scales"),
+    "identity_weight": ("identity_weight", "IdentityWeight"),
     "faces": ("faces", "Faces"),
     "reading": ("ocr", "Reading"),
     "reward": ("image_reward", "Reward"),

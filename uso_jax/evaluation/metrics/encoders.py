@@ -50,9 +50,9 @@ class Network:
     look: Callable[[Any, Any], Mapping[str, jax.Array]]
 
 
-def _dino_sees(config: Any) -> Preprocess:
+def _dino_sees(seen: Preprocess) -> Callable[[Any], Preprocess]:
     # 224 of 256 pixels, although DINOv2's position embedding is larger: the metric is defined so.
-    return preprocess.DINO.resized(min(config.image_size, preprocess.DINO.size))
+    return lambda config: seen.resized(min(config.image_size, seen.size))
 
 
 def _csd(module: Csd, x: jax.Array) -> dict[str, jax.Array]:
@@ -65,14 +65,14 @@ NETWORKS: Mapping[str, Network] = {
     "clip_model": Network(
         lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {"clip": m.embed_images(x)}
     ),
-    "dino": Network(_dino_sees, lambda m, x: {"dino": unit(m(x).pooler_output)}),
-    "dinov2": Network(_dino_sees, lambda m, x: {"dinov2": unit(m(x).pooler_output)}),
+    "dino": Network(_dino_sees(preprocess.DINO), lambda m, x: {"dino": unit(m(x).pooler_output)}),
+    "dinov2": Network(_dino_sees(preprocess.DINOV2), lambda m, x: {"dinov2": unit(m(x).pooler_output)}),
     "csd": Network(lambda c: preprocess.CSD.resized(c.image_size), _csd),
     "siglip": Network(
         lambda c: preprocess.SIGLIP.resized(c.image_size),
         lambda m, x: {"siglip": unit(m(x).pooler_output)},
     ),
-    "image_reward": Network(lambda c: preprocess.CLIP.resized(c.vision.image_size), lambda m, x: {}),
+    "image_reward": Network(lambda c: preprocess.IMAGE_REWARD.resized(c.vision.image_size), lambda m, x: {}),
     "inception": Network(lambda c: _INCEPTION, lambda m, x: {}),
 }
 COMPONENT = {
@@ -225,7 +225,8 @@ class Networks:
 
 def preprocess_id(seen: Preprocess) -> str:
     """Return a text that identifies a preprocessing."""
-    resize = "squash" if seen.short_side is None else f"short side {seen.short_side}, centre"
+    centre = "centre by torchvision" if seen.rounded else "centre"
+    resize = "squash" if seen.short_side is None else f"short side {seen.short_side}, {centre}"
     numbers = hashlib.sha256(repr((seen.mean, seen.std)).encode()).hexdigest()[:6]
     return f"PIL bicubic, {resize} {seen.size}, normalised {numbers}"
 

@@ -26,6 +26,7 @@ from uso_jax.evaluation.score_log import Failed, Result, Skipped
 
 Vectors = Float[np.ndarray, "f d"]
 Vector = Float[np.ndarray, " d"]
+_WHOLE = ("arcface",)  # the official code compares their faces only if every reference has one
 _ANGLE = 1e-6  # angle between target and reference below which copying is undefined
 
 
@@ -87,6 +88,11 @@ class Faces:
     def __init__(self, metric: Metric, tools: Tools):
         self.metric = metric
         self.embeddings = tools.need("faces", metric)
+        known = metric.options["networks"]
+        if unknown := set(self.embeddings.networks) - set(known):
+            raise InputError(
+                f"--faces: unknown network {min(unknown)!r}; name arrays {' or '.join(known)}, then /SHA256"
+            )
         self.identity = {"faces": self.embeddings.identity, "networks": list(self.embeddings.networks)}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
@@ -101,31 +107,36 @@ class Faces:
                 return Failed(f"faces: no embeddings of {missing[0]} by {network}")
             made, wanted = found[0], found[1] if sample.item.target else None
             references = [vectors[:1] for vectors in found[1 + (wanted is not None) :]]
-            if not len(made) or (wanted is not None and not len(wanted)) or not all(len(r) for r in references):
-                continue
-            values |= {f"{name}_{network}": x for name, x in figures(made, wanted, np.concatenate(references)).items()}
-        return values or Skipped("no face was detected in the image, the target or a reference")
+            given = np.concatenate(references)
+            if network in _WHOLE and len(given) < len(references):
+                given = given[:0]
+            of = figures(made, wanted, given, len(references))
+            values |= {f"{name}_{network}": value for name, value in of.items()}
+        return values or Skipped("no face was detected in the image, or in both the target and the references")
 
 
-def figures(made: Vectors, target: Vectors | None, references: Vectors) -> dict[str, float]:
-    """Return the figures of one image for one network.
+def figures(made: Vectors, target: Vectors | None, references: Vectors, people: int | None = None) -> dict[str, float]:
+    """Return the figures of one image for one network, as arcface_metric.py computes them.
 
     Args:
-      made: faces of the generated image.
-      target: faces of the ground-truth image; None omits sim_gt and copy_paste.
-      references: one face per reference image.
+      made: faces of the generated image; without any, there are no figures.
+      target: faces of the ground-truth image; None or no face omits sim_gt and copy_paste.
+      references: one face per reference image; without any, there are no figures that need them.
+      people: number of reference images; by default that of `references`.
     """
-    pairs = match(made, references)
-    found = {"sim_ref": float(np.mean([cosine for *_, cosine in pairs]))}
-    if len(pairs) > 1:
-        cosines = made @ references.T
-        others = [cosines[i, j] for i, own, _ in pairs for j in range(len(references)) if j != own]
-        found["blending"] = float(np.mean(others))
-    if target is not None:
+    found = {}
+    if len(made) and len(references):
+        pairs, cosines = match(made, references), made @ references.T
+        found["sim_ref"] = float(np.mean([cosine for *_, cosine in pairs]))
+        others = np.ones(cosines.shape, bool)
+        others[tuple(zip(*[(i, j) for i, j, _ in pairs], strict=True))] = False
+        if others.any() and (len(references) if people is None else people) > 1:
+            found["blending"] = float(np.mean(cosines[others]))
+    if len(made) and target is not None and len(target):
         to_target = match(made, target)
         found["sim_gt"] = float(np.mean([cosine for *_, cosine in to_target]))
-        person = {i: j for i, j, _ in match(target, references)}
-        copies = [copy_paste(made[i], target[j], references[person[j]]) for i, j, _ in to_target if j in person]
-        if copies:
+        if len(made) == len(target) == len(references):
+            person = {i: j for i, j, _ in pairs}
+            copies = [copy_paste(made[i], target[j], references[person[i]]) for i, j, _ in to_target]
             found["copy_paste"] = float(np.mean(copies))
     return found

@@ -25,6 +25,8 @@ from uso_jax.models.uso import to_float
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's normalisation of pixels in [-1, 1]
 
+SMALLEST = {"vgg16": 16, "alexnet": 35}  # pixels a side, below which a network has no output
+
 Images = Float[Array, "b h w 3"]
 
 
@@ -35,7 +37,8 @@ class Perceptual:
         """Load the weights.
 
         Args:
-          size: smaller images are upscaled to this many pixels (short side for LPIPS, squared for Gram).
+          size: smaller images are upscaled to this many pixels (short side for LPIPS, squared for Gram). The original
+            LPIPS does not; 0 leaves images as they are, which must then have SMALLEST pixels a side.
           network: "vgg16" or "alexnet"; Gram distances are defined for "vgg16".
 
         Raises:

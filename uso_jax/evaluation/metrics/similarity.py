@@ -14,8 +14,8 @@ from PIL import Image
 
 from uso_jax.evaluation.gallery import Sample, pixels
 from uso_jax.evaluation.metrics.base import Metric, Tools
-from uso_jax.evaluation.metrics.lpips import Perceptual
-from uso_jax.evaluation.score_log import Result
+from uso_jax.evaluation.metrics.lpips import SMALLEST, Perceptual
+from uso_jax.evaluation.score_log import Failed, Result
 
 
 class Cosine:
@@ -38,18 +38,18 @@ class Cosine:
 
 
 class TextCosine:
-    """The cosine between the embeddings of an image and its prompt; with --compat clipped at 0, as in UNO's script."""
+    """The cosine between the embeddings of an image and its prompt."""
 
     def __init__(self, metric: Metric, tools: Tools):
-        self.metric, self.compat = metric, tools.compat
+        self.metric = metric
         self.networks = tools.need("networks", metric)
-        self.identity = self.networks.identity(metric.vector, text=True) | {"clipped": tools.compat}
+        self.identity = self.networks.identity(metric.vector, text=True)
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
         images = self.networks.images(self.metric.vector, [str(sample.path) for sample in samples])
         words = self.networks.texts(self.metric.vector, [self._words(sample) for sample in samples])
         cosines = np.sum(images * words, axis=1)
-        return [{self.metric.name: float(max(x, 0) if self.compat else x)} for x in cosines]
+        return [{self.metric.name: float(x)} for x in cosines]
 
     def _words(self, sample: Sample) -> str:
         own = self.metric.options.get("words")  # key of `meta` that replaces the prompt
@@ -59,32 +59,37 @@ class TextCosine:
 class Distance:
     """LPIPS ("lpips") or Gram distance ("gram") to the references; lower is closer.
 
-    LPIPS resizes the image to the reference's size. Gram resizes both to 224 x 224 pixels.
+    LPIPS resizes the image to the reference's size. With `options["enlarge"]`, it then enlarges both to that many
+    pixels if they are smaller, which the original does not. Gram resizes both to 224 x 224 pixels.
     """
 
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.gram = metric, metric.kind == "gram"
-        network = metric.options.get("network", "vgg16")
-        self.perceptual = Perceptual(224 if self.gram else 64, network)
-        seen = (
-            "PIL bicubic to 224 squared, ImageNet's norm"
-            if self.gram
-            else "PIL bicubic to the reference's size, [-1, 1]"
-        )
+        network, enlarge = metric.options.get("network", "vgg16"), metric.options.get("enlarge", 0)
+        self.perceptual = Perceptual(224 if self.gram else enlarge, network)
+        self.smallest = 0 if self.gram or enlarge else SMALLEST[network]
+        seen = "PIL bicubic to 224 squared, ImageNet's norm"
+        if not self.gram:
+            enlarged = f", smaller ones enlarged to {enlarge}" if enlarge else ""
+            seen = f"PIL bicubic to the reference's size, [-1, 1]{enlarged}"
         self.identity = {"networks": {network: self.perceptual.fingerprint}, "preprocess": seen}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
-        found: list[Result] = []
-        for sample in samples:
-            values = []
-            for path in self.metric.references(sample.item):
-                made, wanted = sample.pixels, pixels(path)
-                size = (224, 224) if self.gram else wanted.shape[1::-1]
-                made, wanted = (_float(_sized(x, size)) for x in (made, wanted))
-                distance = self.perceptual.gram_distance if self.gram else self.perceptual.lpips
-                values.append(float(distance(made, wanted)[0]))
-            found.append({self.metric.name: float(np.mean(values))})
-        return found
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Result:
+        values = []
+        for path in self.metric.references(sample.item):
+            made, wanted = sample.pixels, pixels(path)
+            size = (224, 224) if self.gram else wanted.shape[1::-1]
+            if min(size) < self.smallest:
+                return Failed(
+                    f"{path} is {size[0]} x {size[1]}; the network needs at least {self.smallest} pixels a side"
+                )
+            made, wanted = (_float(_sized(x, size)) for x in (made, wanted))
+            distance = self.perceptual.gram_distance if self.gram else self.perceptual.lpips
+            values.append(float(distance(made, wanted)[0]))
+        return {self.metric.name: float(np.mean(values))}
 
 
 def _sized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
