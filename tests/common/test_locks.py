@@ -142,3 +142,16 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_the_host_is_the_one_in_lock_files(tmp_path):
     with locks.hold(tmp_path):
         assert f"host={compat.lock_host()}\n" in (tmp_path / ".lock").read_text()
+
+
+def test_the_writer_is_told_and_nothing_is_changed(tmp_path, monkeypatch):
+    assert locks.writer(tmp_path) is None
+    with locks.hold(tmp_path):
+        assert locks.writer(tmp_path) == locks.Writer(os.getpid(), "")
+    file = tmp_path / ".lock"
+    file.write_text(record(7, "node12"))
+    assert locks.writer(tmp_path) == locks.Writer(7, "node12")
+    os.utime(file, (time.time() - 2 * locks.LEASE,) * 2)
+    assert locks.writer(tmp_path) is None and file.read_text() == record(7, "node12")
+    file.write_text(record(2**22 - 1, compat.lock_host()))  # a process that has ended
+    assert locks.writer(tmp_path) is None and file.exists()

@@ -11,7 +11,9 @@ import jax
 import pytest
 import tiny
 
+from uso_jax import mini
 from uso_jax.commands import doctor
+from uso_jax.common import config_flag, untrusted
 from uso_jax.planning import checkup, machine
 from uso_jax.planning.finding import Finding
 
@@ -102,18 +104,49 @@ def test_a_run_without_a_device(monkeypatch):
 def test_heads_and_quantisation_are_examined_too():
     config = tiny.config("joint", changes={"mesh.data": 1, "mesh.fsdp": 1, "mesh.sequence": 8, "mesh.tensor": 1})
     assert "heads" in by_subject(checkup.examine(config))["mesh"].text
-    assert {"quantization", "placement"} <= set(by_subject(checkup.examine(tiny.config("joint"))))
+    found = {}
+    for one in checkup.examine(tiny.config("joint")):
+        found[one.subject] = one
+        if one.subject == "weights":  # the rest is in `test_a_run_that_fits`
+            break
+    assert {"quantization", "placement"} <= set(found)
 
 
 def test_a_run_that_fits():
     found = by_subject(checkup.examine(tiny.config("joint")))
     assert {one.state for one in found.values()} == {"ok"}
     assert found["fit"].text.startswith("weights, optimizer and batch take 0.0")
+    assert found["time"].text.startswith("at least ") and "at a measured rate of" in found["time"].text
+
+
+def test_the_least_time_is_that_of_the_devices_peak(monkeypatch):
+    monkeypatch.setattr(checkup.chips, "peak_flops", lambda kind: 1e12)
+    found = checkup.time_bound(400 * 5e12 * jax.device_count(), 400).text
+    assert found.startswith("at least 33 min: 400 steps of 40 TFLOP at a peak of 8 TFLOP/s")
+
+
+def test_all_missing_components_of_mini_are_named_with_the_fix(tmp_path):
+    gone = {"autoencoder", "t5", "transformer"}
+    for path in mini.directory("mini").iterdir():
+        if path.name not in gone:
+            (tmp_path / path.name).symlink_to(path)
+    config = config_flag.load_config("finetune")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(tmp_path)))
+    config = dataclasses.replace(config, mesh={"data": 8, "fsdp": 1, "sequence": 1, "tensor": 1})
+    found = next(one for one in checkup.examine(config) if one.subject == "weights")
+    assert found.state == "problem" and all(name in found.text for name in (*gone, "uso-convert download", "--to"))
+    assert str(tmp_path) in found.text and "siglip" not in found.text
+
+
+def test_findings_as_json_lines(capsys):
+    assert doctor.report_json([Finding("a", "ok", "x"), Finding("b", "problem", "y", "z")]) == 1
+    lines = [untrusted.json(line, dict[str, str]) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == {"subject": "b", "state": "problem", "text": "y", "remedy": "z"}
 
 
 def test_a_run_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(machine, "device_bytes", lambda device: 2**10)
-    found = checkup.fit(tiny.config("joint"))
+    found = next(checkup.estimate(tiny.config("joint")))
     assert found.state == "problem" and "quantization" in found.remedy
 
 

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Make the images of docs/app.md: the page, each of its examples drawn, and a drawing under way.
+"""Make the images of docs/app.md: the page, each of its examples drawn, a drawing under way, and a training.
 
-python tests/tools/make_screenshots.py docs/images
+python tests/tools/make_screenshots.py docs/images [generate] [train]
 """
 
+import contextlib
 import io
 import os
 import pathlib
@@ -13,11 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from chromium import ARGUMENTS, CHROMIUM
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from tiny import ROOT
+
+from uso_jax.data.drawings.canvas import Pose
+from uso_jax.data.drawings.look import DrawingStyle
+from uso_jax.data.drawings.styles import render
+from uso_jax.data.drawings.subjects import SUBJECTS
 
 WIDTH = 960  # of the files, in pixels
 NAMES = {0: "subject", 2: "colours", 3: "layout_kept", 5: "several_styles"}  # rows of the examples
@@ -52,38 +59,92 @@ def draw(page: Page, folder: pathlib.Path) -> None:
     save(page, folder / "app_progress.webp", (645, 170, 1270, 660))
 
 
-def main(folder: pathlib.Path) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        log = pathlib.Path(temporary, "log")
-        environment = os.environ | {"XDG_DATA_HOME": temporary, "XDG_CACHE_HOME": temporary}
-        with log.open("w") as stream:
-            command = [sys.executable, "-u", "scripts/app.py", "--weights", "small"]
-            server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
-        try:
-            while not (found := re.search(r"USO at (\S+)/", log.read_text())):
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.5)
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-                page = browser.new_page(viewport={"width": 1280, "height": 1060})
-                page.set_default_timeout(600_000)
-                page.goto(found[1])
-                page.wait_for_selector("#generate")
-                draw(page, folder)
-                phone = browser.new_page(viewport={"width": 390, "height": 844})
-                phone.goto(found[1])
-                phone.locator("tbody tr").nth(3).locator("td").first.click()
-                phone.wait_for_timeout(2500)
-                phone.click("#generate")
-                phone.wait_for_selector("#images img")
-                phone.wait_for_timeout(2500)
-                phone.evaluate("window.scrollTo(0, 0)")
-                save(phone, folder / "app_phone.webp", (0, 0, 390, 844))
-                browser.close()
-        finally:
-            server.kill()
-            server.wait()
+def write_triplets(folder: pathlib.Path) -> None:
+    """Draw images to train on: subjects in stained glass, and as they are."""
+    black, cream = (0.1, 0.1, 0.12), (0.98, 0.94, 0.84)
+    plain = DrawingStyle("plain", (0.16, 0.36, 0.8), cream, black, "blue", "cream")
+    glass = DrawingStyle("stained glass", (0.2, 0.6, 0.3), cream, black, "green", "cream")
+    folder.mkdir()
+    for name in [name for name in SUBJECTS if name.isalpha()][:16]:
+        for part, look in {"": glass, ".content": plain}.items():
+            Image.fromarray(render(SUBJECTS[name], Pose(0.75), look, 128)).save(folder / f"{name}{part}.png")
+
+
+def train(browser: Browser, address: str, folder: pathlib.Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1060})
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.fill("#steps input", "200")
+    page.fill("#every input", "40")
+    page.fill("#caption input, #caption textarea", "in stained glass")
+    page.click("#plan")
+    page.wait_for_selector("#findings table")
+    page.click("#start")
+    page.wait_for_selector("#grids >> text=step 120")
+    page.wait_for_timeout(4000)
+    page.evaluate("window.scrollTo(0, 0)")
+    save(page, folder / "app_training.webp")
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(address)
+    phone.wait_for_selector("#grids img")
+    phone.wait_for_timeout(4000)
+    phone.locator("#run").scroll_into_view_if_needed()
+    phone.evaluate("window.scrollBy(0, document.querySelector('#run').getBoundingClientRect().top - 10)")
+    phone.wait_for_timeout(1000)
+    phone_image = Image.open(io.BytesIO(phone.screenshot())).convert("RGB")
+    phone_image.save(folder / "app_training_phone.webp", quality=80, method=6)
+    page.wait_for_selector("#status >> text=Finished")
+
+
+@contextlib.contextmanager
+def served(*arguments: str, folder: str) -> Iterator[str]:
+    """Run the app and yield its address."""
+    log = pathlib.Path(folder, "log")
+    environment = os.environ | {"XDG_DATA_HOME": folder, "XDG_CACHE_HOME": folder}
+    with log.open("w") as stream:
+        command = [sys.executable, "-u", "scripts/app.py", *arguments]
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+    try:
+        while not (found := re.search(r"USO at (\S+)/", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+        yield found[1]
+    finally:
+        server.kill()
+        server.wait()
+
+
+def generate(browser: Browser, address: str, folder: pathlib.Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1060})
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.wait_for_selector("#generate")
+    draw(page, folder)
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(address)
+    phone.locator("tbody tr").nth(3).locator("td").first.click()
+    phone.wait_for_timeout(2500)
+    phone.click("#generate")
+    phone.wait_for_selector("#images img")
+    phone.wait_for_timeout(2500)
+    phone.evaluate("window.scrollTo(0, 0)")
+    save(phone, folder / "app_phone.webp", (0, 0, 390, 844))
+
+
+def main(folder: pathlib.Path, parts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        if "generate" in parts:
+            with served("--weights", "small", "--training", "off", folder=temporary) as address:
+                generate(browser, address, folder)
+        if "train" in parts:
+            images = pathlib.Path(temporary, "own")
+            images.mkdir()
+            write_triplets(images / "mine")
+            with served("--training", "only", "--training_folder", str(images), folder=temporary) as address:
+                train(browser, address, folder)
+        browser.close()
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:] or ["generate", "train"])

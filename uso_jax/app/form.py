@@ -63,7 +63,7 @@ class Form:
             self._add_advanced(pipe.system.config.transformer.guidance_embed, pipe.system.classifier_free)
 
     def _add(self, name: str, control: gr.components.Component) -> None:
-        control.preprocess = _named(control.label, control.preprocess)
+        control.preprocess = named(control.label, control.preprocess)
         self.controls[name] = control
 
     def _add_reference(self, name: str, label: str) -> None:
@@ -113,10 +113,10 @@ class Form:
         ))  # fmt: skip
 
 
-def _named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wrap a control's reading of a value: an error is a sentence that names the control."""
 
-    def named(value: Any) -> Any:
+    def read(value: Any) -> Any:
         try:
             return preprocess(value)
         except gr.Error as error:
@@ -126,7 +126,7 @@ def _named(label: str, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]
             shown = html.escape(repr(value)[:60], quote=False)
             raise gr.Error(f"{label}: {shown} is not a value that it takes", print_exception=False) from error
 
-    return named
+    return read
 
 
 def read_options(values: Mapping[str, Any], style_strength: Sequence[float]) -> GenerationOptions:

@@ -5,6 +5,7 @@
 The page and the server fetch nothing from other machines.
 """
 
+import contextlib
 import html
 import logging
 import pathlib
@@ -15,6 +16,8 @@ import gradio as gr
 from uso_jax.app import examples
 from uso_jax.app.actions import Actions, show_errors
 from uso_jax.app.form import Form
+from uso_jax.app.trainer import Trainer
+from uso_jax.app.training_page import TrainingPage
 
 _log = logging.getLogger("uso_jax")
 _DEVICE = "device"  # events that share one place in the queue
@@ -55,66 +58,85 @@ class _Page(gr.Blocks):
             ) from error
 
 
-def build_page(actions: Actions) -> gr.Blocks:
-    """Lay out the page and connect its events."""
-    pretrained = actions.pipe.pretrained
+def build_page(actions: Actions | None, trainer: Trainer | None, images: pathlib.Path) -> gr.Blocks:
+    """Lay out the page and connect its events.
+
+    Args:
+      actions: of the part that generates; None: there is none.
+      trainer: of the part that trains; None: there is none.
+      images: folder of the files that the page may show.
+    """
     with _Page(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        weights = html.escape(pathlib.Path(pretrained.name).name)
-        gr.Markdown(f"# USO\nAny subject in any style. Weights: {weights}, {pretrained.dtype}.")
-        if about := examples.about(pretrained.name):
-            gr.Markdown(about, elem_id="about")
-        with gr.Row(elem_id="main"):
-            with gr.Column():
-                form = Form(actions.pipe, actions.styles.names())
-            with gr.Column(elem_id="results"):
-                gallery = gr.Gallery(
-                    label="Images", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
-                    interactive=False, elem_id="images",
-                )  # fmt: skip
-                download = gr.DownloadButton("Download PNG with record", interactive=False, elem_id="download")
-                with gr.Accordion("Record", open=False):
-                    record = gr.JSON(show_label=False, elem_id="record")
-                with gr.Accordion("Style library", open=False), gr.Row(equal_height=True):
-                    name = gr.Textbox(
-                        label="Save the style images as", placeholder="name", elem_id="style_name", scale=2
-                    )
-                    save = gr.Button("Save style", elem_id="save_style")
-                gr.Markdown(_HELP)
-        task = gr.Textbox(visible=False, label="Task")
-        rows = examples.write_examples(actions.folder / "examples", pretrained.name)
-        gr.Examples(
-            rows, [task, *(form.controls[name] for name in examples.COLUMNS)],
-            label="Examples", cache_examples=False, examples_per_page=20, api_visibility="private",
-        )  # fmt: skip
-
-        made = gr.State([])
-        hidden = dict(api_visibility="private")
-
-        @show_errors
-        def generate(values: dict, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-            named = {name: values[control] for name, control in form.controls.items()}
-            return actions.generate(named, values[made], progress, request.session_hash)
-
-        generating = gr.on(
-            [form.submit.click, form.controls["prompt"].submit], generate, {*form.controls.values(), made},
-            [gallery, record, download, made], concurrency_id=_DEVICE, concurrency_limit=1, show_progress_on=gallery,
-            scroll_to_output=True, **hidden,
-        )  # fmt: skip
-        form.stop.click(None, None, None, cancels=[generating], **hidden)
-        style, extra, saved = (form.controls[name] for name in ("style", "extra", "saved"))
-        save.click(
-            show_errors(actions.save_style), [name, style, extra, saved], [saved, name], concurrency_id=_DEVICE,
-            **hidden,
-        )  # fmt: skip
-
-        @show_errors
-        def select(made, event: gr.SelectData):
-            return actions.show(made, event.index)
-
-        quick = dict(concurrency_limit=None, show_progress="hidden", **hidden)
-        gallery.select(select, made, [record, download], **quick)
-        list_styles = lambda: gr.Dropdown(choices=actions.styles.names())
-        page.load(list_styles, None, saved, **quick)
+        weights = ""
+        if actions is not None:
+            pretrained = actions.pipe.pretrained
+            weights = f" Weights: {html.escape(pathlib.Path(pretrained.name).name)}, {pretrained.dtype}."
+        gr.Markdown(f"# USO\nAny subject in any style.{weights}")
+        with contextlib.ExitStack() as parts:
+            if actions is not None and trainer is not None:
+                parts.enter_context(gr.Tabs())
+            if actions is not None:
+                with gr.Tab("Images") if trainer is not None else contextlib.nullcontext():
+                    _lay_out_generation(actions, page)
+            if trainer is not None:
+                with gr.Tab("Training") if actions is not None else contextlib.nullcontext():
+                    TrainingPage(trainer, images, page)
     for event in page.fns.values():  # those of gr.Examples too: gradio answers errors outside the queue with status 500
         event.queue = True
     return page
+
+
+def _lay_out_generation(actions: Actions, page: gr.Blocks) -> None:
+    """Lay out the part that generates and connect its events."""
+    if about := examples.about(actions.pipe.pretrained.name):
+        gr.Markdown(about, elem_id="about")
+    with gr.Row(elem_id="main"):
+        with gr.Column():
+            form = Form(actions.pipe, actions.styles.names())
+        with gr.Column(elem_id="results"):
+            gallery = gr.Gallery(
+                label="Images", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
+                interactive=False, elem_id="images",
+            )  # fmt: skip
+            download = gr.DownloadButton("Download PNG with record", interactive=False, elem_id="download")
+            with gr.Accordion("Record", open=False):
+                record = gr.JSON(show_label=False, elem_id="record")
+            with gr.Accordion("Style library", open=False), gr.Row(equal_height=True):
+                name = gr.Textbox(label="Save the style images as", placeholder="name", elem_id="style_name", scale=2)
+                save = gr.Button("Save style", elem_id="save_style")
+            gr.Markdown(_HELP)
+    task = gr.Textbox(visible=False, label="Task")
+    rows = examples.write_examples(actions.folder / "examples", actions.pipe.pretrained.name)
+    gr.Examples(
+        rows, [task, *(form.controls[name] for name in examples.COLUMNS)],
+        label="Examples", cache_examples=False, examples_per_page=20, api_visibility="private",
+    )  # fmt: skip
+
+    made = gr.State([])
+    hidden = dict(api_visibility="private")
+
+    @show_errors
+    def generate(values: dict, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        named = {name: values[control] for name, control in form.controls.items()}
+        return actions.generate(named, values[made], progress, request.session_hash)
+
+    generating = gr.on(
+        [form.submit.click, form.controls["prompt"].submit], generate, {*form.controls.values(), made},
+        [gallery, record, download, made], concurrency_id=_DEVICE, concurrency_limit=1, show_progress_on=gallery,
+        scroll_to_output=True, **hidden,
+    )  # fmt: skip
+    form.stop.click(None, None, None, cancels=[generating], **hidden)
+    style, extra, saved = (form.controls[name] for name in ("style", "extra", "saved"))
+    save.click(
+        show_errors(actions.save_style), [name, style, extra, saved], [saved, name], concurrency_id=_DEVICE,
+        **hidden,
+    )  # fmt: skip
+
+    @show_errors
+    def select(made, event: gr.SelectData):
+        return actions.show(made, event.index)
+
+    quick = dict(concurrency_limit=None, show_progress="hidden", **hidden)
+    gallery.select(select, made, [record, download], **quick)
+    list_styles = lambda: gr.Dropdown(choices=actions.styles.names())
+    page.load(list_styles, None, saved, **quick)

@@ -9,6 +9,7 @@ in the gallery. `uso_jax.app.guard` says which requests reach the page at all.
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import pathlib
 import socket
@@ -24,6 +25,7 @@ from uso_jax.app.actions import Actions
 from uso_jax.app.guard import Guard, Hosts
 from uso_jax.app.page import build_page
 from uso_jax.app.style_library import StyleLibrary
+from uso_jax.app.trainer import Trainer
 from uso_jax.common.errors import InputError
 from uso_jax.inference.pipeline import USOPipeline
 
@@ -36,30 +38,32 @@ _CSS = (pathlib.Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def serve(
-    pipe: USOPipeline,
+    pipe: USOPipeline | None,
     *,
     host: str,
     port: int | None,
     style_folder: pathlib.Path | None = None,
     allowed_hosts: Sequence[str] = (),
     upload_quota: int = UPLOAD_QUOTA,
+    trainer: Trainer | None = None,
 ) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
-      pipe: generates the images.
+      pipe: generates the images; None: the page has no such part.
       host: address to listen on.
       port: by default the first free one from 7860.
       style_folder: folder of saved styles, by default the user's style library.
       allowed_hosts: names by which browsers may call the server, besides those of this machine.
       upload_quota: megabytes that one client may upload within some hours.
+      trainer: trains; None: the page has no such part.
 
     Raises:
       InputError: the address cannot be used.
     """
     with _listening(host, port) as listener, _folders() as (uploads, images):
-        actions = Actions(pipe, StyleLibrary(style_folder), images)
-        page = build_page(actions)
+        actions = None if pipe is None else Actions(pipe, StyleLibrary(style_folder), images)
+        page = build_page(actions, trainer, images)
         page.queue(max_size=MAX_WAITING)
         page.state_session_capacity = MAX_SESSIONS
         page.has_launched = page.is_running = True  # otherwise gradio does not check the paths that browsers name
@@ -71,7 +75,7 @@ def serve(
             limits,
             folder=uploads.parent,
             events=page.fns.keys(),
-            leave=actions.stop,
+            leave=actions.stop if actions is not None else lambda session: None,
         )
         server = _Server(
             uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3, ws="none", server_header=False)
@@ -166,6 +170,17 @@ def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
                 ) from error
     with listener:
         yield listener
+
+
+def is_local(host: str) -> bool:
+    """Return whether an address to listen on is reached from this machine only."""
+    name = host.strip("[]")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _address(host: str, port: int) -> str:

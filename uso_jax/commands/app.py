@@ -4,6 +4,7 @@
 
     uso-app                                   mini weights, on http://127.0.0.1:7860
     uso-app --weights DIR --host 0.0.0.0      reachable from other machines: everyone who reaches it can generate
+    uso-app --training only                   trains adapters on images below this folder, and loads no weights
 
 It needs gradio: pip install 'uso_jax[app]'
 """
@@ -11,10 +12,15 @@ It needs gradio: pip install 'uso_jax[app]'
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.common import extras
 from uso_jax.common.errors import InputError, exit_cleanly
+
+if TYPE_CHECKING:
+    from uso_jax.app.trainer import Trainer
+    from uso_jax.inference.pipeline import USOPipeline
 
 
 @exit_cleanly
@@ -44,6 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="MB",
         help="megabytes that one client may upload in two hours (default: 500)",
     )
+    add(
+        "--training",
+        choices=("on", "off", "only"),
+        help="serve the training page: beside images, not, or alone (default: on if only this machine can reach it)",
+    )
+    add(
+        "--training_folder",
+        type=pathlib.Path,
+        default=pathlib.Path(),
+        metavar="DIR",
+        help="folder of the images, weights and runs of the training page (default: this one)",
+    )
     add_adapter_flags(parser)
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
     add("--offload", action="store_true", help="keep networks in host memory while they are not running")
@@ -56,20 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     extras.require("app")
     from uso_jax.app import server  # slow to import, which --help does not need
-    from uso_jax.inference.pipeline import USOPipeline
-    from uso_jax.parallel import sharding
 
-    mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
-    print(f"Loading {args.weights} ...", flush=True)
-    pipe = USOPipeline.from_weights(
-        args.weights,
-        dtype=args.dtype,
-        mesh=mesh,
-        offload=args.offload,
-        tile=args.tile,
-        verify=args.verify,
-        **given_adapters(args),
-    )
+    training = args.training or ("on" if server.is_local(args.host) else "off")
+    pipe = None if training == "only" else _load(args)
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(
         pipe,
@@ -77,5 +84,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         port=args.port,
         style_folder=args.style_folder,
         allowed_hosts=args.allowed_hosts,
+        trainer=None if training == "off" else _trainer(args.training_folder, pipe),
         **more,
+    )
+
+
+def _trainer(folder: pathlib.Path, pipe: "USOPipeline | None") -> "Trainer":
+    """Return what the training page starts runs with; beside weights on an accelerator, no other process computes."""
+    import jax
+
+    from uso_jax.app.trainer import Trainer
+    from uso_jax.app.training_folder import TrainingFolder
+
+    held = pipe is not None and jax.default_backend() != "cpu"
+    refusal = "This app holds the accelerator with its weights; to train, start it with: uso-app --training only"
+    return Trainer(TrainingFolder(folder), refusal if held else "")
+
+
+def _load(args: argparse.Namespace) -> "USOPipeline":
+    """Load the weights."""
+    from uso_jax.inference.pipeline import USOPipeline
+    from uso_jax.parallel import sharding
+
+    mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
+    print(f"Loading {args.weights} ...", flush=True)
+    return USOPipeline.from_weights(
+        args.weights,
+        dtype=args.dtype,
+        mesh=mesh,
+        offload=args.offload,
+        tile=args.tile,
+        verify=args.verify,
+        **given_adapters(args),
     )

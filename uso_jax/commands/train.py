@@ -4,12 +4,13 @@
 
 import logging
 import pathlib
+import sys
 
 import jax
 from absl import app, flags
 
 from uso_jax import mini
-from uso_jax.commands import verify_flag
+from uso_jax.commands import input_flags, verify_flag
 from uso_jax.common import compat, config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost, peers
@@ -17,9 +18,7 @@ from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
 from uso_jax.training.preflight import check_settings
 
-_CONFIG = config_flag.define(__name__, inputs=("data", "steps"))
-flags.DEFINE_string("data", None, "Your images, for --config finetune: a folder, list, archive or table.")
-flags.DEFINE_integer("steps", None, "Steps of --config finetune; default: by the number of images.")
+_CONFIG = config_flag.define(__name__, inputs=input_flags.NAMES)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and images go; default runs/VARIANT.")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "The --workdir of another run: a new run starts from its trained weights, with other settings."
@@ -51,7 +50,7 @@ def _run(_) -> None:
     with peers.together():
         verify_flag.verify(config)
         try:
-            summary = fit(config, workdir, _INIT_FROM.value)
+            summary = fit(config, workdir, _INIT_FROM.value, sys.argv[1:])
         except Stopped as stopped:
             if jax.process_index() == 0:
                 print(stopped.sentence, flush=True)

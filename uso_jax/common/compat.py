@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import filelock
     import jax
     import orbax.checkpoint as ocp
 
@@ -105,6 +106,13 @@ def lock_host() -> str:
     from filelock._identity import host_name
 
     return host_name()
+
+
+def lock_is_stale(owner: "filelock.OwnerRecord") -> bool:
+    """Return whether a lock file names a process of this host that has ended, also if another one has its id now."""
+    from filelock._identity import owner_is_stale
+
+    return owner_is_stale(owner.pid, owner.hostname, owner.start)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ import contextlib
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import filelock
 
@@ -43,6 +45,29 @@ class Lock:
                 f"{_process(owner)} has taken over {self._directory}, as this process showed no sign of life for"
                 f" {LEASE:g} s; let that one go on, or stop it and start this one again"
             )
+
+
+class Writer(NamedTuple):
+    """The process that holds a lock; `host` is "" for this host."""
+
+    pid: int
+    host: str
+
+
+def writer(directory: pathlib.Path) -> Writer | None:
+    """Return the process that writes a directory as a whole, or None if none does; nothing is changed.
+
+    Another host's process counts while its lock was touched within the last `LEASE` seconds.
+    """
+    path = directory / ".lock"
+    if not (touched := _modified(path)):
+        return None
+    owner = filelock.SoftFileLease(path, lease_duration=LEASE, thread_local=False).owner
+    if owner is None or compat.lock_is_stale(owner):
+        return None
+    if owner.hostname == compat.lock_host():
+        return Writer(owner.pid, "")
+    return Writer(owner.pid, _host(owner)) if time.time() - touched / 1e9 <= LEASE else None
 
 
 @contextlib.contextmanager
@@ -132,7 +157,11 @@ def _wait(lease: filelock.SoftFileLease, path: pathlib.Path, what: pathlib.Path)
 
 
 def _process(owner: filelock.OwnerRecord) -> str:
-    return f"process {owner.pid} on {owner.hostname.partition('?')[0] or 'an unnamed host'}"
+    return f"process {owner.pid} on {_host(owner)}"
+
+
+def _host(owner: filelock.OwnerRecord) -> str:
+    return owner.hostname.partition("?")[0] or "an unnamed host"
 
 
 def _modified(path: pathlib.Path) -> int:

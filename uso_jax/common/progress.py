@@ -44,6 +44,14 @@ def silence() -> None:
     _LINE.silent = True
 
 
+def duration(seconds: float) -> str:
+    """Return a time such as "40 s", "12 min" or "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Bar:
     """A count of work that is done.
 

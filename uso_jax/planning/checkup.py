@@ -1,18 +1,25 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Examine a configuration on this machine: settings, data, weights, devices, memory. Nothing is read or allocated."""
+"""Examine a configuration on this machine: settings, data, weights, devices, memory, time. Nothing is loaded."""
 
+import time
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from uso_jax.common import progress
 from uso_jax.common.errors import InputError
+from uso_jax.hardware import chips, flops
 from uso_jax.hardware.chips import GIB
 from uso_jax.parallel import sharding
 from uso_jax.planning import machine, programs
 from uso_jax.planning.finding import Finding, check
 from uso_jax.training import precompute, preflight
 from uso_jax.training.config import TrainConfig
+
+_SIDE = 1024  # of the matrices that measure a device
 
 
 def examine(config: TrainConfig) -> Iterator[Finding]:
@@ -39,14 +46,28 @@ def examine(config: TrainConfig) -> Iterator[Finding]:
     found = [check(subject, texts[subject], function) for subject, function in checks.items()]
     yield from found
     if all(one.state == "ok" for one in found if one.subject != "weights"):
-        yield fit(config)
+        yield from estimate(config)
 
 
-def fit(config: TrainConfig) -> Finding:
+def estimate(config: TrainConfig) -> Iterator[Finding]:
+    """Yield whether a run fits this machine's devices, and the least time that it takes; nothing is read."""
+    traced = config.with_numerics(attention="xla")  # fused attention hides its operations
+    build = lambda name: programs.build_programs(traced, jax.devices(), programs.Choices("train", name))
+    steps = {stage.name: build(stage.name) for stage in config.run_stages}
+    _, (last,) = steps[config.run_stages[-1].name]
+    yield fit(last)
+    needed = 0.0
+    for stage in config.run_stages:
+        mesh, (program,) = steps[stage.name]
+        with jax.set_mesh(mesh):
+            needed += stage.steps * flops.count_flops(program, *program.arguments, loops=program.loops)
+    yield time_bound(needed, sum(stage.steps for stage in config.run_stages))
+
+
+def fit(program: programs.Program) -> Finding:
     """Compare what a training step holds on a device before it computes with the device's memory."""
     device = jax.local_devices()[0]
     limit = machine.device_bytes(device)
-    _, (program,) = programs.build_programs(config, jax.devices(), programs.Choices("train"))
     held = programs.device_bytes(program.arguments) + programs.device_bytes(program.besides)
     text = f"weights, optimizer and batch take {held / GIB:.2f} GiB of a device"
     if limit is None:
@@ -57,6 +78,41 @@ def fit(config: TrainConfig) -> Finding:
         remedy = "--config.model.quantization=int8 or int4, more devices (--config.mesh), or a smaller batch_size"
         return Finding("fit", "problem", text, f"{remedy}; {plan}")
     return Finding("fit", "ok" if held < 0.5 * limit else "note", text, "" if held < 0.5 * limit else plan)
+
+
+def time_bound(needed: float, steps: int) -> Finding:
+    """Return the least time of a run's train steps: their arithmetic at the peak of all devices.
+
+    The rate of a device whose peak is unknown, such as a CPU's, is measured.
+
+    Args:
+      needed: operations of all steps, without those of rewards.
+      steps: their number.
+    """
+    device = jax.devices()[0]
+    peak = chips.peak_flops(device.device_kind)
+    rate = peak * jax.device_count() if peak else _measured_flops(device)
+    how = "peak" if peak else "measured rate"
+    text = f"at least {progress.duration(needed / rate)}: {steps:,} steps of {_flops(needed / steps)} at a {how} of"
+    return Finding("time", "ok", f"{text} {_flops(rate)}/s; compiling, reading and sampling come on top")
+
+
+def _flops(number: float) -> str:
+    size, unit = next((size, unit) for size, unit in ((1e12, "T"), (1e9, "G"), (0, "M")) if number >= size)
+    return f"{number / (size or 1e6):.3g} {unit}FLOP"
+
+
+def _measured_flops(device: jax.Device) -> float:
+    """Return the rate of the fastest of a few matrix products."""
+    matrix = jax.device_put(np.ones((_SIDE, _SIDE), np.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * _SIDE**3 / min(seconds)
 
 
 def _data(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from uso_jax.common import atomic_files, compat, locks, progress
+from uso_jax.common import atomic_files, compat, locks, progress, run_file
 from uso_jax.common.errors import InputError
 from uso_jax.hardware import peers
 from uso_jax.parallel import sharding
@@ -34,7 +34,12 @@ from uso_jax.training.run_data import RunData
 from uso_jax.weights import quantization
 
 
-def fit(config: TrainConfig, workdir: str | pathlib.Path, init_from: str | pathlib.Path | None = None) -> dict:
+def fit(
+    config: TrainConfig,
+    workdir: str | pathlib.Path,
+    init_from: str | pathlib.Path | None = None,
+    arguments: Sequence[str] = (),
+) -> dict:
     """Run or resume every stage; write checkpoints, metrics, sample grids and summary.json; return the summary.
 
     A resumed run starts like a fresh one. Its record then says which stage and step to continue, the arrays of the
@@ -45,6 +50,7 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path, init_from: str | pathl
       config: the configuration; a run only continues with the same one.
       workdir: the directory of the run.
       init_from: the directory of another run, whose trained parameters a new run starts from (training.origin).
+      arguments: the command's, which run.json keeps for programs that continue the run.
 
     Raises:
       InputError: bad data, sizes or storage, a checkpoint of another configuration, or a loss that is not finite.
@@ -60,13 +66,14 @@ def fit(config: TrainConfig, workdir: str | pathlib.Path, init_from: str | pathl
         stack.enter_context(_explained(workdir))
         preflight.check_workdir(workdir)
         lock = stack.enter_context(locks.hold(workdir)) if index == 0 else None
-        return _fit(config, workdir, init_from, lock, stack)
+        return _fit(config, workdir, init_from, arguments, lock, stack)
 
 
 def _fit(
     config: TrainConfig,
     workdir: pathlib.Path,
     init_from: str | pathlib.Path | None,
+    arguments: Sequence[str],
     lock: locks.Lock | None,
     stack: contextlib.ExitStack,
 ) -> dict:
@@ -98,6 +105,8 @@ def _fit(
     checkpoints.remove_old()
     if record.is_finished(config.run_stages):
         return _write_summary(config, record, workdir)
+    if lock is not None and arguments:
+        run_file.write(workdir, arguments, {stage.name: stage.steps for stage in config.run_stages})
     run = Run(
         config=config,
         system=system,
