@@ -22,7 +22,7 @@ from convert.__main__ import main as convert
 
 pytestmark = pytest.mark.slow  # runs whole programs
 
-STEPS, EVERY = 40, 20
+STEPS, EVERY = 30, 30
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(folder, compiled):
-    return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    return {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def page(app):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(SLOW * 1000)
+        page.set_default_timeout(3 * SLOW * 1000)  # a training compiles several programs
         page.raised, page.asked = [], []
         page.on("pageerror", lambda error: page.raised.append(error))
         page.on("request", lambda request: page.asked.append(request.url))

@@ -83,6 +83,7 @@ def train(browser: Browser, address: str, folder: pathlib.Path) -> None:
     page.wait_for_selector("#grids >> text=step 120")
     page.wait_for_timeout(4000)
     page.evaluate("window.scrollTo(0, 0)")
+    page.evaluate("document.querySelector('#training_about code').textContent = '~/images'")
     save(page, folder / "app_training.webp")
     phone = browser.new_page(viewport={"width": 390, "height": 844})
     phone.goto(address)

@@ -118,7 +118,7 @@ class TrainingPage:
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop_training", min_width=80)
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume", min_width=80)
         curve = dict(
-            x="step", y="value", height=_HEIGHT, x_title="step", x_axis_format="~g", y_axis_format="~g",
+            x="step", y="value", height=_HEIGHT, x_title="step", x_axis_format="~f", y_axis_format="~g",
             buttons=["fullscreen"],
         )  # fmt: skip
         gr.HTML(training_text.legend(_COLOURS), elem_id="legend", padding=False)
