@@ -133,7 +133,11 @@ class Shapes(Numbered):
         return dataclasses.replace(triplet, target=paint(sides[0]), content=content)
 
 
-BUCKETS = {"target_sizes": ((16, 16), (12, 24)), "content_sizes": ((8, 8), (16, 8))}
+BUCKETS = {
+    "target_sizes": ((16, 16), (12, 24)),
+    "content_sizes": ((8, 8), (16, 8)),
+    "smaller_sizes": (((8, 8), (6, 12)),),
+}
 
 
 def wild():

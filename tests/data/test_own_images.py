@@ -148,3 +148,4 @@ def test_samples(tmp_path):
     write(tmp_path / "bad.json", json.dumps([{"prompt": "x", "target": "a.jpg"}]))
     with pytest.raises(InputError, match="unknown keys target"):
         Samples(str(tmp_path / "bad.json"))
+    assert (source.sizes()[:, :2] > 4096).all()  # the loader makes the largest square that a stage has

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from uso_jax.common.errors import BadExample
+from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data import buckets
 from uso_jax.images import decode, opening
+from uso_jax.training.stage import StageConfig
 
 
 def encoded(image, kind="PNG", **options):
@@ -100,3 +101,28 @@ def test_rare_shapes_join_the_most_similar():
         tall: list(range(8, 15)),
     }
     assert buckets.assign(found[:8].astype(np.int32), buckets.UNO, buckets.UNO, 4) == {square: None}
+
+
+def test_no_target_is_scaled_up_where_a_smaller_area_exists():
+    aspects, areas = ((512, 512), (384, 640)), (512, 768)
+    stage = StageConfig("a", target_size=(1024, 1024), target_aspects=aspects, target_areas=areas)
+    sizes = stage.bucket_sizes(16)
+    middle, small = ((768, 768), (576, 960)), ((512, 512), (384, 640))
+    assert sizes["smaller_sizes"] == (middle, small)
+    assert "smaller_sizes" not in StageConfig("a").bucket_sizes(16)
+    wide = StageConfig("a", target_size=(768, 1536), target_areas=(512,))
+    assert wide.bucket_sizes(16)["smaller_sizes"] == (((352, 720),),)
+    found = [(1024, 1024), (3000, 2000), (1023, 1100), (600, 960), (600, 959), (100, 100)]
+    large = sizes["target_sizes"]
+    expected = [large[0], large[0], middle[0], middle[1], small[1], small[0]]
+    rows = np.array([[*size, 64, 64] for size in found for _ in range(4)], np.int32)
+    shared = buckets.assign(rows, large, ((64, 64),), 4, sizes["smaller_sizes"])
+    homes = {int(index): shape[0] for shape, indices in shared.items() for index in indices}
+    assert [homes[4 * number] for number in range(len(found))] == expected
+    # A shape too rare for a batch joins one that does not scale it up, even if another has its aspect.
+    rare = np.concatenate([rows[:4], rows[12:13], rows[16:20]])
+    shared = buckets.assign(rare, large, ((64, 64),), 4, sizes["smaller_sizes"])
+    assert {shape[0]: list(i) for shape, i in shared.items()} == {large[0]: [0, 1, 2, 3], small[1]: [4, 5, 6, 7, 8]}
+    assert stage.at_size(512, 512).target_areas == ()
+    with pytest.raises(InputError, match=r"target_areas \(1024,\) must be .* smaller than target_size 1024x1024"):
+        StageConfig("a", target_size=(1024, 1024), target_areas=(1024,))

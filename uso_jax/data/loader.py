@@ -34,6 +34,7 @@ def batches(
     tokenize: Tokenize,
     target_sizes: Sequence[Size] = (),
     content_sizes: Sequence[Size] = (),
+    smaller_sizes: Sequence[Sequence[Size]] = (),
     shuffle: bool = True,
     repeat: bool = True,
     process_index: int = 0,
@@ -54,6 +55,7 @@ def batches(
       tokenize: maps a prompt to arrays, which are added to the batch.
       target_sizes, content_sizes: several sizes (buckets) instead of one. A batch has one of them, the same on all
         processes.
+      smaller_sizes: target sizes of further areas, the largest area first; see `buckets.assign`.
       process_index, process_count: this process's share of every batch.
       num_threads: reader threads per process.
       num_workers: reader processes; 0 reads with threads of this process.
@@ -87,7 +89,7 @@ def batches(
     targets, contents = (target_sizes or (target_size,)), (content_sizes or (content_size,))
     streams: dict[Shape, list[tuple[grain.MapDataset, float]]] = {}
     for number, (part, weight) in enumerate(parts):
-        shared = share_out(part, targets, contents, batch_size)
+        shared = share_out(part, targets, contents, batch_size, smaller_sizes)
         for shape, count in buckets.count_triplets(shared, len(part)).items():
             examples = Examples(
                 part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0, crop_styles

@@ -6,16 +6,20 @@ import dataclasses
 from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import Int32
 
 from uso_jax.data.readers import FileTriplets
 from uso_jax.data.readers.json_list import read_samples
 from uso_jax.data.triplet import Triplet
 
+_LARGE = 1 << 15
 _BLANK = np.full((64, 64, 3), 240, np.uint8)
 
 
 class Samples:
-    """The items of a JSON list, as triplets whose target is blank; it only tells the loader to make a square.
+    """The items of a JSON list, as triplets whose target is blank.
+
+    `sizes` tells the loader to make the largest square that it has.
 
     Raises:
       InputError: the list is invalid.
@@ -29,6 +33,12 @@ class Samples:
 
     def __getitem__(self, index: SupportsIndex) -> Triplet:
         return dataclasses.replace(self._items[index], target=_BLANK)
+
+    def sizes(self) -> Int32[np.ndarray, "n 4"]:
+        """Return (height, width) of every target and content image; targets are squares larger than any stage's."""
+        found = self._items.sizes()
+        found[:, :2] = _LARGE
+        return found
 
     def digest(self) -> str:
         """Return a digest of all items."""

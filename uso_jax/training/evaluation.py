@@ -57,7 +57,7 @@ class Evaluation:
     def __init__(self, config: TrainConfig, system: USO, mesh: Mesh):
         self.system, self.settings = system, config.evaluation
         # Absent conditions are masked, so one compiled program serves every task.
-        changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=())
+        changes = dict(conditions=("content", "style"), target_aspects=(), content_aspects=(), target_areas=())
         self.stage = dataclasses.replace(config.run_stages[-1], **changes)
         perceptual = Perceptual() if self.settings.perceptual else None
         jitted = lambda function: jax.jit(function, out_shardings=sharding.replicated(mesh))

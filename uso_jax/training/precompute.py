@@ -248,7 +248,9 @@ class _Encoder:
         self.batch_size = stage.batch_size // stage.accumulate
         self.num_threads = config.data.num_threads
         sizes = stage.bucket_sizes(config.system.pixels_per_token)
-        self.shapes = share_out(source, sizes["target_sizes"], sizes["content_sizes"], stage.batch_size)
+        self.shapes = share_out(
+            source, sizes["target_sizes"], sizes["content_sizes"], stage.batch_size, sizes.get("smaller_sizes", ())
+        )
         self._phases: dict[tuple, str] = {}  # by image shape: what is shown while a batch is encoded
         self._encode = jax.jit(self._encode_of, out_shardings=sharding.replicated(mesh))
 

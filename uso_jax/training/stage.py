@@ -132,6 +132,9 @@ class StageConfig:
     target_aspects: tuple[tuple[int, int], ...] = ()
     """Aspects of targets as (height, width) at 512 x 512, scaled to target_size's area; (): target_size alone."""
     content_aspects: tuple[tuple[int, int], ...] = ()  # aspects of content images; (): content_size alone
+    target_areas: tuple[int, ...] = ()
+    """Sides of squares of smaller areas than target_size's. A target has the largest area to which it is not scaled up,
+    and a batch has one; (): all targets have the area of target_size."""
     restarts: int = 1  # times that "cosine_restarts" begins again, each after an equal share of the steps
     timesteps: str = "uniform"  # distribution of training times before the shift, one of TIMESTEPS
     timestep_mean: float = 0.0  # mean of the logit, for "logit_normal"
@@ -148,6 +151,11 @@ class StageConfig:
         where = f"stage {self.name!r}"
         if any(len(aspect) != 2 or min(aspect) < 1 for aspect in (*self.target_aspects, *self.content_aspects)):
             raise InputError(f"{where}: target_aspects and content_aspects are pairs of positive (height, width)")
+        if any(not 0 < side * side < self.target_size[0] * self.target_size[1] for side in self.target_areas):
+            raise InputError(
+                f"{where}: target_areas {self.target_areas} must be sides of squares smaller than target_size"
+                f" {'x'.join(map(str, self.target_size))}, the largest area"
+            )
         if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
             raise InputError(f"{where}: steps, batch_size and accumulate must be at least 1")
         if self.batch_size % self.accumulate:
@@ -197,12 +205,20 @@ class StageConfig:
                 " decode whole images"
             )
 
-    def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Return the (height, width) that batches of this stage may have, for targets and for content images."""
-        return {
+    def bucket_sizes(self, pixels_per_token: int) -> dict[str, tuple]:
+        """Return the (height, width) that batches of this stage may have, for targets and for content images.
+
+        "smaller_sizes", of `target_areas`, is left out where there are none.
+        """
+        found: dict[str, tuple] = {
             "target_sizes": buckets.sizes(self.target_aspects, self.target_size, pixels_per_token),
             "content_sizes": buckets.sizes(self.content_aspects, self.content_size, pixels_per_token),
         }
+        if self.target_areas:
+            found["smaller_sizes"] = buckets.smaller_sizes(
+                self.target_aspects, self.target_size, self.target_areas, pixels_per_token
+            )
+        return found
 
     @property
     def rollout_steps(self) -> float:
@@ -217,7 +233,7 @@ class StageConfig:
 
     def at_size(self, height: int, width: int) -> "StageConfig":
         """Return the stage for a batch whose targets have this size."""
-        return dataclasses.replace(self, target_size=(height, width))
+        return dataclasses.replace(self, target_size=(height, width), target_areas=())
 
     def lr_multipliers(self, paths: Iterable[str]) -> dict[str, float]:
         """Return the learning-rate multiplier of every parameter that this stage trains, by path.
