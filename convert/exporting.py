@@ -17,7 +17,7 @@ from uso_jax import weights
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import section_fields
-from uso_jax.weights.adapters.names import ADAPTED
+from uso_jax.weights.adapters.names import ADAPTED, adapter_sizes
 from uso_jax.weights.files import safetensors_file
 from uso_jax.weights.parts import Part
 from uso_jax.weights.tables.table import expand
@@ -73,36 +73,46 @@ def adapter_output(part: Part, layout: str) -> Output:
       part: the adapters.
       layout: "diffusers", "peft", "comfy" (ai-toolkit's too) or "kohya".
     """
-    rank, second = part.config["lora"]["rank"], "flux2" in part.config
-    part = _scaled(part)
+    second, part = "flux2" in part.config, _scaled(part)
     if layout in ("comfy", "kohya"):
         family = dataclasses.replace(
             layouts.family_by_name(f"{layout}-lora"), rows=lora_out.bfl_rows(kohya=layout == "kohya")
         )
         name = "lora_kohya.safetensors" if layout == "kohya" else "lora.safetensors"
         output = _plain(name, family, _with_unadapted(part))
-        return _with_alphas(output, rank) if layout == "kohya" else output
+        return _with_alphas(output) if layout == "kohya" else output
     rows = lora_out.peft_rows_flux2 if second else lora_out.peft_rows
     part = _with_unadapted(part) if second else part
     if layout == "diffusers":
         family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("transformer."))
         return _plain("pytorch_lora_weights.safetensors", family, part)
     family = dataclasses.replace(layouts.family_by_name("diffusers-lora"), rows=rows("base_model.model."))
+    output = _plain("adapter_model.safetensors", family, part)
+    rank, ending = part.config["lora"]["rank"], ".lora_A.weight"
+    ranks = {
+        key.removeprefix("base_model.model.").removesuffix(ending): shape[0]
+        for key, (_, shape) in output.layout.items()
+        if key.endswith(ending)
+    }
+    others = {module: found for module, found in ranks.items() if found != rank}  # the scale is part of the numbers
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": lora_out.TARGETS, "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
+        **({"rank_pattern": others, "alpha_pattern": others} if others else {}),
     }  # fmt: skip
-    output = _plain("adapter_model.safetensors", family, part)
     output.beside = {"adapter_config.json": json.dumps(config, indent=2) + "\n"}
     return output
 
 
-def _with_alphas(output: Output, rank: int) -> Output:
-    """Add kohya's alphas, which are the rank: without them programs differ in what they assume."""
-    downs = [key for key in output.layout if key.endswith(".lora_down.weight")]
-    alphas = {key.replace(".lora_down.weight", ".alpha"): (np.dtype(np.float32), ()) for key in downs}
-    tensor = lambda key: np.asarray(rank, np.float32) if key in alphas else output.tensor(key)
-    return dataclasses.replace(output, layout={**output.layout, **alphas}, tensor=tensor)
+def _with_alphas(output: Output) -> Output:
+    """Add kohya's alphas, which are the ranks: without them programs differ in what they assume."""
+    ending = ".lora_down.weight"
+    ranks = {
+        key.replace(ending, ".alpha"): shape[0] for key, (_, shape) in output.layout.items() if key.endswith(ending)
+    }
+    layout = {**output.layout, **dict.fromkeys(ranks, (np.dtype(np.float32), ()))}
+    tensor = lambda key: np.asarray(ranks[key], np.float32) if key in ranks else output.tensor(key)
+    return dataclasses.replace(output, layout=layout, tensor=tensor)
 
 
 def transformer_output(parts: Mapping[str, Part], diffusers: bool, merge: bool) -> Output:
@@ -207,14 +217,14 @@ class _Computed:
 
 def _scaled(part: Part) -> Part:
     """Return adapters with their scale multiplied into `up`."""
-    scale = part.config["lora"].get("scale", 1.0)
-    if scale == 1:
-        return part
 
-    def up(x):
+    def up(x, scale: float):
         return _Computed(x, lambda row: (np.asarray(x[row], np.float32) * np.float32(scale)).astype(x.dtype))
 
-    params = {path: up(x) if path.endswith("/up/kernel") else x for path, x in part.params.items()}
+    params = dict(part.params)
+    for adapter, sizes in adapter_sizes(part.config["lora"]).items():
+        if sizes.scale != 1 and (path := f"{adapter}/up/kernel") in params:
+            params[path] = up(params[path], sizes.scale)
     return dataclasses.replace(part, params=params)
 
 

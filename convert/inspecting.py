@@ -10,6 +10,7 @@ from typing import Any
 
 from uso_jax import weights
 from uso_jax.weights import manifest_configs
+from uso_jax.weights.adapters.names import adapter_sizes
 
 from .recognition import Checkpoint
 
@@ -52,8 +53,9 @@ def show_checkpoint(found: Checkpoint) -> None:
 def show_component(directory: str | pathlib.Path, component: str) -> None:
     """Print one line about a component of a weights directory."""
     manifest = weights.manifest(directory, component)
-    rank = manifest["config"].get("lora", {}).get("rank")
-    more = f"  rank {rank}" if rank else ""
+    section = manifest["config"].get("lora", {})
+    ranks = sorted({size.rank for size in adapter_sizes(section).values()}) if section else []
+    more = f"  rank {', '.join(map(str, ranks))}" if ranks else ""
     found = manifest.get("quantization")
     more += f"  {len(found['parameters']):,} kernels {found['mode']}" if found else ""
     print(

@@ -73,7 +73,7 @@ _DIFFUSERS = {
 }
 _PATCH = "embeddings.patch_embedding.weight"
 _HIGH = "feature_embedder.high_embedding_linear.0.weight"
-_LORA, _LORA2 = ({"lora": {"rank": lora_sizes("rank")}, section: {
+_LORA, _LORA2 = ({"lora": {"rank": lora_sizes("rank"), "rules": lora_sizes("rules")}, section: {
     name: lora_sizes(name, section) for name in ("hidden_size", "mlp_ratio", "depth", "depth_single_blocks")
 }} for section in ("flux", "flux2"))
 _CLIP_PATCH = "vision_model.embeddings.patch_embedding.weight"

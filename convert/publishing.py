@@ -54,7 +54,7 @@ def notes(directory: str | pathlib.Path, adapter: Part) -> dict[str, str]:
       adapter: the component `lora`.
     """
     architecture, version, base, _ = _base(adapter.config)
-    rank = adapter.config["lora"]["rank"]
+    rank = "Dynamic" if adapter.config["lora"].get("rules") else adapter.config["lora"]["rank"]  # kohya's word
     found: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from uso_jax.models.layers.lora import ADAPTERS
+
 Shapes = Mapping[str, tuple[int, ...]]
 Size = Callable[[Shapes], Any]
 
@@ -122,14 +124,22 @@ def lora_sizes(name: str, section: str = "flux") -> Size:
         writes_stream = first(shapes, r".*\.proj_lora[12]?\.up\.weight")
         return reads_stream[1] if reads_stream else writes_stream[0] if writes_stream else None
 
+    def rank(shapes: Shapes, adapter: str = ".*") -> int | None:
+        if (down := first(shapes, rf"{adapter}\.down\.weight")) is None:
+            return None
+        if down[0] > (width(shapes) or down[0]):
+            raise ValueError(f"rank {down[0]:,} is more than the width, {width(shapes):,}")
+        return down[0]
+
     def read(shapes: Shapes) -> Any:
+        if name in ("rank", "rules") and (common := rank(shapes)) is None:
+            raise ValueError("no adapter has a down tensor")
         if name == "rank":
-            down = first(shapes, r".*\.down\.weight")
-            if down is None:
-                raise ValueError("no adapter has a down tensor")
-            if down[0] > (width(shapes) or down[0]):
-                raise ValueError(f"rank {down[0]:,} is more than the width, {width(shapes):,}")
-            return down[0]
+            return common
+        if name == "rules":
+            pattern = lambda path: path.replace("/", r"\.\d+\.", 1).replace("/", r"\.")
+            ranks = {path: rank(shapes, pattern(path)) for path in ADAPTERS}
+            return tuple((path, own, 1.0) for path, own in ranks.items() if own not in (None, common))
         hidden = width(shapes)
         if name == "hidden_size":
             return hidden

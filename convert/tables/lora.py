@@ -5,10 +5,10 @@
 The layouts store `down` and `up` of some rank for each module (uso_jax.weights.adapters.keys). They differ in whether
 they adapt queries, keys and values together, as USO does, or separately. Separate ones are combined exactly: three
 adapters with an identical `down` are one adapter of the same rank, which is also how this project writes them;
-otherwise they become the three blocks of one adapter of three times the rank. Adapters of lower rank are padded with
-zeros, which changes nothing; a file with mixed ranks is rejected unless the caller allows padding. Modules that a file
-does not adapt get zeros. Modules that USO does not adapt are an error, because USO has no parameters for them: such
-adapters are merged into the base.
+otherwise they become the three blocks of one adapter of three times the rank. Ranks that differ between kinds of
+modules are kept; those that differ between blocks are an error, unless the caller allows padding with zeros, which
+changes nothing. Modules that a file does not adapt get zeros. Modules that USO does not adapt are an error, because USO
+has no parameters for them: such adapters are merged into the base.
 """
 
 import dataclasses
@@ -72,27 +72,39 @@ def normalise(found: Sources, files: Sequence[File], pad_ranks: bool = False) ->
     if result.missing or result.wrong:
         return result
     ranks = sorted({pair.rank for pair in pairs})
-    if len(ranks) > 1 and not pad_ranks:
-        raise InputError(
-            f"the adapters have different ranks ({', '.join(map(str, ranks[:8]))}), the model has one; pass --pad-ranks"
-            f" to pad all of them to {ranks[-1]} with zeros, which costs memory and time but changes no result"
-        )
     joined = {name: _join(name, parts, result) for name, parts in adapters.items()}
     if result.wrong:
         return result
     rank = max(down.shape[0] for down, _ in joined.values())
+    by_kind: dict[str, set[int]] = {}
+    for name, (down, _) in joined.items():
+        by_kind.setdefault(_kind(name), set()).add(down.shape[0])
+    alike = all(len(found) == 1 for found in by_kind.values())
+    if len(ranks) > 1 and not pad_ranks and not alike:
+        raise InputError(
+            f"the adapters have different ranks ({', '.join(map(str, ranks[:8]))}), the model has one for all blocks of"
+            f" a kind; pass --pad-ranks to pad all of them to {rank} with zeros, which costs memory and time but"
+            " changes no result"
+        )
+    kept = len(ranks) > 1 and not pad_ranks
     for name, (down, up) in joined.items():
-        result.sources[f"{name}.down.weight"] = _padded(down, rank, axis=0)
-        result.sources[f"{name}.up.weight"] = _padded(up, rank, axis=1)
+        own = down.shape[0] if kept else rank
+        result.sources[f"{name}.down.weight"] = _padded(down, own, axis=0)
+        result.sources[f"{name}.up.weight"] = _padded(up, own, axis=1)
     if rank > ranks[-1]:
         result.notes.append(f"q, k and v are adapted apart: rank {ranks[-1]} each is rank {rank} together")
-    elif len(ranks) > 1:
+    elif len(ranks) > 1 and not kept:
         result.notes.append(f"ranks {', '.join(map(str, ranks))}, all filled up to {rank}")
     if any(pair.factor != 1 for pair in pairs):
         result.notes.append("alpha / rank is multiplied into up")
     if parsed.text:
         result.notes.append(f"{len(parsed.text):,} tensors of text encoders are left out")
     return result
+
+
+def _kind(name: str) -> str:
+    """Return the name of an adapter without the number of its block."""
+    return re.sub(r"\.\d+\.", ".", name)
 
 
 def _by_place(parsed: keys.Parsed) -> dict[str, dict[int | None, _Pair]]:

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters in and out in everybody's layouts: the same numbers, and the same outputs in the programs that load them."""
 
+import dataclasses
 import functools
 import json
 import re
+import shutil
 
 import converted
 import diffusers
@@ -20,8 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
 from uso_jax import params, weights
-from uso_jax.models.components import split_transformer
+from uso_jax.common.errors import InputError
+from uso_jax.models.components import ADAPTERS, split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
+from uso_jax.weights import manifest_configs
+from uso_jax.weights.adapters.names import adapter_sizes
 from uso_jax.weights.tables.flux import LORA, TRANSFORMER
 from uso_jax.weights.tables.table import to_torch
 
@@ -404,3 +409,75 @@ def test_a_merged_adapter_is_the_sum(tmp_path):
     assert merged.keys() == want.keys()
     for key, value in want.items():
         np.testing.assert_allclose(merged[key], value, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- ranks by rule
+
+RULES = ((r".*/qkv_lora.*", 6, 0.5), ("double_blocks/processor/proj_lora2", 2, 1.0))
+
+
+def test_ranks_by_rule_in_other_programs(tmp_path):
+    """Adapters of several ranks and factors: other programs and a re-import compute what we do."""
+    directory = bfl_file(tmp_path)
+    section = {"rank": 4, "scale": 1.5, "rules": RULES}
+    with_rules(directory, section)
+    want, run = our_output(directory), converted.run_torch_flux
+    assert error(run(torch_base(directory, tmp_path)), want) > 0.1
+    sizes = {"to_q": 6, "to_out.0": 4, "to_add_out": 2, "proj_out": 4}
+    main(["export", str(directory), "--format", "uso", "--to", str(tmp_path / "u.safetensors")])
+    for layout in ("peft", "diffusers", "comfy", "kohya"):
+        main(["export", str(directory), "--format", layout, "--to", str(tmp_path / layout)])
+        (file,) = (tmp_path / layout).glob("*.safetensors")
+        if layout in ("peft", "diffusers"):
+            model = torch_base(directory, tmp_path / layout)
+            if layout == "peft":
+                model = peft.PeftModel.from_pretrained(model, str(tmp_path / layout))
+            else:
+                model.load_lora_adapter(str(file), prefix="transformer")
+            assert error(run(model), want) < TOLERANCE, layout
+            found = {name: next(x for k, x in model.state_dict().items() if f"{name}.lora_A" in k) for name in sizes}
+            assert {name: len(down) for name, down in found.items()} == sizes, layout
+        # ... and back, with the ranks of every kind of module, without padding; ComfyUI multiplies the same numbers.
+        main(["import", str(file), "--to", str(tmp_path / f"w_{layout}"), *config_args(tmp_path)])
+        back = adapter_sizes(weights.manifest(tmp_path / f"w_{layout}", "lora")["config"]["lora"])
+        assert [size.rank for size in back.values()] == [size.rank for size in adapter_sizes(section).values()]
+        main(["export", str(tmp_path / f"w_{layout}"), "--format", "uso", "--to", str(tmp_path / f"{layout}.again")])
+        equal(tmp_path / f"{layout}.again", load_file(tmp_path / "u.safetensors"))
+    alphas = {key: float(x) for key, x in load_file(file).items() if key.endswith(".alpha")}
+    assert alphas["lora_unet_double_blocks_0_img_attn_qkv.alpha"] == 6 and set(alphas.values()) == {2, 4, 6}
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == 4 and config["rank_pattern"] == config["alpha_pattern"]
+    assert config["rank_pattern"]["transformer_blocks.1.attn.to_add_out"] == 2
+    assert config["rank_pattern"]["single_transformer_blocks.0.attn.to_k"] == 6
+
+
+def with_rules(directory, section):
+    """Replace the adapters of a weights directory by ones of these sizes, every number drawn anew."""
+    config = dataclasses.replace(weights.config(directory, "transformer"), **ADAPTERS["lora"].apply(section))
+    shapes = split_transformer(params.shapes(lambda rngs: Flux(config, rngs=rngs)))["lora"]
+    rng = np.random.default_rng(5)
+    values = {
+        path: (0.8 * x.shape[-2] ** -0.5 * rng.normal(size=x.shape)).astype(np.float32) for path, x in shapes.items()
+    }
+    shutil.rmtree(directory / "lora")
+    weights.save(directory, "lora", values, {"config": manifest_configs.describe("lora", config)})
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    (((("qkv", 4, 1.0),), "'qkv' matches no adapter"), (((".*", 0, 1.0),), "must be positive, not 0")),
+)
+def test_wrong_rules(rules, named):
+    with pytest.raises(ValueError, match=named):
+        FluxConfig.tiny(lora_rules=rules)
+
+
+def test_a_manifest_of_one_rank_is_what_it_was():
+    config = FluxConfig.tiny()
+    assert ADAPTERS["lora"].describe(config) == {"rank": 4, "scale": 1.0}
+    ruled = dataclasses.replace(config, lora_rules=RULES)
+    assert ADAPTERS["lora"].describe(ruled)["rules"] == RULES
+    sections = json.loads(json.dumps({"lora": ADAPTERS["lora"].describe(ruled)}))
+    assert manifest_configs.check_sections(sections, "x")["lora"]["rules"] == RULES
+    with pytest.raises(InputError, match=r"lora\.rules must be of type list of \(regex, rank, factor\)"):
+        manifest_configs.check_sections({"lora": {"rules": [["a", 1.5, 1]]}}, "x")

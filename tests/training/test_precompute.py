@@ -21,6 +21,7 @@ from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
+from uso_jax.planning import programs
 from uso_jax.training import precompute, preflight
 from uso_jax.training.fit import fit
 from uso_jax.training.init import initial_params
@@ -138,6 +139,42 @@ def test_a_run_encodes_first(images, trained, tmp_path):
     train.write_text(train.read_text().replace("number 3", "number three"))
     with pytest.raises(InputError, match="the train data has changed since"):
         fit(config(first, steps=2), tmp_path / "first")
+
+
+def test_masks_and_regularisation_images_are_encoded_too(images, tmp_path):
+    """A batch holds what the planner describes, which the training step accepts."""
+    folder = pathlib.Path(images["data.json.train.path"]).parent
+    items = json.loads((folder / "train.json").read_text())[:12]
+    for number in range(12):
+        shutil.copy(folder / f"{number}.png", tmp_path / f"{number}.png")
+        with Image.open(tmp_path / f"{number}.png") as target:
+            Image.fromarray(np.full(target.size[::-1], 255 * (number % 2), np.uint8)).save(tmp_path / f"m{number}.png")
+    items = [dict(target=f"{n}.png", mask=f"m{n}.png", prompt=item["prompt"]) for n, item in enumerate(items)]
+    (tmp_path / "train.json").write_text(json.dumps(items))
+    (tmp_path / "class").mkdir()
+    for number in range(4):
+        shutil.copy(folder / f"{number + 12}.png", tmp_path / "class")
+    data = {"data.source": "json", "data.json.train.path": str(tmp_path / "train.json"), "data.heldout_share": 0.1}
+    data |= {"data.encode_first": True, "data.prior.path": str(tmp_path / "class"), "data.prior.caption": "a dog"}
+    run = config(data | {"data.prior.loss_weight": 0.5}, outside_mask=0.25)
+    run = precompute.encode_first(run, tmp_path / "features")
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["heldout", "prior", "train"]
+    stage = run.run_stages[-1]
+    stream = batches(open_source(run.data.train), batch_size=8, seed=0, shuffle=False, **pipeline_options(run, stage))
+    batch = next(iter(stream))
+    assert (batch["loss_weight"] == 0.5).sum() == 4
+    for mask, weight in zip(batch["mask"], batch["loss_weight"], strict=True):
+        assert mask.min() == mask.max() and (weight == 1 or mask.min() == 1)
+    assert {mask.max() for mask in batch["mask"][batch["loss_weight"] == 1]} == {0, 1}
+    _, (planned,) = programs.build_programs(run, jax.devices(), programs.Choices("train"))
+    shapes = {name: (value.shape, value.dtype) for name, value in planned.arguments[2].items()}
+    assert shapes == {name: (value.shape, value.dtype) for name, value in batch.items()}
+    with jax.set_mesh(sharding.make_mesh(run.mesh)):
+        assert jax.eval_shape(planned.function, *planned.arguments)[1]["loss"].shape == ()
+    manifest = tmp_path / "features" / "heldout" / "manifest.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "masks"}))
+    with pytest.raises(InputError, match="holds no masks, which stage 'joint' reads"):
+        preflight.check_features(run)
 
 
 def test_what_cannot_be_encoded_first(images, encoded, tmp_path):

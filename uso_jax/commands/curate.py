@@ -38,7 +38,10 @@ from uso_jax.training.config import TrainConfig
 _CONFIG = config_flag.define(__name__)
 _TO = flags.DEFINE_string("to", None, "Folder, or for view the .html file, to write.")
 _SPLIT = flags.DEFINE_multi_enum(
-    "split", ["train"], ["train", "heldout"], "Split of the source; convert takes several."
+    "split",
+    ["train"],
+    ["train", "heldout", "prior"],
+    "Split of the source; convert takes several, prior is for precompute.",
 )
 _NAME = flags.DEFINE_string("name", None, "convert, export: name of the data set; default the source's.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "convert: triplets to take of each split; 0 takes all.")
@@ -87,9 +90,7 @@ def _view(config: TrainConfig) -> None:
 
     split = _SPLIT.value[-1]
     title = f"{_CONFIG.value.data.source}, {split}"
-    card.write_card(
-        pathlib.Path(_TO.value), open_source(getattr(config.data, split)), title=title, sample=_SAMPLE.value
-    )
+    card.write_card(pathlib.Path(_TO.value), open_source(config.data.alone(split)), title=title, sample=_SAMPLE.value)
     print(f"Wrote {_TO.value}")
 
 
@@ -97,7 +98,7 @@ def _convert(config: TrainConfig) -> None:
     from uso_jax.data.sources import open_source
 
     name = _NAME.value or _CONFIG.value.data.source
-    specs = {split: getattr(config.data, split) for split in _SPLIT.value}
+    specs = {split: config.data.alone(split) for split in _SPLIT.value}
     beam = {} if _BEAM.value is None else dict(specs=specs, beam_options=shlex.split(_BEAM.value))
     _write_set({split: open_source(spec) for split, spec in specs.items()}, _TO.value, name, config, **beam)
 
@@ -125,8 +126,9 @@ def _precompute(config: TrainConfig) -> None:
     verify_flag.verify(config)
     options = dict(shard_size=_SHARD_SIZE.value, process=_process(), dtype=_DTYPE.value, rewarded=_REWARDS.value)
     count = precompute(config, stages[name], split, _TO.value, **options)
-    path = f"--config.data.features.{split}.path={_TO.value}"
-    print(f"Encoded {count} examples. Train on them: --config.data.source=features {path}")
+    read = {"prior": f"--config.data.prior.kind=features --config.data.prior.path={_TO.value}"}
+    others = f"--config.data.source=features --config.data.features.{split}.path={_TO.value}"
+    print(f"Encoded {count} examples. Train on them: {read.get(split, others)}")
 
 
 def _process() -> tuple[int, int]:
@@ -142,7 +144,7 @@ def _curate(config: TrainConfig, name: str) -> None:
     from uso_jax.curation import steps
     from uso_jax.curation.config import curation_of
 
-    curation, spec = curation_of(config), getattr(config.data, _SPLIT.value[-1])
+    curation, spec = curation_of(config), config.data.alone(_SPLIT.value[-1])
     judge = ("judge",) if curation.keep.judge is not None else ()
     for step in (*STEPS[:4], *judge) if name == "run" else (name,):
         if _BEAM.value is None:

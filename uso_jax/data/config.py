@@ -177,6 +177,17 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Regularisation images: what the base draws for a class, which training keeps (DreamBooth, arXiv 2208.12242)."""
+
+    path: str = ""  # folder of images with NAME.txt beside NAME.png; "": none
+    kind: str = "folder"  # source that reads them: "folder", or "features" for encoded ones
+    caption: str = ""  # prompt of images without a text file, such as "a photo of a dog"
+    share: float = 0.5  # share of training examples that are regularisation images
+    loss_weight: float = 1.0  # weight of their loss; the other examples have 1
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Sources of triplets, and how they are read."""
 
@@ -199,6 +210,7 @@ class DataConfig:
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Sections of further sources, by name; `kind` names the source where it is not the name of the section."""
     mixture: Mixture = field(default_factory=Mixture)  # shares of sources, where source is "mixture"
+    prior: Prior = Prior()  # regularisation images beside the source's
     heldout_share: float = 0.0
     """Share of a source's training triplets, at least one, to validate on where its heldout names no path; 0: none."""
     encode_first: bool = False
@@ -221,27 +233,59 @@ class DataConfig:
         self._spec(self.source, "train")
         if not 0 <= self.heldout_share < 1:
             raise InputError(f"config: data.heldout_share must be at least 0 and below 1, not {self.heldout_share}")
+        if self.prior.kind not in ("folder", "features"):
+            raise InputError(f"config: data.prior.kind must be folder or features, not {self.prior.kind!r}")
+        if not 0 < self.prior.share < 1 or self.prior.loss_weight < 0:
+            raise InputError(
+                "config: data.prior.share must lie between 0 and 1 and loss_weight be positive, not"
+                f" {self.prior.share} and {self.prior.loss_weight}"
+            )
 
     @property
     def train(self) -> dict[str, Any]:
-        """The training source, as `open_source` takes it."""
-        return self._encoded("train") or self.asked("train")
+        """The training source with its regularisation images, as `open_source` takes it."""
+        return self._with_prior(self.alone("train"), self.alone("prior"))
 
     @property
     def heldout(self) -> dict[str, Any]:
         """The held-out source, as `open_source` takes it."""
-        return self._encoded("heldout") or self.asked("heldout")
+        return self.alone("heldout")
 
     @property
     def drawn(self) -> dict[str, Any] | None:
         """The source of `samples`, as `open_source` takes it."""
-        if not self.samples:
-            return None
-        return self._encoded("samples") or {"name": "samples", "path": self.samples}
+        return self.alone("samples") if self.samples else None
 
-    def asked(self, split: str) -> dict[str, Any]:
-        """Return the source of a split, as `open_source` takes it, whether it is encoded or not."""
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The sources that this section names: train, heldout, and if there are any prior and samples."""
+        further = {"prior": self.prior.path, "samples": self.samples}
+        return (*SPLITS, *(name for name, path in further.items() if path))
+
+    def alone(self, split: str) -> dict[str, Any]:
+        """Return one of `splits`, as `open_source` takes it."""
+        return self._encoded(split) or self._own(split)
+
+    def asked(self) -> dict[str, Any]:
+        """Return the training source, as `open_source` takes it, whether it is encoded or not."""
+        return self._with_prior(self._own("train"), self._own("prior"))
+
+    def _own(self, split: str) -> dict[str, Any]:
+        if split == "samples":
+            return {"name": "samples", "path": self.samples}
+        if split == "prior":
+            caption = {"caption": self.prior.caption} if self.prior.kind == "folder" else {}
+            return {"name": self.prior.kind, "path": self.prior.path} | caption
         return self._spec(self.source, split)
+
+    def _with_prior(self, spec: dict[str, Any], prior: dict[str, Any]) -> dict[str, Any]:
+        if not self.prior.path:
+            return spec
+        parts = spec["parts"] if spec["name"] == "mixture" else [spec | {"weight": 1.0}]
+        rest = (1 - self.prior.share) / sum(part["weight"] for part in parts)
+        weighed = {} if self.prior.loss_weight == 1 else {"loss_weight": self.prior.loss_weight}
+        own = [part | {"weight": rest * part["weight"]} for part in parts]
+        return {"name": "mixture", "parts": [*own, prior | {"weight": self.prior.share} | weighed]}
 
     def _encoded(self, split: str) -> dict[str, Any]:
         return {"name": "features", "path": os.path.join(self.encoded, split)} if self.encoded else {}
@@ -270,5 +314,5 @@ class DataConfig:
 _SOURCES = tuple(
     part.name
     for part in dataclasses.fields(DataConfig)
-    if dataclasses.is_dataclass(part.type) and part.name != "mixture"
+    if dataclasses.is_dataclass(part.type) and part.name not in ("mixture", "prior")
 )

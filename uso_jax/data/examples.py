@@ -3,6 +3,7 @@
 """Triplets as dicts of fixed-shape arrays, ready to be stacked into batches."""
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.buckets import Shape, Size
@@ -28,6 +29,8 @@ class Examples:
       tokenize: maps a prompt to arrays.
       may_skip: replace an unreadable example by the next one and record it under SKIPPED.
       crop_styles: crop style images to their size instead of changing their shape.
+      mask_cell: pixels a side of a token; examples have a "mask" with a number for each. 0: masks are not read.
+      loss_weight: of these examples, which they then hold; None: they hold none.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Examples:
         tokenize: Tokenize,
         may_skip: bool = False,
         crop_styles: bool = False,
+        mask_cell: int = 0,
+        loss_weight: float | None = None,
     ):
         self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
         self.target_size, self.content_size = map(tuple, shape)
         self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
-        self.crop_styles = crop_styles
+        self.crop_styles, self.mask_cell, self.loss_weight = crop_styles, mask_cell, loss_weight
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
@@ -55,12 +60,12 @@ class Examples:
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         if not self.may_skip:
-            return self._example(self._index(position))
+            return self._weighed(self._index(position))
         skipped = np.full((_TRIES, 2), -1, np.int64)
         for number in range(_TRIES):
             index = self._index((position + number) % len(self))
             try:
-                return self._example(index) | {SKIPPED: skipped}
+                return self._weighed(index) | {SKIPPED: skipped}
             except BadExample as error:
                 skipped[number] = self.number, index
                 last = error
@@ -68,6 +73,17 @@ class Examples:
 
     def _index(self, position: int) -> int:
         return position if self.indices is None else int(self.indices[position])
+
+    def _weighed(self, index: int) -> dict[str, np.ndarray]:
+        """Return an example with its weights in the loss, where it has any."""
+        example = self._example(index)
+        mask = example.pop("mask", None)
+        if self.mask_cell:
+            grid = [side // self.mask_cell for side in self.target_size]
+            example["mask"] = np.ones(grid, np.float32) if mask is None else mask
+        if self.loss_weight is not None:
+            example["loss_weight"] = np.float32(self.loss_weight)
+        return example
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if hasattr(self.source, "example"):
@@ -96,9 +112,17 @@ class Examples:
             example["content"] = decode.cover(triplet.content, self.content_size)
         for slot, style in enumerate(triplet.styles):
             example["style"][slot] = (decode.cover if self.crop_styles else decode.squash)(style, self.style_size)
+        if triplet.mask is not None and self.mask_cell:
+            example["mask"] = _by_token(decode.cover(triplet.mask, self.target_size), self.mask_cell)
         labels = triplet.meta.get("labels", {})
         example |= {f"{name}_label": np.int32(labels.get(name, -1)) for name in ("subject", "style")}
         tokens = self.tokenize(triplet.prompt)
         if taken := sorted(set(tokens) & set(example)):
             raise InputError(f"tokenize returns {', '.join(taken)}, which are names of batch entries: rename them.")
         return example | tokens
+
+
+def _by_token(mask: UInt8[np.ndarray, "h w 3"], cell: int) -> Float32[np.ndarray, "rows columns"]:
+    """Return the mean brightness, from 0 to 1, of each square of `cell` pixels a side."""
+    rows, columns = (side // cell for side in mask.shape[:2])
+    return mask.reshape(rows, cell, columns, cell, 3).mean((1, 3, 4), dtype=np.float32) / 255

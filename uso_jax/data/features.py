@@ -12,7 +12,8 @@ A record holds "target_moments" and "content_moments" [lh, lw, 2 z] (mean and lo
 "style_features" [n, 3, s, c], "txt" [t, context], "vec" [vec], the labels, and "index" of the triplet in its source.
 Entries of absent conditions are omitted, and "vec" where the base model has no pooled vector. Where the autoencoder
 encodes style images, "style_moments" [n, lh, lw, 2 z] take the place of "style_features". Entries that begin with
-"described/" are what a reward reads of the references. Written by uso_jax.training.precompute.
+"described/" are what a reward reads of the references. "mask" [rows, columns], where it was asked for, has a number
+from 0 to 1 for each token of the target. Written by uso_jax.training.precompute.
 """
 
 import hashlib

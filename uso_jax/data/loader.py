@@ -42,6 +42,7 @@ def batches(
     num_threads: int = 2,
     num_workers: int = 0,
     max_errors: int = 0,
+    mask_cell: int = 0,
 ) -> "Stream":
     """Build the stream of this process's batches: infinite, or one epoch with repeat=False.
 
@@ -60,11 +61,13 @@ def batches(
       num_threads: reader threads per process.
       num_workers: reader processes; 0 reads with threads of this process.
       max_errors: unreadable examples of this process that are replaced by the next ones before an error is raised.
+      mask_cell: pixels a side of a token, to read masks; 0: they are not read.
 
     Returns:
       Batches with "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3], "content_valid" bool [b], "style" uint8
       [b, n, hs, ws, 3], "style_valid" bool [b, n], "subject_label" and "style_label" int32 [b] (-1 if unknown), and the
-      stacked outputs of `tokenize`. Absent conditions are zero images marked invalid.
+      stacked outputs of `tokenize`. Absent conditions are zero images marked invalid. With `mask_cell`, "mask" float32
+      [b, rows, columns] from 0 to 1, 1 without a mask; of a mixture with loss weights, "loss_weight" float32 [b].
 
     Raises:
       InputError: arguments or sources are inconsistent. Iterating raises it for examples with more than `num_styles`
@@ -92,7 +95,17 @@ def batches(
         shared = share_out(part, targets, contents, batch_size, smaller_sizes)
         for shape, count in buckets.count_triplets(shared, len(part)).items():
             examples = Examples(
-                part, number, shared[shape], shape, tuple(style_size), num_styles, tokenize, max_errors > 0, crop_styles
+                part,
+                number,
+                shared[shape],
+                shape,
+                tuple(style_size),
+                num_styles,
+                tokenize,
+                may_skip=max_errors > 0,
+                crop_styles=crop_styles,
+                mask_cell=mask_cell,
+                loss_weight=mixture.loss_weights[number] if mixture.loss_weights else None,
             )
             dataset = grain.MapDataset.source(examples).seed(seed + number)
             if shuffle:

@@ -21,10 +21,14 @@ DRAWN = ("procedural", "emoji")
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources with sampling weights. Each source is shuffled and repeated independently."""
+    """Several sources with sampling weights. Each source is shuffled and repeated independently.
+
+    `loss_weights` are the weights of their examples in the loss; empty: all are 1.
+    """
 
     sources: tuple[TripletSource, ...]
     weights: tuple[float, ...]
+    loss_weights: tuple[float, ...] = ()
 
 
 def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None) -> TripletSource | Mixture:
@@ -47,8 +51,10 @@ def open_source(spec: Mapping[str, Any], wishes: Mapping[str, Any] | None = None
         parts, weights = arguments["parts"], tuple(float(part["weight"]) for part in arguments["parts"])
         if not parts or not all(weight > 0 for weight in weights):
             raise InputError("data source 'mixture': all weights must be positive, and there must be at least one.")
-        own = [{key: value for key, value in part.items() if key != "weight"} for part in parts]
-        return Mixture(tuple(open_source(part, all_wishes) for part in own), weights)
+        own = [{k: value for k, value in part.items() if k not in ("weight", "loss_weight")} for part in parts]
+        weighed = any("loss_weight" in part for part in parts)
+        loss_weights = tuple(float(part.get("loss_weight", 1.0)) for part in parts) if weighed else ()
+        return Mixture(tuple(open_source(part, all_wishes) for part in own), weights, loss_weights)
     # Imported here, so that only the dependencies of the chosen source are needed.
     if name == "procedural":
         from uso_jax.data.drawings.source import ProceduralSource as source

@@ -33,7 +33,8 @@ class Triplet:
 
     Images are uint8 [h, w, 3] of any size. `target` is None only for triplets that are generated from. `task` is a Task
     and `layout` a Layout. `meta` holds ground truth that the source knows (subject, style, pose); training reads only
-    meta["labels"]. `key` is unique within the source.
+    meta["labels"]. `key` is unique within the source. `mask` is white where the target counts in full; None is
+    everywhere.
 
     Raises:
       InputError: a value is invalid, or the images do not match the task.
@@ -47,6 +48,7 @@ class Triplet:
     layout: str
     key: str
     meta: dict[str, Any] = field(default_factory=dict)
+    mask: np.ndarray | None = None
 
     def __post_init__(self):
         where = f"triplet {self.key!r}"
@@ -73,6 +75,8 @@ class Triplet:
             yield "style", style
         if self.target is not None:
             yield "target", self.target
+        if self.mask is not None:
+            yield "mask", self.mask
 
 
 @runtime_checkable
@@ -81,7 +85,8 @@ class TripletSource(Protocol):
 
     Optional methods make a source faster:
       sizes(): int32 [n, 4], (height, width) of every target and content image, 0 where unknown.
-      fitted(index, target, content, style): the triplet, resized by these functions while it is decoded.
+      fitted(index, target, content, style): the triplet, resized by these functions while it is decoded; its mask is
+        resized as the target is.
       digest(): a text that identifies the rows, without reading images.
       example(index, content_size, num_styles): arrays of one example, ready to be stacked, instead of a triplet.
     """

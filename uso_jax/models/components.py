@@ -148,15 +148,23 @@ def _facts_with_defaults(config: type) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(config) if field.name not in left_out}
 
 
-ADAPTER_FIELDS = ("lora_rank", "lora_scale", "projector")  # of a transformer's config: facts about its adapters
+ADAPTER_FIELDS = (
+    "lora_rank",
+    "lora_scale",
+    "lora_rules",
+    "projector",
+)  # of a transformer's config: facts about its adapters
 ADAPTERS: dict[str, Adapter] = {
     "lora": Adapter(
         "lora",
         r".*/processor/.*",
         needs=("hidden_size", "mlp_ratio", "depth", "depth_single_blocks"),
-        defaults={"rank": 128, "scale": 1.0},
-        describe=lambda config: {"rank": config.lora_rank, "scale": config.lora_scale},
-        apply=lambda section: {"lora_rank": section["rank"], "lora_scale": section["scale"]},
+        defaults={"rank": 128, "scale": 1.0, "rules": ()},
+        describe=lambda config: (
+            {"rank": config.lora_rank, "scale": config.lora_scale}
+            | ({"rules": config.lora_rules} if config.lora_rules else {})
+        ),
+        apply=lambda section: {f"lora_{name}": section[name] for name in ("rank", "scale", "rules")},
     ),
     "projector": Adapter(
         "projector",

@@ -20,6 +20,7 @@ from uso_jax.models.joint_transformer import JointTransformer
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.embeddings import timestep_embedding
 from uso_jax.models.layers.joint_blocks import DoubleStreamBlock, FinalLayer, JointConfig, SingleStreamBlock
+from uso_jax.models.layers.lora import LoraRules
 from uso_jax.models.layers.mlp import MLP
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
 
@@ -42,6 +43,8 @@ class FluxConfig(JointConfig):
     guidance_embed: bool = True  # the distilled guidance scale is an input
     lora_rank: int = 0  # 0: no adapters; the released USO uses 128
     lora_scale: float = 1.0  # factor of the adapters' output
+    lora_rules: LoraRules = ()
+    """(regex over paths of adapters, rank, factor), for adapters that differ from lora_rank and lora_scale."""
     projector: ProjectorConfig | None = None  # None: no style images
     dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids use float32
     remat: str = "full"  # a key of scan.REMAT_POLICIES

@@ -28,6 +28,7 @@ from uso_jax.models.layers.joint_blocks import (
     Modulation,
     SingleStreamBlock,
 )
+from uso_jax.models.layers.lora import LoraRules
 from uso_jax.models.layers.mlp import MLP
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
 
@@ -54,6 +55,8 @@ class Flux2Config(JointConfig):
     guidance_embed: bool = False  # the distilled guidance scale is an input
     lora_rank: int = 0  # 0: no adapters
     lora_scale: float = 1.0  # factor of the adapters' output
+    lora_rules: LoraRules = ()
+    """(regex over paths of adapters, rank, factor), for adapters that differ from lora_rank and lora_scale."""
     projector: ProjectorConfig | None = None  # None: no style tokens
     dtype: str = "bfloat16"  # of matrix products; norms, softmax, rotations and sinusoids use float32
     remat: str = "full"  # a key of scan.REMAT_POLICIES

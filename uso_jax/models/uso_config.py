@@ -108,7 +108,10 @@ class USOConfig:
         # Checkpoints name these networks even where a run has none of them.
         named = dict.fromkeys(("siglip_text", "csd", "judge", "clip_model", "dino", "vgg")) | dict(self.networks)
         family = {} if self.family == "flux1" else {"family": self.family}
-        return {k: asdict(v) if is_dataclass(v) else v for k, v in (core | named | family).items()}
+        found = {k: asdict(v) if is_dataclass(v) else v for k, v in (core | named | family).items()}
+        if not self.transformer.lora_rules:  # checkpoints from before this setting lack it
+            del found["transformer"]["lora_rules"]
+        return found
 
 
 def modules_of(config: USOConfig) -> Iterator[tuple[str, Callable[[nnx.Rngs], nnx.Module]]]:

@@ -168,6 +168,10 @@ def image_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, p
         "subject_label": ((), number),
         "style_label": ((), number),
     } | {name: ((count,), number) for name, count in config.system.token_counts().items()}
+    if stage.outside_mask < 1:
+        shapes["mask"] = (system.token_grid(*stage.target_size), jnp.float32)
+    if config.data.prior.path and config.data.prior.loss_weight != 1:
+        shapes["loss_weight"] = ((), jnp.float32)
     return {name: _struct((b, *shape), dtype, place) for name, (shape, dtype) in shapes.items()}
 
 
@@ -191,7 +195,8 @@ def feature_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO,
     if stage.reward is not None:
         describe = lambda params, batch: rewards.describe(whole, params, stage.reward.names, batch)
         made |= rewards.pack_described(jax.eval_shape(describe, whole.shapes, images))
-    kept = {name: found[name] for name in ("content_valid", "style_valid", "subject_label", "style_label")}
+    names = ("content_valid", "style_valid", "subject_label", "style_label", "mask", "loss_weight")
+    kept = {name: found[name] for name in names if name in found}
     return kept | {name: _struct(one.shape, one.dtype, place) for name, one in made.items()}
 
 

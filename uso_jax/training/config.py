@@ -188,7 +188,7 @@ class TrainConfig:
             "weights": self.model.weights,
             "fresh": self.model.fresh,
             "frozen_dtype": self.model.frozen_dtype,
-            "data": self.data.asked("train"),
+            "data": self.data.asked(),
             "num_styles": self.data.num_styles,
             "stages": self.run_stages,
         }

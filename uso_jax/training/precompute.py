@@ -106,9 +106,8 @@ def encode_first(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
       InputError: the folder holds features of other data or settings.
     """
     stage, count = config.run_stages[-1], jax.process_count()
-    splits = ("train", "heldout", "samples") if config.data.samples else ("train", "heldout")
-    for split in splits:
-        path, source = folder / split, open_source(_spec(config, split), stage.data)
+    for split in config.data.splits:
+        path, source = folder / split, open_source(config.data.alone(split), stage.data)
         if features.is_begun(path) and features.read_manifest(path).get("rows") != fingerprint_of_rows(source):
             if split != "samples":
                 raise InputError(
@@ -122,10 +121,6 @@ def encode_first(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
             precompute(config, stage, split, path, **share, rewarded=bool(reward_names(config)))
     multihost_utils.sync_global_devices("features")
     return override(config, {"data.encoded": str(folder)})
-
-
-def _spec(config: TrainConfig, split: str) -> Mapping[str, Any]:
-    return config.data.drawn if split == "samples" else getattr(config.data, split)
 
 
 def precompute(
@@ -146,7 +141,7 @@ def precompute(
     Args:
       config: whose encoders and sources are used.
       stage: whose sizes are used.
-      split: "train", "heldout" or "samples".
+      split: "train", "heldout", "prior" or "samples".
       path: folder of the features.
       shard_size: examples a file.
       process: which of how many; each makes its own shards, with the devices that it sees.
@@ -157,7 +152,7 @@ def precompute(
       InputError: the source is not of images, settings are wrong, or there are features of other settings in `path`.
     """
     path = pathlib.Path(path)
-    source = open_source(_spec(config, split), stage.data)
+    source = open_source(config.data.alone(split), stage.data)
     if isinstance(source, Mixture) or hasattr(source, "example"):
         raise InputError("precompute reads one source of images; mix the features instead.")
     if shard_size < 1 or not 0 <= process[0] < process[1]:
@@ -193,7 +188,7 @@ def _encode(
         shards = -(-total // shard_size)
         manifest = {
             "fingerprint": fingerprint(config, names),
-            "source": _spec(config, split),
+            "source": config.data.alone(split),
             "rows": fingerprint_of_rows(source),
             "examples": total,
             "shards": shards,
@@ -205,6 +200,8 @@ def _encode(
         }
         if names:
             manifest["rewards"] = names
+        if stage.outside_mask < 1:
+            manifest["masks"] = True
         features.write_manifest(path, manifest, encoder.nulls())
         mine = range(process[0], shards, process[1])
         lost = 0
@@ -274,6 +271,7 @@ class _Encoder:
             examples = Examples(
                 self.source, 0, None, shape, self.config.style_size(self.stage), self.config.data.num_styles,
                 system.tokenize, crop_styles=system.style_encoder == "autoencoder",
+                mask_cell=system.pixels_per_token if self.stage.outside_mask < 1 else 0,
             )  # fmt: skip
             for rows in self._read(examples, own, left_out):
                 if len(left_out) > max_errors:
@@ -309,7 +307,7 @@ class _Encoder:
         if not rows:
             return
         filled = [row for _, row in rows] + [rows[-1][1]] * (self.batch_size - len(rows))
-        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0] if name != "mask"}
         # jit with replicated results: every process may run its own batches, since its mesh is its own devices.
         with progress.phase(self._phases.setdefault(shape, "compiling the encoders")):
             made = jax.device_get(self._encode(self.params, sharding.global_batch(self.mesh, batch)))
@@ -322,7 +320,7 @@ class _Encoder:
             absent = {"content_moments"} if not row["content_valid"] else set()
             absent |= {styles} if not num_styles else set()
             record = {name: value for name, value in record.items() if name not in absent}
-            record |= {name: np.asarray(row[name]) for name in ("subject_label", "style_label")}
+            record |= {name: np.asarray(row[name]) for name in ("subject_label", "style_label", "mask") if name in row}
             yield (*shape[0], *shape[1]), record | {"index": np.asarray(index, np.int64)}
 
     def _encode_of(self, params: Params, batch: Batch) -> dict[str, jax.Array]:

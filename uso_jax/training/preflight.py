@@ -133,6 +133,10 @@ def check_stages(config: TrainConfig) -> None:
                 f"stage {stage.name!r} has style images but no style tower: set config.model.siglip, or"
                 " config.model.style_encoder to autoencoder"
             )
+        if stage.loss != "flow_matching" and config.data.prior.path and config.data.prior.loss_weight != 1:
+            raise InputError(
+                f"stage {stage.name!r}: data.prior.loss_weight is for the loss 'flow_matching', not {stage.loss!r}"
+            )
         if stage.reward is not None:
             _check_reward(config, stage)
 
@@ -187,6 +191,9 @@ def check_quantization(config: TrainConfig, system: USO) -> None:
 
 def check_data(config: TrainConfig) -> None:
     """Raise InputError if a local path of a data source does not exist; URLs are first read when training starts."""
+    prior = config.data.prior.path
+    if prior and not urls.is_url(prior) and not _exists(prior):
+        raise InputError(f"{prior} does not exist: correct --config.data.prior.path, the regularisation images")
     for split, spec in (("train", config.data.train), ("heldout", config.data.heldout)):
         for part in _sources(spec):
             path, flag = str(part.get("path", "")), f"--config.data.{part['name']}.{split}.path"
@@ -223,6 +230,12 @@ def check_features(config: TrainConfig) -> None:
             raise InputError(
                 f"{source.path} does not hold what {', '.join(lacking)} of a reward reads of the references: make it"
                 " with --rewards, or set the stage's reward.scale to 0."
+            )
+        masked = [stage.name for stage in config.run_stages if stage.outside_mask < 1]
+        if masked and not source.manifest.get("masks"):
+            raise InputError(
+                f"{source.path} holds no masks, which stage {masked[0]!r} reads: set its outside_mask to 1, or make the"
+                " features again for this stage."
             )
         if differs := [name for name in wanted if made.get(name) != wanted[name]]:
             raise InputError(

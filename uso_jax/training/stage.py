@@ -143,6 +143,7 @@ class StageConfig:
     loss_weight: str = "none"  # weight of a time in the flow-matching loss, one of LOSS_WEIGHTS
     min_snr_gamma: float = 5.0  # largest signal-to-noise ratio that counts in full, for "min_snr"
     huber: float = 0.0  # velocity error above which the loss grows linearly (Huber); 0: squared error everywhere
+    outside_mask: float = 1.0  # weight of the loss outside a target's mask; 1: masks are not read
     isolated: str = "none"
     """References that attend to each other only, which makes sampling faster: none, content (those from the
     autoencoder) or all (style tokens too)."""
@@ -182,7 +183,17 @@ class StageConfig:
             raise InputError(f"{where}: timestep_std must be positive, and mode_scale from -1 to 1.75")
         if self.min_snr_gamma <= 0 or self.huber < 0:
             raise InputError(f"{where}: min_snr_gamma must be positive, and huber 0 or positive")
-        for name in ("text_dropout", "content_dropout", "style_dropout", "all_dropout", "clip_cut", "ema_decay"):
+        if self.outside_mask < 1 and self.loss != "flow_matching":
+            raise InputError(f"{where}: outside_mask is for the loss 'flow_matching', not {self.loss!r}")
+        for name in (
+            "outside_mask",
+            "text_dropout",
+            "content_dropout",
+            "style_dropout",
+            "all_dropout",
+            "clip_cut",
+            "ema_decay",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.reward is not None:

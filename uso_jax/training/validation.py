@@ -38,6 +38,7 @@ def pipeline_options(config: TrainConfig, stage: StageConfig) -> dict:
         tokenize=config.system.tokenize,
         num_threads=config.data.num_threads,
         max_errors=config.data.max_errors,
+        mask_cell=config.system.pixels_per_token if stage.outside_mask < 1 else 0,
         **stage.bucket_sizes(config.system.pixels_per_token),
     )
 

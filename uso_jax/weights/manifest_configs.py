@@ -52,14 +52,25 @@ def check_sections(sections: Any, where: str) -> dict[str, dict]:
             value = tuple(value) if isinstance(value, list) else value
             if isinstance(default, float) and type(value) is int:
                 value = float(value)
+            wanted = "list of integers" if isinstance(default, tuple) else type(default).__name__
             items_fit = not isinstance(value, tuple) or all(type(item) is int for item in value)
+            if (section, name) == ("lora", "rules"):
+                wanted, items_fit = (
+                    "list of (regex, rank, factor)",
+                    isinstance(value, tuple) and all(map(_is_rule, value)),
+                )
+                value = tuple((rule[0], rule[1], float(rule[2])) for rule in value) if items_fit else value
             if type(value) is not type(default) or not items_fit:
-                wanted = "list of integers" if isinstance(default, tuple) else type(default).__name__
                 raise InputError(f"{where}: {section}.{name} must be of type {wanted}, not {value!r}")
             if type(value) in (int, float) and value <= 0 and default != 0 and name != "shift_factor":
                 raise InputError(f"{where}: {section}.{name} must be positive, not {value}")
             checked[section][name] = value
     return checked
+
+
+def _is_rule(value: Any) -> bool:
+    kinds = (str, int, int | float)
+    return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(isinstance, value, kinds))
 
 
 def build(model: str, sections: Sections, **changes) -> Any:

@@ -18,6 +18,7 @@ from uso_jax.weights.parts import Part
 class _Transformer(TypedDict):
     lora_rank: NotRequired[int | None]
     lora_scale: NotRequired[float]
+    lora_rules: NotRequired[list]
 
 
 class _System(TypedDict):
@@ -117,6 +118,8 @@ def _sections(system: dict, family: Family) -> manifest_configs.Sections:
     sections = {family.transformer: {name: transformer[name] for name in fields if name in transformer}}
     if transformer.get("lora_rank"):
         sections["lora"] = {"rank": transformer["lora_rank"], "scale": float(transformer.get("lora_scale", 1.0))}
+        if transformer.get("lora_rules"):
+            sections["lora"]["rules"] = transformer["lora_rules"]
     if transformer.get("projector"):
         sections["projector"] = transformer["projector"]
     text = system.get("text", {})

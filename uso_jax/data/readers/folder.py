@@ -7,7 +7,8 @@
 
 The first is read where FOLDER has a part `target`. Content, style and prompt are optional, for all or for some names;
 in the first layout, those that lack one are logged. Each part of the first may be a .tar or .zip file; the second may
-be one itself. Further style images are style_2, style_3 and so on. Without a prompt the layout is preserved.
+be one itself. Further style images are style_2, style_3 and so on. Without a prompt the layout is preserved. A mask
+(mask/NAME.png or NAME.mask.png) is white where the target counts in full, and as large as the target.
 """
 
 import logging
@@ -27,8 +28,8 @@ from uso_jax.data.storage.places import Place
 _LOG = logging.getLogger("uso_jax.data")
 _NAMED = 3  # triplets that a message names
 _NO_TARGET = "no target of its name"
-_PARTS = ("target", "content", "style", "prompt")
-_SUFFIX = re.compile(r"(.+)\.(target|content|style|style_[2-9])")
+_PARTS = ("target", "content", "style", "mask", "prompt")
+_SUFFIX = re.compile(r"(.+)\.(target|content|style|style_[2-9]|mask)")
 
 
 @dataclass
@@ -67,7 +68,8 @@ def read_folder(path: str | Path, layout: str = "shifted", caption: str = "") ->
         yield from (LeftOut(_NO_TARGET, f"{part}/{name}") for name in found if name not in targets)
     if by_folder:
         _log_absent(path, parts, targets)
-    content, prompts = parts.images.get("content", {}), parts.prompts or {}
+    content, masks = parts.images.get("content", {}), parts.images.get("mask", {})
+    prompts = parts.prompts or {}
     for name, target in targets.items():
         prompt = prompts.get(name) or caption
         if not prompt and name not in content:
@@ -80,12 +82,13 @@ def read_folder(path: str | Path, layout: str = "shifted", caption: str = "") ->
             content=content.get(name),
             styles=tuple(found[name] for found in styles if name in found),
             layout=layout if prompt else "preserved",
+            mask=masks.get(name),
         )
 
 
 def _log_absent(path: str, parts: _Parts, targets: Mapping[str, Place]) -> None:
-    """Log the targets without a file of a part that exists: these triplets have another task than the rest."""
-    known = {part: parts.images[part] for part in ("content", "style") if part in parts.images}
+    """Log the targets without a file of a part that exists: they have another task than the rest, or no mask."""
+    known = {part: parts.images[part] for part in ("content", "style", "mask") if part in parts.images}
     if parts.prompts is not None:
         known["prompt"] = parts.prompts
     for part, found in known.items():
@@ -98,7 +101,7 @@ def _by_folder(path: str) -> _Parts:
     """Find the files of a folder with one folder or archive for each part."""
     parts = _Parts({})
     numbered = (f"style_{number}" for number in range(2, 10))
-    for part in ("target", "content", "style", *numbered):
+    for part in ("target", "content", "style", "mask", *numbered):
         if archives.find_part(path, part) is not None:
             parts.images[part] = archives.images_by_stem(path, part, parts.unused)
     if (found := archives.find_part(path, "prompt")) is None:

@@ -10,7 +10,8 @@
 
 In USO's files the first of `image_paths` is the content ("" means none) and the others are styles; in UNO's all are
 subjects. Paths are relative to the directory of the JSON file, or to `root`; backslashes separate folders too. "layout"
-defaults to preserved for an empty prompt and to shifted otherwise. `uso_eval` also reads the config.json of upstream's
+defaults to preserved for an empty prompt and to shifted otherwise. "mask" of `json` names an image that is white where
+the target counts in full, and as large as the target. `uso_eval` also reads the config.json of upstream's
 examples, with "image_ref1" and so on.
 """
 
@@ -26,7 +27,7 @@ from uso_jax.data.storage import urls
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import check_words
 
-OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta"}
+OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta", "mask"}
 UNO_KEYS = {"prompt", "image_paths", "image_path", "image_tgt_path"}
 SAMPLE_KEYS = {"prompt", "content", "styles", "image_paths"}
 EVAL_KEYS = {"prompt", "image_paths", "save_dir", "seed"}
@@ -148,12 +149,14 @@ def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: 
     prompt, content, styles = (values.get(name) for name in ("prompt", "content", "styles"))
     if not isinstance(styles, list) or not all(isinstance(path, str) and path for path in styles):
         raise InputError(f'{where}: "styles" must be a list of image files.')
-    if not (content is None or isinstance(content, str)):
-        raise InputError(f'{where}: "content" must be an image file or null.')
+    for name in ("content", "mask"):
+        if not isinstance(values.get(name), str | None):
+            raise InputError(f'{where}: "{name}" must be an image file or null.')
     layout = values.get("layout", "shifted" if prompt or not content else "preserved")
     check_words(prompt, layout, where)
     meta = values.get("meta", {})
     if not isinstance(meta, Mapping):
         raise InputError(f'{where}: "meta" must be a JSON object.')
-    place = lambda path: Place(urls.join(folder, path, where))
-    return Item(key, target, prompt, place(content) if content else None, tuple(map(place, styles)), layout, dict(meta))
+    place = lambda path: Place(urls.join(folder, path, where)) if path else None
+    mask = place(values.get("mask"))
+    return Item(key, target, prompt, place(content), tuple(map(place, styles)), layout, dict(meta), mask)

@@ -48,6 +48,7 @@ class Item:
     styles: tuple[Place, ...] = ()
     layout: str = "shifted"
     meta: dict[str, Any] = field(default_factory=dict)
+    mask: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class FileTriplets:
 
     Attributes:
       left_out: number of skipped rows and files by reason.
+      num_masks: number of targets with a mask.
 
     Raises:
       InputError: two items have the same key, or there are none.
@@ -88,6 +90,7 @@ class FileTriplets:
         self.name, self.path = name, str(path)
         self.left_out: collections.Counter[str] = collections.Counter()
         rows, ends, keys = bytearray(), array("q", [0]), set()
+        self.num_masks = 0
         names: dict[str, list[str]] = collections.defaultdict(list)
         for item in found:
             if isinstance(item, LeftOut):
@@ -98,6 +101,7 @@ class FileTriplets:
             if item.key in keys:
                 raise InputError(f"{self.path}: two triplets have the key {item.key!r}; rename or remove one.")
             keys.add(item.key)
+            self.num_masks += item.mask is not None
             rows += _pack(item)
             ends.append(len(rows))
         self._rows, self._ends = bytes(rows), ends
@@ -106,6 +110,8 @@ class FileTriplets:
             raise InputError(f"{self.path} has no usable triplet ({lost or 'it is empty'}).")
         for reason, count in self.left_out.items():
             _LOG.warning("%s: %s", self.path, _told(reason, count, names[reason]))
+        if self.num_masks:
+            _LOG.info("%s: %d targets have a mask, for stages with outside_mask below 1", path, self.num_masks)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -132,6 +138,7 @@ class FileTriplets:
             layout=item.layout,
             key=f"{os.path.basename(self.path.rstrip('/'))}/{item.key}",
             meta=item.meta,
+            mask=_mask(item, what, target),
         )
 
     def item(self, index: int) -> Item:
@@ -210,6 +217,20 @@ def _told(reason: str, count: int, names: Sequence[str]) -> str:
     return f"{count} skipped: {reason}" + (f" ({', '.join(names)}{more})" if names else "")
 
 
+def _mask(item: Item, what: str, fit: Fit | None) -> np.ndarray | None:
+    """Return the mask of a target, resized as the target is.
+
+    Raises:
+      BadExample: it cannot be read, or has another size than the target.
+    """
+    if item.mask is None or item.target is None:
+        return None
+    if (found := item.mask.size()) != (wanted := item.target.size()):
+        sizes = (f"{width} x {height}" for height, width in (found, wanted))
+        raise BadExample(f"{item.mask}{what} is {' and its target '.join(sizes)} pixels: make them equal.")
+    return item.mask.decode(what, fit)
+
+
 def _size(place: Place | None) -> tuple[int, int]:
     try:
         return (0, 0) if place is None else place.size()
@@ -220,12 +241,14 @@ def _size(place: Place | None) -> tuple[int, int]:
 def _pack(item: Item) -> bytes:
     place = lambda value: value and value.pack()
     values = [item.key, item.prompt, item.layout, place(item.content), [place(p) for p in item.styles]]
-    text = json.dumps([*values, place(item.target), item.meta], ensure_ascii=False, separators=(",", ":"))
+    values += [place(item.target), item.meta]
+    values += [] if item.mask is None else [place(item.mask)]  # rows without masks are those of earlier releases
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogateescape")  # names of files may be any bytes
 
 
 def _unpack(row: bytes) -> Item:
-    key, prompt, layout, content, styles, target, meta = json.loads(row.decode("utf-8", "surrogateescape"))
+    key, prompt, layout, content, styles, target, meta, *mask = json.loads(row.decode("utf-8", "surrogateescape"))
     return Item(
         key=key,
         prompt=prompt,
@@ -234,4 +257,5 @@ def _unpack(row: bytes) -> Item:
         styles=tuple(map(Place.unpack, styles)),
         target=Place.unpack(target),
         meta=meta,
+        mask=Place.unpack(mask[0]) if mask else None,
     )

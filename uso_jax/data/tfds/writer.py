@@ -6,6 +6,7 @@ Image files are copied byte for byte, so an image decodes identically from eithe
 ones, and views cut from a larger image) are stored as PNG. Large sources can be read by Apache Beam (see `beam`).
 """
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from uso_jax.common.errors import BadExample, InputError
 from uso_jax.data.tfds.records import encode_example, sizes_file
 from uso_jax.data.triplet import TripletSource
 
+_LOG = logging.getLogger("uso_jax.data")
 _THREADS = 8
 _AHEAD = 64  # triplets read ahead of writing
 # The local runner. Beam's newer one (Prism) would download a binary.
@@ -98,6 +100,8 @@ def prepare(
       InputError: more than `max_errors` triplets are unreadable, or Apache Beam is not installed.
     """
     builder = Triplets(data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=name))
+    if masked := [split for split, source in sources.items() if getattr(source, "num_masks", 0)]:
+        _LOG.warning("masks of %s are not kept in this format: train on the files themselves", ", ".join(masked))
     builder.sources, builder.limit, builder.max_errors, builder.specs = sources, limit, max_errors, specs or {}
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     with locks.hold(Path(builder.data_path).parent):

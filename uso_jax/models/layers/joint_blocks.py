@@ -9,7 +9,7 @@ Shapes: b batch, l tokens, i image tokens, t text tokens, d hidden_size, n heads
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from uso_jax.models.attention.dispatch import attention
-from uso_jax.models.layers import scan
+from uso_jax.models.layers import lora, scan
 from uso_jax.models.layers.embeddings import rotate
 from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.layers.mlp import MLP, gelu_tanh, swiglu
@@ -51,6 +51,7 @@ class JointConfig:
         scan.check_remat(self.remat)
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be 0 (no adapters) or positive, not {self.lora_rank}")
+        lora.check_rules(self.lora_rules)
 
     @property
     def head_dim(self) -> int:
@@ -59,6 +60,11 @@ class JointConfig:
     @property
     def mlp_size(self) -> int:
         return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def adapters(self) -> Mapping[str, lora.Sizes]:
+        """Rank and factor of each adapter, by its path."""
+        return lora.sizes(self.lora_rank, self.lora_scale, self.lora_rules)
 
     def with_uso(self, lora_rank: int = 128, projector: ProjectorConfig | None = None) -> "JointConfig":
         """Return the config with USO's adapters and style projector."""
@@ -211,10 +217,12 @@ class DoubleStreamBlock(nnx.Module):
         self.txt_attn = SelfAttention(config, rngs=rngs)
         self.txt_mlp = _mlp(config, rngs)
         if config.lora_rank:
-            self.processor = DoubleProcessor(config.hidden_size, config.lora_rank, dtype=config.dtype, rngs=rngs)
+            self.processor = DoubleProcessor(config.hidden_size, config.adapters, dtype=config.dtype, rngs=rngs)
 
     def _adapt(self, name: str, x: Array) -> Array | float:
-        return self.config.lora_scale * getattr(self.processor, name)(x) if self.config.lora_rank else 0.0
+        if not self.config.lora_rank:
+            return 0.0
+        return self.config.adapters[f"double_blocks/processor/{name}"].scale * getattr(self.processor, name)(x)
 
     def __call__(
         self,
@@ -262,7 +270,10 @@ class SingleStreamBlock(nnx.Module):
         self.norm = QKNorm(c.head_dim, rngs=rngs)
         self.linear2 = nnx.Linear(d + c.mlp_size, d, **options)
         if c.lora_rank:
-            self.processor = SingleProcessor(d, c.mlp_size, c.lora_rank, dtype=c.dtype, rngs=rngs)
+            self.processor = SingleProcessor(d, c.mlp_size, c.adapters, dtype=c.dtype, rngs=rngs)
+
+    def _adapt(self, name: str, x: Array) -> Array:
+        return self.config.adapters[f"single_blocks/processor/{name}"].scale * getattr(self.processor, name)(x)
 
     def __call__(
         self,
@@ -276,7 +287,7 @@ class SingleStreamBlock(nnx.Module):
         x_in = modulate(x, mod)
         qkv = self.linear1_qkv(x_in)
         if self.config.lora_rank:
-            qkv = qkv + self.config.lora_scale * self.processor.qkv_lora(x_in)
+            qkv = qkv + self._adapt("qkv_lora", x_in)
         q, k, v = _split_heads(qkv, self.config)
         q, k, v = map(by_heads, (*self.norm(q, k), v))
         out, own = joint.attend(q, k, v, kept, self.config.attention)
@@ -284,7 +295,7 @@ class SingleStreamBlock(nnx.Module):
         joined = jnp.concatenate([_merge_heads(by_tokens(out)), hidden], axis=-1)
         out = self.linear2(joined)
         if self.config.lora_rank:
-            out = out + self.config.lora_scale * self.processor.proj_lora(joined)
+            out = out + self._adapt("proj_lora", joined)
         return x + mod.gate * scan.constrain_tokens(out), own
 
 

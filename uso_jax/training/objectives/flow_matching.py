@@ -5,7 +5,8 @@
     L_pre = E w(t) || v_theta(x_t, t | text, style, content) - (e - x_0) ||^2   paper Eq. (5)
 
 The paper's w(t) is 1 and its times are uniform; `noise_levels` has other choices. With `huber`, the error of a number
-beyond that many standard deviations of the latent counts linearly.
+beyond that many standard deviations of the latent counts linearly. Tokens outside a target's mask and
+regularisation images have their own weights (`weights`); the mean is over all tokens, whatever they weigh.
 
 Shapes: b batch, l target tokens, d token channels.
 """
@@ -104,8 +105,25 @@ def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tup
     return x0, system.inputs(params, batch, **conditions, isolated=stage.isolated)
 
 
+def weights(stage: StageConfig, batch: Batch) -> Float[Array, "#b #l"] | None:
+    """Return the weight of each token in the loss, by "mask" and "loss_weight" of a batch; None if it has neither."""
+    found = None
+    if "mask" in batch:
+        mask = batch["mask"].reshape(len(batch["mask"]), -1)
+        found = mask + stage.outside_mask * (1 - mask)
+    if "loss_weight" in batch:
+        found = batch["loss_weight"][:, None] * (1.0 if found is None else found)
+    return found
+
+
 def error(
-    params: Params, system: USO, stage: StageConfig, x0: Float[Array, "b l d"], inputs: Inputs, draws: Draws
+    params: Params,
+    system: USO,
+    stage: StageConfig,
+    x0: Float[Array, "b l d"],
+    inputs: Inputs,
+    draws: Draws,
+    weights: Float[Array, "#b #l"] | None = None,
 ) -> Float[Array, ""]:
     """Return the mean weighted velocity error of an encoded batch, in float32."""
     x_t = flow.interpolate(x0, draws.noise, draws.t)
@@ -115,12 +133,15 @@ def error(
     errors = 2 * optax.huber_loss(difference, delta=stage.huber) if stage.huber else jnp.square(difference)
     if stage.loss_weight != "none":
         errors = errors * noise_levels.weight(stage, draws.t)[:, None, None]
+    if weights is not None:
+        errors = errors * weights[..., None]
     return jnp.mean(errors)
 
 
 def loss(params: Params, system: USO, stage: StageConfig, batch: Batch, draws: Draws) -> Float[Array, ""]:
     """Return the mean weighted velocity error of a batch, in float32."""
-    return error(params, system, stage, *encode(params, system, stage, drop_conditions(system, batch, draws)), draws)
+    x0, inputs = encode(params, system, stage, drop_conditions(system, batch, draws))
+    return error(params, system, stage, x0, inputs, draws, weights(stage, batch))
 
 
 def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settings: Any) -> UInt8[Array, "b h w 3"]:

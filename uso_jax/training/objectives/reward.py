@@ -204,7 +204,8 @@ def value_and_grad(
     x0, inputs = jax.lax.stop_gradient(flow_matching.encode({**frozen, **trainable}, system, stage, batch))
 
     def pre(trainable):
-        return flow_matching.error({**frozen, **trainable}, system, stage, x0, inputs, plain)
+        weights = flow_matching.weights(stage, batch)
+        return flow_matching.error({**frozen, **trainable}, system, stage, x0, inputs, plain, weights)
 
     value, grads = jax.value_and_grad(pre)(trainable)
     # The roll-out waits for the gradient above, so that its activations are freed before.

@@ -26,7 +26,7 @@ from uso_jax.weights.adapters.arrays import AdaptedArray, Applied
 from uso_jax.weights.adapters.changes import Change
 from uso_jax.weights.adapters.fitting import Base, fit
 from uso_jax.weights.adapters.low_rank_sum import Columns, sum_low_rank
-from uso_jax.weights.adapters.names import ADAPTED
+from uso_jax.weights.adapters.names import ADAPTED, adapter_sizes
 from uso_jax.weights.adapters.sources import open_source, own_adapters
 from uso_jax.weights.parts import Part
 from uso_jax.weights.quantization import QuantisedArray
@@ -219,7 +219,7 @@ class Adapted:
         """
         if self._columns:
             rank = self._lora["double_blocks/processor/qkv_lora1/down/kernel"].shape[2]
-            config = dataclasses.replace(config, lora_rank=rank, lora_scale=1.0)
+            config = dataclasses.replace(config, lora_rank=rank, lora_scale=1.0, lora_rules=())
         if self.projector is None:
             return config
         width = self.projector.params["feature_embedder/high_projection/kernel"].shape[-1]
@@ -245,12 +245,12 @@ class Adapted:
         """The directory's own adapters, if any, and those kept beside, as one."""
         has = "lora" in weights.components(self.directory)
         own = weights.read(self.directory, "lora") if has else {}
-        scale = weights.manifest(self.directory, "lora")["config"]["lora"].get("scale", 1.0) if has else 1.0
+        sizes = adapter_sizes(weights.manifest(self.directory, "lora")["config"]["lora"]) if has else {}
         config = weights.config(self.directory, "transformer")
         row = next(row for row in COMPONENTS.values() if isinstance(config, row.config))
-        one = dataclasses.replace(config, lora_rank=1, projector=None)
+        one = dataclasses.replace(config, lora_rank=1, lora_rules=(), projector=None)
         shapes = split_transformer(params.shapes(lambda rngs: row.module(one, rngs=rngs)))["lora"]
-        return sum_low_rank(shapes, own, scale, self._columns)
+        return sum_low_rank(shapes, own, sizes, self._columns)
 
     def changed(self, other: "Adapted") -> dict[str, set[str]]:
         """Return the parameters, by component, that differ from those of `other`."""

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from uso_jax.models.layers import lora
 from uso_jax.weights.adapters.changes import LowRank
 from uso_jax.weights.tables.table import Piece
 
@@ -39,34 +40,39 @@ class Columns:
 
 
 def sum_low_rank(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], own: Mapping[str, Any], scale: float, columns: Sequence[Columns]
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    own: Mapping[str, Any],
+    sizes: Mapping[str, lora.Sizes],
+    columns: Sequence[Columns],
 ) -> dict[str, np.ndarray]:
-    """Return adapters in float32 that are the sum of `own` times `scale` and of all columns.
+    """Return adapters in float32 that are the sum of `own` times their factors and of all columns.
 
     Args:
       shapes: of adapters of rank 1 for this transformer.
       own: adapters of the transformer by path, or none.
-      scale: of them.
+      sizes: rank and factor of each of them; empty without them.
       columns: further ones.
     """
-    first = next((array.shape[2] for path, array in own.items() if path.endswith("/down/kernel")), 0)
+    first = {path: sizes[path].rank if own else 0 for path in lora.ADAPTERS}
     used: dict[tuple[str, int], int] = {}
     for one in columns:
-        used[one.adapter, one.layer] = used.get((one.adapter, one.layer), first) + one.factors.down.shape[0]
-    rank = max(used.values(), default=first)
+        before = used.get((one.adapter, one.layer), first[one.adapter])
+        used[one.adapter, one.layer] = before + one.factors.down.shape[0]
+    rank = max((*used.values(), *first.values()))
     found = {}
     for path, struct in shapes.items():
-        down = path.endswith("/down/kernel")
+        adapter, half, _ = path.rsplit("/", 2)
+        down, size = half == "down", first[adapter]
         layers, inputs, outputs = struct.shape
         array = np.zeros((layers, inputs, rank) if down else (layers, rank, outputs), np.float32)
         if path in own and down:
-            array[:, :, :first] = np.asarray(own[path], np.float32)
+            array[:, :, :size] = np.asarray(own[path], np.float32)
         elif path in own:
-            array[:, :first] = np.asarray(own[path], np.float32) * np.float32(scale)
+            array[:, :size] = np.asarray(own[path], np.float32) * np.float32(sizes[adapter].scale)
         found[path] = array
     used = {}
     for one in columns:
-        start = used.get((one.adapter, one.layer), first)
+        start = used.get((one.adapter, one.layer), first[one.adapter])
         stop = used[one.adapter, one.layer] = start + one.factors.down.shape[0]
         down = one.factors.down.read().astype(np.float32).reshape(stop - start, -1)
         up = one.factors.up.read(*one.rows).astype(np.float32).reshape(-1, stop - start)

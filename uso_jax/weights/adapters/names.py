@@ -8,9 +8,12 @@ adapters, which are beside a module of the base.
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
+from uso_jax.models.components import ADAPTERS
+from uso_jax.models.layers import lora
 from uso_jax.weights.tables import flux, flux2
 from uso_jax.weights.tables.table import DENSE, Entry, Row, expand
 
@@ -32,6 +35,11 @@ _ALIASES: tuple[Row, ...] = (
     ("transformer_blocks.{i}.attn.to_qkv", "double_blocks/img_attn/qkv", DENSE),  # diffusers, projections fused
     ("transformer_blocks.{i}.attn.to_added_qkv", "double_blocks/txt_attn/qkv", DENSE),
 )
+
+
+def adapter_sizes(section: Mapping[str, Any]) -> Mapping[str, lora.Sizes]:
+    """Return rank and factor of each adapter, by its path, from the section `lora` of a manifest."""
+    return lora.sizes(**{**ADAPTERS["lora"].defaults, **section})
 
 
 class Names:

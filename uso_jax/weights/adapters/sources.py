@@ -13,6 +13,7 @@ import numpy as np
 
 from uso_jax.common.errors import InputError
 from uso_jax.weights import parts, training_runs
+from uso_jax.weights.adapters.names import adapter_sizes
 from uso_jax.weights.adapters.projector import PREFIX, read_projector
 from uso_jax.weights.files.safetensors_file import SafetensorsFile
 from uso_jax.weights.files.tensors import File, LazyTensor, Sources, dequantise, merge_sources
@@ -127,15 +128,16 @@ def own_adapters(directory: str | pathlib.Path) -> Sources:
 def _tensors(part: Part) -> Sources:
     """Return a component's adapters under USO's names, with their scale in `alpha`."""
     sources: Sources = {}
-    scale = part.config["lora"].get("scale", 1.0)
+    sizes = adapter_sizes(part.config["lora"])
     for key, entry in expand(LORA, part.shapes).items():
+        scale = sizes[entry.pieces[0].path.rpartition("/up/")[0]].scale if key.endswith(".up.weight") else 1.0
         dtype = np.dtype(part.params[entry.pieces[0].path].dtype)
 
         def read(start: int = 0, stop: int | None = None, entry=entry) -> np.ndarray:
             return entry.join(part.params)[start:stop]
 
         sources[key] = LazyTensor(dtype, entry.shape, read, (0, len(sources)))
-        if scale != 1 and key.endswith(".up.weight"):
+        if scale != 1:
             alpha = np.float32(scale * entry.shape[1])
             read_alpha = lambda start=0, stop=None, alpha=alpha: alpha
             sources[key.replace(".up.weight", ".alpha")] = LazyTensor(alpha.dtype, (), read_alpha, (0, len(sources)))
