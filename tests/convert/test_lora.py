@@ -441,8 +441,17 @@ def test_ranks_by_rule_in_other_programs(tmp_path):
         main(["import", str(file), "--to", str(tmp_path / f"w_{layout}"), *config_args(tmp_path)])
         back = adapter_sizes(weights.manifest(tmp_path / f"w_{layout}", "lora")["config"]["lora"])
         assert [size.rank for size in back.values()] == [size.rank for size in adapter_sizes(section).values()]
-        main(["export", str(tmp_path / f"w_{layout}"), "--format", "uso", "--to", str(tmp_path / f"{layout}.again")])
-        equal(tmp_path / f"{layout}.again", load_file(tmp_path / "u.safetensors"))
+        main(
+            [
+                "export",
+                str(tmp_path / f"w_{layout}"),
+                "--format",
+                "uso",
+                "--to",
+                str(tmp_path / f"{layout}_again.safetensors"),
+            ]
+        )
+        equal(tmp_path / f"{layout}_again.safetensors", load_file(tmp_path / "u.safetensors"))
     alphas = {key: float(x) for key, x in load_file(file).items() if key.endswith(".alpha")}
     assert alphas["lora_unet_double_blocks_0_img_attn_qkv.alpha"] == 6 and set(alphas.values()) == {2, 4, 6}
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
