@@ -17,6 +17,7 @@ from 0 to 1 for each token of the target. Written by uso_jax.training.precompute
 """
 
 import hashlib
+import importlib
 import json
 import operator
 import pathlib
@@ -25,7 +26,6 @@ from typing import Any, SupportsIndex, TypedDict
 
 import ml_dtypes
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from jaxtyping import Int32
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
@@ -82,8 +82,9 @@ class FeatureSource:
         shapes = [_shapes(self.path, number) for number in range(shards)]
         self._shapes = np.concatenate(shapes)
         files = [str(self.path / f"{number:05d}.array_record") for number, own in enumerate(shapes) if own.size]
+        source = array_record("array_record_data_source").ArrayRecordDataSource
         try:
-            self._records = array_record_data_source.ArrayRecordDataSource(files)
+            self._records = source(files)
             whole = len(self._records) == len(self._shapes)
         except (OSError, ValueError, RuntimeError):
             whole = False
@@ -142,6 +143,21 @@ class FeatureSource:
         return self._null["txt"], self._null.get("vec")
 
 
+def array_record(module: str = "array_record_module") -> Any:
+    """Return a module of the package array_record.
+
+    Raises:
+      InputError: it is not installed, as on Windows, for which it has no wheel.
+    """
+    try:
+        return importlib.import_module(f"array_record.python.{module}")
+    except ImportError as error:
+        raise InputError(
+            "encoded data needs the package array_record, which Windows has no wheel of: use WSL, or train on the"
+            " images themselves (--config.data.encode_first=False); docs/platforms.md"
+        ) from error
+
+
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     """Read the manifest of a directory of features.
 
@@ -190,7 +206,8 @@ def write_shard(
     """
     shapes = []
     with atomic_files.beside(path / f"{number:05d}.array_record") as temporary:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # one record, one read
+        # One record, one read.
+        writer = array_record("array_record_module").ArrayRecordWriter(str(temporary), "group_size:1")
         for shape, record in records:
             writer.write(save({name: np.asarray(value, order="C") for name, value in record.items()}))
             shapes.append(list(shape))

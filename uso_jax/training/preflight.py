@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 import uso_jax
 from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
-from uso_jax.data.features import FeatureSource
+from uso_jax.data.features import FeatureSource, array_record
 from uso_jax.data.storage import urls
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
@@ -213,6 +213,7 @@ def check_features(config: TrainConfig) -> None:
     specs = [spec for spec in (config.data.train, config.data.heldout) if precompute.is_ready(spec)]
     if not specs and not config.data.encode_first:
         return
+    array_record()
     if specs and config.data.encode_first and not config.data.encoded:
         raise InputError("the data is encoded already: set --config.data.encode_first=False.")
     rewarded = precompute.reward_names(config)
