@@ -113,7 +113,7 @@ def wrong(commands: list[tuple[str, list[str]]]) -> list[str]:
         for name in dict.fromkeys(name for name, _ in commands):
             parse = _absl_parser(name) if name in _PARSED_BY_ABSL else _argparse_parser(name)
             for arguments in (arguments for other, arguments in commands if other == name):
-                # Only the path of one's own images is read while a command line is parsed.
+                # Only the path of the user's images is read while a command line is parsed.
                 known = [
                     folder if before == "--data" else word
                     for before, word in zip(["", *arguments], arguments, strict=False)
