@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Canned replies of a judge give the figures of each benchmark's own code, strict and with --compat."""
 
+import json
 import math
 import pathlib
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uso_jax.common.errors import InputError
 from uso_jax.evaluation import gallery, scoring, summary
 from uso_jax.evaluation.benchmark import by_name
 from uso_jax.evaluation.items import EvalItem
-from uso_jax.evaluation.metrics.base import Tools
+from uso_jax.evaluation.metrics import base, lpips, similarity
+from uso_jax.evaluation.metrics.base import Metric, Tools
 from uso_jax.evaluation.metrics.faces import Embeddings
-from uso_jax.evaluation.score_log import ScoreLog
+from uso_jax.evaluation.score_log import Failed, ScoreLog, Skipped
 from uso_jax.vlm.judges import CachedJudge
 
 
@@ -320,3 +323,114 @@ def test_dreambenchpp_averages_each_round(case, images, judged):
     found = judged("dreambenchpp", items, replies, ["scales"])
     assert [both(told, "CP") for told in found] == [(1.0 if strict is None else strict, official)] * 2
     assert found[0]["metrics"]["scales"]["failed"] == (strict is None) and found[1]["complete"]
+
+
+# ---------------------------------------------------------------------------------------------------- MultiID-Bench
+
+
+NEAR, FAR = [1.0, 0.0], [math.cos(1.0), math.sin(1.0)]  # an angle of 1
+FACES = {  # faces of image, target and two references -> figures of every network but arcface; those of arcface
+    "clean": ([NEAR], [FAR], [NEAR], {"sim_gt": math.cos(1), "sim_ref": 1, "copy_paste": 1}, None),
+    "more faces than people": (
+        [NEAR, FAR], [NEAR], [NEAR], {"sim_gt": 1, "sim_ref": 1}, None,
+    ),
+    "no face in the target": ([NEAR], [], [FAR], {"sim_ref": math.cos(1)}, None),
+    "no face in a reference": (
+        [NEAR], [NEAR], [FAR, None], {"sim_gt": 1, "sim_ref": math.cos(1), "copy_paste": -1}, {"sim_gt": 1},
+    ),
+    "no face in the image": ([], [NEAR], [NEAR], {}, None),
+    "two people": (
+        [NEAR, FAR], [NEAR, FAR], [FAR, NEAR],
+        {"sim_gt": 1, "sim_ref": 1, "copy_paste": 0, "blending": math.cos(1)}, None,
+    ),
+    "one face for two people": (
+        [NEAR], [NEAR, FAR], [FAR, NEAR], {"sim_gt": 1, "sim_ref": 1, "blending": math.cos(1)}, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FACES)
+def test_multiids_faces(case, images, tmp_path):
+    made, target, references, others, arcface = FACES[case]
+    count = max(len(references), 1)
+    arrays, files = {}, [images[4], images[3], *images[:count]]
+    for network in ("arcface", "facenet"):
+        for path, faces in zip(files, (made, target, *([r] if r else [] for r in references)), strict=True):
+            arrays[f"{network}/{gallery.file_digest(path)}"] = np.array(faces, float).reshape(-1, 2)
+    np.savez(tmp_path / "faces.npz", **arrays)
+    metric = next(one for one in by_name("multiid").metrics if one.name == "faces")
+    one = EvalItem("k", "multiid", "p1", content_refs=tuple(images[:count]), target=images[3])
+    tools = Tools(faces=Embeddings.read(tmp_path / "faces.npz"))
+    sample = gallery.Sample(one, 0, pathlib.Path(images[4]), "0")
+    (got,) = base.make_measure(metric, tools)([sample])
+    wanted = {f"{n}_facenet": v for n, v in others.items()}
+    wanted |= {f"{n}_arcface": v for n, v in (others if arcface is None else arcface).items()}
+    assert (got if wanted else {}) == pytest.approx(wanted) and isinstance(got, Skipped) == (not wanted)
+
+
+def test_multiid_drops_images_without_a_comparable_face_in_compat():
+    found = by_name("multiid")
+    items = [EvalItem(str(number), "multiid", "p1") for number in range(3)]
+    scores = scoring.Scores()
+    scores.figures = {(str(n), 0): {"clip_t": x, "sim_ref_arcface": 0.5} for n, x in ((0, 0.3), (1, 0.2))}
+    scores.figures["2", 0] = {"clip_t": 0.7, "sim_gt_arcface": 0.1}
+    values = [
+        {
+            name: cell["value"]
+            for name, cell in summary.table(found.columns, summary.rows(found, items, scores, c)).items()
+        }
+        for c in (False, True)
+    ]
+    assert values[0] == pytest.approx({"CLIP-T": 0.4, "Sim(Ref)": 0.5, "Sim(GT)": 0.1})
+    assert values[1] == pytest.approx({"CLIP-T": 0.25, "Sim(Ref)": 0.5})
+
+
+def test_embeddings_of_other_networks_are_refused(images, tmp_path):
+    given = embeddings(tmp_path, {images[0]: NEAR}, "sface")
+    for name, metric in (("multiid", "faces"), ("mico", "weight")):
+        chosen = next(one for one in by_name(name).metrics if one.name == metric)
+        with pytest.raises(InputError, match="arcface/SHA256"):
+            base.make_measure(chosen, Tools(vlm=CachedJudge(tmp_path / "j.jsonl", Canned({})), faces=given))
+
+
+def test_multiids_lists_are_read_as_the_official_tool_writes_them(tmp_path):
+    for name in (
+        "p1/untar/0001",
+        "p1/untar/0001_1",
+        "p3/num_3/0002",
+        "p3/refs/person_1/0002_1",
+        "p3/refs/person_2/0002_2",
+    ):
+        path = tmp_path / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    one = {"prompt": "a man", "image_paths": ["0001_1.jpg"], "ori_img_path": "0001.jpg"}
+    refs = ["refs/person_1/0002_1.jpg", "refs/person_2/0002_2.jpg"]
+    several = {
+        "prompt": "three",
+        "image_paths": refs,
+        "ori_img_path": "num_3/0002.jpg",
+        "name": ["person_1", "person_2"],
+    }
+    (tmp_path / "p1.json").write_text(json.dumps([one]))
+    (tmp_path / "p3.json").write_text(json.dumps([several]))
+    first, second = by_name("multiid").items(tmp_path, {"subsets": "p1,p3"})
+    assert first.key == "p1/0000" and first.target == str(tmp_path / "p1/untar/0001.jpg")
+    assert second.key == "p3/0000" and second.content_refs == tuple(str(tmp_path / "p3" / path) for path in refs)
+    (tmp_path / "p1/untar/0001.jpg").unlink()
+    with pytest.raises(InputError, match=r"0001\.jpg' does not exist"):
+        by_name("multiid").items(tmp_path, {})
+
+
+# ---------------------------------------------------------------------------------------------------- LPIPS
+
+
+@pytest.mark.parametrize(("side", "network"), [(34, "alexnet"), (15, "vgg16")])
+def test_lpips_refuses_what_its_network_cannot_see(side, network, tmp_path):
+    Image.new("RGB", (side, 64)).save(tmp_path / "k.png")
+    measure = object.__new__(similarity.Distance)
+    measure.metric = Metric("lpips", "lpips", against="target", options={"network": network})
+    measure.gram, measure.smallest = False, lpips.SMALLEST[network]
+    one = EvalItem("k", "triplets", target=str(tmp_path / "k.png"))
+    (got,) = measure([gallery.Sample(one, 0, tmp_path / "k.png", "0")])
+    assert isinstance(got, Failed) and f"at least {side + 1} pixels" in got.reason

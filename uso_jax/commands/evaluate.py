@@ -6,6 +6,7 @@
     generate   items to images in DIR/MODEL/images
     score      images, whoever made them, to DIR/MODEL/summary.json, summary.csv and items.csv
     report     all models that were scored, to DIR/report.html, report.json and report.csv
+    table      score and report several models in one command, with images of other programs under their own names
 
 BENCHMARK is one of uso_bench, dreambench, omnicontext, multiid, mico, sconeeval, innocomposer, viton_hd, fashion130k,
 triplets, dreambenchpp, or mini. Every stage goes on where it was stopped. Exit codes: 2 for a mistake, 3 if something
@@ -16,7 +17,7 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
@@ -28,6 +29,7 @@ from uso_jax.evaluation import generation
 from uso_jax.evaluation import items as item
 from uso_jax.evaluation.metrics.base import Tools
 from uso_jax.evaluation.metrics.encoders import Networks
+from uso_jax.evaluation.naming import Naming
 from uso_jax.evaluation.protocol import Wording
 from uso_jax.inference.options import GenerationOptions
 
@@ -40,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     args.benchmark = benchmarks.by_name(args.benchmark)
     args.to = pathlib.Path(args.to)
-    if re.search(r"[/\\]|^\.|^$", getattr(args, "model", "x")):
-        raise InputError(f"--model {args.model!r} names a folder in --to, so it has no slash and no leading dot")
-    stage = {"prepare": _prepare, "generate": _generate, "score": _score, "report": _report}[args.stage]
+    _check_name("--model", getattr(args, "model", "x"))
+    stages = {"prepare": _prepare, "generate": _generate, "score": _score, "report": _report, "table": _table}
+    stage = stages[args.stage]
     # Models are independent: each has a folder, and so a lock.
     with locks.hold(args.to / getattr(args, "model", "")):
         code = stage(args)
@@ -82,25 +84,60 @@ def _generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_name(flag: str, name: str) -> None:
+    if re.search(r"[/\\]|^\.|^$", name):
+        raise InputError(f"{flag} {name!r} names a folder in --to, so it has no slash and no leading dot")
+
+
 def _score(args: argparse.Namespace) -> int:
+    return _score_model(args, args.model, args.images, item.read_items(args.to, args.benchmark.name), _networks(args))
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Score every model of --models, then write the report of these."""
+    items, models = item.read_items(args.to, args.benchmark.name), {}
+    for text in args.models:
+        name, sign, images = text.partition("=")
+        _check_name("--models", name)
+        if name in models or (sign and not images):
+            raise InputError(f"--models {text!r}: pass each model once, as NAME, NAME=FOLDER or NAME=PATTERN")
+        models[name] = images
+        folder, naming = Naming.split(images or str(args.to / name / "images"))
+        if not pathlib.Path(folder).is_dir():
+            raise InputError(f"--models {text!r}: {folder} is not a folder of images")
+        naming.check(items, f"--models {name}")
+    networks, codes = _networks(args), []
+    for name, images in models.items():
+        print(f"{name}:")
+        with locks.hold(args.to / name):
+            codes.append(_score_model(args, name, images, items, networks))
+    args.models = list(models)
+    return max(*codes, _report(args))
+
+
+def _score_model(args: argparse.Namespace, model: str, where: str | None, items: list, networks: Any) -> int:
+    """Score a model's images; `where` is their folder or pattern, by default DIR/MODEL/images."""
     from uso_jax.evaluation import gallery, scoring, summary
     from uso_jax.evaluation.score_log import ScoreLog
 
-    items = item.read_items(args.to, args.benchmark.name)
     metrics = scoring.choose_metrics(args.benchmark, args.metrics.split(",") if args.metrics else None)
-    folder = args.to / args.model
-    given = gather(args, folder)
-    images = pathlib.Path(args.images or folder / "images").absolute()
-    found = gallery.find_images(images, items, any_size=args.any_size)
+    folder = args.to / model
+    given = gather(args, folder, networks)
+    source, naming = Naming.split(where or str(folder / "images"))
+    naming.check(items, f"--model {model}")
+    images = pathlib.Path(source).absolute()
+    found = gallery.find_images(images, items, any_size=args.any_size, naming=naming)
     log = ScoreLog(folder / "scores.jsonl")
     scores = scoring.score_images(metrics, items, found, log, given, batch_size=args.batch_size)
-    told = summary.summarise(args.benchmark, args.model, items, found, scores, compat=args.compat)
-    told["images"] = untrusted.printable(images)
+    told = summary.summarise(args.benchmark, model, items, found, scores, compat=args.compat)
+    told |= {"images": untrusted.printable(images), "naming": naming.pattern}
     told["judge"] = judge_record(given)
     summary.write_summary(folder, told, args.benchmark, items, scores)
     for name, cell in told["table"].items():
         interval = f"  [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
         print(f"{name:24} {cell['value']:8.3f}{interval}{_beside(told['other'], name)}")
+    for name in told["other"]["table"].keys() - told["table"].keys():
+        print(f"{name:24} {'none':>8}{_beside(told['other'], name)}")
     return _complete(told, folder)
 
 
@@ -141,12 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     by_name = {}
-    for name in ("prepare", "generate", "score", "report"):
+    for name in ("prepare", "generate", "score", "report", "table"):
         by_name[name] = stages.add_parser(name)
         by_name[name].add_argument("benchmark", metavar="BENCHMARK", help="its name, such as uso_bench or mini")
         by_name[name].add_argument("--to", required=True, metavar="DIR", help="folder of this benchmark's results")
     for name in ("generate", "score"):
         by_name[name].add_argument("--model", default="uso", help="name of what is judged (default: %(default)s)")
+    for name in ("generate", "score", "table"):
         by_name[name].add_argument("--batch_size", type=_count, default=32, metavar="N", help="(default: %(default)s)")
     add = by_name["prepare"].add_argument
     add("--data", required=True, metavar="PATH", help="where the benchmark's own files are")
@@ -158,8 +196,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add_adapter_flags(by_name["generate"])
     add_option_flags(by_name["generate"], ["num_steps", "guidance"])
-    add = by_name["score"].add_argument
-    add("--images", metavar="DIR", help="images of another model (default: DIR/MODEL/images)")
+    by_name["score"].add_argument(
+        "--images", metavar="WHERE", help="folder or pattern of another model's images (default: DIR/MODEL/images)"
+    )
+    by_name["table"].add_argument(
+        "--models", nargs="+", required=True, metavar="NAME=WHERE",
+        help="models, with the folder of their images or a pattern of their names (default: DIR/NAME/images)",
+    )  # fmt: skip
+    for name in ("score", "table"):
+        _add_score_flags(by_name[name].add_argument)
+    by_name["report"].add_argument("--models", nargs="+", metavar="NAME", help="default: all that were scored")
+    return parser
+
+
+def _add_score_flags(add: Callable) -> None:
     add("--metrics", metavar="A,B", help="default: all of the benchmark")
     add("--metric_weights", metavar="DIR", help='weights directory with the metrics\' networks, or "mini"')
     add("--compat", action="store_true", help="the published scripts' quirks too")
@@ -169,9 +219,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--judge_prompts", metavar="DIR", help="published texts, or JSON of own texts, see docs/protocols.md")
     add("--faces", metavar="NPZ", help="face embeddings of all images, see docs/evaluate.md")
     add("--texts", metavar="JSON", help="what a text reader saw in each image, see docs/evaluate.md")
-    add = by_name["report"].add_argument
-    add("--models", nargs="+", metavar="NAME", help="default: all that were scored")
-    return parser
 
 
 def _count(text: str) -> int:
@@ -180,7 +227,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
+def _networks(args: argparse.Namespace) -> Networks | None:
+    return Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
+
+
+def gather(args: argparse.Namespace, folder: pathlib.Path, networks: Networks | None) -> Tools:
     """Open what was named; the judge's replies are kept in FOLDER/judge.jsonl.
 
     Raises:
@@ -189,7 +240,6 @@ def gather(args: argparse.Namespace, folder: pathlib.Path) -> Tools:
     from uso_jax.evaluation.metrics import faces, ocr
     from uso_jax.vlm import judges
 
-    networks = Networks(args.metric_weights, batch_size=args.batch_size) if args.metric_weights else None
     return Tools(
         networks=networks,
         vlm=judges.open_judge(args.judge, folder / "judge.jsonl", key_over_http=args.key_over_http)

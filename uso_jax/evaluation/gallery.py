@@ -3,7 +3,7 @@
 """A model's images of a benchmark's items, and the problems found with them.
 
 Image j of item KEY is FOLDER/KEY_j.png, or FOLDER/KEY.png if the item has one image. Extensions jpg, jpeg and webp work
-too.
+too. Images of other programs keep their names (`naming`).
 """
 
 import functools
@@ -16,10 +16,9 @@ from uso_jax.common import folders, progress
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.common.untrusted import printable
 from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.naming import OWN, SUFFIXES, Naming
 from uso_jax.images import decode, opening
 from uso_jax.images.decode import Pixels
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,19 @@ class Sample:
 
 @dataclass
 class Gallery:
-    """The contents of an image folder: valid samples, problems by (key, number), and files no item asks for."""
+    """The contents of an image folder.
+
+    Attributes:
+      samples: valid images.
+      problems: what is wrong with others, by (key, number).
+      extra: files that no item asks for; not of another program's folder, which may hold anything.
+      notes: kind of image that other programs read differently -> its files, among images and references.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     problems: dict[tuple[str, int], str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @functools.lru_cache(maxsize=128)
@@ -68,13 +75,16 @@ def file_digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False) -> Gallery:
+def find_images(
+    folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_size: bool = False, naming: Naming = OWN
+) -> Gallery:
     """Find the images of items and check their headers; `unreadable` also decodes one.
 
     Args:
       folder: contains the images.
       items: the expected items.
       any_size: accept images whose size differs from the item's; by default this is a problem.
+      naming: of the files.
 
     Raises:
       InputError: the folder does not exist.
@@ -84,10 +94,9 @@ def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_si
         raise InputError(f"{folder} is not a folder of images; run the stage generate, or pass a folder with --images")
     files = {name: pathlib.Path(path) for name, path in folders.files(folder) if name.lower().endswith(SUFFIXES)}
     used = set()
-    for one in progress.bar(items, "checking images", unit="item", leave=False):
+    for index, one in enumerate(progress.bar(items, "checking images", unit="item", leave=False)):
         for number in range(one.num_images):
-            stems = [f"{one.key}_{number}", *([one.key] if one.num_images == 1 else [])]
-            names = [stem + suffix for stem in stems for suffix in SUFFIXES if stem + suffix in files]
+            names = [name for name in naming.names(one, number, index) if name in files]
             used.update(names)
             reason = _reason(names, files, one, any_size)
             if reason:
@@ -95,8 +104,20 @@ def find_images(folder: pathlib.Path | str, items: Sequence[EvalItem], *, any_si
             else:
                 path = files[names[0]]
                 found.samples.append(Sample(one, number, path, file_digest(str(path))))
-    found.extra = sorted(map(printable, files.keys() - used))
+    found.extra = [] if naming.pattern else sorted(map(printable, files.keys() - used))
+    paths = [str(sample.path) for sample in found.samples] + [path for one in items for path in one.references]
+    for path in dict.fromkeys(paths):
+        for kind in _kinds(path, file_digest(path)):
+            found.notes.setdefault(kind, []).append(printable(path))
     return found
+
+
+@functools.lru_cache(maxsize=100_000)
+def _kinds(path: str, digest: str) -> tuple[str, ...]:
+    try:
+        return opening.peculiarities(pathlib.Path(path), what=f"image {path!r}")
+    except BadExample:  # which is told where it is decoded
+        return ()
 
 
 def unreadable(sample: Sample) -> str:

@@ -49,6 +49,20 @@ class _Entry(TypedDict):
     reason: str
 
 
+class _Note(TypedDict):
+    what: str
+    images: int
+    first: list[str]
+
+
+class _Other(TypedDict):
+    """What differs under the other rule; None stands for a column without a value."""
+
+    mode: str
+    table: dict[str, Cell | None]
+    failed: int
+
+
 class Summary(TypedDict):
     """What summary.json holds, as far as reports read it."""
 
@@ -66,7 +80,8 @@ class Summary(TypedDict):
     extra: list[str]
     judge: dict[str, Any] | None
     naming: NotRequired[str]
-    other: NotRequired[dict[str, Any]]
+    other: NotRequired[_Other]
+    notes: NotRequired[list[_Note]]
 
 
 @dataclass(frozen=True)
@@ -266,6 +281,9 @@ def summarise(
         "problems": problems,
         "skipped": [entry(key, number, reason, metric) for metric, key, number, reason in scores.skipped],
         "extra": gallery.extra,
+        "notes": [
+            {"what": what, "images": len(files), "first": files[:3]} for what, files in sorted(gallery.notes.items())
+        ],
         "ours": list(benchmark.ours),
     }
 

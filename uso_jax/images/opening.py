@@ -130,6 +130,24 @@ def image_size(source: bytes | Path, *, what: str, limits: Limits = FILES, whole
         return (width, height) if orientation >= 5 else (height, width)
 
 
+def peculiarities(source: bytes | Path, *, what: str, limits: Limits = FILES) -> tuple[str, ...]:
+    """Return what programs that only convert an image to RGB read differently: "orientation", "depth", "transparency".
+
+    They leave images as the camera held it, cut off 16-bit values, and show the colours below transparent pixels.
+
+    Raises:
+      BadExample: the source is not an image of an allowed format, or is too large.
+    """
+    data = source if isinstance(source, bytes) else read_file(source, what=what, limits=limits)
+    with _header(_without_pixels(data), what, limits) as image:
+        found = {
+            "orientation": image.format != "TIFF" and _orientation(image) > 1,
+            "depth": image.mode.startswith(("I", "F")) or "16" in _samples(image),
+            "transparency": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        }
+    return tuple(name for name, has in found.items() if has)
+
+
 def check_size(size: tuple[int, int], what: str, limits: Limits = FILES) -> None:
     """Raise BadExample if an image of (width, height) has no pixels or too many."""
     width, height = size

@@ -7,7 +7,7 @@ Face recognition networks have separate licences, so embeddings are read from a 
     numpy.savez("faces.npz", **{f"{network}/{sha256 of the image file}": array of [faces, d], largest face first})
 
 An image without faces has an array with no rows. An image without an entry is a failure.
-Source: MultiID-Bench (arXiv 2510.14975). Shapes: f faces, d channels.
+Source: MultiID-Bench (arXiv 2510.14975). Shapes: f m t r w faces, d channels.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Embeddings:
         return self._found[network or self.networks[0]].get(file_digest(path))
 
 
-def match(made: Vectors, wanted: Vectors) -> list[tuple[int, int, float]]:
+def match(made: Float[np.ndarray, "m d"], wanted: Float[np.ndarray, "w d"]) -> list[tuple[int, int, float]]:
     """Return the assignment of faces that maximises the sum of cosines, as (index made, index wanted, cosine)."""
     cosines = made @ wanted.T
     return [(int(i), int(j), float(cosines[i, j])) for i, j in zip(*linear_sum_assignment(-cosines), strict=True)]
@@ -90,9 +90,8 @@ class Faces:
         self.embeddings = tools.need("faces", metric)
         known = metric.options["networks"]
         if unknown := set(self.embeddings.networks) - set(known):
-            raise InputError(
-                f"--faces: unknown network {min(unknown)!r}; name arrays {' or '.join(known)}, then /SHA256"
-            )
+            names = " or ".join(f"{network}/SHA256" for network in known)
+            raise InputError(f"--faces: unknown network {min(unknown)!r}; name the arrays {names}")
         self.identity = {"faces": self.embeddings.identity, "networks": list(self.embeddings.networks)}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Result]:
@@ -115,7 +114,12 @@ class Faces:
         return values or Skipped("no face was detected in the image, or in both the target and the references")
 
 
-def figures(made: Vectors, target: Vectors | None, references: Vectors, people: int | None = None) -> dict[str, float]:
+def figures(
+    made: Float[np.ndarray, "m d"],
+    target: Float[np.ndarray, "t d"] | None,
+    references: Float[np.ndarray, "r d"],
+    people: int | None = None,
+) -> dict[str, float]:
     """Return the figures of one image for one network, as arcface_metric.py computes them.
 
     Args:

@@ -21,8 +21,9 @@ from uso_jax.common import atomic_files, progress, untrusted
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.evaluation import significance
 from uso_jax.evaluation.benchmark import Benchmark
-from uso_jax.evaluation.gallery import SUFFIXES, pixels
+from uso_jax.evaluation.gallery import pixels
 from uso_jax.evaluation.items import EvalItem
+from uso_jax.evaluation.naming import Naming
 from uso_jax.evaluation.report import charts
 from uso_jax.evaluation.summary import Summary, csv_text, item_means
 
@@ -47,7 +48,8 @@ def read_summaries(folder: pathlib.Path, names: Sequence[str] | None) -> list[di
         told = untrusted.json(
             path, Summary, missing=f"{path} does not exist; score {name} first", remedy=again, nan=True
         )
-        found.append(told | {"figures": _figures(folder / name / "items.csv", again)})
+        others = {"notes": told.get("notes", []), "other": told.get("other", {"mode": "", "table": {}, "failed": 0})}
+        found.append(told | others | {"figures": _figures(folder / name / "items.csv", again)})
     return found
 
 
@@ -96,7 +98,8 @@ def write_report(
         drawn = _draw(files, benchmark, models)
         shown = _items(files, items, models)
         sheets = _sheets(files, items, models)
-        columns = [c for c in benchmark.columns if any(c.name in told["table"] for told in models)]
+        known = lambda told, name: name in told["table"] or bool(told["other"]["table"].get(name))
+        columns = [c for c in benchmark.columns if any(known(told, c.name) for told in models)]
         page = _environment().get_template("report.html").render(
             benchmark=benchmark, models=models, columns=columns, best=_best(columns, models),
             published=benchmark.published, comparisons=compared, correlations=related, charts=drawn, items=shown,
@@ -169,6 +172,7 @@ def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict
                 problems.setdefault(one["key"], []).append(
                     f"{told['model']}, image {one['number']}, {what}{one['reason']}"
                 )
+    index = {one.key: number for number, one in enumerate(items)}
     chosen = {one.key for one in _spread(items, SHOWN)} | set(list(problems)[: 10 * SHOWN])
     made: dict[str, str] = {}
     found = []
@@ -178,7 +182,7 @@ def _items(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict
         images = []
         for told in models:
             for number in range(one.num_images):
-                path = _image(told, one, number)
+                path = _image(told, one, number, index[one.key])
                 figures = told["figures"].get((one.key, number), {})
                 images.append((told["model"], number, path and _thumbnail(files, path, made), figures))
         shown = [(kind, _thumbnail(files, path, made)) for kind, path in references]
@@ -195,18 +199,17 @@ def _spread(items: Sequence[EvalItem], most: int) -> list[EvalItem]:
     return found
 
 
-def _image(told: Mapping[str, Any], one: EvalItem, number: int) -> str | None:
+def _image(told: Mapping[str, Any], one: EvalItem, number: int, index: int) -> str | None:
     """Return the path of a model's image of an item, or None if it no longer exists."""
-    for stem in (f"{one.key}_{number}", one.key):
-        for suffix in SUFFIXES:
-            if (path := pathlib.Path(told["images"], stem + suffix)).is_file():
-                return str(path)
-    return None
+    names = Naming.of(told.get("naming", "")).names(one, number, index)
+    paths = (pathlib.Path(told["images"], name) for name in names)
+    return next((str(path) for path in paths if path.is_file()), None)
 
 
 def _sheets(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dict]) -> list[tuple[str, str]]:
     """Write a contact sheet per subset; return (subset, file) for each."""
     found = []
+    index = {one.key: number for number, one in enumerate(items)}
     for number, subset in enumerate(dict.fromkeys(one.subset for one in items)):
         own = _spread([one for one in items if one.subset == subset], _SHEET)
         counts = [max(len(refs(one)) for one in own) for refs in (lambda o: o.content_refs, lambda o: o.style_refs)]
@@ -217,7 +220,7 @@ def _sheets(files: pathlib.Path, items: Sequence[EvalItem], models: Sequence[dic
         for one in own:
             paths = [*_filled(one.content_refs, min(counts[0], 4)), *_filled(one.style_refs, min(counts[1], 2))]
             paths += [one.target] if targets else []
-            paths += [_image(told, one, 0) for told in models]
+            paths += [_image(told, one, 0, index[one.key]) for told in models]
             rows.append((one.prompt or "(no prompt: keep the layout)", [_read(path) for path in paths]))
         name = f"sheet_{number}.webp"
         charts.sheet(rows, titles).save(files / name, quality=85)
@@ -239,10 +242,24 @@ def _read(path: str | None) -> np.ndarray | None:
 def _csv(columns: Sequence, models: Sequence[dict], benchmark: Benchmark) -> str:
     names = [column.name for column in columns]
     cell = lambda told, name: told["table"].get(name, {}).get("value", "")
-    lines = [["model", "from", *names]]
-    lines += [[told["model"], told["mode"], *(cell(told, name) for name in names)] for told in models]
+    # Columns of the other rule, where it differs for a model.
+    differ = [(name, mode) for name in names for mode in ("strict", "compat") if any(
+        told["other"]["mode"] == mode and name in told["other"]["table"] for told in models
+    )]  # fmt: skip
+
+    def other(told: dict, name: str, mode: str) -> Any:
+        if told["other"]["mode"] != mode or name not in told["other"]["table"]:
+            return cell(told, name)
+        return (told["other"]["table"][name] or {}).get("value", "")
+
+    lines = [["model", "from", *names, *(f"{name} ({mode})" for name, mode in differ)]]
     lines += [
-        [model, "published", *(row.get(name, "") for name in names)] for model, row in benchmark.published.items()
+        [told["model"], told["mode"], *(cell(told, name) for name in names), *(other(told, *one) for one in differ)]
+        for told in models
+    ]
+    lines += [
+        [model, "published", *(row.get(name, "") for name in names), *([""] * len(differ))]
+        for model, row in benchmark.published.items()
     ]
     return csv_text(lines)
 
