@@ -76,6 +76,7 @@ def prepared(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow  # writes a report
 def test_a_table_of_several_models_is_one_command(prepared, capsys):
     models = [
         "uso",
