@@ -132,6 +132,7 @@ def test_a_run_under_way(folder):
         ("ending after this step and a save\n", 130, "", "stopped", ""),
         ("error: the data <is> bad\n", 2, "", "failed", "the data <is> bad"),
         ("error: old\n$ uso-train\n", 130, "", "stopped", ""),
+        ("Traceback:\nKeyboardInterrupt\n", -2, "", "stopped", ""),
         ("Killed\n", -9, "", "failed", "exit code -9"),
         ("", 0, "{}", "finished", ""),
     ],

@@ -50,6 +50,8 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == 10
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "weights, optimizer and batch take" in said and "at least" in said  # what the training needs of this machine
     made = ("image.png", "glass.safetensors", "my_lora.safetensors", "runs/mine/summary.json")
     assert not [name for name in made if not (tmp_path / name).is_file()]
 

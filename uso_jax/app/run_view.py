@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
@@ -21,7 +22,7 @@ _TAIL = 1 << 16  # bytes of the log that are read
 _GRIDS = 6
 _ENDING = "ending after this step and a save"  # uso_jax.training.fault_tolerance
 _SPACE = 1 << 20  # bytes; less is a full disk
-_STOPPED = (0, 130)  # exit codes of a run that saved and ended as asked
+_STOPPED = (0, 130, -signal.SIGINT)  # exit codes of a run that ended as asked; the last one while it was starting
 
 
 class _Metrics(TypedDict):
