@@ -5,6 +5,7 @@
 Sources: arXiv 2103.00020 (CLIP), 2104.14294 (DINO), 2404.01292 (CSD), 1801.03924 (LPIPS), 1508.06576 (Gram matrices).
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -66,7 +67,7 @@ class Distance:
     def __init__(self, metric: Metric, tools: Tools):
         self.metric, self.gram = metric, metric.kind == "gram"
         network, enlarge = metric.options.get("network", "vgg16"), metric.options.get("enlarge", 0)
-        self.perceptual = Perceptual(224 if self.gram else enlarge, network)
+        self.perceptual = _perceptual(224 if self.gram else enlarge, network)
         self.smallest = 0 if self.gram or enlarge else SMALLEST[network]
         seen = "PIL bicubic to 224 squared, ImageNet's norm"
         if not self.gram:
@@ -90,6 +91,12 @@ class Distance:
             distance = self.perceptual.gram_distance if self.gram else self.perceptual.lpips
             values.append(float(distance(made, wanted)[0]))
         return {self.metric.name: float(np.mean(values))}
+
+
+@functools.lru_cache(maxsize=4)
+def _perceptual(size: int, network: str) -> Perceptual:
+    """Return the network, read and compiled once for all metrics and models of a command."""
+    return Perceptual(size, network)
 
 
 def _sized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
