@@ -144,6 +144,7 @@ class StageConfig:
     min_snr_gamma: float = 5.0  # largest signal-to-noise ratio that counts in full, for "min_snr"
     huber: float = 0.0  # velocity error above which the loss grows linearly (Huber); 0: squared error everywhere
     outside_mask: float = 1.0  # weight of the loss outside a target's mask; 1: masks are not read
+    free_tokens: int = 0  # style tokens that the loss "words" leaves to other stages
     isolated: str = "none"
     """References that attend to each other only, which makes sampling faster: none, content (those from the
     autoencoder) or all (style tokens too)."""

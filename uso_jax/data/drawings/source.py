@@ -21,6 +21,7 @@ of classifiers: indices into SUBJECTS, STYLES and FAMILIES. Counterfactuals are 
     render(SUBJECTS[meta["subject"]], meta["pose"], other_style, size)      the same subject in another style
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,6 +38,8 @@ from uso_jax.data.triplet import TASK_CONDITIONS, Triplet
 
 NUMBERS = {"subject": list(SUBJECTS), "style": list(STYLES), "family": list(FAMILIES)}
 SENTENCES = ("{}", "a picture of {}", "a drawing of {}", "here is {}", "{} in another place")
+CAPTIONS = ("target", "style", "style_image")
+STILL = SENTENCES[:-1]  # sentences that hold where the layout is preserved
 
 
 class ProceduralSource(DrawnSource):
@@ -53,7 +56,11 @@ class ProceduralSource(DrawnSource):
       style_words: probability that the caption also names the style ("a star, halftone style, blue on yellow").
         Subject examples with a styled target always name it, since nothing else specifies the style.
       place_words: probability that the caption of a shifted layout also states position and size of the subject.
+      sentences: probability that a caption of a preserved layout, or of a text example, is a sentence, as captions of
+        shifted layouts always are, and not only the phrase.
       subject_words: probability that the caption names a subject that a content image shows; otherwise it says "this".
+      captions: what prompts describe: the "target", the "style" alone ("this, halftone style, blue on yellow"), or the
+        whole "style_image" ("a star, halftone style, blue on yellow").
       plain: share of subject and text examples whose target has the plain look.
       same_look: share of subject examples whose target has exactly the content's look. If the layout is preserved too,
         the target is a copy of the content.
@@ -77,7 +84,9 @@ class ProceduralSource(DrawnSource):
         empty_prompt: float | int = 0.5,
         style_words: float | int = 0.0,
         place_words: float | int = 0.0,
+        sentences: float | int = 0.0,
         subject_words: float | int = 1.0,
+        captions: str = "target",
         plain: float | int = 0.3,
         same_look: float | int = 0.0,
         num_styles: int = 1,
@@ -88,7 +97,8 @@ class ProceduralSource(DrawnSource):
         styles: Sequence[str] | None = None,
     ):
         shares = {"preserved": preserved, "empty_prompt": empty_prompt, "style_words": style_words}
-        shares |= {"place_words": place_words, "subject_words": subject_words, "plain": plain, "same_look": same_look}
+        shares |= {"place_words": place_words, "sentences": sentences, "subject_words": subject_words}
+        shares |= {"plain": plain, "same_look": same_look}
         super().__init__(
             "procedural",
             split=split,
@@ -101,6 +111,9 @@ class ProceduralSource(DrawnSource):
         )
         self.preserved, self.empty_prompt, self.plain, self.same_look = preserved, empty_prompt, plain, same_look
         self.style_words, self.place_words, self.subject_words = style_words, place_words, subject_words
+        if captions not in CAPTIONS:
+            raise InputError(f"procedural data: captions must be one of {', '.join(CAPTIONS)}, not {captions!r}.")
+        self.sentences, self.captions = sentences, captions
         self.scale, self.turn = (float(scale[0]), float(scale[1])), turn
         self.styles = _styles(split, styles, families)
         chosen = _known("subject", subjects, tuple(SUBJECTS))
@@ -141,8 +154,12 @@ class ProceduralSource(DrawnSource):
             meta["style_subjects"] = tuple(sampling.pick(rng, others) for _ in range(self.num_styles))
             styles = tuple(render(SUBJECTS[name], self._pose(rng), style, self.size) for name in meta["style_subjects"])
 
-        sentence = "{}" if preserved or task == "text" else sampling.pick(rng, SENTENCES)
-        # No random number is consumed if all subjects are named, so that this option does not change those triplets.
+        # Options that are off consume no random number, so that they do not change the triplets of older settings.
+        bare = preserved or task == "text"
+        if bare and self.sentences and rng.random() < self.sentences:
+            sentence = sampling.pick(rng, STILL)
+        else:
+            sentence = "{}" if bare else sampling.pick(rng, SENTENCES)
         nameless = has_content and self.subject_words < 1 and rng.random() >= self.subject_words
         prompt = sentence.format("this" if nameless else subject.phrase)
         if rng.random() < self.place_words and not preserved:
@@ -152,6 +169,9 @@ class ProceduralSource(DrawnSource):
             prompt += f", {style.words}"
         if task == "style_subject" and preserved and rng.random() < self.empty_prompt:
             prompt = ""
+        if self.captions != "target":
+            whole = has_style and self.captions == "style_image"
+            prompt = f"{SUBJECTS[meta['style_subjects'][0]].phrase if whole else 'this'}, {style.words}"
         return Triplet(
             prompt=prompt,
             content=content,
@@ -172,6 +192,15 @@ class ProceduralSource(DrawnSource):
             counterfactual.other_subjects(subject, SUBJECTS.values(), triplet.meta, self.size),
             counterfactual.other_styles(subject, triplet.meta, triplet.key, self.size),
         )
+
+    def told(self, triplet: Triplet) -> str:
+        """Return the triplet's prompt with its style in words, which a base model without style images can follow."""
+        return f"{triplet.prompt or 'this'}, {triplet.meta['style'].words}"
+
+    def flat_subjects(self, triplet: Triplet) -> UInt8[np.ndarray, "m {self.size} {self.size} 3"]:
+        """Return the target flat, in its colours, with every subject, the true one first."""
+        meta = triplet.meta | {"style": dataclasses.replace(triplet.meta["style"], name="flat")}
+        return counterfactual.other_subjects(SUBJECTS[meta["subject"]], SUBJECTS.values(), meta, self.size)
 
     def style_drawings(
         self, triplet: Triplet, count: int, rng: np.random.Generator

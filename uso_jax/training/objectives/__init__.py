@@ -20,6 +20,7 @@ from uso_jax.training.objectives import (
     guidance,
     image_text,
     reconstruction,
+    words,
 )
 
 OBJECTIVES: dict[str, ModuleType] = {
@@ -29,4 +30,5 @@ OBJECTIVES: dict[str, ModuleType] = {
     "image_text": image_text,
     "descriptors": descriptors,
     "classification": classification,
+    "words": words,
 }
