@@ -19,7 +19,7 @@ from uso_jax.data.drawings.styles import STYLES, render
 from uso_jax.data.drawings.subjects import SUBJECTS, subject_names
 from uso_jax.data.splits import SPLITS
 from uso_jax.data.triplet import Triplet
-from uso_jax.evaluation.metrics.counterfactual import Styles, style_sets
+from uso_jax.evaluation.metrics.counterfactual import Counterfactuals, Styles, style_sets
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 YELLOW, BLUE = (0.9, 0.8, 0.1), (0.1, 0.1, 0.4)
@@ -108,9 +108,38 @@ def test_a_style_is_told_by_patches_whatever_is_drawn_where():
     judge = Styles(source, triplets)
     assert all(map(np.array_equal, style_sets(source, triplets[0]), style_sets(source, triplets[0])))
     targets = np.stack([triplet.target for triplet in triplets])
-    assert judge.score(targets)["style_accuracy"] >= 7 / 8
-    assert judge.score(np.stack([triplet.styles[0] for triplet in triplets]))["style_accuracy"] >= 6 / 8
-    assert judge.score(np.roll(targets, 1, axis=0))["style_accuracy"] <= 1 / 8
+    assert judge.per_image(targets)["style_accuracy"].mean() >= 7 / 8
+    assert judge.per_image(np.stack([triplet.styles[0] for triplet in triplets]))["style_accuracy"].mean() >= 6 / 8
+    assert judge.per_image(np.roll(targets, 1, axis=0))["style_accuracy"].mean() <= 1 / 8
+
+
+def test_verdicts_of_drawings_with_one_fault():
+    """Each verdict forgives what it does not ask for: a flat look, and where a texture begins."""
+    source = ProceduralSource(split="heldout", seed=3, size=48, preserved=1.0, styles=["checker", "stripes"])
+    triplets = [source[index] for index in range(2)]
+    judge = Counterfactuals(source, triplets)
+
+    def verdicts(**changes):
+        images = []
+        for triplet in triplets:
+            style = dataclasses.replace(triplet.meta["style"], **changes)
+            images.append(render(SUBJECTS[triplet.meta["subject"]], triplet.meta["pose"], style, 48))
+        return {name: values.mean() for name, values in judge.per_image(np.stack(images)).items()}
+
+    assert verdicts() == {
+        "content_accuracy": 1.0,
+        "content_flat_accuracy": 1.0,
+        "style_accuracy": 1.0,
+        "style_patch_accuracy": 1.0,
+        "mse": 0.0,
+    }
+    flat, moved = verdicts(name="flat"), verdicts(phase=triplets[0].meta["style"].phase + 0.5)
+    assert flat["content_flat_accuracy"] == 1.0 and flat["style_accuracy"] < 1.0 and flat["style_patch_accuracy"] == 0.0
+    assert moved["style_patch_accuracy"] == 1.0 and moved["mse"] > 0.01
+    wrong = judge.per_image(np.stack([source.flat_subjects(triplet)[7] for triplet in triplets]))
+    assert not wrong["content_accuracy"].any() and not wrong["content_flat_accuracy"].any()
+    without_styles = Counterfactuals(source, triplets[:1], styles=False)
+    assert not {"style_accuracy", "style_patch_accuracy"} & set(without_styles.per_image(triplets[0].target[None]))
 
 
 def test_subjects_can_be_told_apart_in_every_style():

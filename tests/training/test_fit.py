@@ -209,20 +209,28 @@ def test_evaluation_before_and_after(tmp_path):
     small = {"evaluation.num_triplets": 8, "evaluation.batch_size": 8, "evaluation.num_steps": 2}
     summary = fit(tiny.config("joint", changes=tables | small), tmp_path)
     found = summary["evaluation"]
-    assert set(found) == {"before", "after", "target", "copy_content", "copy_style"}
+    assert set(found) == {"before", "after", "told_in_words", "target", "copy_content", "copy_style"}
+    exact = {"style_accuracy", "style_patch_accuracy", "content_accuracy", "content_flat_accuracy", "mse"}
     for figures in found.values():
-        assert set(figures) >= {"style_accuracy", "content_accuracy", "text_score", "mse"}
+        assert set(figures) >= {*exact, "text_score"}
+    assert found["told_in_words"] != found["before"]
     assert found["target"]["style_accuracy"] == found["target"]["content_accuracy"] == 1.0
     assert found["after"] == summary["stages"][0]["evaluation"]["main"] != found["before"]
 
     # Without a content image nobody knows the pose, so only the style is judged exactly; unseen families have no class.
     style, subject = summary["tables"]["style"], summary["tables"]["subject"]
-    assert set(style) == {"before", "after", "target", "copy_style"}
+    assert set(style) == {"before", "after", "told_in_words", "target", "copy_style"}
     assert set(style["after"]) == {"style_accuracy", "csd", "text_score", "judge_content_accuracy"}
     assert style["target"]["style_accuracy"] >= 7 / 8
     assert style["copy_style"]["csd"] == pytest.approx(1.0)
     assert set(subject) == {"before", "after", "target", "copy_content"}
-    assert set(subject["after"]) == {"content_accuracy", "mse", "text_score", "judge_style_accuracy"}
+    assert set(subject["after"]) == {
+        "content_accuracy",
+        "content_flat_accuracy",
+        "mse",
+        "text_score",
+        "judge_style_accuracy",
+    }
     assert subject["target"]["content_accuracy"] == 1.0
     for name in ("", "_style", "_subject"):
         assert (tmp_path / "samples" / f"before_after{name}.png").is_file()

@@ -78,7 +78,9 @@ def evaluation_table(title: str, evaluation: dict[str, dict[str, float]]) -> str
     """Lay out what held-out images are worth: of the model before and after, of the truth, of either reference."""
     figures = list(evaluation["target"])
     rows = [f"{title:<18}" + "".join(f"{name.replace('_', ' '):>{_width(name)}}" for name in figures)]
-    for name in (n for n in ("before", "after", "target", "copy_content", "copy_style") if n in evaluation):
+    for name in (
+        n for n in ("before", "after", "told_in_words", "target", "copy_content", "copy_style") if n in evaluation
+    ):
         values = [evaluation[name][figure] for figure in figures]
         cells = [f"{value:>{_width(figure)}.3f}" for figure, value in zip(figures, values, strict=True)]
         rows.append(f"{name.replace('_', ' '):<18}" + "".join(cells))

@@ -8,6 +8,8 @@ of a table are means over triplets:
     content_accuracy, style_accuracy, mse   exact, from the known factors of a drawing
                                             (uso_jax.evaluation.metrics.counterfactual); the style alone where there is
                                             no content image
+    content_flat_accuracy                   the same for the subject, whatever its look
+    style_patch_accuracy                    the same for the style, wherever its texture begins
     judge_content_accuracy, judge_style_accuracy   by a classifier (uso_jax.models.drawing_classifier)
     text_score                              cosine of an image and the words for its subject, in SigLIP
     csd                                     cosine of the style vectors of image and style image
@@ -15,7 +17,7 @@ of a table are means over triplets:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +72,14 @@ class Evaluation:
         """Generate the images of every table, from the same noise on every call."""
         return {name: table.sample(params) for name, table in self.tables.items()}
 
+    def told(self, params: Params) -> dict[str, Images]:
+        """Generate images from the style's words in place of its image, for tables that have them."""
+        found = {name: table.told(params) for name, table in self.tables.items()}
+        return {name: images for name, images in found.items() if images is not None}
+
     def figures(self, params: Params, made: Mapping[str, Images]) -> dict[str, Figures]:
         """Return the figures of any images, by table."""
-        return {name: table.figures(params, made[name]) for name, table in self.tables.items()}
+        return {name: self.tables[name].figures(params, images) for name, images in made.items()}
 
     def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
         """Return, by table, the figures of the true targets and of either reference copied unchanged."""
@@ -146,13 +153,18 @@ class Table:
         if self.has_style:  # at the targets' size; SigLIP may read another one
             height, width = self.batches[0]["target"].shape[1:3]
             self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])
-        judge = Counterfactuals if self.has_content else Styles if self.has_style else None
-        self.judge = judge and judge(source, self.triplets)
+        self.judge = None
+        if self.has_content:
+            self.judge = Counterfactuals(source, self.triplets, styles=self.has_style)
+        elif self.has_style:
+            self.judge = Styles(source, self.triplets)
+        tell = getattr(source, "told", None) if self.has_style else None
+        self._told = tell and [self.tokenize(tell(triplet)) for triplet in self.triplets]
         labels = {label for label in _CLASSES.values() if all((b[label] >= 0).all() for b in self.batches)}
         known = labels - _UNSEEN.get(table.split, set())
         self.unknown = {name for name, label in _CLASSES.items() if label not in known}
         if not self.has_style:
-            self.unknown |= {"csd", "style_accuracy"}  # there is no style to compare with
+            self.unknown.add("csd")  # there is no style to compare with
 
     @property
     def known(self) -> dict[str, Images]:
@@ -166,7 +178,21 @@ class Table:
 
     def sample(self, params: Params) -> Images:
         """Generate an image for every triplet."""
-        shown = progress.bar(self.batches, "generating images", unit="batch", leave=False)
+        return self._generate(params, self.batches)
+
+    def told(self, params: Params) -> Images | None:
+        """Generate an image for every triplet without the style image, from its words; None if the source has none."""
+        if self._told is None:
+            return None
+        batches = []
+        for number, batch in enumerate(self.batches):
+            part = self._told[number * len(batch["target"]) : (number + 1) * len(batch["target"])]
+            words = {name: np.stack([tokens[name] for tokens in part]) for name in part[0]}
+            batches.append(batch | words | {"style_valid": np.zeros_like(batch["style_valid"])})
+        return self._generate(params, batches)
+
+    def _generate(self, params: Params, batches: Sequence[Batch]) -> Images:
+        shown = progress.bar(batches, "generating images", unit="batch", leave=False)
         return np.concatenate([np.asarray(self._sample(params, sharding.whole_batch(self.mesh, b))) for b in shown])
 
     def figures(self, params: Params, images: Images) -> Figures:
@@ -178,14 +204,14 @@ class Table:
             found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
-        exact = self.judge.score(images) if self.judge else {}
-        found = exact | figures | self._distances(images)
+        exact = self.judge.per_image(images) if self.judge else {}
+        found = {name: float(np.mean(values)) for name, values in exact.items()} | figures | self._distances(images)
         return {name: value for name, value in found.items() if name not in self.unknown}
 
-    def columns(self, before: Images, after: Images) -> dict[str, Images]:
-        """Return the columns of a contact sheet: references, the model's images before and after, and targets."""
+    def columns(self, made: Mapping[str, Images]) -> dict[str, Images]:
+        """Return the columns of a contact sheet: references, the model's images, and targets."""
         columns = {name.removeprefix("copy_"): images for name, images in self.known.items() if name != "target"}
-        return columns | {"before": before, "after": after, "target": self._all("target")}
+        return columns | made | {"target": self._all("target")}
 
     def _distances(self, images: Images) -> Figures:
         if self._perceptual is None:

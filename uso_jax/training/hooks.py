@@ -8,7 +8,7 @@ Hooks run in the order in which `stage_hooks` lists them. One that ends the stag
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -119,14 +119,22 @@ def validate_reward(run: Run, index: int, validator: Validator, params: Params, 
 
 
 def evaluate_before(run: Run, params: Params) -> None:
-    """Record every table's figures of the model before training and of the references; keep the model's images."""
-    before = run.evaluation.sample(params)
+    """Record every table's figures of the model before training and of the references; keep the model's images.
+
+    Where the source tells styles in words, what the model makes of them is the row "told_in_words": the most that an
+    alignment with its text can reach.
+    """
+    before, told = run.evaluation.sample(params), run.evaluation.told(params)
+    kept = {f"{name}/before": images for name, images in before.items()}
+    kept |= {f"{name}/told_in_words": images for name, images in told.items()}
     if jax.process_index() == 0:
         with atomic_files.beside(run.workdir / BEFORE) as temporary, temporary.open("wb") as file:
-            np.savez(file, **before)
+            np.savez(file, **kept)
     known = run.evaluation.baselines(params)
     figures = run.evaluation.figures(params, before)
     run.record.evaluation = {name: {"before": found} | known[name] for name, found in figures.items()}
+    for name, found in run.evaluation.figures(params, told).items():
+        run.record.evaluation[name]["told_in_words"] = found
 
 
 def evaluate_after(run: Run, index: int, params: Params) -> None:
@@ -140,18 +148,23 @@ def evaluate_after(run: Run, index: int, params: Params) -> None:
         return
     try:
         with np.load(run.workdir / BEFORE, allow_pickle=False) as found:
-            before = {name: found[name] for name in run.evaluation.tables}
+            made = {name: _of_table(found, name) | {"after": after[name]} for name in run.evaluation.tables}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         print(
             f"{run.workdir / BEFORE} cannot be read ({error}); images before and after are not shown side by side",
             file=sys.stderr,
         )
         return
-    columns = {name: table.columns(before[name], after[name]) for name, table in run.evaluation.tables.items()}
-    made = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
+    columns = {name: table.columns(made[name]) for name, table in run.evaluation.tables.items()}
+    kept = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
     with atomic_files.beside(run.workdir / contact_sheet.COLUMNS) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **made)
+        np.savez_compressed(file, **kept)
     for name, found in columns.items():
         sheet = contact_sheet.draw({key: images[: run.config.heldout.grid_rows] for key, images in found.items()})
         suffix = "" if name == "main" else f"_{name}"
         contact_sheet.save(sheet, run.workdir / "samples" / f"before_after{suffix}.png")
+
+
+def _of_table(kept: Mapping[str, np.ndarray], table: str) -> dict[str, np.ndarray]:
+    """Return the images of one table that were made before training, by row."""
+    return {key.partition("/")[2]: kept[key] for key in kept if key.startswith(f"{table}/")}

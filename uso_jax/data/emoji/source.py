@@ -194,6 +194,9 @@ class EmojiSource(DrawnSource):
         drawn = (self.artwork.subject(subject.name, team) for team in teams)
         return contents, np.stack([render(one, meta["pose"], meta["style"], self.size) for one in drawn])
 
+    def flat_subjects(self, triplet: Triplet) -> None:
+        """Return None: artwork has no flat style."""
+
     def style_drawings(
         self, triplet: Triplet, count: int, rng: np.random.Generator
     ) -> list[UInt8[np.ndarray, "n {self.size} {self.size} 3"]]:

@@ -7,8 +7,12 @@ has the right content if the true target is the nearest among the former, and th
 the latter. No learned network is involved. With a shifted layout the target's pose is unknown, so these scores require
 a preserved layout.
 
-Without a content image, subject and pose are unknown but the style is not. It is right if the image's patches have
-nearer neighbours in other drawings of the target's style than in drawings of any other style, whatever they show.
+All candidates for the content have the target's style, so an image in another style fails by its style alone. A second
+verdict also admits every subject in the flat style, in the target's colours: it asks for the subject, not for its look.
+
+By patches, the style is right if the image's patches have nearer neighbours in other drawings of the target's style
+than in drawings of any other style, whatever they show and wherever a texture begins. Without a content image, when
+subject and pose are unknown, this is the only verdict.
 
 As a metric, for items from the procedural source:
 
@@ -20,7 +24,7 @@ Shapes: n images, m candidates or patches, j patches of a set, k styles, h w pix
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -52,31 +56,50 @@ class TruthfulSource(Protocol):
         """Return sets of `count` drawings of other subjects: first in the target's style, then in other styles."""
         ...
 
+    def flat_subjects(self, triplet: Triplet) -> Images | None:
+        """Return the target flat, with every subject, the true one first; None if the source has no flat style."""
+        ...
+
 
 class Counterfactuals:
     """Scores images against the counterfactuals of a list of triplets, which are drawn once.
+
+    Args:
+      source: draws the counterfactuals.
+      triplets: with preserved layouts.
+      styles: judge styles too, which triplets without a style image cannot specify.
 
     Raises:
       InputError: a triplet has a shifted layout.
     """
 
-    def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
+    def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet], styles: bool = True):
         if shifted := [t.key for t in triplets if t.layout != "preserved"]:
             raise InputError(f"{shifted[0]} has a shifted layout, so its pose is unknown; use preserved layouts")
         self.targets = np.stack([t.target for t in triplets])
         self._candidates = [source.counterfactuals(t) for t in triplets]
+        self._flat = [source.flat_subjects(t) for t in triplets]
+        self._patches = Styles(source, triplets) if styles else None
 
-    def score(self, images: Images) -> dict[str, float]:
-        """Return content and style accuracy, and the mean squared error of pixel values in [0, 1].
+    def per_image(self, images: Images) -> dict[str, Float64[np.ndarray, " n"]]:
+        """Return verdicts of content and style, 0 or 1, and the squared error of pixel values in [0, 1], per image.
 
         Chance is one in the number of candidates.
         """
         pairs = list(zip(images, self._candidates, strict=True))
-        return {
-            "content_accuracy": float(np.mean([_nearest(image, content) == 0 for image, (content, _) in pairs])),
-            "style_accuracy": float(np.mean([_nearest(image, style) == 0 for image, (_, style) in pairs])),
-            "mse": float(np.mean(((images.astype(np.float64) - self.targets) / 255) ** 2)),
+        found = {
+            "content_accuracy": _verdicts(_nearest(image, content) == 0 for image, (content, _) in pairs),
+            "mse": np.mean(((images.astype(np.float64) - self.targets) / 255) ** 2, axis=(1, 2, 3)),
         }
+        if all(flat is not None for flat in self._flat):
+            found["content_flat_accuracy"] = _verdicts(
+                _nearest(image, np.concatenate([content, flat])) in (0, len(content))
+                for (image, (content, _)), flat in zip(pairs, self._flat, strict=True)
+            )
+        if self._patches is not None:
+            found["style_accuracy"] = _verdicts(_nearest(image, style) == 0 for image, (_, style) in pairs)
+            found["style_patch_accuracy"] = self._patches.per_image(images)["style_accuracy"]
+        return found
 
 
 class Styles:
@@ -85,10 +108,14 @@ class Styles:
     def __init__(self, source: TruthfulSource, triplets: Sequence[Triplet]):
         self._drawn = [style_sets(source, triplet) for triplet in triplets]
 
-    def score(self, images: Images) -> dict[str, float]:
-        """Return the style accuracy. Chance is one in the number of styles."""
-        nearest = [np.argmin(distances(*pair)) for pair in zip(images, self._drawn, strict=True)]
-        return {"style_accuracy": float(np.mean(np.equal(nearest, 0)))}
+    def per_image(self, images: Images) -> dict[str, Float64[np.ndarray, " n"]]:
+        """Return the verdicts of the style, 0 or 1. Chance is one in the number of styles."""
+        nearest = (np.argmin(distances(*pair)) for pair in zip(images, self._drawn, strict=True))
+        return {"style_accuracy": _verdicts(number == 0 for number in nearest)}
+
+
+def _verdicts(found: Iterable[bool]) -> Float64[np.ndarray, " n"]:
+    return np.array([float(verdict) for verdict in found])
 
 
 def style_sets(source: TruthfulSource, triplet: Triplet) -> list[Images]:
