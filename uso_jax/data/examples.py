@@ -11,6 +11,7 @@ from uso_jax.data.triplet import Tokenize, TripletSource
 from uso_jax.images import decode
 
 SKIPPED = "_skipped"  # internal batch entry: (source, index) of examples that could not be read, padded with -1
+ROW = "_row"  # internal batch entry: (source, index) of every example
 _TRIES = 8  # consecutive unreadable examples before giving up
 
 
@@ -31,6 +32,7 @@ class Examples:
       crop_styles: crop style images to their size instead of changing their shape.
       mask_cell: pixels a side of a token; examples have a "mask" with a number for each. 0: masks are not read.
       loss_weight: of these examples, which they then hold; None: they hold none.
+      rows: record where each example comes from, under ROW.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Examples:
         crop_styles: bool = False,
         mask_cell: int = 0,
         loss_weight: float | None = None,
+        rows: bool = False,
     ):
         self.source, self.number, self.indices, self.tokenize = source, number, indices, tokenize
         self.target_size, self.content_size = map(tuple, shape)
         self.style_size, self.num_styles, self.may_skip = style_size, num_styles, may_skip
         self.crop_styles, self.mask_cell, self.loss_weight = crop_styles, mask_cell, loss_weight
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
@@ -75,7 +79,7 @@ class Examples:
         return position if self.indices is None else int(self.indices[position])
 
     def _weighed(self, index: int) -> dict[str, np.ndarray]:
-        """Return an example with its weights in the loss, where it has any."""
+        """Return an example with its weights in the loss and its row, where they are asked for."""
         example = self._example(index)
         mask = example.pop("mask", None)
         if self.mask_cell:
@@ -83,6 +87,8 @@ class Examples:
             example["mask"] = np.ones(grid, np.float32) if mask is None else mask
         if self.loss_weight is not None:
             example["loss_weight"] = np.float32(self.loss_weight)
+        if self.rows:
+            example[ROW] = np.array([self.number, index], np.int64)
         return example
 
     def _example(self, index: int) -> dict[str, np.ndarray]:

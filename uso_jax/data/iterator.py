@@ -15,7 +15,7 @@ from absl import flags
 
 from uso_jax.common import compat
 from uso_jax.common.errors import BadExample, InputError
-from uso_jax.data.examples import SKIPPED
+from uso_jax.data.examples import ROW, SKIPPED
 from uso_jax.data.triplet import TripletSource
 
 
@@ -52,6 +52,7 @@ class StreamIterator:
     def __init__(self, stream: Stream):
         self.stream, self.position = stream, 0
         self.skipped: set[tuple[int, int]] = set()  # (source, index) of unreadable examples
+        self.rows: np.ndarray | None = None  # (source, index) of the last batch's examples, int64 [b, 2], if asked for
         self._batches = None
 
     def __iter__(self) -> "StreamIterator":
@@ -68,6 +69,7 @@ class StreamIterator:
             self.close()
             raise InputError(_why_ended(int(ended[1]))) from error
         self.position += 1
+        self.rows = batch.pop(ROW, None)
         if self.stream.max_errors:
             found = batch.pop(SKIPPED).reshape(-1, 2).tolist()
             self._count((number, index) for number, index in found if index >= 0)

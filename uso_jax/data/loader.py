@@ -43,6 +43,7 @@ def batches(
     num_workers: int = 0,
     max_errors: int = 0,
     mask_cell: int = 0,
+    rows: bool = False,
 ) -> "Stream":
     """Build the stream of this process's batches: infinite, or one epoch with repeat=False.
 
@@ -62,6 +63,7 @@ def batches(
       num_workers: reader processes; 0 reads with threads of this process.
       max_errors: unreadable examples of this process that are replaced by the next ones before an error is raised.
       mask_cell: pixels a side of a token, to read masks; 0: they are not read.
+      rows: let the iterator tell, in `rows`, where the examples of the last batch come from.
 
     Returns:
       Batches with "target" uint8 [b, h, w, 3], "content" uint8 [b, hc, wc, 3], "content_valid" bool [b], "style" uint8
@@ -106,6 +108,7 @@ def batches(
                 crop_styles=crop_styles,
                 mask_cell=mask_cell,
                 loss_weight=mixture.loss_weights[number] if mixture.loss_weights else None,
+                rows=rows,
             )
             dataset = grain.MapDataset.source(examples).seed(seed + number)
             if shuffle:

@@ -313,14 +313,30 @@ class USO:
 
         `guidance` is the embedded scale or, with the empty prompt, that of classifier-free guidance.
         """
+        sizes = dict(height=height, width=width)
+        tokens = self.generate_tokens(params, inputs, rng, **sizes, num_steps=num_steps, guidance=guidance, shift=shift)
+        return self.decode_tokens(params, tokens, **sizes)
+
+    def generate_tokens(
+        self,
+        params: Params,
+        inputs: Inputs,
+        rng: jax.Array,
+        *,
+        height: int,
+        width: int,
+        num_steps: int,
+        guidance: float,
+        shift: flow.Shift,
+    ) -> Float[Array, "b l d"]:
+        """Sample the packed latents that `generate` decodes."""
         rows, columns = self.token_grid(height, width)
         shape = (inputs.txt.shape[0], rows * columns, self.config.transformer.in_channels)
         times = jnp.asarray(self.schedule(num_steps, height, width, shift), jnp.float32)
         inputs, style = self.prepare(params, self.guided(params, inputs, guidance), guidance)
-        tokens = flow.integrate(
+        return flow.integrate(
             lambda x, t: self.velocity(params, inputs, x, t, guidance, style), jax.random.normal(rng, shape), times
         )
-        return self.decode_tokens(params, tokens, height, width)
 
     def schedule(self, num_steps: int, height: int, width: int, shift: flow.Shift):
         """Return the `num_steps + 1` sampling times for an image of `height` x `width` pixels."""

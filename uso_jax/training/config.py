@@ -167,7 +167,7 @@ class TrainConfig:
     @functools.cached_property
     def system(self) -> USOConfig:
         """The networks, with those that rewards of this run read."""
-        names = {name for stage in self.run_stages if stage.reward for name in stage.reward.names}
+        names = {name for stage in self.run_stages if stage.scored for name in stage.scored.names}
         return self.model.system(rewards.components(names))
 
     def style_size(self, stage: StageConfig) -> tuple[int, int]:

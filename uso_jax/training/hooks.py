@@ -71,7 +71,7 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
         validator.grid(params, path)
         if jax.process_index() == 0:
             run.metrics.image(offset + info.step, stage.name, path)
-        if stage.reward is None or info.step < stage.reward.start:
+        if stage.scored is None or info.step < stage.scored.start:
             return
         if validate_reward(run, index, validator, params, info.step):
             stage_record.stopped, info.last = info.step, True
@@ -115,7 +115,7 @@ def validate_reward(run: Run, index: int, validator: Validator, params: Params, 
     run.metrics.write(run.first_step(index) + step, stage.name, figures)
     stage_record = run.record.stages[index]
     stage_record.reward = [*(stage_record.reward or []), {"step": step, **figures}]
-    return is_cheating(stage.reward, stage_record.reward)
+    return is_cheating(stage.scored, stage_record.reward)
 
 
 def evaluate_before(run: Run, params: Params) -> None:

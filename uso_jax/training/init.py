@@ -130,7 +130,7 @@ def _bundled(
 def _check_rewards(config: TrainConfig, missing: Iterable[str]) -> None:
     """Raise InputError if a reward or judge needs a component without weights."""
     for stage in config.run_stages:
-        needed = rewards.components(stage.reward.names) if stage.reward is not None else set()
+        needed = rewards.components(stage.scored.names) if stage.scored is not None else set()
         if random := sorted(needed & set(missing) - set(config.model.fresh)):
             raise InputError(
                 f"stage {stage.name!r}, reward: there are no weights of {', '.join(random)}, and a network of"

@@ -5,12 +5,14 @@
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from uso_jax.common import progress
+from uso_jax.data.iterator import StreamIterator
 from uso_jax.data.loader import batches
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
@@ -18,6 +20,7 @@ from uso_jax.training import fault_tolerance
 from uso_jax.training.hooks import StepInfo, stage_hooks, validate_reward
 from uso_jax.training.profiling import ModelFlops
 from uso_jax.training.record import StageRecord
+from uso_jax.training.rollouts import Rollouts
 from uso_jax.training.run import Run
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState, init_state, jit_train_step, state_shardings
@@ -55,13 +58,15 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
         compiled = None
         for step in range(record.step + 1, record.last_step(stage) + 1):
             run.profile.before(offset + step)
-            batch = sharding.global_batch(run.mesh, next(data))
+            batch = data.batch(state, frozen)
             operations = needed_flops(state, frozen, batch)
             program = train_step(step)
             with progress.phase("compiling the train step") if program is not compiled else contextlib.nullcontext():
                 state, values = program(state, frozen, batch)
             compiled = program
             position = data.get_state()
+            if data.figures:
+                run.metrics.write(offset + step, stage.name, data.figures)
             metrics.add(step, values, position)
             bar.update()
             run.profile.after(offset + step, values)
@@ -114,6 +119,7 @@ def _first_state(
             opt_state=saved.pop("opt_state"),
             ema=saved.pop("ema"),
             anchor=saved.pop("anchor", {}),
+            old=saved.pop("old", {}),
         )
     return state, {path: value for path, value in params.items() if path not in lr_multipliers}
 
@@ -123,25 +129,46 @@ def _begin_record(run: Run, index: int, validator: Validator, params: Params) ->
     stage = run.config.run_stages[index]
     with progress.phase(f"{stage.name}, validating before the first step"):
         run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=validator.loss(params)))
-        if stage.reward is not None and stage.reward.start == 0:
+        if stage.scored is not None and stage.scored.start == 0:
             validate_reward(run, index, validator, params, 0)
 
 
-def _open_data(run: Run, index: int) -> Iterator[dict[str, np.ndarray]]:
-    """Open this process's share of a stage's batches, at the position on record."""
+class _Batches:
+    """The batches of a stage that trains on data."""
+
+    figures: Mapping[str, float] = MappingProxyType({})  # roll-outs have some
+
+    def __init__(self, mesh: jax.sharding.Mesh, data: StreamIterator):
+        self._mesh, self._data = mesh, data
+        self.get_state, self.set_state, self.close = data.get_state, data.set_state, data.close
+
+    def batch(self, state: TrainState, frozen: Params) -> dict[str, jax.Array]:
+        """Return the next batch on the devices."""
+        del state, frozen
+        return sharding.global_batch(self._mesh, next(self._data))
+
+
+def _open_data(run: Run, index: int) -> "_Batches | Rollouts":
+    """Open a stage's batches, at the position on record."""
     config, stage = run.config, run.config.run_stages[index]
     process_index, process_count = sharding.batch_share(run.mesh)
-    data = iter(
+    policy, seed = stage.policy, stage_seed(config.seed, stage)
+    stream = iter(
         batches(
             run.data.source(index, run.record),
-            batch_size=stage.batch_size,
-            seed=stage_seed(config.seed, stage),
+            batch_size=stage.batch_size if policy is None else policy.prompts,
+            seed=seed,
             process_index=process_index,
             process_count=process_count,
             num_workers=config.data.num_workers,
+            rows=policy is not None,
             **pipeline_options(config, stage),
         )
     )
+    if policy is None:
+        data = _Batches(run.mesh, stream)
+    else:
+        data = Rollouts(run.system, stage, run.mesh, stream, seed, run.workdir / "rollouts" / stage.name)
     run.record.data = run.positions.pop(index, run.record.data)
     if run.record.data is not None:
         data.set_state(run.record.data)

@@ -71,8 +71,8 @@ def fingerprint(config: TrainConfig, names: Iterable[str] = ()) -> dict[str, str
 
 def reward_names(config: TrainConfig) -> tuple[str, ...]:
     """Return the rewards and judges of all stages of a run."""
-    stages = [stage for stage in config.run_stages if stage.reward is not None]
-    return tuple(dict.fromkeys(name for stage in stages for name in stage.reward.names))
+    stages = [stage for stage in config.run_stages if stage.scored is not None]
+    return tuple(dict.fromkeys(name for stage in stages for name in stage.scored.names))
 
 
 def is_ready(spec: Mapping[str, Any]) -> bool:

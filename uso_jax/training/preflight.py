@@ -24,7 +24,7 @@ from uso_jax.data.features import FeatureSource, array_record
 from uso_jax.data.storage import urls
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
-from uso_jax.training import loggers, precompute, rewards
+from uso_jax.training import black_boxes, loggers, precompute, rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
@@ -137,22 +137,26 @@ def check_stages(config: TrainConfig) -> None:
             raise InputError(
                 f"stage {stage.name!r}: data.prior.loss_weight is for the loss 'flow_matching', not {stage.loss!r}"
             )
-        if stage.reward is not None:
-            _check_reward(config, stage)
+        if stage.scored is not None:
+            _check_scores(config, stage)
 
 
-def _check_reward(config: TrainConfig, stage: StageConfig) -> None:
-    where = f"stage {stage.name!r}, reward"
-    rewards.check_names(stage.reward.names, where)
-    for name in stage.reward.names:
+def _check_scores(config: TrainConfig, stage: StageConfig) -> None:
+    where = f"stage {stage.name!r}, {'reward' if stage.policy is None else 'policy'}"
+    rewards.check_names(stage.scored.names, where)
+    for name in stage.scored.names:
         if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
             raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
         if missing := set(rewards.REWARDS[name].tokens) - config.system.token_counts().keys():
             raise InputError(f"{where}: {name} reads {' and '.join(missing)}, which this base model does not have")
-    if lacks := sorted(name for name in rewards.components(stage.reward.names) if not config.system.has(name)):
+    if lacks := sorted(name for name in rewards.components(stage.scored.names) if not config.system.has(name)):
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
-    if stage.reward.patience and not config.heldout.grid_every:
+    if stage.scored.patience and not config.heldout.grid_every:
         raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
+    for name in stage.policy.black_boxes if stage.policy is not None else ():
+        if not black_boxes.is_known(name):
+            known = ", ".join((*black_boxes.BLACK_BOXES, f"{black_boxes.COMMAND}PROGRAM"))
+            raise InputError(f"{where}: unknown black box {name!r}; known are {known}")
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
@@ -160,6 +164,12 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     sharding.check_heads(mesh, config.system.transformer.num_heads)
     for stage in config.run_stages:
         micro = stage.batch_size // stage.accumulate
+        if (policy := stage.policy) is not None and policy.sample_batch:
+            check_batch(
+                f"config.stages.{stage.name}.policy.sample_batch is {policy.sample_batch}, which",
+                policy.sample_batch,
+                mesh,
+            )
         check_batch(f"config.stages.{stage.name}.batch_size / accumulate is {micro}, which", micro, mesh)
     heldout = config.heldout.batch_size
     check_batch(f"config.heldout.batch_size is {heldout}, which", heldout, mesh)

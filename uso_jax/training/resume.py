@@ -27,11 +27,11 @@ from uso_jax.training.step import TrainState, describe_state, state_shardings
 def checkpoint_arrays(trained: set[str], state: TrainState, frozen: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint holds of a stage: every parameter that any stage trains, and the optimizer's state.
 
-    The average of the parameters and the reward's anchor are part of it where the stage has them.
+    The average of the parameters, the anchor and the old policy are part of it where the stage has them.
     """
     params = {path: value for path, value in {**frozen, **state.params}.items() if path in trained}
-    anchor = {"anchor": state.anchor} if state.anchor else {}
-    return {"params": params, "opt_state": state.opt_state, "ema": state.ema} | anchor
+    more = {name: value for name in ("anchor", "old") if (value := getattr(state, name))}
+    return {"params": params, "opt_state": state.opt_state, "ema": state.ema} | more
 
 
 @dataclass(frozen=True)

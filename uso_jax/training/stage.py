@@ -15,6 +15,7 @@ from uso_jax import params
 from uso_jax.common.errors import InputError
 from uso_jax.data import buckets
 from uso_jax.flow import Isolated, Shift
+from uso_jax.training.policy import PolicyConfig
 
 CONDITIONS = ("content", "style")
 OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "prodigy", "schedule_free")
@@ -124,6 +125,7 @@ class StageConfig:
     guidance: float = 1.0  # embedded guidance scale in the flow-matching loss; 4 is for sampling, FLUX.2 has none
     shift_mu: float | None = None  # exponent of the time shift in training; None: the base model's, by token count
     reward: RewardConfig | None = None  # style reward learning; None: no reward
+    policy: PolicyConfig | None = None  # learning from scores of images without gradients; None: from data
     optimizer: str = "adamw"
     """One of OPTIMIZERS: "muon" updates the matrices of the blocks, "prodigy" finds its own rate around 1."""
     all_dropout: float = 0.0  # share of examples without any condition
@@ -199,6 +201,12 @@ class StageConfig:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.reward is not None:
             self.reward.check(self)
+        if self.policy is not None:
+            self.policy.check(where, self.batch_size)
+            if self.loss != "flow_matching" or self.reward is not None or self.target_aspects:
+                raise InputError(
+                    f"{where}: a stage with a policy has the loss 'flow_matching', one target_size and no reward"
+                )
 
     def check_sizes(self, pixels_per_token: int) -> None:
         """Raise InputError for image sizes that do not divide into whole tokens."""
@@ -239,6 +247,11 @@ class StageConfig:
         return 1.0 if r is None else r.num_steps - (r.first + r.last) / 2 - r.gradient_steps + 1
 
     @property
+    def scored(self) -> RewardConfig | PolicyConfig | None:
+        """What has the names of scores and judges: the reward, the policy, or None."""
+        return self.reward if self.policy is None else self.policy
+
+    @property
     def keeps_average(self) -> bool:
         """Whether training keeps an average of the trained parameters, which is what it validates and passes on."""
         return bool(self.ema_decay) or self.optimizer == "schedule_free"
@@ -258,7 +271,7 @@ class StageConfig:
         if not multipliers:
             raise InputError(f"stage {self.name!r} trains nothing; set a multiplier in one of the rules of `train`")
         others = [path for path in multipliers if not path.startswith("transformer/")]
-        if self.reward is not None and others:
+        if self.scored is not None and others:
             raise InputError(
                 f"stage {self.name!r} has a reward, so it may train the transformer only, not {others[0]}: a codec, an"
                 " encoder or a reward that learns would serve the reward and not the image"

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from uso_jax.models.uso import USO, Batch
 from uso_jax.params import Params
 from uso_jax.training import optimizer
-from uso_jax.training.objectives import OBJECTIVES, reward
+from uso_jax.training.objectives import OBJECTIVES, nft, reward
 from uso_jax.training.stage import StageConfig
 
 
@@ -34,7 +34,8 @@ class TrainState:
       params: trained parameters by path, float32.
       opt_state: state of the optimizer.
       ema: average of the trained parameters, exponential or schedule-free's; {} without one.
-      anchor: trained parameters as they were when the reward began, for its anchor; {} without one.
+      anchor: trained parameters as they were when the reward or the policy began, for its anchor; {} without one.
+      old: trained parameters of the old policy, which generates the images of a stage with a policy; {} without one.
     """
 
     step: Any
@@ -42,6 +43,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: dict[str, Any]
     anchor: dict[str, Any] = field(default_factory=dict)
+    old: dict[str, Any] = field(default_factory=dict)
 
     @property
     def result(self) -> Params:
@@ -77,9 +79,10 @@ def describe_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trai
 
 def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
-    anchor = copy(stage.reward is not None and stage.reward.anchor)
+    anchor = copy(stage.scored is not None and stage.scored.anchor)
     opt_state = optimizer.make(stage, lr_multipliers).init(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, copy(stage.keeps_average), anchor)
+    step, ema, old = jnp.zeros((), jnp.int32), copy(stage.keeps_average), copy(stage.policy is not None)
+    return TrainState(step, trainable, opt_state, ema, anchor, old)
 
 
 def jit_train_step(
@@ -136,6 +139,17 @@ def make_train_step(
         loss, grads = mean_over_micro_batches(loss_and_grads, batch, objective.draw(rng, system, stage))
         return loss, grads, {}
 
+    def step_of_policy(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
+        old = {**frozen, **state.old}
+        anchor = {**frozen, **state.anchor} if state.anchor else None
+
+        def losses_and_grads(batch, draws):
+            loss = lambda trainable: nft.loss({**frozen, **trainable}, old, anchor, system, stage, batch, draws)
+            return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+        (loss, figures), grads = mean_over_micro_batches(losses_and_grads, batch, nft.draw(rng, system, stage))
+        return loss, grads, figures
+
     def step_with_reward(
         stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, anchor: Params, rng: Array
     ):
@@ -161,7 +175,9 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         anchor, here = state.anchor, stage.at_size(*system.target_size(batch))
-        if stage.reward is None:
+        if stage.policy is not None:
+            loss, grads, figures = step_of_policy(here, state, frozen, batch, rng)
+        elif stage.reward is None:
             loss, grads, figures = step_without_reward(here, state, frozen, batch, rng)
         else:
             begins = state.step == stage.reward.start
@@ -174,12 +190,17 @@ def make_train_step(
             keep = lambda new, old: jnp.where(figures["reward_skipped"] > 0, old, new)
             before = (state.params, state.opt_state, state.ema)
             trainable, opt_state, ema = jax.tree.map(keep, (trainable, opt_state, ema), before)
+        old = state.old
+        if stage.policy is not None:
+            rounds, remaining = jnp.divmod(state.step + 1, stage.policy.steps_per_round(stage.batch_size))
+            moved = nft.update_old(stage.policy, old, trainable, rounds)
+            old = {path: jnp.where(remaining == 0, moved[path], value) for path, value in old.items()}
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(trainable),
             "learning_rate": rate(state.step),
         }
-        return TrainState(state.step + 1, trainable, opt_state, ema, anchor), metrics | figures
+        return TrainState(state.step + 1, trainable, opt_state, ema, anchor, old), metrics | figures
 
     return train_step

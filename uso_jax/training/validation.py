@@ -147,13 +147,15 @@ class Validator:
 
     def _rewards_of(self, params: Params, batch) -> dict[str, jax.Array]:
         """Return each figure's sum over samples, and the number of samples that have it."""
-        config, images = self.stage.reward, self._sample_of(params, batch)
+        config, images = self.stage.scored, self._sample_of(params, batch)
         names = list(config.names)
         described = rewards.describe(self.system, params, names, batch)
         scores = rewards.score(self.system, params, to_float(images), described)
         has = rewards.valid(self.system, names, batch)
-        every = jnp.all(jnp.stack([has[name] for name in config.weights]), axis=0)
-        figures = {"heldout_reward": (sum(weight * scores[name] for name, weight in config.weights.items()), every)}
+        figures = {}
+        if config.weights:
+            every = jnp.all(jnp.stack([has[name] for name in config.weights]), axis=0)
+            figures["heldout_reward"] = sum(weight * scores[name] for name, weight in config.weights.items()), every
         figures |= {f"heldout_{name}": (scores[name], has[name]) for name in names}
         all_of_them = jnp.ones(len(images), bool)
         figures["saturation"] = (image_statistics.saturation(images), all_of_them)

@@ -49,7 +49,7 @@ class Draws:
 def components(stage: StageConfig) -> set[str]:
     """Return the names of the weights components that the loss reads."""
     style = {"siglip", "projector"} if "style" in stage.conditions else set()
-    rewarded = set() if stage.reward is None else rewards.components(stage.reward.names)
+    rewarded = set() if stage.scored is None else rewards.components(stage.scored.names)
     return {"transformer", "lora", "autoencoder", *_TEXT} | style | rewarded
 
 

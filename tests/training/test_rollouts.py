@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Stages with a policy: rounds of roll-outs, what is kept of them, and kills at every point of a round."""
+
+import json
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from comparison import assert_same
+from training_runs import metrics
+
+import uso_jax.training.fit
+from uso_jax.common.errors import InputError
+from uso_jax.training import black_boxes, rewards
+from uso_jax.training.checkpoints import Checkpoints
+from uso_jax.training.fit import fit
+from uso_jax.training.policy import PolicyConfig
+from uso_jax.training.rollout_store import RolloutStore
+from uso_jax.training.rollouts import Rollouts
+
+# Rounds of 8 images and two steps; a checkpoint every three, so that one lies inside a round.
+POLICY = dict(prompts=4, group=2, epochs=2, num_steps=2, weights={"bright": 1.0}, black_boxes={"red": 1.0}, anchor=0.1)
+STEPS, EVERY = 6, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scores():
+    """Register a reward and a black box, which counts the images it is asked about."""
+    asked = []
+
+    def red(images, wanted):
+        asked.append(len(images))
+        assert all(
+            one.triplet.key == one.source[number].key for one, number in zip(wanted, _indices(wanted), strict=True)
+        )
+        return [float(image[..., 0].mean()) - image[..., 2].mean() for image in images]
+
+    with pytest.MonkeyPatch.context() as patch:
+        bright = rewards.Reward(score=lambda system, params, images, described: images.mean((1, 2, 3)))
+        patch.setitem(rewards.REWARDS, "bright", bright)
+        patch.setitem(black_boxes.BLACK_BOXES, "red", red)
+        yield asked
+
+
+def _indices(wanted):
+    return [int(one.triplet.key.rpartition("/")[2]) for one in wanted]
+
+
+def config(**changes):
+    stage = dict(steps=STEPS, reward=None, policy=PolicyConfig(**POLICY | changes), learning_rate=1e-3)
+    return tiny.config("joint", changes={"checkpoint.every": EVERY}, **stage)
+
+
+def run(workdir, **changes):
+    """Train, and return what each checkpoint got, by step."""
+    saved = {}
+
+    class Watched(Checkpoints):
+        def save(self, step, arrays, record):
+            saved[step] = jax.device_get(arrays)
+            super().save(step, arrays, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uso_jax.training.fit, "Checkpoints", Watched)
+        fit(config(**changes), workdir)
+    return saved
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    return workdir, run(workdir)
+
+
+def rows(workdir, number):
+    return [json.loads(line) for line in (workdir / f"rollouts/joint/{number:05d}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_rounds_are_kept_with_images_and_scores(straight, scores):
+    workdir, _ = straight
+    files = sorted(path.name for path in (workdir / "rollouts/joint").iterdir())
+    assert files == [f"{number:05d}.{kind}" for number in range(3) for kind in ("jsonl", "tar")]
+    assert scores[:3] == [8, 8, 8]
+    for number in range(3):
+        found = rows(workdir, number)
+        assert [row["number"] for row in found] == list(range(8))
+        assert [row["index"] for row in found[::2]] == [row["index"] for row in found[1::2]]  # groups
+        assert {name for row in found for name in row["scores"]} == {"bright", "red"}
+        worth = np.array([row["advantage"] for row in found]).reshape(4, 2)
+        np.testing.assert_allclose(worth.sum(axis=1), 0, atol=1e-6)
+        with tarfile.open(workdir / f"rollouts/joint/{number:05d}.tar") as archive:
+            assert archive.getnames() == [f"{i}.png" for i in range(8)]
+
+
+@pytest.mark.slow
+def test_figures_of_rounds_and_steps(straight):
+    workdir, _ = straight
+    told = metrics(workdir)
+    assert [line["step"] for line in told if "scored" in line] == [1, 3, 5]
+    assert all({"reward", "reward_bright", "reward_red"} <= set(line) for line in told if "scored" in line)
+    steps = {line["step"]: line for line in told if "loss_policy" in line}
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    assert steps[1]["old_distance"] == steps[1]["anchor_distance"] == 0 < steps[2]["old_distance"]
+    assert all(line["loss_policy"] > 0 for line in steps.values())
+    first = next(line for line in told if "heldout_bright" in line)
+    assert "heldout_red" not in first  # held-out images are judged by networks only
+
+
+@pytest.mark.slow
+def test_the_old_policy_moves_after_a_round(straight):
+    """With a share of 0 at first, the old policy is the trained one after every second step."""
+    _, saved = straight
+    inside, end = saved[3], saved[6]
+    name = next(path for path in end["old"] if "/up/" in path)
+    assert not np.array_equal(inside["old"][name], inside["params"][name])
+    share = POLICY.get("old_rate", PolicyConfig().old_rate) * 3
+    assert not np.array_equal(end["old"][name], inside["old"][name])
+    assert np.abs(end["old"][name] - end["params"][name]).max() <= share * np.abs(end["params"][name]).max()
+    assert_same(inside["anchor"], end["anchor"])
+
+
+KILLS = {  # what raises, at which call, and how many of the 3 rounds the second run asks the black box about
+    "generating": ("_sample", 2, 2),
+    "scoring": ("_scores", 2, 2),
+    "training": ("batch", 5, 1),  # its round is on disk, from step 3 on the run goes on in the round before
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", KILLS)
+def test_killed_and_continued_equals_straight(straight, scores, when, tmp_path, monkeypatch):
+    name, at, _ = KILLS[when]
+    calls = []
+
+    def killed(*args, **options):
+        calls.append(name)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    if name == "_sample":
+        original = None
+
+        def init(self, *args, **options):
+            nonlocal original
+            begin(self, *args, **options)
+            original, self._sample = self._sample, killed
+
+        begin = Rollouts.__init__
+        monkeypatch.setattr(Rollouts, "__init__", init)
+    else:
+        original = getattr(Rollouts, name)
+        monkeypatch.setattr(Rollouts, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    before = len(scores)
+    saved = run(tmp_path)
+    workdir, expected = straight
+    assert_same(saved[6], expected[6])
+    for number in range(3):
+        assert rows(tmp_path, number) == rows(workdir, number)
+    read = 1 if when == "training" else 0  # rounds whose scores were on disk
+    assert len(scores) - before <= 3 - read
+
+
+@pytest.mark.slow
+def test_training_raises_what_is_scored(tmp_path):
+    """A black box without gradient is followed: images get redder."""
+    policy = dict(prompts=8, group=4, epochs=1, weights={}, anchor=0.0, clip=1.0, keep_images=False)
+    changes = dict(steps=40, reward=None, policy=PolicyConfig(**POLICY | policy), learning_rate=3e-3, batch_size=16)
+    fit(tiny.config("joint", changes={"checkpoint.every": 0}, **changes), tmp_path)
+    red = [line["reward_red"] for line in metrics(tmp_path) if "reward_red" in line]
+    assert len(red) == 20 and np.mean(red[-4:]) > np.mean(red[:4]) + 1
+    assert not list((tmp_path / "rollouts").rglob("*.tar"))
+
+
+# ---------------------------------------------------------------------------------------------------- disk
+
+
+def kept(folder, scores=(1.0, np.nan)):
+    store = RolloutStore(folder)
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    store.write(0, images, np.array([[0, 7], [0, 7]]), {"a": np.array(scores)}, np.array([0.5, 0.0]), with_images=False)
+    return store, images
+
+
+def test_scores_of_the_same_images_are_read(tmp_path):
+    store, images = kept(tmp_path)
+    np.testing.assert_array_equal(store.read(0, images)["a"], [1.0, np.nan])
+    assert store.read(0, images[::-1]) is None and store.read(1, images) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.jsonl"]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    store, images = kept(tmp_path)
+    (tmp_path / "00000.jsonl").write_text('{"image": 3}\n')
+    with pytest.raises(InputError, match=r"00000\.jsonl line 1.*delete it"):
+        store.read(0, images)

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""DiffusionNFT: negative-aware fine-tuning on the forward process (arXiv 2509.16117, section 3).
+
+    (1) x_t = (1 - t) x_0 + t e,   v = e - x_0                  x_0 an image of the old policy, e ~ N(0, I)
+    (2) v+  = (1 - beta) v_old + beta v_theta                   implicit positive policy          paper Eq. (5)
+    (3) v-  = (1 + beta) v_old - beta v_theta                   implicit negative policy
+    (4) r   = 1/2 + 1/2 clip(A, -c, c) / c                      A the advantage; r the probability that it is optimal
+    (5) L   = c/beta E [ r d(v+) + (1 - r) d(v-) ] + anchor E |v_theta - v_0|^2
+    (6) d(u) = mean |(x_t - t u) - x_0|^2 / sg(mean |(x_t - t u) - x_0|)
+    (7) v_old <- h v_old + (1 - h) v_theta                      h = min(max(i - flat, 0) rate, most) after round i
+
+Only images and their advantages are needed: no likelihood, no trajectory, no gradient of the reward, no guidance. v_0
+is the model before the stage. (6) weighs every time equally, as the paper's adaptive weighting does (section 3.3), and
+the factors of (5) are those of the authors' program. Images without a score do not count.
+Shapes: b batch, l target tokens, d token channels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from uso_jax import flow
+from uso_jax.models.uso import USO, Batch
+from uso_jax.params import Params
+from uso_jax.training.objectives import noise_levels
+from uso_jax.training.policy import PolicyConfig
+from uso_jax.training.stage import StageConfig
+
+IMAGES, ADVANTAGES, COUNTED = "rollout_tokens", "rollout_advantages", "rollout_counted"
+"""Names of the arrays that a roll-out adds to a batch: clean tokens [b, l, d], advantages [b] and, 0 or 1, [b]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Draws:
+    """Everything random in one step."""
+
+    noise: Float[Array, "*micro b l d"]
+    t: Float[Array, "*micro b"]
+
+
+def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
+    """Draw noise and times for a whole batch, as flow matching does."""
+    noise, times = jax.random.split(rng)
+    rows, columns = system.token_grid(*stage.target_size)
+    mu = system.family.shift_mu(rows * columns) if stage.shift_mu is None else stage.shift_mu
+    shape = (stage.batch_size, rows * columns, system.config.transformer.in_channels)
+    return Draws(jax.random.normal(noise, shape), noise_levels.draw_times(times, stage, mu))
+
+
+def loss(
+    params: Params,
+    old: Params,
+    anchor: Params | None,
+    system: USO,
+    stage: StageConfig,
+    batch: Batch,
+    draws: Draws,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Return Eq. (5) of a batch of rolled-out images, and its figures.
+
+    Args:
+      params: all parameters.
+      old: all parameters of the old policy.
+      anchor: all parameters before the stage; None without that term.
+      system: the model.
+      stage: a stage with a policy.
+      batch: conditions, and what a roll-out adds.
+      draws: noise and times.
+    """
+    config, x0 = stage.policy, batch[IMAGES]
+    conditions = {name: name in stage.conditions for name in ("content", "style")}
+    # Adapters and projector are trained, what encodes text and images is not: it is the same for all policies.
+    inputs = jax.lax.stop_gradient(system.inputs(params, batch, **conditions, isolated=stage.isolated))
+    x_t = flow.interpolate(x0, draws.noise, draws.t)
+    predict = lambda params: system.velocity(params, inputs, x_t, draws.t, config.guidance)
+    velocity, before = predict(params), jax.lax.stop_gradient(predict(old))
+    errors = policy_error(config, velocity, before, x0, x_t, draws.t, batch[ADVANTAGES])
+    counted = batch[COUNTED]
+    figures = {"loss_policy": jnp.mean(errors * counted), "old_distance": jnp.mean(jnp.square(velocity - before))}
+    total = figures["loss_policy"]
+    if anchor is not None:
+        figures["anchor_distance"] = jnp.mean(jnp.square(velocity - jax.lax.stop_gradient(predict(anchor))))
+        total = total + config.anchor * figures["anchor_distance"]
+    return total, figures
+
+
+def policy_error(
+    config: PolicyConfig,
+    velocity: Float[Array, "b l d"],
+    old: Float[Array, "b l d"],
+    x0: Float[Array, "b l d"],
+    x_t: Float[Array, "b l d"],
+    t: Float[Array, " b"],
+    advantages: Float[Array, " b"],
+) -> Float[Array, " b"]:
+    """Return the first term of Eq. (5) of each image."""
+    r = 0.5 + 0.5 * jnp.clip(advantages, -config.clip, config.clip) / config.clip
+    positive = (1 - config.beta) * old + config.beta * velocity
+    negative = (1 + config.beta) * old - config.beta * velocity
+
+    def distance(velocity):
+        error = flow.predict_x0(x_t, velocity, t) - x0
+        scale = jax.lax.stop_gradient(jnp.mean(jnp.abs(error), axis=(1, 2)))
+        return jnp.mean(jnp.square(error), axis=(1, 2)) / jnp.maximum(scale, _SMALLEST)
+
+    return config.clip / config.beta * (r * distance(positive) + (1 - r) * distance(negative))
+
+
+_SMALLEST = 1e-5  # of the scale in Eq. (6)
+
+
+def update_old(config: PolicyConfig, old: Mapping[str, Any], trained: Mapping[str, Any], rounds: Any) -> dict[str, Any]:
+    """Return the old policy after a number of rounds, Eq. (7)."""
+    share = jnp.clip((rounds - config.old_flat) * config.old_rate, 0.0, config.old_most)
+    return {path: share * value + (1 - share) * trained[path] for path, value in old.items()}
