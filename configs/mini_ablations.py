@@ -13,6 +13,7 @@ import types
 from dataclasses import replace
 
 from uso_jax.training.config import TrainConfig, override
+from uso_jax.training.policy import PolicyConfig
 from uso_jax.training.stage import BOTH, PROJECTOR, StageConfig, by_name
 
 VARIANTS = {
@@ -26,8 +27,18 @@ VARIANTS = {
     "hierarchical_siglip": "hierarchical with SigLIP trained too",
     "resampler_siglip": "resampler with SigLIP trained too",
     "mlp_siglip": "mlp with SigLIP trained too",
+    "nft": "no_reward, then DiffusionNFT with CSD as score, on as many roll-outs as full has",
+    "nft_exact": "the same with the exact style verdict as score, which has no gradient",
+    "nft_both": "the same with the exact verdicts of style and content",
+    "grpo": "nft by Flow-GRPO",
     "same_ids": "no_reward with content tokens at the target's own positions",
     "all_weights": "no_reward with the whole transformer trained instead of adapters",
+}
+POLICIES = {
+    "nft": PolicyConfig(),
+    "nft_exact": PolicyConfig(weights={}, black_boxes={"true_style": 1.0}, judges=("csd_style",)),
+    "nft_both": PolicyConfig(weights={}, black_boxes={"true_style": 1.0, "true_content": 1.0}, judges=("csd_style",)),
+    "grpo": PolicyConfig(method="grpo"),
 }
 PROJECTORS = {"hierarchical": 2e-2, "resampler": 8e-3, "mlp": 3e-3}  # best learning rate of those tried
 SIGLIP = (r"siglip/.*", 0.1)  # learning rate relative to that of parameters that start from random numbers
@@ -66,6 +77,8 @@ def get_config(variant: str = "full") -> TrainConfig:
         changes["model.transformer.projector.kind"] = kind
         train = (SIGLIP, *PROJECTOR) if tower else PROJECTOR
         stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
+    elif variant in POLICIES:
+        stages = (align, both, _with_policy(both, POLICIES[variant]))
     elif variant == "same_ids":
         changes["model.reference_offset"] = "o"
     elif variant == "all_weights":
@@ -77,6 +90,15 @@ def get_config(variant: str = "full") -> TrainConfig:
 def _rewarded(uso: types.SimpleNamespace, stage: StageConfig, share: float) -> StageConfig:
     """Return a stage with the reward after a share of its steps, the paper's 16,000 of 23,000 or 18,000 of 21,000."""
     return replace(stage, reward=replace(uso.MINI_REWARD, start=round(share * stage.steps)))
+
+
+def _with_policy(stage: StageConfig, policy: PolicyConfig) -> StageConfig:
+    """Return a stage that goes on from the policy's scores, on 7,520 images: `full` makes as many with its reward."""
+    policy = replace(policy, judges=(*policy.judges, "judge_style", "judge_content"), guidance=3.0, num_steps=8)
+    data = dict(tasks=dict(style_subject=1.0), preserved=1.0, style_words=0.0, plain=1.0)  # what exact verdicts need
+    rounds = 470 // policy.steps_per_round(stage.batch_size)
+    steps = rounds * policy.steps_per_round(stage.batch_size)
+    return replace(stage, name="policy", steps=steps, learning_rate=3e-4, decay="constant", data=data, policy=policy)
 
 
 def _uso() -> types.SimpleNamespace:

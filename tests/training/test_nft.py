@@ -12,7 +12,7 @@ import pytest
 from uso_jax.common.errors import InputError
 from uso_jax.training.advantages import advantages
 from uso_jax.training.objectives import nft
-from uso_jax.training.policy import PolicyConfig
+from uso_jax.training.policy import PolicyConfig, update_old
 from uso_jax.training.stage import StageConfig
 
 B, L, D = 3, 4, 5
@@ -92,7 +92,7 @@ def test_the_gradient_points_to_good_images_and_away_from_bad_ones():
 
 def test_the_old_policy_follows():
     config = PolicyConfig(old_flat=2, old_rate=0.1, old_most=0.25)
-    shares = [float(nft.update_old(config, {"w": 1.0}, {"w": 0.0}, number)["w"]) for number in range(1, 7)]
+    shares = [float(update_old(config, {"w": 1.0}, {"w": 0.0}, number)["w"]) for number in range(1, 7)]
     assert shares == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.25, 0.25])
 
 

@@ -174,9 +174,13 @@ def test_killed_and_continued_equals_straight(straight, scores, when, tmp_path, 
 
 
 @pytest.mark.slow
-def test_training_raises_what_is_scored(tmp_path):
+@pytest.mark.parametrize("method", ("nft", "grpo"))
+def test_training_raises_what_is_scored(method, tmp_path):
     """A black box without gradient is followed: images get redder."""
-    policy = dict(prompts=8, group=4, epochs=1, weights={}, anchor=0.0, clip=1.0, keep_images=False)
+    own = dict(num_steps=4, window=(0, 2), ratio_clip=1e-2) if method == "grpo" else {}
+    policy = (
+        dict(method=method, prompts=8, group=4, epochs=1, weights={}, anchor=0.0, clip=1.0, keep_images=False) | own
+    )
     changes = dict(steps=40, reward=None, policy=PolicyConfig(**POLICY | policy), learning_rate=3e-3, batch_size=16)
     fit(tiny.config("joint", changes={"checkpoint.every": 0}, **changes), tmp_path)
     red = [line["reward_red"] for line in metrics(tmp_path) if "reward_red" in line]

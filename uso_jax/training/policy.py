@@ -8,18 +8,25 @@ them, and trains on them (uso_jax.training.rollouts); then the old policy moves 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
 
 from uso_jax.common.errors import InputError
 from uso_jax.flow import Shift
 
+METHODS = ("nft", "grpo")
 COMBINATIONS = ("parts", "sum", "product")
 SPREADS = ("round", "group")
+ADVANTAGES, COUNTED = "rollout_advantages", "rollout_counted"
+"""Names of what a roll-out adds to a batch: each image's advantage, and whether it has all scores, 0 or 1."""
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """DiffusionNFT: roll-outs, how scores become advantages, and the loss (uso_jax.training.objectives.nft)."""
+    """Roll-outs, how scores become advantages, and the loss (uso_jax.training.objectives.nft and .grpo)."""
 
+    method: str = "nft"  # one of METHODS
     weights: Mapping[str, float] = field(default_factory=lambda: {"csd_style": 1.0})
     """Weight of each reward by name (uso_jax.training.rewards.REWARDS)."""
     black_boxes: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +44,9 @@ class PolicyConfig:
     spread: str = "round"  # images whose standard deviation advantages are divided by, one of SPREADS
     clip: float = 5.0  # largest advantage that counts
     beta: float = 1.0  # how far the implicit policies lie from the old one
+    noise: float = 0.7  # strength of the noise in stochastic steps, for "grpo"
+    window: tuple[int, int] = (1, 2)  # first stochastic step and their number, for "grpo"
+    ratio_clip: float = 1e-4  # how far the ratio of densities may leave 1, for "grpo"
     anchor: float = 0.0  # weight of the squared velocity difference to the model before the stage; 0: none
     old_flat: int = 0  # rounds at first after which the old policy becomes the trained one
     old_rate: float = 0.001  # growth of the old policy's share a round after that
@@ -56,7 +66,7 @@ class PolicyConfig:
             raise InputError(f"{where}: weights are empty; name a reward, for example weights=dict(csd_style=1.0)")
         if both := set(self.judges) & set(self.weights):
             raise InputError(f"{where}: {', '.join(sorted(both))} cannot judge what it rewards")
-        for name, known in (("combine", COMBINATIONS), ("spread", SPREADS)):
+        for name, known in (("method", METHODS), ("combine", COMBINATIONS), ("spread", SPREADS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{where}: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.combine == "product" and min(self.scores.values()) < 0:
@@ -71,6 +81,14 @@ class PolicyConfig:
                 )
         if self.clip <= 0 or self.beta <= 0 or min(self.anchor, self.old_flat, self.old_rate) < 0:
             raise InputError(f"{where}: clip and beta must be positive, anchor, old_flat and old_rate not negative")
+        first, count = self.window
+        if self.method == "grpo" and (first < 0 or count < 1 or first + count > self.num_steps - 1):
+            raise InputError(
+                f"{where}: window {self.window} must lie before the last of {self.num_steps} steps, which ends in an"
+                " image without noise"
+            )
+        if min(self.noise, self.ratio_clip) <= 0:
+            raise InputError(f"{where}: noise and ratio_clip must be positive")
         if self.patience and not (self.judges and self.weights):
             raise InputError(f"{where}: patience compares judges with weights; name at least one of each")
         if not 0 <= self.old_most < 1:
@@ -99,3 +117,9 @@ class PolicyConfig:
     def names(self) -> tuple[str, ...]:
         """Names of the rewards and the judges, which are networks."""
         return (*self.weights, *self.judges)
+
+
+def update_old(config: PolicyConfig, old: Mapping[str, Any], trained: Mapping[str, Any], rounds: Any) -> dict[str, Any]:
+    """Return the trained parameters of the old policy after a number of rounds, `nft` Eq. (7)."""
+    share = jnp.clip((rounds - config.old_flat) * config.old_rate, 0.0, config.old_most)
+    return {path: share * value + (1 - share) * trained[path] for path, value in old.items()}

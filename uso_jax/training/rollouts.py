@@ -25,12 +25,14 @@ from uso_jax.params import Params
 from uso_jax.training import black_boxes, rewards
 from uso_jax.training.advantages import advantages
 from uso_jax.training.black_boxes import Wanted
-from uso_jax.training.objectives.nft import ADVANTAGES, COUNTED, IMAGES
+from uso_jax.training.objectives import POLICIES
+from uso_jax.training.policy import ADVANTAGES, COUNTED
 from uso_jax.training.rollout_store import RolloutStore
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState
 
 Arrays = dict[str, np.ndarray]
+_SCORE = "score/"  # before the name of a score, in what the device returns
 
 
 class Rollouts:
@@ -121,25 +123,25 @@ class Rollouts:
             self.store.write(self.round, images, rows, found, worth, with_images=policy.keep_images)
         self._tell(gathered, counted)
         float32 = lambda values: values.astype(np.float32)
-        return examples | {IMAGES: made["tokens"], ADVANTAGES: float32(worth), COUNTED: float32(counted)}
+        needed = {name: value for name, value in made.items() if not name.startswith(_SCORE)}
+        return examples | needed | {ADVANTAGES: float32(worth), COUNTED: float32(counted)}
 
     def _sample_of(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         system, stage, policy = self.system, self.stage, self.stage.policy
         conditions = {name: name in stage.conditions for name in ("content", "style")}
         inputs = system.inputs(params, batch, **conditions, isolated=stage.isolated)
         height, width = stage.target_size
-        sampling = dict(num_steps=policy.num_steps, guidance=policy.guidance, shift=policy.shift)
-        tokens = system.generate_tokens(params, inputs, key, height=height, width=width, **sampling)
+        tokens, needed = POLICIES[policy.method].roll_out(params, system, stage, inputs, key)
         images = system.decode_tokens(params, tokens, height, width)
         described = rewards.describe(system, params, self._names, batch)
         scores = rewards.score(system, params, to_float(images), described)
         has = rewards.valid(system, self._names, batch)
-        found = {f"score/{name}": jnp.where(has[name], value, jnp.nan) for name, value in scores.items()}
-        return {"tokens": tokens, "images": images} | found
+        found = {_SCORE + name: jnp.where(has[name], value, jnp.nan) for name, value in scores.items()}
+        return {"images": images} | needed | found
 
     def _scores(self, images: np.ndarray, rows: np.ndarray, made: Arrays) -> Arrays:
         """Return every score of every image."""
-        found = {name: made[f"score/{name}"] for name in self._names}
+        found = {name: made[_SCORE + name] for name in self._names}
         others = self.stage.policy.black_boxes
         wanted = [self._wanted(*row) for row in rows.tolist()] if others else []
         for name in others:

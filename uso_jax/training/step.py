@@ -17,8 +17,8 @@ from jaxtyping import Array
 
 from uso_jax.models.uso import USO, Batch
 from uso_jax.params import Params
-from uso_jax.training import optimizer
-from uso_jax.training.objectives import OBJECTIVES, nft, reward
+from uso_jax.training import optimizer, policy
+from uso_jax.training.objectives import OBJECTIVES, POLICIES, reward
 from uso_jax.training.stage import StageConfig
 
 
@@ -140,14 +140,14 @@ def make_train_step(
         return loss, grads, {}
 
     def step_of_policy(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
-        old = {**frozen, **state.old}
+        objective, old = POLICIES[stage.policy.method], {**frozen, **state.old}
         anchor = {**frozen, **state.anchor} if state.anchor else None
 
         def losses_and_grads(batch, draws):
-            loss = lambda trainable: nft.loss({**frozen, **trainable}, old, anchor, system, stage, batch, draws)
+            loss = lambda trainable: objective.loss({**frozen, **trainable}, old, anchor, system, stage, batch, draws)
             return jax.value_and_grad(loss, has_aux=True)(state.params)
 
-        (loss, figures), grads = mean_over_micro_batches(losses_and_grads, batch, nft.draw(rng, system, stage))
+        (loss, figures), grads = mean_over_micro_batches(losses_and_grads, batch, objective.draw(rng, system, stage))
         return loss, grads, figures
 
     def step_with_reward(
@@ -193,7 +193,7 @@ def make_train_step(
         old = state.old
         if stage.policy is not None:
             rounds, remaining = jnp.divmod(state.step + 1, stage.policy.steps_per_round(stage.batch_size))
-            moved = nft.update_old(stage.policy, old, trainable, rounds)
+            moved = policy.update_old(stage.policy, old, trainable, rounds)
             old = {path: jnp.where(remaining == 0, moved[path], value) for path, value in old.items()}
         metrics = {
             "loss": loss,

@@ -22,6 +22,7 @@ from uso_jax.params import Params
 from uso_jax.training import image_statistics, rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.objectives import OBJECTIVES
+from uso_jax.training.policy import PolicyConfig
 from uso_jax.training.stage import RewardConfig, StageConfig
 
 _SEED = 20_25  # of the draws; it does not depend on the run's seed
@@ -166,7 +167,7 @@ class Validator:
         return {name: jnp.stack([jnp.sum(jnp.where(c, x, 0.0)), jnp.sum(c)]) for name, (x, c) in figures.items()}
 
 
-def is_cheating(config: RewardConfig, history: Sequence[Mapping[str, float | int]]) -> bool:
+def is_cheating(config: RewardConfig | PolicyConfig, history: Sequence[Mapping[str, float | int]]) -> bool:
     """Return whether the last `patience` validations all had a judge down while the reward was up.
 
     Both are compared with the validation in which that judge was at its best. A judge is down when it has lost more

@@ -17,8 +17,10 @@ from uso_jax.training.objectives import (
     classification,
     descriptors,
     flow_matching,
+    grpo,
     guidance,
     image_text,
+    nft,
     reconstruction,
     words,
 )
@@ -32,3 +34,8 @@ OBJECTIVES: dict[str, ModuleType] = {
     "classification": classification,
     "words": words,
 }
+
+# The losses of a stage with a policy (uso_jax.training.policy). Such a module has, besides `draw`:
+#     roll_out(params, system, stage, inputs, rng) -> tokens of images, and arrays that the loss reads of them
+#     loss(params, old, anchor, system, stage, batch, draws) -> scalar and figures
+POLICIES: dict[str, ModuleType] = {"nft": nft, "grpo": grpo}

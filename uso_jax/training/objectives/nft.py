@@ -16,23 +16,21 @@ the factors of (5) are those of the authors' program. Images without a score do 
 Shapes: b batch, l target tokens, d token channels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from uso_jax import flow
-from uso_jax.models.uso import USO, Batch
+from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
 from uso_jax.training.objectives import noise_levels
-from uso_jax.training.policy import PolicyConfig
+from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig
 from uso_jax.training.stage import StageConfig
 
-IMAGES, ADVANTAGES, COUNTED = "rollout_tokens", "rollout_advantages", "rollout_counted"
-"""Names of the arrays that a roll-out adds to a batch: clean tokens [b, l, d], advantages [b] and, 0 or 1, [b]."""
+IMAGES = "rollout_tokens"
+"""Name of what a roll-out adds to a batch: the images' tokens [b, l, d]."""
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +40,16 @@ class Draws:
 
     noise: Float[Array, "*micro b l d"]
     t: Float[Array, "*micro b"]
+
+
+def roll_out(
+    params: Params, system: USO, stage: StageConfig, inputs: Inputs, rng: Key[Array, ""]
+) -> tuple[Float[Array, "b l d"], dict[str, Array]]:
+    """Generate images by any sampler; return their tokens, and the same as what `loss` needs of them."""
+    policy, (height, width) = stage.policy, stage.target_size
+    settings = dict(num_steps=policy.num_steps, guidance=policy.guidance, shift=policy.shift)
+    tokens = system.generate_tokens(params, inputs, rng, height=height, width=width, **settings)
+    return tokens, {IMAGES: tokens}
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
@@ -113,9 +121,3 @@ def policy_error(
 
 
 _SMALLEST = 1e-5  # of the scale in Eq. (6)
-
-
-def update_old(config: PolicyConfig, old: Mapping[str, Any], trained: Mapping[str, Any], rounds: Any) -> dict[str, Any]:
-    """Return the old policy after a number of rounds, Eq. (7)."""
-    share = jnp.clip((rounds - config.old_flat) * config.old_rate, 0.0, config.old_most)
-    return {path: share * value + (1 - share) * trained[path] for path, value in old.items()}
