@@ -2,17 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores that are no networks: programs, and exact measures of drawings."""
 
+import base64
+import dataclasses
+import io
 import shlex
 import sys
 
+import fake_vlm
 import numpy as np
 import pytest
+from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.drawings.source import ProceduralSource
 from uso_jax.data.triplet import Triplet
 from uso_jax.training import black_boxes
 from uso_jax.training.black_boxes import Wanted
+from uso_jax.training.vlm_scores import VlmScores
+from uso_jax.vlm.client import Vlm
+from uso_jax.vlm.config import VlmConfig
 
 SOURCE = ProceduralSource(seed=2, size=16, preserved=1.0)
 WANTED = [Wanted(SOURCE[i], SOURCE) for i in (0, 0, 1)]
@@ -79,3 +87,42 @@ def test_exact_scores_need_drawings():
 
 def test_names():
     assert black_boxes.is_known("true_style") and black_boxes.is_known("command:x") and not black_boxes.is_known("x")
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def ask(reply, tmp_path, name, **settings):
+    """Return the scores by an endpoint that answers so, and what it was asked."""
+    with fake_vlm.serve(reply) as endpoint:
+        config = VlmConfig(model="judge", base_url=endpoint.url, backoff=0.01, tries=1, takes=1, **settings)
+        scores = VlmScores(config, config.open(tmp_path, 0, "--config"))
+        return black_boxes.score(name, IMAGES, WANTED, scores), endpoint.asked
+
+
+def _decoded(url):
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        return np.asarray(image).tobytes()
+
+
+def test_a_model_compares_with_the_right_reference(tmp_path):
+    found, asked = ask(lambda body: 'Well: {"score": 7}', tmp_path, "vlm_style")
+    np.testing.assert_allclose(found, 0.7)
+    pairs = {tuple(_decoded(url) for url in fake_vlm.images_of(body)) for body in asked}
+    assert pairs == {(one.triplet.styles[0].tobytes(), one.triplet.target.tobytes()) for one in WANTED}
+    again, asked = ask(lambda body: '{"score": 0}', tmp_path, "vlm_style")
+    np.testing.assert_array_equal(again, found)  # the same questions are answered by the cache
+    assert not asked
+
+
+def test_answers_that_mean_nothing_are_no_scores(tmp_path):
+    found, _ = ask(lambda body: '{"score": 11}', tmp_path, "vlm_subject", max_failures=1)
+    assert np.isnan(found).all()
+    without = [Wanted(dataclasses.replace(one.triplet, prompt=""), SOURCE) for one in WANTED]
+    scores = VlmScores(VlmConfig(model="judge"), Vlm("judge"))
+    assert np.isnan(black_boxes.score("vlm_prompt", IMAGES, without, scores)).all()  # there is no prompt to ask about
+
+
+def test_a_model_that_is_away_ends_the_run(tmp_path):
+    with pytest.raises(InputError, match="did not answer 2 questions in a row"):
+        ask(lambda body: (503, "away", {}), tmp_path, "vlm_subject", max_failures=2, threads=1)

@@ -15,6 +15,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.parallel import sharding
 from uso_jax.planning import programs
 from uso_jax.training import preflight
+from uso_jax.training.policy import PolicyConfig
 
 
 def check(config, workdir):
@@ -70,3 +71,36 @@ def test_a_stage_as_data_loads_no_training_stack():
     loaded = set(run.stdout.split())
     assert "uso_jax.training.stage" in loaded
     assert not loaded & {"uso_jax.training.rewards", "uso_jax.training.objectives", "uso_jax.models.uso"}
+
+
+POLICIES = {
+    "unknown black box 'x'": dict(black_boxes={"x": 1.0}),
+    "set --config.stages.joint.policy.vlm.model": dict(black_boxes={"vlm_style": 1.0}),
+    "unknown reward 'y'": dict(weights={"y": 1.0}),
+}
+
+
+@pytest.mark.parametrize("words", POLICIES)
+def test_policies_that_cannot_be_followed(words):
+    policy = PolicyConfig(**{"weights": {"csd_style": 1.0}} | POLICIES[words])
+    with pytest.raises(InputError, match=words):
+        preflight.check_stages(tiny.config("joint", reward=None, policy=policy))
+
+
+def test_images_of_a_round_divide_over_devices():
+    config = tiny.config("joint", reward=None, policy=PolicyConfig(sample_batch=1))
+    with pytest.raises(InputError, match=r"policy\.sample_batch is 1, which does not divide over"):
+        preflight.check_mesh(config, sharding.make_mesh({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1}))
+
+
+def test_a_base_guided_by_a_second_pass_has_no_densities(tmp_path):
+    policy = PolicyConfig(method="grpo", weights={}, black_boxes={"true_style": 1.0})
+    with pytest.raises(InputError, match=r"policy\.guidance=1"):
+        preflight.check_stages(tiny.klein("klein_joint", tmp_path, "joint", reward=None, policy=policy))
+
+
+def test_black_boxes_need_images():
+    policy = PolicyConfig(weights={}, black_boxes={"true_style": 1.0})
+    config = tiny.config("joint", changes={"data.encode_first": True}, reward=None, policy=policy)
+    with pytest.raises(InputError, match="which features do not hold"):
+        preflight.check_stages(config)

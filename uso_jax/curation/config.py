@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of a curation: that of a training run, for its data, with a section `curation`."""
 
-import os
-import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -12,7 +10,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Layout
 from uso_jax.training import rewards
 from uso_jax.training.config import TrainConfig
-from uso_jax.vlm.client import Vlm
+from uso_jax.vlm.config import VlmConfig
 
 CAPTIONERS = ("record", "vlm", "none")
 
@@ -53,37 +51,6 @@ class ScoreConfig:
             rewards.check_names([name], "curation.score")
             if len(found := rewards.REWARDS[name].needs) != 1 or found[0] not in needs:
                 raise ValueError(f"{name} compares with {' and '.join(found) or 'nothing'}, not with {needs[0]}")
-
-
-@dataclass(frozen=True)
-class VlmConfig:
-    """The vision-language model that judges and captions."""
-
-    model: str = ""  # name of the model at the endpoint
-    base_url: str = ""  # OpenAI-compatible endpoint, such as http://localhost:8000/v1; "": cached answers only
-    key_env: str = "OPENAI_API_KEY"  # environment variable with the endpoint's key
-    key_over_http: bool = False  # send the key to another machine without encryption
-    threads: int = 8  # questions at once
-    timeout: float = 120.0  # seconds until a request counts as failed
-    tries: int = 6  # requests before a question counts as failed
-    takes: int = 3  # answers without the wanted form before a question counts as failed
-    backoff: float = 1.0  # seconds before the second try; doubled for each further one
-    max_tokens: int = 1400  # longest answer
-    max_pixels: int = 1024 * 1024  # largest image that is sent
-    max_failures: int = 50  # failed questions in a row before the step stops
-
-    def open(self, folder: pathlib.Path, process: int) -> Vlm:
-        """Return the client, with a cache file in `folder` for each process; without base_url it reads the cache only.
-
-        Raises:
-          InputError: `model` is empty.
-        """
-        names = ("key_over_http", "timeout", "tries", "takes", "backoff", "max_tokens", "max_pixels")
-        options = {name: getattr(self, name) for name in names}
-        if not self.model:
-            raise InputError("this step asks a vision-language model: set --config.curation.vlm.model and .base_url.")
-        caches = dict(cache=folder / f"answers_{process}.jsonl", replay=sorted(folder.glob("answers_*.jsonl")))
-        return Vlm(self.model, self.base_url, api_key=os.environ.get(self.key_env), **caches, **options)
 
 
 @dataclass(frozen=True)

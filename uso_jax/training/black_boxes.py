@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores that are no differentiable networks: functions of images, programs, exact measures of drawings.
+"""Scores that are no differentiable networks: functions, programs, questions to a model, exact measures of drawings.
 
 A black box returns one number for each image, NaN for an image that it cannot score. A new one is a few lines:
 
@@ -11,7 +11,8 @@ A black box returns one number for each image, NaN for an image that it cannot s
 
 A name "command:PROGRAM ARGUMENTS" runs a program: a JSON line for each image, {"image": FILE, "prompt": TEXT,
 "content": FILE or null, "styles": [FILE, ...]}, on its standard input, and one number a line on its standard output.
-Files are PNG and deleted afterwards. Anything that is no number is NaN.
+Files are PNG and deleted afterwards. Anything that is no number is NaN. vlm_subject, vlm_style and vlm_prompt are in
+uso_jax.training.vlm_scores.
 
 Shapes: n images, h w pixels.
 """
@@ -32,6 +33,7 @@ from PIL import Image
 from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Triplet, TripletSource
 from uso_jax.evaluation.metrics.counterfactual import TruthfulSource, errors
+from uso_jax.training.vlm_scores import QUESTIONS, VlmScores
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -57,18 +59,23 @@ def add(name: str, black_box: BlackBox) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Return whether a name is that of a black box or of a program."""
-    return name in BLACK_BOXES or name.startswith(COMMAND)
+    """Return whether a name is that of a black box, of a program or of a question to a model."""
+    return name in BLACK_BOXES or name in QUESTIONS or name.startswith(COMMAND)
 
 
-def score(name: str, images: Images, wanted: Sequence[Wanted]) -> Float[np.ndarray, " n"]:
+def score(name: str, images: Images, wanted: Sequence[Wanted], vlm: VlmScores | None = None) -> Float[np.ndarray, " n"]:
     """Return a black box's scores of generated images, each with what it was generated for.
+
+    `vlm` answers questions to a model (uso_jax.training.vlm_scores).
 
     Raises:
       InputError: the program cannot be run, fails or takes too long, or the number of scores is not that of the images.
     """
-    run = BLACK_BOXES.get(name) or (lambda images, wanted: _run(name, images, wanted))
-    found = np.asarray(list(run(images, wanted)), np.float64)
+    if name in QUESTIONS:
+        found = vlm.score(name, images, [one.triplet for one in wanted])
+    else:
+        found = BLACK_BOXES[name](images, wanted) if name in BLACK_BOXES else _run(name, images, wanted)
+    found = np.asarray(list(found), np.float64)
     if found.shape != (len(images),):
         raise InputError(f"score {name!r} returned {len(found)} numbers for {len(images)} images")
     return np.where(np.isfinite(found), found, np.nan)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from uso_jax.common.errors import InputError
 from uso_jax.flow import Shift
+from uso_jax.vlm.config import VlmConfig
 
 METHODS = ("nft", "grpo")
 COMBINATIONS = ("parts", "sum", "product")
@@ -57,6 +58,7 @@ class PolicyConfig:
     patience: int = 0
     """Judgements in a row with a judge down and the rewards up before the stage ends; 0: never."""
     tolerance: float = 0.02  # how far a judge may fall below its best before it counts as down
+    vlm: VlmConfig = VlmConfig()  # the model that black boxes called vlm_subject, vlm_style and vlm_prompt ask
     keep_images: bool = True  # keep every image of every round in WORKDIR/rollouts, not only the scores
 
     def check(self, where: str, batch_size: int) -> None:

@@ -22,6 +22,7 @@ from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.data.features import FeatureSource, array_record
 from uso_jax.data.storage import urls
+from uso_jax.models.families import FAMILIES
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.training import black_boxes, loggers, precompute, rewards
@@ -29,6 +30,7 @@ from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
 from uso_jax.training.stage import CONDITIONS, StageConfig
+from uso_jax.training.vlm_scores import QUESTIONS
 from uso_jax.weights import pretrained, quantization
 from uso_jax.weights.quantized_kernels import describe
 
@@ -153,10 +155,31 @@ def _check_scores(config: TrainConfig, stage: StageConfig) -> None:
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
     if stage.scored.patience and not config.heldout.grid_every:
         raise InputError(f"{where}: patience needs images to judge; set config.heldout.grid_every")
-    for name in stage.policy.black_boxes if stage.policy is not None else ():
+    if stage.policy is not None:
+        _check_policy(config, stage, where)
+
+
+def _check_policy(config: TrainConfig, stage: StageConfig, where: str) -> None:
+    policy, system = stage.policy, config.system
+    two_passes = FAMILIES[system.family].classifier_free and not system.transformer.guidance_embed
+    if policy.method == "grpo" and two_passes and policy.guidance != 1:
+        raise InputError(
+            f"{where}: this base model is guided by a second pass, whose densities grpo does not know: set"
+            f" --config.stages.{stage.name}.policy.guidance=1"
+        )
+    if policy.black_boxes and (config.data.encode_first or precompute.is_ready(config.data.train)):
+        raise InputError(
+            f"{where}: {next(iter(policy.black_boxes))} reads images and prompts, which features do not hold: set"
+            " --config.data.source to the images and --config.data.encode_first=False"
+        )
+    for name in policy.black_boxes:
         if not black_boxes.is_known(name):
-            known = ", ".join((*black_boxes.BLACK_BOXES, f"{black_boxes.COMMAND}PROGRAM"))
+            known = ", ".join((*black_boxes.BLACK_BOXES, *QUESTIONS, f"{black_boxes.COMMAND}PROGRAM"))
             raise InputError(f"{where}: unknown black box {name!r}; known are {known}")
+        if name in QUESTIONS and not policy.vlm.model:
+            raise InputError(
+                f"{where}: {name} asks a model: set --config.stages.{stage.name}.policy.vlm.model and .base_url"
+            )
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:

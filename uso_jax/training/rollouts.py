@@ -30,6 +30,7 @@ from uso_jax.training.policy import ADVANTAGES, COUNTED
 from uso_jax.training.rollout_store import RolloutStore
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState
+from uso_jax.training.vlm_scores import QUESTIONS, VlmScores
 
 Arrays = dict[str, np.ndarray]
 _SCORE = "score/"  # before the name of a score, in what the device returns
@@ -65,6 +66,9 @@ class Rollouts:
         placed = jax.sharding.NamedSharding(mesh, sharding.BATCH)
         self._sample = jax.jit(self._sample_of, out_shardings=placed)
         self._names = tuple(stage.policy.weights)
+        vlm, asks = stage.policy.vlm, set(stage.policy.black_boxes) & set(QUESTIONS)
+        where = f"--config.stages.{stage.name}.policy.vlm"
+        self._vlm = VlmScores(vlm, vlm.open(folder, jax.process_index(), where)) if asks else None
 
     def batch(self, state: TrainState, frozen: Params) -> dict[str, jax.Array]:
         """Return the next batch on the devices; the first of a round is preceded by the roll-out."""
@@ -146,7 +150,7 @@ class Rollouts:
         wanted = [self._wanted(*row) for row in rows.tolist()] if others else []
         for name in others:
             with progress.phase(f"scoring by {name}"):
-                found[name] = black_boxes.score(name, images, wanted)
+                found[name] = black_boxes.score(name, images, wanted, self._vlm)
         return found
 
     def _wanted(self, source: int, index: int) -> Wanted:
