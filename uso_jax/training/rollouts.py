@@ -107,15 +107,7 @@ class Rollouts:
         policy = self.stage.policy
         examples = {name: np.repeat(value, policy.group, axis=0) for name, value in next(self.data).items()}
         rows = np.repeat(self.data.rows, policy.group, axis=0)
-        n = len(rows)
-        size = (policy.sample_batch or self.stage.batch_size) * n // policy.images
-        key = jax.random.fold_in(jax.random.key(self.seed), self.round)
-        parts = []
-        for number in progress.bar(range(n // size), "generating images", unit="batch", leave=False):
-            part = {name: value[number * size : (number + 1) * size] for name, value in examples.items()}
-            batch = sharding.global_batch(self.mesh, part)
-            parts.append(_local(self._sample(params, batch, jax.random.fold_in(key, number))))
-        made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        n, made = len(rows), self._generate(params, examples)
         images = made.pop("images")
         kept = self.store.read(self.round, images)
         found = self._scores(images, rows, made) if kept is None else kept
@@ -129,6 +121,18 @@ class Rollouts:
         float32 = lambda values: values.astype(np.float32)
         needed = {name: value for name, value in made.items() if not name.startswith(_SCORE)}
         return examples | needed | {ADVANTAGES: float32(worth), COUNTED: float32(counted)}
+
+    def _generate(self, params: Params, examples: Arrays) -> Arrays:
+        """Generate an image for every row; return images, scores by networks and what the loss needs."""
+        policy, n = self.stage.policy, len(examples["style_valid"])
+        size = (policy.sample_batch or self.stage.batch_size) * n // policy.images
+        key = jax.random.fold_in(jax.random.key(self.seed), self.round)
+        parts = []
+        for number in progress.bar(range(n // size), "generating images", unit="batch", leave=False):
+            part = {name: value[number * size : (number + 1) * size] for name, value in examples.items()}
+            batch = sharding.global_batch(self.mesh, part)
+            parts.append(_local(self._sample(params, batch, jax.random.fold_in(key, number))))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _sample_of(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         system, stage, policy = self.system, self.stage, self.stage.policy
