@@ -191,7 +191,7 @@ class Table:
             batches.append(batch | words | {"style_valid": np.zeros_like(batch["style_valid"])})
         return self._generate(params, batches)
 
-    def _generate(self, params: Params, batches: Sequence[Batch]) -> Images:
+    def _generate(self, params: Params, batches: Sequence[Mapping[str, np.ndarray]]) -> Images:
         shown = progress.bar(batches, "generating images", unit="batch", leave=False)
         return np.concatenate([np.asarray(self._sample(params, sharding.whole_batch(self.mesh, b))) for b in shown])
 
