@@ -416,6 +416,7 @@ def test_a_merged_adapter_is_the_sum(tmp_path):
 RULES = ((r".*/qkv_lora.*", 6, 0.5), ("double_blocks/processor/proj_lora2", 2, 1.0))
 
 
+@pytest.mark.slow  # compiles two models
 def test_ranks_by_rule_in_other_programs(tmp_path):
     """Adapters of several ranks and factors: other programs and a re-import compute what we do."""
     directory = bfl_file(tmp_path)

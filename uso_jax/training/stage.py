@@ -203,7 +203,7 @@ class StageConfig:
             self.reward.check(self)
         if self.policy is not None:
             self.policy.check(where, self.batch_size)
-            if self.loss != "flow_matching" or self.reward is not None or self.target_aspects:
+            if self.loss != "flow_matching" or self.reward is not None or self.target_aspects or self.target_areas:
                 raise InputError(
                     f"{where}: a stage with a policy has the loss 'flow_matching', one target_size and no reward"
                 )
