@@ -6,7 +6,9 @@
     python scripts/train.py --config configs/uso.py:small           the same at 64 pixels, 47 minutes on a core
     python scripts/train.py --config configs/uso.py:flux_dev        the paper's recipe on FLUX.1-dev (arXiv 2508.18966)
     python scripts/train.py --config configs/uso.py:flux_dev_joint  projector and adapters together (the CVPR variant)
+    python scripts/train.py --config configs/uso.py:flux_dev_nft    then from scores of its images, without gradients
     python scripts/train.py --config configs/uso.py:klein           the same on FLUX.2 [klein] base 4B; and klein_joint
+    python scripts/train.py --config configs/uso.py:klein_nft       as flux_dev_nft
     python scripts/train.py --config configs/uso.py:klein_lora      adapters from references to targets, on your folder
 
 Any value is overridden on the command line: --config.stages.disentanglement.learning_rate=1e-4
@@ -40,6 +42,7 @@ from uso_jax.training.config import (
     override,
 )
 from uso_jax.training.model_config import ModelConfig
+from uso_jax.training.policy import PolicyConfig
 from uso_jax.training.stage import BOTH, LORA, PROJECTOR, RewardConfig, StageConfig, by_name
 
 VARIANTS = {
@@ -47,8 +50,10 @@ VARIANTS = {
     "small": "mini at 64 pixels; 47 minutes on a core",
     "flux_dev": "the paper's recipe on FLUX.1-dev; needs converted weights and your triplets",
     "flux_dev_joint": "flux_dev with projector and adapters trained together",
+    "flux_dev_nft": "learning from scores of images after flux_dev or flux_dev_joint: add --init_from its workdir",
     "klein": "the paper's recipe on FLUX.2 [klein] base 4B, which one 16 GB chip holds; needs converted weights",
     "klein_joint": "klein with projector and adapters trained together",
+    "klein_nft": "learning from scores of images after klein or klein_joint: add --init_from its workdir",
     "klein_lora": "adapters of FLUX.2 [klein] base 4B from one reference or several to a target, on your own folder",
 }
 TABLES = {  # of mini's evaluation: what is generated, from subjects and styles that training never saw
@@ -71,8 +76,10 @@ def get_config(variant: str = "mini") -> TrainConfig:
         "small": small,
         "flux_dev": flux_dev,
         "flux_dev_joint": flux_dev_joint,
+        "flux_dev_nft": flux_dev_nft,
         "klein": klein,
         "klein_joint": klein_joint,
+        "klein_nft": klein_nft,
         "klein_lora": klein_lora,
     }
     if variant not in builders:
@@ -250,6 +257,43 @@ def _joint(config: TrainConfig) -> TrainConfig:
     return replace(config, variant=f"{config.variant}_joint", run=("joint",), stages=by_name(joint))
 
 
+def flux_dev_nft() -> TrainConfig:
+    """Return a stage that learns from scores of style and subject by DiffusionNFT, after a run of `flux_dev`.
+
+    Images have 512 pixels and ten steps, as in the paper (arXiv 2509.16117), which trains another base.
+    """
+    return _from_scores(flux_dev(), guidance=4.0)
+
+
+def _from_scores(config: TrainConfig, guidance: float) -> TrainConfig:
+    """Return one stage with a policy in place of a recipe's stages."""
+    both = config.stages["disentanglement"]
+    policy = PolicyConfig(
+        weights={"csd_style": 1.0, "clip_content": 1.0},
+        prompts=16,
+        group=8,
+        guidance=guidance,
+        judges=("clip_text",),
+        patience=2,
+    )
+    stage = replace(
+        both,
+        name="policy",
+        steps=800,
+        train=BOTH,
+        batch_size=16,
+        target_size=(512, 512),
+        target_aspects=(),
+        content_aspects=(),
+        learning_rate=1e-4,
+        reward=None,
+        policy=policy,
+    )
+    heldout = replace(config.heldout, every=0, grid_every=80)
+    name = f"{config.variant}_nft"
+    return replace(config, variant=name, run=("policy",), stages=by_name(stage), heldout=heldout)
+
+
 FLUX_REWARDS = dict(  # released sizes; only the networks that a stage names are loaded
     csd=ClipVisionConfig(
         hidden_size=1024,
@@ -281,6 +325,11 @@ def klein() -> TrainConfig:
 def klein_joint() -> TrainConfig:
     """Return klein in one stage that trains projector and adapters together."""
     return _joint(klein())
+
+
+def klein_nft() -> TrainConfig:
+    """Return `flux_dev_nft` on klein, without guidance: DiffusionNFT needs none."""
+    return _from_scores(klein(), guidance=1.0)
 
 
 def klein_lora() -> TrainConfig:

@@ -24,6 +24,7 @@ from uso_jax.models.uso import USO
 from uso_jax.planning import memory, planner, programs
 from uso_jax.planning import report as plan_words
 from uso_jax.training.config import override
+from uso_jax.training.policy import PolicyConfig
 from uso_jax.training.validation import pipeline_options
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
@@ -294,3 +295,22 @@ def test_systems_need_no_tokenizer(config):
     assert {k: v.shape for k, v in USO(config.system).null_tokens.items()} == {
         k: v.shape for k, v in programs._Untokenised(config.system).null_tokens.items()
     }
+
+
+@pytest.mark.parametrize("method", ("nft", "grpo"))
+def test_a_policy_has_a_roll_out_and_a_step(method):
+    policy = PolicyConfig(
+        method=method, prompts=4, group=4, epochs=2, num_steps=4, weights={}, black_boxes={"true_style": 1.0}
+    )
+    config = tiny.config("joint", reward=None, policy=policy)
+    _, (roll_out, step) = programs.build_programs(config, jax.devices()[:1], programs.Choices("train"))
+    assert (roll_out.name, step.name) == ("roll-out", "policy step")
+    assert roll_out.per_step == 2 / 4  # two batches of images for four steps
+    state, frozen, batch = step.arguments
+    made = jax.eval_shape(roll_out.function, *roll_out.arguments)
+    assert {name: batch[name].shape[1:] for name in made if name in batch} == {
+        name: struct.shape[1:] for name, struct in made.items() if name != "images"
+    }
+    after, metrics = jax.eval_shape(step.function, state, frozen, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert "loss_policy" in metrics and after.old.keys() == state.params.keys()

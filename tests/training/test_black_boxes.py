@@ -96,8 +96,8 @@ def ask(reply, tmp_path, name, **settings):
     """Return the scores by an endpoint that answers so, and what it was asked."""
     with fake_vlm.serve(reply) as endpoint:
         config = VlmConfig(model="judge", base_url=endpoint.url, backoff=0.01, tries=1, takes=1, **settings)
-        scores = VlmScores(config, config.open(tmp_path, 0, "--config"))
-        return black_boxes.score(name, IMAGES, WANTED, scores), endpoint.asked
+        scores = VlmScores(config, Vlm.configured(config, tmp_path, 0, "--config"))
+        return black_boxes.score(name, IMAGES, WANTED, scores.score), endpoint.asked
 
 
 def _decoded(url):
@@ -120,7 +120,7 @@ def test_answers_that_mean_nothing_are_no_scores(tmp_path):
     assert np.isnan(found).all()
     without = [Wanted(dataclasses.replace(one.triplet, prompt=""), SOURCE) for one in WANTED]
     scores = VlmScores(VlmConfig(model="judge"), Vlm("judge"))
-    assert np.isnan(black_boxes.score("vlm_prompt", IMAGES, without, scores)).all()  # there is no prompt to ask about
+    assert np.isnan(black_boxes.score("vlm_prompt", IMAGES, without, scores.score)).all()  # nothing to ask about
 
 
 def test_a_model_that_is_away_ends_the_run(tmp_path):

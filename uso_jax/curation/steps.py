@@ -21,6 +21,7 @@ from uso_jax.curation.scores import Scorer
 from uso_jax.curation.store import STEPS, Folder, Made, Row
 from uso_jax.curation.truth import Truth
 from uso_jax.data.sources import Mixture, open_source
+from uso_jax.vlm.client import Vlm
 
 _VLM = "--config.curation.vlm"
 
@@ -101,7 +102,7 @@ def open_step(
         facts = dict(source=dict(spec), examples=total, layouts=config.layouts, shard_size=config.shard_size)
         folder = Folder.begin(path, facts)
         asks = config.captions == "vlm"
-        vlm = config.vlm.open(path / "captions", number, _VLM) if asks else None
+        vlm = Vlm.configured(config.vlm, path / "captions", number, _VLM) if asks else None
         settings = {"by": config.captions}
         settings |= {"question": config.caption_question, "model": config.vlm.model} if asks else {}
         make = lambda shard: captions.caption_shard(folder, source, config, vlm, shard)
@@ -112,7 +113,7 @@ def open_step(
     elif name == "score":
         worker = Scorer(config)
     elif name == "judge":
-        worker = PartsJudge(config, config.vlm.open(path / "judge", number, _VLM))
+        worker = PartsJudge(config, Vlm.configured(config.vlm, path / "judge", number, _VLM))
         again = worker.again(folder, retry)
     elif name == "truth":
         worker = Truth(_open(folder.manifest["source"]))

@@ -54,13 +54,15 @@ def estimate(config: TrainConfig) -> Iterator[Finding]:
     traced = config.with_numerics(attention="xla")  # fused attention hides its operations
     build = lambda name: programs.build_programs(traced, jax.devices(), programs.Choices("train", name))
     steps = {stage.name: build(stage.name) for stage in config.run_stages}
-    _, (last,) = steps[config.run_stages[-1].name]
+    _, (*_, last) = steps[config.run_stages[-1].name]
     yield fit(last)
     needed = 0.0
     for stage in config.run_stages:
-        mesh, (program,) = steps[stage.name]
+        mesh, found = steps[stage.name]
         with jax.set_mesh(mesh):
-            needed += stage.steps * flops.count_flops(program, *program.arguments, loops=program.loops)
+            for program in found:
+                operations = flops.count_flops(program, *program.arguments, loops=program.loops)
+                needed += stage.steps * program.per_step * operations
     yield time_bound(needed, sum(stage.steps for stage in config.run_stages))
 
 

@@ -8,7 +8,7 @@ Shapes: b batch, n style images, l target tokens, r content tokens.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,10 @@ from uso_jax.parallel import sharding
 from uso_jax.training import precompute, preflight, rewards
 from uso_jax.training.config import TrainConfig, override
 from uso_jax.training.init import describe_params
+from uso_jax.training.policy import ADVANTAGES, COUNTED
+from uso_jax.training.rollouts import is_for_training, make_roll_out
 from uso_jax.training.stage import StageConfig
-from uso_jax.training.step import describe_state, jit_train_step, state_shardings
+from uso_jax.training.step import TrainState, describe_state, jit_train_step, state_shardings
 from uso_jax.weights import quantization as quantize
 from uso_jax.weights.pretrained import FULL_PRECISION
 from uso_jax.weights.quantized_kernels import QuantizedUSO, describe
@@ -62,6 +64,7 @@ class Program:
     static: tuple = ()  # further, static arguments
     besides: Any = field(default_factory=dict)  # descriptions of unused arrays that stay on the devices
     loops: float = 1.0  # mean trip count of loops whose length is an argument
+    per_step: float = 1.0  # how often it runs for a train step
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments, *self.static)
@@ -114,15 +117,15 @@ def build_programs(config: TrainConfig, devices: Sequence[Any], choices: Choices
     sharding.check_heads(mesh, config.system.transformer.num_heads)
     with jax.set_mesh(mesh):
         if choices.mode in ("train", "reward"):
-            return mesh, [_training(config, mesh, stage, choices)]
+            return mesh, _training(config, mesh, stage, choices)
         return mesh, _sampling(config, mesh, stage, choices)
 
 
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> Program:
-    if choices.mode == "train":
+def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> list[Program]:
+    if choices.mode == "train" and stage.policy is None:
         # Networks used only by rewards are not loaded without them.
         config = override(config, {f"model.{name}": None for name in _REWARDS_ONLY if hasattr(config.model, name)})
         config = override(config, {"model.rewards": {}})
@@ -147,12 +150,42 @@ def _training(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     state = jax.tree.map(lambda x, place: _struct(x.shape, x.dtype, place), state, placed)
     frozen = {path: struct for path, struct in params.items() if path not in lr_multipliers}
     describe_batch = feature_batch if ready else image_batch
-    return Program(
-        "train step" if stage.reward is None else "reward step",
-        jit_train_step(system, stage, lr_multipliers, 0, placed),
-        (state, frozen, describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))),
-        loops=stage.rollout_steps,
-    )
+    batch = describe_batch(config, stage, system, NamedSharding(mesh, sharding.BATCH))
+    if stage.policy is not None:
+        return _of_policy(mesh, stage, system, lr_multipliers, state, placed, frozen, batch)
+    label = "train step" if stage.reward is None else "reward step"
+    step = jit_train_step(system, stage, lr_multipliers, 0, placed)
+    return [Program(label, step, (state, frozen, batch), loops=stage.rollout_steps)]
+
+
+def _of_policy(
+    mesh: Mesh,
+    stage: StageConfig,
+    system: QuantizedUSO,
+    lr_multipliers: Mapping[str, float],
+    state: TrainState,
+    placed: TrainState,
+    frozen: Structs,
+    batch: Structs,
+) -> list[Program]:
+    """Return the roll-out and the train step of a policy; what a checkpoint holds stays on the devices meanwhile."""
+    split, whole = NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
+    resized = lambda struct, size: _struct((size, *struct.shape[1:]), struct.dtype, split)
+    size = stage.policy.sample_batch or stage.batch_size
+    examples = {name: resized(struct, size) for name, struct in batch.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    roll_out = jax.jit(make_roll_out(system, stage), out_shardings=split)
+    made = jax.eval_shape(roll_out, {**frozen, **state.old}, examples, key)
+    needed = {name: resized(struct, stage.batch_size) for name, struct in made.items() if is_for_training(name)}
+    needed |= {name: _struct((stage.batch_size,), jnp.float32, split) for name in (ADVANTAGES, COUNTED)}
+    besides = [state.params, state.opt_state, state.ema, state.anchor]
+    step = jit_train_step(system, stage, lr_multipliers, 0, placed)
+    often = stage.policy.images / size / stage.policy.steps_per_round(stage.batch_size)
+    return [
+        Program("roll-out", roll_out, ({**frozen, **state.old}, examples, key), besides=besides, per_step=often),
+        Program("policy step", step, (state, frozen, batch | needed)),
+    ]
 
 
 def image_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO, place: NamedSharding) -> Structs:
@@ -192,8 +225,8 @@ def feature_batch(config: TrainConfig, stage: StageConfig, system: QuantizedUSO,
     for name in moments:
         *outer, height, width, _ = images[name].shape
         made[f"{name}_moments"] = jax.ShapeDtypeStruct((*outer, height // down, width // down, 2 * z), jnp.float32)
-    if stage.reward is not None:
-        describe = lambda params, batch: rewards.describe(whole, params, stage.reward.names, batch)
+    if stage.scored is not None:
+        describe = lambda params, batch: rewards.describe(whole, params, stage.scored.names, batch)
         made |= rewards.pack_described(jax.eval_shape(describe, whole.shapes, images))
     names = ("content_valid", "style_valid", "subject_label", "style_label", "mask", "loss_weight")
     kept = {name: found[name] for name in names if name in found}

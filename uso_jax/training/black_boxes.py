@@ -33,7 +33,7 @@ from PIL import Image
 from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Triplet, TripletSource
 from uso_jax.evaluation.metrics.counterfactual import TruthfulSource, errors
-from uso_jax.training.vlm_scores import QUESTIONS, VlmScores
+from uso_jax.training.questions import QUESTIONS
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -46,6 +46,7 @@ class Wanted:
     source: TripletSource
 
 
+Ask = Callable[[str, Images, Sequence[Triplet]], Sequence[float]]
 BlackBox = Callable[[Images, Sequence[Wanted]], Sequence[float]]
 COMMAND = "command:"
 _SECONDS = 600.0  # that a program may take for the images of a round
@@ -63,16 +64,16 @@ def is_known(name: str) -> bool:
     return name in BLACK_BOXES or name in QUESTIONS or name.startswith(COMMAND)
 
 
-def score(name: str, images: Images, wanted: Sequence[Wanted], vlm: VlmScores | None = None) -> Float[np.ndarray, " n"]:
+def score(name: str, images: Images, wanted: Sequence[Wanted], ask: Ask | None = None) -> Float[np.ndarray, " n"]:
     """Return a black box's scores of generated images, each with what it was generated for.
 
-    `vlm` answers questions to a model (uso_jax.training.vlm_scores).
+    `ask` answers questions to a model (`uso_jax.training.vlm_scores.VlmScores.score`).
 
     Raises:
       InputError: the program cannot be run, fails or takes too long, or the number of scores is not that of the images.
     """
     if name in QUESTIONS:
-        found = vlm.score(name, images, [one.triplet for one in wanted])
+        found = ask(name, images, [one.triplet for one in wanted])
     else:
         found = BLACK_BOXES[name](images, wanted) if name in BLACK_BOXES else _run(name, images, wanted)
     found = np.asarray(list(found), np.float64)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 import uso_jax
 from uso_jax import mini, weights
+from uso_jax.common import extras
 from uso_jax.common.errors import InputError
 from uso_jax.data.features import FeatureSource, array_record
 from uso_jax.data.storage import urls
@@ -29,8 +30,8 @@ from uso_jax.training import black_boxes, loggers, precompute, rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
+from uso_jax.training.questions import QUESTIONS
 from uso_jax.training.stage import CONDITIONS, StageConfig
-from uso_jax.training.vlm_scores import QUESTIONS
 from uso_jax.weights import pretrained, quantization
 from uso_jax.weights.quantized_kernels import describe
 
@@ -180,6 +181,8 @@ def _check_policy(config: TrainConfig, stage: StageConfig, where: str) -> None:
             raise InputError(
                 f"{where}: {name} asks a model: set --config.stages.{stage.name}.policy.vlm.model and .base_url"
             )
+        if name in QUESTIONS:
+            extras.require("eval")
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ differently the second time. Shapes: n images of a round and process, b batch.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,10 +27,10 @@ from uso_jax.training.advantages import advantages
 from uso_jax.training.black_boxes import Wanted
 from uso_jax.training.objectives import POLICIES
 from uso_jax.training.policy import ADVANTAGES, COUNTED
+from uso_jax.training.questions import QUESTIONS
 from uso_jax.training.rollout_store import RolloutStore
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState
-from uso_jax.training.vlm_scores import QUESTIONS, VlmScores
 
 Arrays = dict[str, np.ndarray]
 _SCORE = "score/"  # before the name of a score, in what the device returns
@@ -64,11 +64,12 @@ class Rollouts:
         self._start = data.get_state()
         self._made: Arrays | None = None
         placed = jax.sharding.NamedSharding(mesh, sharding.BATCH)
-        self._sample = jax.jit(self._sample_of, out_shardings=placed)
-        self._names = tuple(stage.policy.weights)
-        vlm, asks = stage.policy.vlm, set(stage.policy.black_boxes) & set(QUESTIONS)
-        where = f"--config.stages.{stage.name}.policy.vlm"
-        self._vlm = VlmScores(vlm, vlm.open(folder, jax.process_index(), where)) if asks else None
+        self._sample = jax.jit(make_roll_out(system, stage), out_shardings=placed)
+        self._ask = None
+        if QUESTIONS.keys() & stage.policy.black_boxes.keys():
+            from uso_jax.training.vlm_scores import VlmScores  # needs an extra
+
+            self._ask = VlmScores.opened(stage, folder).score
 
     def batch(self, state: TrainState, frozen: Params) -> dict[str, jax.Array]:
         """Return the next batch on the devices; the first of a round is preceded by the roll-out."""
@@ -108,7 +109,7 @@ class Rollouts:
         examples = {name: np.repeat(value, policy.group, axis=0) for name, value in next(self.data).items()}
         rows = np.repeat(self.data.rows, policy.group, axis=0)
         n, made = len(rows), self._generate(params, examples)
-        images = made.pop("images")
+        images = made["images"]
         kept = self.store.read(self.round, images)
         found = self._scores(images, rows, made) if kept is None else kept
         gathered = _gather({name: value.reshape(-1, policy.group) for name, value in found.items()})
@@ -119,7 +120,7 @@ class Rollouts:
             self.store.write(self.round, images, rows, found, worth, with_images=policy.keep_images)
         self._tell(gathered, counted)
         float32 = lambda values: values.astype(np.float32)
-        needed = {name: value for name, value in made.items() if not name.startswith(_SCORE)}
+        needed = {name: value for name, value in made.items() if is_for_training(name)}
         return examples | needed | {ADVANTAGES: float32(worth), COUNTED: float32(counted)}
 
     def _generate(self, params: Params, examples: Arrays) -> Arrays:
@@ -134,27 +135,14 @@ class Rollouts:
             parts.append(_local(self._sample(params, batch, jax.random.fold_in(key, number))))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _sample_of(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        system, stage, policy = self.system, self.stage, self.stage.policy
-        conditions = {name: name in stage.conditions for name in ("content", "style")}
-        inputs = system.inputs(params, batch, **conditions, isolated=stage.isolated)
-        height, width = stage.target_size
-        tokens, needed = POLICIES[policy.method].roll_out(params, system, stage, inputs, key)
-        images = system.decode_tokens(params, tokens, height, width)
-        described = rewards.describe(system, params, self._names, batch)
-        scores = rewards.score(system, params, to_float(images), described)
-        has = rewards.valid(system, self._names, batch)
-        found = {_SCORE + name: jnp.where(has[name], value, jnp.nan) for name, value in scores.items()}
-        return {"images": images} | needed | found
-
     def _scores(self, images: np.ndarray, rows: np.ndarray, made: Arrays) -> Arrays:
         """Return every score of every image."""
-        found = {name: made[_SCORE + name] for name in self._names}
+        found = {name: made[_SCORE + name] for name in self.stage.policy.weights}
         others = self.stage.policy.black_boxes
         wanted = [self._wanted(*row) for row in rows.tolist()] if others else []
         for name in others:
             with progress.phase(f"scoring by {name}"):
-                found[name] = black_boxes.score(name, images, wanted, self._vlm)
+                found[name] = black_boxes.score(name, images, wanted, self._ask)
         return found
 
     def _wanted(self, source: int, index: int) -> Wanted:
@@ -168,6 +156,29 @@ class Rollouts:
         }
         self.figures["reward"] = sum(weights[name] * self.figures.get(f"reward_{name}", 0.0) for name in weights)
         self.figures["scored"] = float(np.mean(counted))
+
+
+def make_roll_out(system: USO, stage: StageConfig) -> Callable[[Params, Batch, jax.Array], dict[str, jax.Array]]:
+    """Return the program (parameters, examples, key) -> images, scores by networks, and what the loss needs."""
+    policy, names = stage.policy, tuple(stage.policy.weights)
+
+    def roll_out(params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        conditions = {name: name in stage.conditions for name in ("content", "style")}
+        inputs = system.inputs(params, batch, **conditions, isolated=stage.isolated)
+        tokens, needed = POLICIES[policy.method].roll_out(params, system, stage, inputs, key)
+        images = system.decode_tokens(params, tokens, *stage.target_size)
+        described = rewards.describe(system, params, names, batch)
+        scores = rewards.score(system, params, to_float(images), described)
+        has = rewards.valid(system, names, batch)
+        found = {_SCORE + name: jnp.where(has[name], value, jnp.nan) for name, value in scores.items()}
+        return {"images": images} | needed | found
+
+    return roll_out
+
+
+def is_for_training(name: str) -> bool:
+    """Return whether a result of a roll-out belongs into the batches that the stage trains on."""
+    return name != "images" and not name.startswith(_SCORE)
 
 
 def _local(arrays: Mapping[str, jax.Array]) -> Arrays:

@@ -10,37 +10,22 @@ An answer that cannot be had or read is no score: its image leaves the group. An
 killed asks no question twice.
 """
 
+import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypedDict
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Triplet
+from uso_jax.training.questions import HIGHEST, QUESTIONS
+from uso_jax.training.stage import StageConfig
 from uso_jax.vlm.client import Vlm, VlmError
 from uso_jax.vlm.config import VlmConfig
-
-MOST = 10.0
-_FORM = 'Answer with JSON alone: {"score": whole number from 0 to 10}'
-QUESTIONS = {
-    "vlm_subject": (
-        "The first image shows a subject. How well does the second image show the same subject? Compare shape,"
-        " proportions, parts and markings. Do not count drawing style, colours, background, pose and size. 10: the"
-        f" same subject without doubt, 5: alike, 0: another subject or none. {_FORM}"
-    ),
-    "vlm_style": (
-        "The first image has a style. How well does the second image have the same style? Compare medium, texture,"
-        " lines, palette and light. Do not count what is shown. 10: the same hand, 5: alike, 0: another style."
-        f" {_FORM}"
-    ),
-    "vlm_prompt": (
-        "How well does the image show this text? 10: everything it says, 5: a part of it, 0: nothing of it."
-        f' {_FORM}\nText: "{{prompt}}"'
-    ),
-}
 
 
 class _Answer(TypedDict):
@@ -57,9 +42,9 @@ def read_score(answer: str) -> float:
     if start < 0 or end < start:
         raise ValueError("no JSON")
     score = untrusted.json(answer[start : end + 1], _Answer, "the answer", remedy="no score")["score"]
-    if not 0 <= score <= MOST:
+    if not 0 <= score <= HIGHEST:
         raise ValueError(f"the score is {score!r}, not 0 to 10")
-    return score / MOST
+    return score / HIGHEST
 
 
 class VlmScores:
@@ -68,6 +53,12 @@ class VlmScores:
     def __init__(self, config: VlmConfig, vlm: Vlm):
         self.config, self.vlm = config, vlm
         self._failures = 0  # consecutive
+
+    @classmethod
+    def opened(cls, stage: StageConfig, folder: pathlib.Path) -> "VlmScores":
+        """Return what asks the model of a stage's policy; answers are kept in `folder`."""
+        config, where = stage.policy.vlm, f"--config.stages.{stage.name}.policy.vlm"
+        return cls(config, Vlm.configured(config, folder, jax.process_index(), where))
 
     def score(self, name: str, images: UInt8[np.ndarray, "n h w 3"], triplets: Sequence[Triplet]) -> list[float]:
         """Return the answers about images, each with what it was generated for; NaN where there is none.

@@ -29,6 +29,7 @@ from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.common.http import HttpAnswer, HttpError, HttpServer
 from uso_jax.images.reference import ImageLike, Reference
+from uso_jax.vlm.config import VlmConfig
 
 Answer = TypeVar("Answer")
 Kind = Literal["timeout", "busy", "unreachable", "refused", "nonsense", "missing"]
@@ -123,6 +124,22 @@ class Vlm:
             retry=tenacity.retry_if_exception_type(_Again),
             reraise=True,
         )
+
+    @classmethod
+    def configured(cls, config: VlmConfig, folder: pathlib.Path, process: int, where: str) -> "Vlm":
+        """Create a client with a cache file in `folder` for each process; without base_url it reads the caches only.
+
+        `where` is the section of the configuration, for messages.
+
+        Raises:
+          InputError: the config has no model.
+        """
+        if not config.model:
+            raise InputError(f"this step asks a vision-language model: set {where}.model and .base_url.")
+        names = ("key_over_http", "timeout", "tries", "takes", "backoff", "max_tokens", "max_pixels")
+        options = {name: getattr(config, name) for name in names}
+        caches = dict(cache=folder / f"answers_{process}.jsonl", replay=sorted(folder.glob("answers_*.jsonl")))
+        return cls(config.model, config.base_url, api_key=os.environ.get(config.key_env), **caches, **options)
 
     def ask(
         self,
