@@ -214,6 +214,7 @@ def test_a_base_model_is_files_rows_and_a_family(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------------------------- the others
 
 
+@pytest.mark.slow  # trains
 def test_an_objective_is_three_functions_and_a_name(monkeypatch, tmp_path):
     def loss(params, system, stage, batch, draws):
         """Pull a bias to 1."""

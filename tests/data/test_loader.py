@@ -166,7 +166,7 @@ def records(count, start=None, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("hosts", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hosts", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4))])
 def test_any_hosts_and_workers_and_a_resume_see_the_same_records(hosts, num_workers):
     whole, _ = records(8)
     at = int(np.random.default_rng().integers(1, 8))

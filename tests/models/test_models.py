@@ -222,6 +222,7 @@ def rematerialised(remat: str):
     return run(drawn)
 
 
+@pytest.mark.slow  # compiles a gradient for each policy
 @pytest.mark.parametrize("remat", [policy for policy in scan.REMAT_POLICIES if policy != "none"])
 def test_remat_changes_nothing(remat):
     (got, out), (want, want_out) = rematerialised(remat), rematerialised("none")

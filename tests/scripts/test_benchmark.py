@@ -22,6 +22,7 @@ def cheap(tmp_path_factory):
     yield from tiny.compile_cheaply(tmp_path_factory.mktemp("programs"))
 
 
+@pytest.mark.slow  # compiles every task
 def test_every_task_has_its_row(benchmark, tmp_path, capsys):
     file = tmp_path / "speed.json"
     benchmark["main"](["--size", "tiny", "--repeats", "2", "--steps", "2", "--no-compile", "--json", str(file)])
