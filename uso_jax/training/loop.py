@@ -5,14 +5,13 @@
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from uso_jax.common import progress
-from uso_jax.data.iterator import StreamIterator
 from uso_jax.data.loader import batches
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
@@ -138,7 +137,7 @@ class _Batches:
 
     figures: Mapping[str, float] = MappingProxyType({})  # roll-outs have some
 
-    def __init__(self, mesh: jax.sharding.Mesh, data: StreamIterator):
+    def __init__(self, mesh: jax.sharding.Mesh, data: Iterator[dict[str, np.ndarray]]):
         self._mesh, self._data = mesh, data
         self.get_state, self.set_state, self.close = data.get_state, data.set_state, data.close
 
