@@ -156,19 +156,27 @@ def test_killed_and_continued_equals_straight(straight, scores, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ("nft", "grpo"))
-def test_training_raises_what_is_scored(method, tmp_path, monkeypatch):
+def test_training_raises_what_is_scored(tmp_path, monkeypatch):
     """A black box without gradient is followed: held-out images, from the same noise before and after, get redder."""
     redness = rewards.Reward(score=lambda system, params, images, _: (images[..., 0] - images[..., 2]).mean((1, 2)))
     monkeypatch.setitem(rewards.REWARDS, "redness", redness)
-    own = dict(num_steps=4, window=(0, 2), ratio_clip=1e-2) if method == "grpo" else {}
-    policy = dict(method=method, prompts=8, group=4, epochs=1, weights={}, judges=("redness",), anchor=0.0, clip=1.0)
-    policy = PolicyConfig(**POLICY | policy | own | {"keep_images": False})
+    policy = dict(prompts=8, group=4, epochs=1, weights={}, judges=("redness",), anchor=0.0, clip=1.0)
+    policy = PolicyConfig(**POLICY | policy | {"keep_images": False})
     changes = dict(steps=30, reward=None, policy=policy, learning_rate=1e-2, batch_size=32)
     summary = fit(tiny.config("joint", changes={"checkpoint.every": 0}, **changes), tmp_path)
     before, *_, after = (figures["heldout_redness"] for figures in summary["stages"][0]["reward"])
     assert after > before + 0.005
     assert not list((tmp_path / "rollouts").rglob("*.tar"))
+
+
+@pytest.mark.slow
+def test_grpo_begins_with_the_density_of_its_roll_outs(tmp_path):
+    """The first step of a round knows the policy that made its images, so all ratios are 1; then they leave it."""
+    own = dict(method="grpo", num_steps=4, window=(0, 2), anchor=0.0, weights={})
+    changes = dict(steps=2, reward=None, policy=PolicyConfig(**POLICY | own), learning_rate=1e-2)
+    fit(tiny.config("joint", changes={"checkpoint.every": 0}, **changes), tmp_path)
+    first, second = (line["ratio_distance"] for line in metrics(tmp_path) if "ratio_distance" in line)
+    assert first < 1e-5 < second
 
 
 # ---------------------------------------------------------------------------------------------------- disk
