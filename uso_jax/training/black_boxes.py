@@ -32,7 +32,7 @@ from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.data.triplet import Triplet, TripletSource
-from uso_jax.evaluation.metrics.counterfactual import TruthfulSource, errors
+from uso_jax.evaluation.metrics.counterfactual import TruthfulSource, errors, margin
 from uso_jax.training.questions import QUESTIONS
 
 Images = UInt8[np.ndarray, "n h w 3"]
@@ -141,15 +141,8 @@ def _margins(images: Images, wanted: Sequence[Wanted], which: int) -> list[float
             raise InputError(f"{triplet.key}: exact scores need drawings with a preserved layout (preserved=1.0)")
         if triplet.key not in drawn:
             drawn[triplet.key] = one.source.counterfactuals(triplet)
-        found.append(_margin(image, drawn[triplet.key][which]))
+        found.append(margin(errors(image, drawn[triplet.key][which])))
     return found
-
-
-def _margin(image: np.ndarray, candidates: Images) -> float:
-    """Return how much nearer an image is to the first candidate than to all others, -1 to 1."""
-    true, *others = errors(image, candidates).tolist()
-    nearest = min(others)
-    return (nearest - true) / max(nearest, true, 1e-12)
 
 
 add("true_style", _true_style)  # nearest render among other styles: positive where the style is right

@@ -199,5 +199,5 @@ def _gather(scores: Arrays) -> Arrays:
 
 def _own_rows(count: int) -> slice:
     """Return which of the gathered groups are this process's."""
-    index = jax.process_index() if jax.process_count() > 1 else 0
-    return slice(index * count, (index + 1) * count)
+    first = jax.process_index() * count
+    return slice(first, first + count)

@@ -190,8 +190,13 @@ def procedural(split: str, seed: int, size: int, task: str, preserved: float) ->
     return ProceduralSource(split=split, seed=seed, size=size, **wishes)
 
 
-def _judgement(name: str, distances: Float64[np.ndarray, " m"]) -> dict[str, float]:
+def margin(distances: Float64[np.ndarray, " m"]) -> float:
+    """Return how much nearer the first candidate is than all others, -1 to 1; positive: it is the nearest."""
     true, *others = distances.tolist()
     nearest = min(others)
-    margin = (nearest - true) / max(nearest, true, 1e-12)
-    return {f"truth_{name}": float(margin > 0), f"truth_{name}_margin": margin}
+    return (nearest - true) / max(nearest, true, 1e-12)
+
+
+def _judgement(name: str, distances: Float64[np.ndarray, " m"]) -> dict[str, float]:
+    found = margin(distances)
+    return {f"truth_{name}": float(found > 0), f"truth_{name}_margin": found}
