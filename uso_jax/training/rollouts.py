@@ -25,7 +25,7 @@ from uso_jax.params import Params
 from uso_jax.training import black_boxes, rewards
 from uso_jax.training.advantages import advantages
 from uso_jax.training.black_boxes import Wanted
-from uso_jax.training.objectives import POLICIES
+from uso_jax.training.objectives import POLICIES, flow_matching
 from uso_jax.training.policy import ADVANTAGES, COUNTED
 from uso_jax.training.questions import QUESTIONS
 from uso_jax.training.rollout_store import RolloutStore
@@ -163,8 +163,7 @@ def make_roll_out(system: USO, stage: StageConfig) -> Callable[[Params, Batch, j
     policy, names = stage.policy, tuple(stage.policy.weights)
 
     def roll_out(params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        conditions = {name: name in stage.conditions for name in ("content", "style")}
-        inputs = system.inputs(params, batch, **conditions, isolated=stage.isolated)
+        inputs = flow_matching.encode_conditions(params, system, stage, batch)
         tokens, needed = POLICIES[policy.method].roll_out(params, system, stage, inputs, key)
         images = system.decode_tokens(params, tokens, *stage.target_size)
         described = rewards.describe(system, params, names, batch)

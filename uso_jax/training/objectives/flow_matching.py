@@ -100,9 +100,13 @@ def _cut(ids: Int[Array, "b u"], chosen: Bool[Array, " b"], null: Int[np.ndarray
 
 def encode(params: Params, system: USO, stage: StageConfig, batch: Batch) -> tuple[Float[Array, "b l d"], Inputs]:
     """Return the targets' tokens and the transformer's other inputs; neither depends on the transformer."""
-    x0 = system.latent_tokens(params, batch, "target")
+    return system.latent_tokens(params, batch, "target"), encode_conditions(params, system, stage, batch)
+
+
+def encode_conditions(params: Params, system: USO, stage: StageConfig, batch: Batch) -> Inputs:
+    """Return the transformer's inputs of a batch, with the references that the stage has."""
     conditions = {name: name in stage.conditions for name in ("content", "style")}
-    return x0, system.inputs(params, batch, **conditions, isolated=stage.isolated)
+    return system.inputs(params, batch, **conditions, isolated=stage.isolated)
 
 
 def weights(stage: StageConfig, batch: Batch) -> Float[Array, "#b #l"] | None:
@@ -150,10 +154,9 @@ def sample(params: Params, system: USO, stage: StageConfig, batch: Batch, settin
     `settings` has `num_steps`, `guidance` and `shift`, as HeldoutConfig and EvaluationConfig do.
     """
     height, width = stage.target_size
-    conditions = {name: name in stage.conditions for name in ("content", "style")}
     return system.generate(
         params,
-        system.inputs(params, batch, **conditions, isolated=stage.isolated),
+        encode_conditions(params, system, stage, batch),
         jax.random.key(_SEED),
         height=height,
         width=width,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Key
 
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
+from uso_jax.training.objectives import flow_matching
 from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig
 from uso_jax.training.stage import StageConfig
 
@@ -73,8 +74,7 @@ def loss(
     """
     del old, draws
     policy, times = stage.policy, _times(system, stage)
-    conditions = {name: name in stage.conditions for name in ("content", "style")}
-    inputs = jax.lax.stop_gradient(system.inputs(params, batch, **conditions, isolated=stage.isolated))
+    inputs = jax.lax.stop_gradient(flow_matching.encode_conditions(params, system, stage, batch))
     b = batch[ADVANTAGES].shape[0]
 
     def of_step(totals, number):

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Key
 from uso_jax import flow
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
-from uso_jax.training.objectives import noise_levels
+from uso_jax.training.objectives import flow_matching, noise_levels
 from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig
 from uso_jax.training.stage import StageConfig
 
@@ -82,9 +82,8 @@ def loss(
       draws: noise and times.
     """
     config, x0 = stage.policy, batch[IMAGES]
-    conditions = {name: name in stage.conditions for name in ("content", "style")}
     # Adapters and projector are trained, what encodes text and images is not: it is the same for all policies.
-    inputs = jax.lax.stop_gradient(system.inputs(params, batch, **conditions, isolated=stage.isolated))
+    inputs = jax.lax.stop_gradient(flow_matching.encode_conditions(params, system, stage, batch))
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predict = lambda params: system.velocity(params, inputs, x_t, draws.t, config.guidance)
     velocity, before = predict(params), jax.lax.stop_gradient(predict(old))
