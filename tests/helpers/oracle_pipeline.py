@@ -153,6 +153,15 @@ def _ids(rows: int, columns: int, offset: tuple[int, int] = (0, 0)) -> torch.Ten
     return torch.stack([torch.zeros(rows, columns), row + offset[0], column + offset[1]], dim=-1).reshape(-1, 3)
 
 
+@torch.no_grad()
+def encode_text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return T5's features [1, t, context] and CLIP's vector [1, vec] of a prompt."""
+    ids = torch.tensor([tokenizer(T5_LENGTH, 1, 0)(prompt, padding="max_length", truncation=True)["input_ids"]])
+    make = tokenizer(CLIP.max_position_embeddings, CLIP.eos_token_id, 0)
+    pooled = torch.tensor([make(prompt, padding="max_length", truncation=True)["input_ids"]])
+    return torch_t5()(input_ids=ids).last_hidden_state, torch_clip()(input_ids=pooled).pooler_output
+
+
 class _Prepended(torch.nn.Module):
     """The text projection with style tokens put before its result."""
 
@@ -181,12 +190,7 @@ def image(
     codec, tower = autoencoder_pair()[1], siglip_pair()[1]
     scale, shift = autoencoder_pair()[0].config.scale_factor, autoencoder_pair()[0].config.shift_factor
 
-    ids = torch.tensor([tokenizer(T5_LENGTH, 1, 0)(prompt, padding="max_length", truncation=True)["input_ids"]])
-    txt = torch_t5()(input_ids=ids).last_hidden_state
-    make = tokenizer(CLIP.max_position_embeddings, CLIP.eos_token_id, 0)
-    ids = torch.tensor([make(prompt, padding="max_length", truncation=True)["input_ids"]])
-    vec = torch_clip()(input_ids=ids).pooler_output
-
+    txt, vec = encode_text(prompt)
     tokens = []
     for style in styles:
         side = tower.config.image_size

@@ -27,7 +27,8 @@ from uso_jax.weights.pretrained import Defaults
 OTHER = dict(
     width=48, height=40, keep_size=True, num_steps=7, guidance=2.5, seed=5, shift="none", pe="w", content_ref=24,
     content_strength=2.0, style_strength=0.5, style_fit="crop", reference_mode="upstream",
-    negative_prompt="a photo", isolated="all",
+    negative_prompt="a photo", isolated="all", true_guidance=2.0, guidance_steps=(0.25, 0.5), strength=0.5,
+    outpaint=(8, 0, 16, 0), variation=0.1, variation_seed=7,
 )  # fmt: skip
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
 
@@ -59,7 +60,7 @@ def called(**arguments) -> list[GenerationOptions]:
 
 def test_the_pipeline_takes_every_option_by_keyword():
     parameters = inspect.signature(USOPipeline.__call__).parameters
-    others = {"self", "prompt", "content", "contents", "styles", "batch_size", "progress"}
+    others = {"self", "prompt", "content", "contents", "styles", "image", "mask", "batch_size", "progress"}
     assert set(parameters) - others == set(SPECS)
     assert {name: parameters[name].default for name in SPECS} == DEFAULTS
     assert called() == [GenerationOptions()]
@@ -75,8 +76,9 @@ def test_every_option_has_a_flag():
     assert given_options(parser.parse_args([])) == {}
     for name, value in OTHER.items():
         flag = f"--{SPECS[name].flag or name}"
-        given = given_options(parser.parse_args([flag, str(value)]))
-        assert given == {name: value}
+        several = isinstance(value, tuple)
+        given = given_options(parser.parse_args([flag, *map(str, value if several else [value])]))
+        assert given == {name: list(value) if several else value}
         assert getattr(GenerationOptions(**given), name) == value
     given = given_options(parser.parse_args(["--style_strength", "0.5", "0.25", "--instruct_edit"]))
     assert given == {"style_strength": [0.5, 0.25], "keep_size": True}
@@ -105,7 +107,8 @@ def test_every_option_has_a_control_or_is_left_out(classifier_free):
     assert not set(form.WITHOUT_CONTROL) & set(made.controls)
     assert set(form.WITHOUT_CONTROL) | set(made.controls) >= set(SPECS)
     assert made.controls["guidance"].visible
-    assert made.controls["negative_prompt"].visible is classifier_free
+    assert made.controls["negative_prompt"].visible
+    assert made.controls["true_guidance"].visible is not classifier_free
     values = {name: control.value for name, control in made.controls.items()}
     read = form.read_options(values, [0.5])
     assert 0 <= read.seed < 2**31
@@ -178,7 +181,7 @@ def test_an_option_that_is_new_changes_no_identity_by_its_default(monkeypatch):
         (dict(style_strength=[1.0, -1.0]), "style_strength must be a number"),
         (dict(keep_size=1), "keep_size must be true or false, not 1"),
         (dict(shift="fluks"), "shift must be one of flux, upstream, none, not 'fluks'"),
-        (dict(strength=1.0), "unknown option 'strength'; the options are width, "),
+        (dict(strengths=1.0), "unknown option 'strengths'; the options are width, "),
     ],
 )
 def test_mistakes(values, message):

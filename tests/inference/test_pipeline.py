@@ -298,5 +298,5 @@ def test_mistakes(pipe, arguments, message):
 
 
 def test_an_unknown_argument_is_refused(pipe):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'strength'"):
-        pipe("a", strength=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strengths'"):
+        pipe("a", strengths=2)

@@ -87,6 +87,7 @@ class Actions:
         references = dict(
             contents=[read(content)] if content else [],
             styles=[*map(read, uploads.values()), *map(self.styles.read, saved)],
+            **{name: read(values[name]) for name in ("image", "mask") if values[name]},
         )
         requests = [
             self.pipe.request(

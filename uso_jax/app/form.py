@@ -17,7 +17,9 @@ from uso_jax.inference.options import SPECS, GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 
 # Rarely changed; the command line and Python have them.
-WITHOUT_CONTROL = ("shift", "pe", "style_fit", "isolated")
+WITHOUT_CONTROL = (
+    "shift", "pe", "style_fit", "isolated", "guidance_steps", "outpaint", "variation", "variation_seed",
+)  # fmt: skip
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")
 MAX_IMAGES = 8
@@ -59,6 +61,8 @@ class Form:
         with gr.Row():
             self.submit = gr.Button("Generate", variant="primary", elem_id="generate", scale=4)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
+        with gr.Accordion("Edit an image", open=False):
+            self._add_edit()
         with gr.Accordion("Advanced options", open=False):
             self._add_advanced(pipe.system.config.transformer.guidance_embed, pipe.system.classifier_free)
 
@@ -68,8 +72,7 @@ class Form:
 
     def _add_reference(self, name: str, label: str) -> None:
         with gr.Column(min_width=150):
-            box = ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
-            self._add(name, box)
+            self._add(name, self._image_box(name, label))
             self._add_strength(name)
 
     def _add_strength(self, name: str) -> None:
@@ -84,11 +87,29 @@ class Form:
             low, high, default, step=side, precision=0, label=name.capitalize(), elem_id=name
         ))  # fmt: skip
 
+    def _add_edit(self) -> None:
+        with gr.Row():
+            self._add("image", self._image_box("image", "Image to edit"))
+            self._add("mask", self._image_box("mask", "Mask: white is drawn anew, black keeps its pixels"))
+        default = GenerationOptions.strength
+        self._add("strength", gr.Slider(
+            0, 1, default, step=0.05, label="Strength of the edit", elem_id="strength",
+            info="0 keeps the image, 1 starts from noise. The result has the image's size",
+        ))  # fmt: skip
+
+    def _image_box(self, name: str, label: str) -> ImageBox:
+        return ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
+
     def _add_advanced(self, embeds_guidance: bool, has_second_pass: bool) -> None:
         defaults, side = self._defaults, self._side
         self._add("negative_prompt", gr.Textbox(
-            "", label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass, elem_id="negative_prompt",
-            info="What guidance moves away from; without effect at guidance 1",
+            "", label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass or embeds_guidance,
+            elem_id="negative_prompt",
+            info=f"What {'guidance' if has_second_pass else 'true guidance'} moves away from; without effect at 1",
+        ))  # fmt: skip
+        self._add("true_guidance", gr.Slider(
+            1.0, 10.0, 1.0, step=0.1, label="True guidance", visible=embeds_guidance and not has_second_pass,
+            info="Scale of a second pass with the negative prompt, which doubles the time; 1: none",
         ))  # fmt: skip
         with gr.Row():
             self._add("num_steps", gr.Slider(

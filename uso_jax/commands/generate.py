@@ -6,6 +6,7 @@
     uso-generate --eval_json_path items.json --save_path output
     uso-generate --from_image output/0_0_1a2b3c4d5e.png
     uso-generate --prompt "a red fox" --lora my_style.safetensors=0.8 --lora runs/mine
+    uso-generate --prompt "a red hat" --image photo.png --mask hat.png --strength 1
 
 The first of --image_paths is the content image, "" for none. The others are style images, style files, or names of
 saved styles (uso-style). Images that exist already are not generated again.
@@ -87,9 +88,10 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
         return [batch_jobs.Item(0, **repeated)], options | given
     if args.eval_json_path:
         return batch_jobs.read_items(args.eval_json_path), given
-    if args.prompt is None and not args.image_paths:
+    if args.prompt is None and not args.image_paths and not args.image:
         raise InputError('nothing to generate: pass --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
+    values |= {"image": args.image, "mask": args.mask}
     return [batch_jobs.parse_item(values)], given
 
 
@@ -101,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", help='description of the image; "" restyles the content image and keeps its layout')
     add("--image_paths", nargs="*", default=[], metavar="IMAGE", help='content image or "", then styles')
     add("--content_paths", nargs="*", default=[], metavar="IMAGE", help="further content images")
+    add("--image", metavar="IMAGE", help="image to edit, in place of noise; see --strength, --mask and --outpaint")
+    add("--mask", metavar="IMAGE", help="white where that image is drawn anew; what is black keeps its pixels")
     add("--eval_json_path", metavar="JSON", help="list of items, each with prompt, image_paths and any option")
     add("--from_image", metavar="PNG", help="repeat an image from its record; other flags change it")
     add("--save_path", default="output/inference", metavar="DIR", help="folder of the images (default: %(default)s)")

@@ -36,7 +36,8 @@ def group_requests(requests: Sequence[Request], batch_size: int) -> list[list[in
 
 
 def _compatible(a: Request, b: Request) -> bool:
-    if a.options.batch_key() != b.options.batch_key() or a.has_strengths != b.has_strengths:
+    kinds = lambda request: (request.has_strengths, request.canvas is not None, request.options.true_guidance != 1)
+    if a.options.batch_key() != b.options.batch_key() or kinds(a) != kinds(b):
         return False
     # The shorter list of content sizes must be a prefix of the longer one, so that position ids agree.
     return all(p.shape == q.shape for p, q in zip(a.contents, b.contents, strict=False))
@@ -46,20 +47,34 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
     """Stack the inputs of compatible requests."""
     options, first = [request.options for request in batch], batch[0].options
     tokens = [system.config.text.tokenize(request.prompt) for request in batch]
-    times = [system.schedule(one.num_steps, one.height, one.width, one.shift) for one in options]
+    taken = batch[0].num_steps + 1
+    times = [system.schedule(one.num_steps, one.height, one.width, one.shift)[-taken:] for one in options]
     conditions = Conditions(
         height=first.height,
         width=first.width,
         tokens={name: np.stack([t[name] for t in tokens]) for name in tokens[0]},
-        seeds=np.asarray([divmod(one.seed, 2**32) for one in options], np.uint32),
+        seeds=_seeds([one.seed for one in options]),
         times=np.stack(times).astype(np.float32),
         guidance=np.asarray([one.guidance for one in options], np.float32),
         round_down=first.reference_mode == "upstream",
     )
-    if system.classifier_free and any(one.guidance != 1 for one in options):
+    true = not system.classifier_free and first.true_guidance != 1
+    if true:
+        conditions.negative_scale = np.asarray([one.true_guidance for one in options], np.float32)
+    if true or (system.classifier_free and any(one.guidance != 1 for one in options)):
         tokens = [system.config.text.tokenize(one.negative_prompt) for one in options]
         conditions.negative = {name: np.stack([t[name] for t in tokens]) for name in tokens[0]}
+        conditions.guided = first.guidance_steps
     conditions.isolated = first.isolated
+    if any(one.variation for one in options):
+        conditions.variation = np.asarray([one.variation for one in options], np.float32)
+        conditions.variation_seeds = _seeds([one.variation_seed for one in options])
+    if batch[0].canvas is not None:
+        conditions.start = np.stack([encoded.start(request) for request in batch])
+        if any(request.canvas.drawn is not None for request in batch):
+            c = system.config
+            sizes = c.autoencoder.downscale, c.patch, c.transformer.in_channels
+            conditions.drawn = np.stack([request.canvas.latent_weights(*sizes) for request in batch])
     weighted = batch[0].has_strengths
     if any(request.styles for request in batch):
         styles = [encoded.features(request) for request in batch]
@@ -79,6 +94,11 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         conditions.ref_valid, conditions.ref_bias = _attention(valid, strengths, weighted)
         conditions.ref_ids = system.reference_ids(system.token_grid(first.height, first.width), grids, first.pe)
     return conditions
+
+
+def _seeds(values: Sequence[int]) -> np.ndarray:
+    """Return the halves of seeds of 64 bits."""
+    return np.asarray([divmod(value, 2**32) for value in values], np.uint32)
 
 
 def _stack(rows: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

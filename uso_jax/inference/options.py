@@ -97,6 +97,34 @@ NUMBER = Kind(number, float)
 NUMBERS = Kind(_one_or_more, float, several=True)
 
 
+def _share(name: str, value: Any) -> float:
+    """Check a number from 0 to 1."""
+    if (found := number(name, value)) > 1:
+        raise InputError(f"{name} must be a number from 0 to 1, not {value!r}")
+    return found
+
+
+def _margins(name: str, value: Any) -> tuple[int, ...]:
+    """Check four numbers of pixels; one number holds for all sides."""
+    values = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,) * 4
+    if len(values) != 4:
+        raise InputError(f"{name} must be pixels at the left, top, right and bottom, not {len(values)} numbers")
+    return tuple(whole(name, one, 0, MAX_CONTENT_SIDE) for one in values)
+
+
+def _interval(name: str, value: Any) -> tuple[float, ...]:
+    """Check two numbers, the first below the second, from 0 to 1."""
+    values = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
+    if len(values) != 2 or not _share(name, values[0]) < _share(name, values[1]):
+        raise InputError(f"{name} must be two numbers from 0 to 1, the first below the second, not {value!r}")
+    return tuple(map(float, values))
+
+
+SHARE = Kind(_share, float)
+MARGINS = Kind(_margins, int, several=True)
+INTERVAL = Kind(_interval, float, several=True)
+
+
 def whole_number(low: int, high: int) -> Kind:
     """Return the kind of whole numbers from `low` to `high`."""
     return Kind(lambda name, value: whole(name, value, low, high), int)
@@ -193,13 +221,33 @@ class GenerationOptions:
         one_per_batch=True,
     )  # fmt: skip
     negative_prompt: str = _option(
-        "", TEXT, "what guidance moves away from, for models that are guided by a second pass"
+        "", TEXT, "what guidance by a second pass moves away from (FLUX.2 base models, or true_guidance)"
     )
+    true_guidance: Number = _option(
+        1.0, NUMBER, "scale of guidance by a second pass with the negative prompt, for models that embed their guidance"
+        " (FLUX.1); 1: no second pass",
+    )  # fmt: skip
+    guidance_steps: Sequence[Number] | np.ndarray = _option(
+        (0.0, 1.0), INTERVAL, "share of the steps from which, and up to which, a second pass guides",
+        one_per_batch=True,
+    )  # fmt: skip
     isolated: str = _option(
         "none", choice(*get_args(flow.Isolated)),
         "references that attend to each other only, which is faster: content images, or all with styles",
         one_per_batch=True,
     )  # fmt: skip
+
+    strength: Number = _option(
+        0.75, SHARE, "how much of the image to edit is drawn anew: 0 returns it, 1 starts from noise",
+        one_per_batch=True,
+    )  # fmt: skip
+    outpaint: Whole | Sequence[Whole] | np.ndarray = _option(
+        (0, 0, 0, 0), MARGINS, "pixels to draw around the image to edit: left, top, right, bottom; or one number"
+    )
+    variation: Number = _option(
+        0.0, SHARE, "how far the noise is moved towards that of variation_seed; 1 is that seed's image"
+    )
+    variation_seed: Whole = _option(0, whole_number(0, MAX_SEED), "random seed of the variation")
 
     def __post_init__(self):
         for name, value in check_options({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}).items():

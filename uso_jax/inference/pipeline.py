@@ -189,6 +189,8 @@ class USOPipeline:
         content: ContentLike | Sequence[ContentLike | None] | None = None,
         contents: Sequence[ContentLike] | Sequence[Sequence[ContentLike]] | None = None,
         styles: Sequence[StyleLike] | Sequence[Sequence[StyleLike]] | None = None,
+        image: ContentLike | Sequence[ContentLike | None] | None = None,
+        mask: ContentLike | Sequence[ContentLike | None] | None = None,
         width: Whole | Sequence[Whole | None] | None = None,
         height: Whole | Sequence[Whole | None] | None = None,
         keep_size: bool | Sequence[bool] = GenerationOptions.keep_size,
@@ -204,6 +206,12 @@ class USOPipeline:
         reference_mode: str | Sequence[str] = GenerationOptions.reference_mode,
         negative_prompt: str | Sequence[str] = GenerationOptions.negative_prompt,
         isolated: str | Sequence[str] = GenerationOptions.isolated,
+        true_guidance: Number | Sequence[Number] = GenerationOptions.true_guidance,
+        guidance_steps: Sequence[Number] | Sequence[Sequence[Number]] = GenerationOptions.guidance_steps,
+        strength: Number | Sequence[Number] = GenerationOptions.strength,
+        outpaint: Whole | Sequence[Whole] | Sequence[Sequence[Whole]] = GenerationOptions.outpaint,
+        variation: Number | Sequence[Number] = GenerationOptions.variation,
+        variation_seed: Whole | Sequence[Whole] = GenerationOptions.variation_seed,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Result:
@@ -218,6 +226,8 @@ class USOPipeline:
           content: one content image: a path, a PIL image or a uint8 array.
           contents: several content images of one image, in place of `content`.
           styles: style images, style files or names of saved styles. Each style has separate tokens.
+          image: an image to edit: generation starts from it and keeps its size.
+          mask: white where that image is drawn anew, of its size. What is black keeps its pixels.
           width: image width in pixels, rounded down to whole tokens.
           height: image height in pixels, rounded down to whole tokens.
           keep_size: use the shape of the content image in place of width and height.
@@ -233,9 +243,15 @@ class USOPipeline:
           style_fit: "squash" style images to SigLIP's square (upstream), or "crop" their centre (as ComfyUI).
           reference_mode: "displayed" reads images as viewers show them; "upstream" as bytedance/USO, without EXIF
             orientation, transparency and colour profiles, and rounds the pixels of the result down.
-          negative_prompt: what guidance moves away from, for models that are guided by a second pass (FLUX.2 base).
+          negative_prompt: what guidance by a second pass moves away from (FLUX.2 base models, or `true_guidance`).
           isolated: "content" images attend to each other only, or "all" references with styles, for models that were
             trained so. Each step is then faster. "none" is FLUX.1's and FLUX.2's usual way.
+          true_guidance: scale of guidance by a second pass, for models that embed their guidance. 1: no second pass.
+          guidance_steps: share of the steps from which, and up to which, a second pass guides.
+          strength: how much of `image` is drawn anew: 0 returns it, 1 starts from noise.
+          outpaint: pixels to draw around `image`: left, top, right and bottom, or one number.
+          variation: how far the noise is moved towards that of `variation_seed`; 1 is that seed's image.
+          variation_seed: random seed of the variation.
           batch_size: the most images to generate at once. By default all that can share a batch.
           progress: called with (name of the phase, steps done, total steps).
 
@@ -247,14 +263,17 @@ class USOPipeline:
             keep_size=keep_size, num_steps=num_steps, guidance=guidance, seed=seed, shift=shift, pe=pe,
             content_ref=content_ref, content_strength=content_strength, style_strength=style_strength,
             style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
+            true_guidance=true_guidance, guidance_steps=guidance_steps, strength=strength, outpaint=outpaint,
+            variation=variation, variation_seed=variation_seed, image=image, mask=mask,
         )  # fmt: skip
         requests = []
         for one in _per_image(values):
-            prompt, content, contents, styles = (one.pop(name) for name in ("prompt", "content", "contents", "styles"))
-            if content is not None and contents:
-                raise InputError("pass content or contents, not both")
-            contents = contents if content is None else [content]
-            requests.append(self.request(prompt, contents=contents, styles=styles, options=GenerationOptions(**one)))
+            named = {name: one.pop(name) for name in ("prompt", "contents", "styles", "image", "mask")}
+            if (content := one.pop("content")) is not None:
+                if named["contents"]:
+                    raise InputError("pass content or contents, not both")
+                named["contents"] = [content]
+            requests.append(self.request(**named, options=GenerationOptions(**one)))
         return self.generate(requests, batch_size=batch_size, progress=progress)
 
     def request(
@@ -263,6 +282,8 @@ class USOPipeline:
         *,
         contents: Sequence[ContentLike] | ContentLike | None = None,
         styles: Sequence[StyleLike] | StyleLike | None = None,
+        image: ContentLike | None = None,
+        mask: ContentLike | None = None,
         options: GenerationOptions | None = None,
     ) -> Request:
         """Read the references of one image and complete its options, without generating it.
@@ -270,17 +291,18 @@ class USOPipeline:
         Raises:
           InputError: a value is not allowed; the message names it.
         """
-        return make_request(self.pretrained, self.system, prompt, contents=contents, styles=styles, options=options)
+        read = dict(contents=contents, styles=styles, image=image, mask=mask)
+        return make_request(self.pretrained, self.system, prompt, **read, options=options)
 
     def generate(
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
         """Generate the images of requests. Images of one size run together; missing references are masked."""
         _log_notes(note for request in requests for note in request.notes)  # before minutes of compilation
-        steps = lambda group: requests[group[0]].options.num_steps
+        steps = lambda group: requests[group[0]].num_steps
         groups = group_requests(requests, batch_size or len(requests))
         total, done = sum(map(steps, groups)), 0
-        if progress is not None and any(request.styles or request.contents for request in requests):
+        if progress is not None and any(one.styles or one.contents or one.canvas is not None for one in requests):
             progress("Encoding references", 0, total)
         encoded = self._references.encode(requests)
         images: dict[int, Image.Image] = {}
@@ -293,7 +315,9 @@ class USOPipeline:
             padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
             conditions = make_conditions(self.system, [requests[i] for i in padded], encoded)
             arrays = self.sampler.run(conditions, report)
-            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, arrays, strict=False)}
+            for i, pixels in zip(group, arrays, strict=False):
+                canvas = requests[i].canvas
+                images[i] = Image.fromarray(pixels if canvas is None else canvas.paste(pixels))
             done += steps(group)
         return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
 

@@ -38,6 +38,10 @@ class EncodedReferences:
         """Return the packed latents of each of a request's content images."""
         return [self._latents[key] for key in _content_keys(request)]
 
+    def start(self, request: Request) -> Float[np.ndarray, "l d"]:
+        """Return the packed latents of the image that a request edits."""
+        return self._latents[_canvas_key(request)]
+
 
 class ReferenceEncoder:
     """SigLIP and the autoencoder's encoder of one weights directory."""
@@ -69,6 +73,8 @@ class ReferenceEncoder:
             for key, pixels in zip(_content_keys(request), request.contents, strict=True):
                 if key not in found._latents:
                     found._latents[key] = self.sampler.latents(pixels)
+            if request.canvas is not None and (key := _canvas_key(request)) not in found._latents:
+                found._latents[key] = self.sampler.latents(request.canvas.pixels)
         return found
 
     def encode_style(
@@ -111,6 +117,11 @@ def _style_key(request: Request, style: Reference | StyleEmbedding) -> Any:
 def _content_keys(request: Request) -> list[Any]:
     pairs = zip(request.references, request.contents, strict=True)
     return [(reference.sha256, reference.mode, pixels.shape) for reference, pixels in pairs]
+
+
+def _canvas_key(request: Request) -> Any:
+    canvas = request.canvas
+    return canvas.image.sha256, canvas.image.mode, canvas.pixels.shape, request.options.outpaint
 
 
 def _square(image: Pixels, side: int, style_fit: str) -> Pixels:

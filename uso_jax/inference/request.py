@@ -18,6 +18,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
+from uso_jax.inference.canvas import Canvas, first_step
 from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options, whole
 from uso_jax.inference.styles import StyleEmbedding
 from uso_jax.models.uso import USO
@@ -37,6 +38,7 @@ class Request:
       references: content images in order.
       contents: the same images, resized and cropped.
       styles: style images and style files in order.
+      canvas: the image to edit; None: the image is drawn from noise.
       options: without None; sizes are whole tokens, and style_strength has one number per style.
       notes: what was changed.
     """
@@ -47,6 +49,7 @@ class Request:
     styles: tuple[Reference | StyleEmbedding, ...]
     options: GenerationOptions
     notes: tuple[str, ...] = ()
+    canvas: Canvas | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what repeats the request, in JSON terms: the arguments of `make_request`, options by name."""
@@ -54,6 +57,7 @@ class Request:
             "prompt": self.prompt,
             "contents": [reference.record() for reference in self.references],
             "styles": [style.record() for style in self.styles],
+            **({} if self.canvas is None else self.canvas.record()),
             **self.options.record(),
         }
 
@@ -61,8 +65,15 @@ class Request:
         """Return a short hash of the request and its context. References count by their bytes, not by their path."""
         record = self.record()
         record |= {name: [item["sha256"] for item in record[name]] for name in ("contents", "styles")}
+        record |= {name: record[name]["sha256"] for name in ("image", "mask") if name in record}
         text = json.dumps([record, dict(context)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def num_steps(self) -> int:
+        """Sampling steps that are run: an image to edit leaves out the first ones."""
+        skipped = 0 if self.canvas is None else first_step(self.options.num_steps, self.options.strength)
+        return self.options.num_steps - skipped
 
     @property
     def has_strengths(self) -> bool:
@@ -81,6 +92,8 @@ def make_request(
     *,
     contents: Sequence[ContentLike] | ContentLike | None = None,
     styles: Sequence[StyleLike] | StyleLike | None = None,
+    image: ContentLike | None = None,
+    mask: ContentLike | None = None,
     options: GenerationOptions | None = None,
 ) -> Request:
     """Read the references of one image and complete its options by the defaults of the weights directory.
@@ -94,9 +107,10 @@ def make_request(
         raise InputError(f"the prompt must be text, not {type(prompt).__name__}")
     prompt = untrusted.text(prompt, "the prompt", remedy="type it again", limit=PROMPT_LIMIT)
     contents, styles = _several(contents), _several(styles)
-    if not prompt.strip() and not contents and not styles:
-        raise InputError("nothing to generate: pass a prompt, a content image or a style image")
+    if not prompt.strip() and not contents and not styles and image is None:
+        raise InputError("nothing to generate: pass a prompt, a content image, a style image or an image to edit")
     notes = _ineffective(options, pretrained, system)
+    asked = options.width, options.height
     options = options.with_defaults(defaults)
     whole("content_ref", options.content_ref, side, MAX_CONTENT_SIDE)
 
@@ -115,11 +129,23 @@ def make_request(
     options = dataclasses.replace(options, style_strength=strengths)
 
     if options.keep_size:
-        if not images:
-            raise InputError("keep_size (--instruct_edit) needs a content image")
+        if not images or image is not None:
+            raise InputError(
+                "keep_size (--instruct_edit) needs a content image" if image is None else
+                "keep_size (--instruct_edit) does not go with an image to edit, which keeps its size anyway"
+            )  # fmt: skip
         scale = defaults.width / options.content_ref
         height, width = (int(length * scale) for length in images[0].shape[:2])
         options = dataclasses.replace(options, width=width, height=height, keep_size=False)
+    canvas = None
+    if image is not None:
+        drawn = None if mask is None else read(mask)
+        canvas, cropped = Canvas.fit(read(image), drawn, options.outpaint, asked, side)
+        notes += cropped
+        height, width = canvas.pixels.shape[:2]
+        options = dataclasses.replace(options, width=width, height=height)
+    elif mask is not None or any(options.outpaint):
+        raise InputError(f"{'outpaint' if mask is None else 'a mask'} needs an image to edit; pass image (--image)")
     options, changed = options.rounded(side)
     notes += changed
     if options.width * options.height > _FAR * defaults.width * defaults.height:
@@ -136,14 +162,16 @@ def make_request(
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
     notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]
-    return Request(prompt, references, images, styles, options, tuple(notes))
+    return Request(prompt, references, images, styles, options, tuple(notes), canvas)
 
 
 def _ineffective(options: GenerationOptions, pretrained: Pretrained, system: USO) -> list[str]:
     """Return a note for each option that was set but has no effect with these weights."""
     notes = []
-    if options.negative_prompt and not system.classifier_free:
-        notes.append("negative_prompt has no effect: these weights embed the guidance scale, or have none")
+    if options.negative_prompt and not system.classifier_free and options.true_guidance == 1:
+        notes.append("negative_prompt has no effect: these weights embed the guidance scale; set true_guidance")
+    if options.true_guidance != 1 and system.classifier_free:
+        notes.append("true_guidance has no effect: guidance is the scale of a second pass already")
     guided = system.config.transformer.guidance_embed or system.classifier_free
     if options.guidance not in (None, pretrained.defaults.guidance) and not guided:
         notes.append("guidance has no effect: these weights were trained without guidance")
@@ -167,6 +195,9 @@ def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, An
             name: [_found(item["path"], item["sha256"], folder) for item in options.pop(name)]
             for name in ("contents", "styles")
         }
+        for name in {"image", "mask"} & options.keys():
+            item = options.pop(name)
+            references[name] = _found(item["path"], item["sha256"], folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the image's record is damaged ({error})") from error
     return {"prompt": prompt, **references, "options": check_options(options, "the image's record: ")}

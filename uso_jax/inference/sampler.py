@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
@@ -49,7 +50,18 @@ class Conditions:
     ref_valid: Bool[np.ndarray, "b r"] | None = None
     ref_bias: Float[np.ndarray, "b r"] | None = None
     negative: dict[str, Int[np.ndarray, "b _"]] | None = None  # tokens of what classifier-free guidance moves away from
+    negative_scale: Float[np.ndarray, " b"] | None = None  # of that guidance; None: `guidance` is its scale
+    guided: tuple[float, float] = (0.0, 1.0)  # share of the steps from which, and up to which, it counts
     isolated: flow.Isolated = "none"
+    start: Float[np.ndarray, "b l d"] | None = None  # latents of images to edit; sampling begins at the first time
+    drawn: Float[np.ndarray, "b l d"] | None = None  # how much of each latent is drawn anew; None: all
+    variation_seeds: UInt32[np.ndarray, "b 2"] | None = None
+    variation: Float[np.ndarray, " b"] | None = None  # how far the noise is moved towards that of the other seeds
+
+    def is_guided(self, step: int) -> bool:
+        """Whether a step has a second pass with the negative text."""
+        first, last = (round(share * (self.times.shape[1] - 1)) for share in self.guided)
+        return self.negative is not None and first <= step < last
 
 
 class Sampler:
@@ -79,6 +91,9 @@ class Sampler:
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "prepare": jax.jit(self._prepare, static_argnums=4),
             "noise": jit(self._draw, static_argnums=1),
+            "vary": jit(_vary),
+            "start": jit(flow.interpolate),
+            "keep": jit(_keep),
             "step": jit(self._advance),
             "decode": jit(self._image, static_argnums=(2, 3, 4)),
         }
@@ -138,7 +153,7 @@ class Sampler:
             progress("Encoding text", 0, num_steps)
             encode = lambda tokens: self.programs["text"](self._part("text"), jax.tree.map(place, tokens))
             txt, y = jax.block_until_ready(encode(c.tokens))
-            negative_txt = None if c.negative is None else jax.block_until_ready(encode(c.negative))[0]
+            negative = (None, None) if c.negative is None else jax.block_until_ready(encode(c.negative))
             rows, columns = self.system.token_grid(c.height, c.width)
             inputs = Inputs(
                 txt,
@@ -150,20 +165,34 @@ class Sampler:
                 ref_ids=None if c.ref_ids is None else jax.device_put(c.ref_ids, self._replicated),
                 ref_valid=place(c.ref_valid),
                 ref_bias=place(c.ref_bias),
-                negative_txt=negative_txt,
+                negative_txt=negative[0],
+                negative_y=negative[1],
+                negative_scale=place(c.negative_scale),
             )
             params = self._part("transformer")
             style = None if c.features is None else self.programs["style"](params, place(c.features))
-            x = self.programs["noise"](place(c.seeds), rows * columns)
+            noise = self.programs["noise"](place(c.seeds), rows * columns)
+            if c.variation is not None:
+                other = self.programs["noise"](place(c.variation_seeds), rows * columns)
+                noise = self.programs["vary"](noise, other, place(c.variation))
             times, guidance = [place(t) for t in c.times.T], place(c.guidance)
+            start, drawn = place(c.start), place(c.drawn)
+            x = noise if start is None else self.programs["start"](start, noise, times[0])
             # Lowering passes shapes, which the type-checked dataclass refuses.
             inputs = {name: getattr(inputs, name) for name in Inputs.arrays()}
             if c.isolated != "none":
                 inputs, style = self.programs["prepare"](params, inputs, style, guidance, c.isolated)
-            step = self._step((params, inputs, style, x, times[0], times[1], guidance), num_steps, progress)
+            plain = inputs | dict.fromkeys(("negative_txt", "negative_y", "negative_scale"))
+            conditions = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
+            steps = [
+                self._step((params, one, style, x, times[0], times[1], guidance), num_steps, progress)
+                for one in conditions
+            ]
             progress("Sampling", 0, num_steps)
-            for number in range(num_steps):
-                x = step(params, inputs, style, x, times[number], times[number + 1], guidance)
+            for number, (step, one) in enumerate(zip(steps, conditions, strict=True)):
+                x = step(params, one, style, x, times[number], times[number + 1], guidance)
+                if drawn is not None:
+                    x = self.programs["keep"](x, start, noise, times[number + 1], drawn)
                 x.block_until_ready()  # so that progress counts finished steps
                 progress("Sampling", number + 1, num_steps)
             del params  # so that they can be freed
@@ -205,3 +234,20 @@ class Sampler:
     def _advance(self, params, inputs, style, x, t, s, guidance):
         velocity = self.system.velocity(params, Inputs(**inputs), x, t, guidance, style)
         return flow.euler_step(x, velocity, t, s)
+
+
+def _vary(noise: Float[Array, "b l d"], other: Float[Array, "b l d"], share: Float[Array, " b"]) -> Array:
+    """Move noise towards other noise along the circle through both, so that it stays normal."""
+    angle = (0.5 * np.pi * share)[:, None, None]
+    return jnp.cos(angle) * noise + jnp.sin(angle) * other
+
+
+def _keep(
+    x: Float[Array, "b l d"],
+    start: Float[Array, "b l d"],
+    noise: Float[Array, "b l d"],
+    t: Float[Array, " b"],
+    drawn: Float[Array, "b l d"],
+) -> Array:
+    """Set back what is not drawn anew to the image with the noise of time t."""
+    return drawn * x + (1 - drawn) * flow.interpolate(start, noise, t)

@@ -50,6 +50,8 @@ class Inputs:
     style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
     ref_bias: Float[Array, "b r"] | None = None
     negative_txt: Float[Array, "b t context"] | None = None
+    negative_y: Float[Array, "b vec"] | None = None
+    negative_scale: Float[Array, " b"] | None = None  # None: the guidance scale is that of the second pass
     kept: Kept | None = None  # keys and values of isolated references, from `USO.prepare`
     isolated: flow.Isolated = field(default="none", metadata={"static": True})
 
@@ -256,12 +258,13 @@ class USO:
         if inputs.kept is not None:
             conditions["kept"] = inputs.kept
         model, embedded = self.module(params, "transformer"), self._scale(guidance, len(t))
-        predict = lambda txt: model(x_t, inputs.img_ids, txt, t, inputs.y, embedded, **conditions)
-        velocity = predict(inputs.txt)
+        predict = lambda txt, y: model(x_t, inputs.img_ids, txt, t, y, embedded, **conditions)
+        velocity = predict(inputs.txt, inputs.y)
         if inputs.negative_txt is None:
             return velocity
-        scale = jnp.broadcast_to(guidance, t.shape).astype(t.dtype)
-        return flow.guide(velocity, predict(inputs.negative_txt), scale)
+        scale = guidance if inputs.negative_scale is None else inputs.negative_scale
+        scale = jnp.broadcast_to(scale, t.shape).astype(t.dtype)
+        return flow.guide(velocity, predict(inputs.negative_txt, inputs.negative_y), scale)
 
     def _scale(self, guidance: float | Array, batch_size: int) -> Float[Array, " b"] | None:
         """Return the scale that the transformer embeds; None if it embeds none."""
@@ -290,7 +293,8 @@ class USO:
             return inputs
         encode = lambda: self.encode_text(params, {n: jnp.asarray(ids)[None] for n, ids in self.null_tokens.items()})
         null = self.null_text or encode()
-        return replace(inputs, negative_txt=jnp.broadcast_to(null[0], inputs.txt.shape).astype(inputs.txt.dtype))
+        alike = lambda one, like: None if like is None else jnp.broadcast_to(one, like.shape).astype(like.dtype)
+        return replace(inputs, negative_txt=alike(null[0], inputs.txt), negative_y=alike(null[1], inputs.y))
 
     @property
     def classifier_free(self) -> bool:

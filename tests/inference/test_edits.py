@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: uso_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Editing an image: strength, masks, margins, guidance by a second pass, and variations."""
+
+import json
+import pathlib
+import types
+
+import numpy as np
+import oracle_pipeline as oracle
+import pytest
+import tiny
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline
+from diffusers.pipelines.flux import pipeline_flux_inpaint
+from oracle_pipeline import pixels
+from oracle_torch import autoencoder_pair
+from PIL import Image
+
+from uso_jax import flow
+from uso_jax.common.errors import InputError
+from uso_jax.inference import batch_jobs, request
+from uso_jax.inference.options import GenerationOptions
+
+pytestmark = pytest.mark.slow  # compiles or runs whole programs
+
+PHOTO = oracle.photo(1, 32, 32)
+MASK = Image.fromarray(np.uint8(255) * np.pad(np.ones((8, 16), np.uint8), ((8, 16), (0, 16))))  # whole tokens
+EDIT = dict(prompt="a red fox", image=PHOTO, mask=MASK, num_steps=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return oracle.open_pipeline(oracle.write(tmp_path_factory.mktemp("weights") / "tiny"))
+
+
+def one(result) -> np.ndarray:
+    return pixels(result)[0]
+
+
+def difference(a, b) -> int:
+    return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+@pytest.fixture
+def theirs(pipe, monkeypatch):
+    """Return a function that edits by diffusers' pipeline from our noise."""
+    codec = autoencoder_pair()[1]
+    sizes = autoencoder_pair()[0].config
+    codec.register_to_config(scaling_factor=sizes.scale_factor, shift_factor=sizes.shift_factor)
+    inner = codec.encode  # the posterior's mean in place of a sample
+    monkeypatch.setattr(codec, "encode", lambda x: types.SimpleNamespace(latents=inner(x).latent_dist.mode()))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # the times are passed in
+    made = FluxInpaintPipeline(scheduler, codec, None, None, None, None, oracle.tensors()[2])
+    made.set_progress_bar_config(disable=True)
+
+    def edit(seed, strength, num_steps, true_guidance=1.0):
+        drawn = pipe.sampler.programs["noise"](np.asarray([[0, seed]], np.uint32), 16)
+        noise = torch.from_numpy(np.asarray(flow.unpack(drawn, 4, 4)).transpose(0, 3, 1, 2).copy())
+        monkeypatch.setattr(pipeline_flux_inpaint, "randn_tensor", lambda *_, **__: noise)
+        texts = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), oracle.encode_text("a red fox"), strict=True))
+        names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+        texts |= dict(zip(names, oracle.encode_text("a house"), strict=True))
+        sigmas = pipe.system.schedule(num_steps, 32, 32, "upstream")[:-1]
+        (image,) = made(
+            **texts, image=PHOTO, mask_image=MASK, height=32, width=32, num_inference_steps=num_steps, sigmas=sigmas,
+            strength=strength, guidance_scale=2.0, true_cfg_scale=true_guidance, output_type="np",
+        ).images  # fmt: skip
+        return np.rint(255 * image)
+
+    return edit
+
+
+@pytest.mark.parametrize(("strength", "true_guidance"), [(1.0, 1.0), (0.6, 1.0), (0.6, 2.5)])
+def test_inpainting_equals_diffusers(pipe, theirs, strength, true_guidance):
+    more = dict(strength=strength, guidance=2.0, seed=5)
+    if true_guidance != 1:
+        more |= dict(true_guidance=true_guidance, negative_prompt="a house")
+    got, want = one(pipe(**EDIT, **more)), theirs(5, strength, 4, true_guidance)
+    drawn = np.asarray(MASK) > 0
+    assert difference(got[drawn], want[drawn]) <= 2
+    assert difference(got[drawn], np.asarray(PHOTO)[drawn]) > 20
+    assert difference(got[~drawn], np.asarray(PHOTO)[~drawn]) == 0  # theirs decodes it again
+
+
+def test_a_mask_between_tokens_is_drawn_whole_and_pasted_to_the_pixel(pipe):
+    grey = np.zeros((32, 32), np.uint8)
+    grey[9:13, 3:11], grey[13, 3:11] = 255, 51
+    got = one(pipe(**(EDIT | dict(mask=Image.fromarray(grey))), strength=1.0))
+    photo = np.asarray(PHOTO, int)
+    assert difference(got[grey == 0], photo[grey == 0]) == 0
+    assert difference(got[grey == 255], photo[grey == 255]) > 20
+    whole = one(pipe(**(EDIT | dict(mask=Image.fromarray(np.maximum(grey, 5 * grey.clip(0, 51))))), strength=1.0))
+    soft = grey == 51  # a fifth of what a white mask shows, from other latents of the same noise
+    assert 0 < np.abs(got[soft] - photo[soft]).mean() < np.abs(whole[soft] - photo[soft]).mean()
+
+
+def test_strength_leaves_out_the_first_steps(pipe):
+    plain, edit = one(pipe("a red fox", num_steps=4)), dict(prompt="a red fox", image=PHOTO, num_steps=4)
+    assert difference(one(pipe(**edit, strength=1.0)), plain) <= 1
+    photo = np.asarray(PHOTO, int)
+    distances = [np.abs(one(pipe(**edit, strength=s)) - photo).mean() for s in (0.0, 0.25, 0.5, 1.0)]
+    assert distances == sorted(distances) and distances[1] < distances[2]
+    said = []
+    pipe(**edit, strength=0.5, progress=lambda *report: said.append(report))
+    assert said[-1] == ("Decoding", 2, 2)
+
+
+def test_margins_are_drawn_around_the_image(pipe):
+    result = pipe("a red fox", image=PHOTO, outpaint=(8, 0, 16, 8), strength=1.0)
+    got = one(result)
+    assert got.shape == (40, 56, 3)
+    assert difference(got[:32, 8:40], PHOTO) == 0
+    assert np.abs(np.diff(got[:, 48:], axis=1)).max() > 0  # and not the edge repeated
+    with pytest.raises(InputError, match="outpaint needs an image to edit"):
+        pipe("a fox", outpaint=8)
+
+
+def test_sizes(pipe):
+    photo = oracle.photo(2, 45, 34)
+    result = pipe("a fox", image=photo, strength=0.3)
+    assert result.images[0].size == (40, 32)
+    assert result.records[0]["notes"] == ["the image was cropped to 40 x 32, whole multiples of 8 pixels"]
+    kept = pipe("a fox", image=photo, mask=Image.new("L", photo.size), strength=0.3)
+    assert difference(one(kept), np.asarray(photo)[1:33, 2:42]) == 0
+    assert pipe("a fox", image=photo, width=24, strength=0.3).images[0].size == (24, 16)
+    assert pipe("a fox", image=photo, width=24, height=32, strength=0.3).images[0].size == (24, 32)
+
+
+def test_a_second_pass_guides_in_its_steps_alone(pipe):
+    draw = lambda **more: one(pipe("a red fox", negative_prompt="a house", num_steps=4, **more))
+    plain, guided = draw(), draw(true_guidance=3.0)
+    assert difference(plain, guided) > 2
+    late = draw(true_guidance=3.0, guidance_steps=(0.5, 1.0))
+    assert difference(late, plain) > 2 and difference(late, guided) > 2
+    assert difference(draw(true_guidance=3.0, guidance_steps=(0.0, 0.1)), plain) == 0
+    assert difference(draw(true_guidance=1.0001), plain) <= 1
+    (note,) = pipe.request("a fox", options=GenerationOptions(negative_prompt="a house")).notes
+    assert "set true_guidance" in note
+
+
+def test_variations_lie_between_two_seeds(pipe):
+    draw = lambda **more: one(pipe("a red fox", **more))
+    first, second = draw(seed=1), draw(seed=2)
+    between = [draw(seed=1, variation_seed=2, variation=v) for v in (0.0, 0.1, 1.0)]
+    assert difference(between[0], first) == 0 and difference(between[2], second) <= 1
+    assert 0 < np.abs(between[1] - first).mean() < np.abs(between[1] - second).mean()
+
+
+def test_edits_share_a_batch_with_edits_only(pipe):
+    other = oracle.photo(3, 32, 32)
+    settings = dict(options=GenerationOptions(strength=0.5, num_steps=4))
+    requests = [
+        pipe.request("a fox", image=PHOTO, mask=MASK, **settings),
+        pipe.request("a cat", image=other, **settings),
+        pipe.request("a cat", options=settings["options"]),
+    ]
+    together = pixels(pipe.generate(requests))
+    for one_request, got in zip(requests, together, strict=True):
+        assert difference(pixels(pipe.generate([one_request]))[0], got) <= 1
+
+
+def test_the_record_repeats_an_edit(pipe, tmp_path):
+    PHOTO.save(tmp_path / "photo.png"), MASK.save(tmp_path / "mask.png")
+    (tmp_path / "items.json").write_text(
+        json.dumps([{"prompt": "a fox", "image": "photo.png", "mask": "mask.png", "strength": 0.6, "outpaint": 8}])
+    )
+    items = batch_jobs.read_items(tmp_path / "items.json")
+    job = batch_jobs.Job(tmp_path / "out")
+    ((path, _),) = job.run(pipe, items, lambda *_: None)
+    record = json.loads(pathlib.Path(path).with_suffix(".json").read_text())
+    assert set(record["request"]) >= {"image", "mask", "strength", "outpaint"}
+    repeated = request.from_record(record, tmp_path)
+    again = pipe.request(**(repeated | {"options": GenerationOptions(**repeated["options"])}))
+    np.testing.assert_array_equal(one(pipe.generate([again])), np.asarray(Image.open(path), int))
+    assert again.identity({}) != pipe.request("a fox", image=PHOTO, options=again.options).identity({})
+    oracle.photo(9, 32, 32).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=r"mask.png is no longer the file"):
+        request.from_record(record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(mask=MASK), "a mask needs an image to edit"),
+        (dict(image=PHOTO, mask=oracle.photo(1, 30, 32)), "the same size, not 30 x 32 and 32 x 32"),
+        (dict(image=PHOTO, strength=1.5), "strength must be a number from 0 to 1, not 1.5"),
+        (dict(image=PHOTO, outpaint=(1, 2)), "outpaint must be pixels at the left, top, right and bottom, not 2"),
+        (dict(image=PHOTO, outpaint=(0, -1, 0, 0)), "outpaint must be a whole number from 0"),
+        (dict(image=oracle.photo(1, 5, 90)), "the image would be 5 x 90 pixels"),
+        (dict(image=PHOTO, content=PHOTO, keep_size=True), "does not go with an image to edit"),
+        (dict(guidance_steps=(0.6, 0.5)), "guidance_steps must be two numbers from 0 to 1"),
+        (dict(variation=2.0), "variation must be a number from 0 to 1"),
+    ],
+)
+def test_mistakes(pipe, arguments, message):
+    with pytest.raises(InputError, match=message):
+        pipe("a fox", **arguments)
