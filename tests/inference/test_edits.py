@@ -21,6 +21,7 @@ from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.inference import batch_jobs, request
 from uso_jax.inference.options import GenerationOptions
+from uso_jax.inference.tiling import Tiling
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
 
@@ -150,6 +151,39 @@ def test_variations_lie_between_two_seeds(pipe):
     between = [draw(seed=1, variation_seed=2, variation=v) for v in (0.0, 0.1, 1.0)]
     assert difference(between[0], first) == 0 and difference(between[2], second) <= 1
     assert 0 < np.abs(between[1] - first).mean() < np.abs(between[1] - second).mean()
+
+
+# ---------------------------------------------------------------------------------------------------- enlarging
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_tiles_cover_the_image_and_blend_to_it(multiple):
+    tiling = Tiling.of((7, 9), (4, 5), multiple)
+    assert len(tiling.index) % multiple == 0 and set(tiling.index.flat) == set(range(63))
+    x = np.random.default_rng(0).standard_normal((1, 63, 2)).astype(np.float32)
+    np.testing.assert_allclose(tiling.join(tiling.cut(x)), x, atol=1e-6)
+    rows = tiling.index.reshape(-1, 4, 5)
+    assert (np.diff(rows, axis=1) == 9).all() and (np.diff(rows, axis=2) == 1).all()
+    assert Tiling.of((4, 5), (4, 5)).index.shape == (1, 20)
+    lower = tiling.weight.reshape(-1, 4, 5)[0]
+    assert lower[0, 0] == 1 and 0 < lower[-1, -1] < 1  # an overlap fades
+
+
+def test_an_enlarged_image_is_drawn_in_tiles(pipe):
+    small = pipe("a red fox", num_steps=4).images[0]
+    said = []
+    large = pipe("a red fox", num_steps=4, upscale=1.5, upscale_strength=0.5, progress=lambda *one: said.append(one))
+    assert large.images[0].size == (48, 48) and said[-1] == ("Decoding", 6, 6)
+    plain = np.asarray(small.resize((48, 48), Image.Resampling.LANCZOS), int)
+    kept, drawn = (one(pipe("a red fox", num_steps=4, upscale=1.5, upscale_strength=s)) for s in (0.0, 0.75))
+    assert np.abs(kept - plain).mean() < np.abs(one(large) - plain).mean() < np.abs(drawn - plain).mean()
+
+
+def test_one_tile_equals_image_to_image(pipe):
+    """An image that needs no tiles: enlarged by less than a token, its one tile is the image."""
+    small = pipe("a red fox", num_steps=4).images[0]
+    want = pipe("a red fox", image=small, num_steps=4, strength=0.5)
+    assert difference(one(pipe("a red fox", num_steps=4, upscale=1.1, upscale_strength=0.5)), one(want)) <= 1
 
 
 def test_edits_share_a_batch_with_edits_only(pipe):

@@ -28,7 +28,7 @@ OTHER = dict(
     width=48, height=40, keep_size=True, num_steps=7, guidance=2.5, seed=5, shift="none", pe="w", content_ref=24,
     content_strength=2.0, style_strength=0.5, style_fit="crop", reference_mode="upstream",
     negative_prompt="a photo", isolated="all", true_guidance=2.0, guidance_steps=(0.25, 0.5), strength=0.5,
-    outpaint=(8, 0, 16, 0), variation=0.1, variation_seed=7,
+    outpaint=(8, 0, 16, 0), upscale=2.0, upscale_strength=0.5, variation=0.1, variation_seed=7,
 )  # fmt: skip
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
 

@@ -24,7 +24,8 @@ from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import files
 from uso_jax.inference import batch_jobs, request
-from uso_jax.inference.options import BOOLEAN, GenerationOptions
+from uso_jax.inference.option_kinds import BOOLEAN
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.reporter import Reporter
 from uso_jax.parallel import sharding

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from uso_jax.inference.options import BOOLEAN, SPECS, GenerationOptions
+from uso_jax.inference.option_kinds import BOOLEAN
+from uso_jax.inference.options import SPECS, GenerationOptions
 
 
 def add_option_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(SPECS)) -> None:

@@ -5,14 +5,17 @@
 Requests with different references share a batch. Missing references are masked zeros, which equals leaving them out.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.inference.reference_encoder import EncodedReferences
 from uso_jax.inference.request import Request
-from uso_jax.inference.sampler import Conditions
+from uso_jax.inference.sampler import Conditions, Sampler
+from uso_jax.inference.tiling import Tiling
 from uso_jax.models.uso import USO
 
 
@@ -94,6 +97,25 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         conditions.ref_valid, conditions.ref_bias = _attention(valid, strengths, weighted)
         conditions.ref_ids = system.reference_ids(system.token_grid(first.height, first.width), grids, first.pe)
     return conditions
+
+
+def tile_conditions(
+    system: USO, request: Request, encoded: EncodedReferences, sampler: Sampler, image: Image.Image
+) -> tuple[Conditions, Tiling]:
+    """Return the inputs of the tiles of an enlarged image, and where they lie."""
+    options, side = request.options, system.config.pixels_per_token
+    width, height = (round(length * options.upscale) // side * side for length in image.size)
+    grids = system.token_grid(height, width), system.token_grid(options.height, options.width)
+    tiling = Tiling.of(*grids, sampler.data_shards)
+    plain = dataclasses.replace(request, canvas=None)
+    conditions = make_conditions(system, [plain] * len(tiling.index), encoded)
+    conditions.times = conditions.times[:, -request.upscale_steps - 1 :]
+    conditions.seeds = conditions.seeds[:1]
+    if conditions.variation is not None:
+        conditions.variation, conditions.variation_seeds = conditions.variation[:1], conditions.variation_seeds[:1]
+    enlarged = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    conditions.start, conditions.whole = sampler.latents(enlarged)[None], (height, width)
+    return conditions, tiling
 
 
 def _seeds(values: Sequence[int]) -> np.ndarray:

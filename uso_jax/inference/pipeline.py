@@ -28,8 +28,9 @@ from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.reference import ImageLike, Reference
-from uso_jax.inference.batch import group_requests, make_conditions
-from uso_jax.inference.options import SPECS, GenerationOptions, Number, Whole
+from uso_jax.inference.batch import group_requests, make_conditions, tile_conditions
+from uso_jax.inference.option_kinds import Number, Whole
+from uso_jax.inference.options import SPECS, GenerationOptions
 from uso_jax.inference.reference_encoder import ReferenceEncoder
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
@@ -210,6 +211,8 @@ class USOPipeline:
         guidance_steps: Sequence[Number] | Sequence[Sequence[Number]] = GenerationOptions.guidance_steps,
         strength: Number | Sequence[Number] = GenerationOptions.strength,
         outpaint: Whole | Sequence[Whole] | Sequence[Sequence[Whole]] = GenerationOptions.outpaint,
+        upscale: Number | Sequence[Number] = GenerationOptions.upscale,
+        upscale_strength: Number | Sequence[Number] = GenerationOptions.upscale_strength,
         variation: Number | Sequence[Number] = GenerationOptions.variation,
         variation_seed: Whole | Sequence[Whole] = GenerationOptions.variation_seed,
         batch_size: int | None = None,
@@ -250,6 +253,8 @@ class USOPipeline:
           guidance_steps: share of the steps from which, and up to which, a second pass guides.
           strength: how much of `image` is drawn anew: 0 returns it, 1 starts from noise.
           outpaint: pixels to draw around `image`: left, top, right and bottom, or one number.
+          upscale: enlarge the image by this factor, and draw its details in overlapping tiles of its first size.
+          upscale_strength: how much of the enlarged image is drawn anew.
           variation: how far the noise is moved towards that of `variation_seed`; 1 is that seed's image.
           variation_seed: random seed of the variation.
           batch_size: the most images to generate at once. By default all that can share a batch.
@@ -264,7 +269,8 @@ class USOPipeline:
             content_ref=content_ref, content_strength=content_strength, style_strength=style_strength,
             style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
             true_guidance=true_guidance, guidance_steps=guidance_steps, strength=strength, outpaint=outpaint,
-            variation=variation, variation_seed=variation_seed, image=image, mask=mask,
+            upscale=upscale, upscale_strength=upscale_strength, variation=variation, variation_seed=variation_seed,
+            image=image, mask=mask,
         )  # fmt: skip
         requests = []
         for one in _per_image(values):
@@ -299,26 +305,32 @@ class USOPipeline:
     ) -> Result:
         """Generate the images of requests. Images of one size run together; missing references are masked."""
         _log_notes(note for request in requests for note in request.notes)  # before minutes of compilation
-        steps = lambda group: requests[group[0]].num_steps
         groups = group_requests(requests, batch_size or len(requests))
-        total, done = sum(map(steps, groups)), 0
-        if progress is not None and any(one.styles or one.contents or one.canvas is not None for one in requests):
-            progress("Encoding references", 0, total)
+        enlarged = [i for i, request in enumerate(requests) if request.options.upscale > 1]
+        total = sum(requests[group[0]].num_steps for group in groups)
+        total += sum(requests[i].upscale_steps for i in enlarged)
+        done = 0
+
+        def report(phase: str, step: int, _: int) -> None:
+            if progress is not None:
+                progress(phase, done + step, total)
+
+        if any(one.styles or one.contents or one.canvas is not None for one in requests):
+            report("Encoding references", 0, total)
         encoded = self._references.encode(requests)
         images: dict[int, Image.Image] = {}
         for group in groups:
-
-            def report(phase: str, step: int, _: int, done: int = done) -> None:
-                if progress is not None:
-                    progress(phase, done + step, total)
-
             padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
             conditions = make_conditions(self.system, [requests[i] for i in padded], encoded)
             arrays = self.sampler.run(conditions, report)
             for i, pixels in zip(group, arrays, strict=False):
                 canvas = requests[i].canvas
                 images[i] = Image.fromarray(pixels if canvas is None else canvas.paste(pixels))
-            done += steps(group)
+            done += requests[group[0]].num_steps
+        for i in enlarged:
+            tiles, tiling = tile_conditions(self.system, requests[i], encoded, self.sampler, images[i])
+            images[i] = Image.fromarray(self.sampler.run(tiles, report, tiling)[0])
+            done += requests[i].upscale_steps
         return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
 
     def encode_style(

@@ -19,7 +19,8 @@ from uso_jax.images.decode import Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.canvas import Canvas, first_step
-from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options, whole
+from uso_jax.inference.option_kinds import whole
+from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options
 from uso_jax.inference.styles import StyleEmbedding
 from uso_jax.models.uso import USO
 from uso_jax.weights.pretrained import Pretrained
@@ -74,6 +75,11 @@ class Request:
         """Sampling steps that are run: an image to edit leaves out the first ones."""
         skipped = 0 if self.canvas is None else first_step(self.options.num_steps, self.options.strength)
         return self.options.num_steps - skipped
+
+    @property
+    def upscale_steps(self) -> int:
+        """Sampling steps of the enlarged image."""
+        return self.options.num_steps - first_step(self.options.num_steps, self.options.upscale_strength)
 
     @property
     def has_strengths(self) -> bool:

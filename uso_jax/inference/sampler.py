@@ -10,18 +10,21 @@ times, so the number of steps is free.
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
+from uso_jax.inference import latents
+from uso_jax.inference.latents import Latents
+from uso_jax.inference.tiling import Tiling
 from uso_jax.models import tiled_decoding
 from uso_jax.models.uso import USO, Inputs, to_bytes
 from uso_jax.parallel import sharding
@@ -57,6 +60,7 @@ class Conditions:
     drawn: Float[np.ndarray, "b l d"] | None = None  # how much of each latent is drawn anew; None: all
     variation_seeds: UInt32[np.ndarray, "b 2"] | None = None
     variation: Float[np.ndarray, " b"] | None = None  # how far the noise is moved towards that of the other seeds
+    whole: tuple[int, int] = (0, 0)  # (height, width) of the image whose tiles are the batch
 
     def is_guided(self, step: int) -> bool:
         """Whether a step has a second pass with the negative text."""
@@ -91,11 +95,11 @@ class Sampler:
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "prepare": jax.jit(self._prepare, static_argnums=4),
             "noise": jit(self._draw, static_argnums=1),
-            "vary": jit(_vary),
-            "start": jit(flow.interpolate),
-            "keep": jit(_keep),
             "step": jit(self._advance),
             "decode": jit(self._image, static_argnums=(2, 3, 4)),
+            # Of one image that is drawn in tiles: it is not a batch that could be split.
+            "whole noise": jax.jit(self._draw, static_argnums=1, out_shardings=self._replicated),
+            "whole decode": jax.jit(self._image, static_argnums=(2, 3, 4), out_shardings=self._replicated),
         }
         self.steps: dict[Any, Any] = {}  # compiled programs of one step, keyed by argument shapes
 
@@ -144,61 +148,82 @@ class Sampler:
             self._lent = name, part | jax.device_put({path: part[path] for path in shardings}, shardings)
         return self._lent[1]
 
-    def run(self, conditions: Conditions, progress: Progress) -> UInt8[np.ndarray, "b h w 3"]:
-        """Generate a batch of images."""
+    def run(
+        self, conditions: Conditions, progress: Progress, tiling: Tiling | None = None
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Generate a batch of images, or with a tiling one image whose tiles are the batch.
+
+        With a tiling, `conditions` has the tiles' size, and one seed and one start of the whole image.
+        """
         c = conditions
-        place = lambda x: None if x is None else jax.device_put(x, self._batch)
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding text", 0, num_steps)
-            encode = lambda tokens: self.programs["text"](self._part("text"), jax.tree.map(place, tokens))
-            txt, y = jax.block_until_ready(encode(c.tokens))
-            negative = (None, None) if c.negative is None else jax.block_until_ready(encode(c.negative))
-            rows, columns = self.system.token_grid(c.height, c.width)
-            inputs = Inputs(
-                txt,
-                y,
-                jax.device_put(self.system.position_ids(rows, columns), self._replicated),
-                style_valid=place(c.style_valid),
-                style_bias=place(c.style_bias),
-                ref_img=place(c.ref_img),
-                ref_ids=None if c.ref_ids is None else jax.device_put(c.ref_ids, self._replicated),
-                ref_valid=place(c.ref_valid),
-                ref_bias=place(c.ref_bias),
-                negative_txt=negative[0],
-                negative_y=negative[1],
-                negative_scale=place(c.negative_scale),
-            )
+            inputs = self._inputs(c)
             params = self._part("transformer")
-            style = None if c.features is None else self.programs["style"](params, place(c.features))
-            noise = self.programs["noise"](place(c.seeds), rows * columns)
-            if c.variation is not None:
-                other = self.programs["noise"](place(c.variation_seeds), rows * columns)
-                noise = self.programs["vary"](noise, other, place(c.variation))
-            times, guidance = [place(t) for t in c.times.T], place(c.guidance)
-            start, drawn = place(c.start), place(c.drawn)
-            x = noise if start is None else self.programs["start"](start, noise, times[0])
-            # Lowering passes shapes, which the type-checked dataclass refuses.
-            inputs = {name: getattr(inputs, name) for name in Inputs.arrays()}
+            style = None if c.features is None else self.programs["style"](params, self._place(c.features))
+            times, guidance = [self._place(t) for t in c.times.T], self._place(c.guidance)
             if c.isolated != "none":
                 inputs, style = self.programs["prepare"](params, inputs, style, guidance, c.isolated)
+            rows, columns = self.system.token_grid(c.height, c.width)
+            if tiling is None:
+                state, own_times = self._latents(c, "noise", rows * columns, self._place), times
+                cut = join = lambda x: x
+            else:
+                replicate = functools.partial(jax.device_put, device=self._replicated)
+                state = self._latents(c, "whole noise", tiling.num_tokens, replicate)
+                own_times = [replicate(t[:1]) for t in c.times.T]
+                cut, join = lambda x: self._place(tiling.cut(x)), lambda x: replicate(tiling.join(x))
+            x = state.begin(own_times[0])
             plain = inputs | dict.fromkeys(("negative_txt", "negative_y", "negative_scale"))
-            conditions = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
+            passes = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
+            like = cut(x)
             steps = [
-                self._step((params, one, style, x, times[0], times[1], guidance), num_steps, progress)
-                for one in conditions
+                self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
+                for one in passes
             ]
             progress("Sampling", 0, num_steps)
-            for number, (step, one) in enumerate(zip(steps, conditions, strict=True)):
-                x = step(params, one, style, x, times[number], times[number + 1], guidance)
-                if drawn is not None:
-                    x = self.programs["keep"](x, start, noise, times[number + 1], drawn)
-                x.block_until_ready()  # so that progress counts finished steps
+            for number, (step, one) in enumerate(zip(steps, passes, strict=True)):
+                x = join(step(params, one, style, cut(x), times[number], times[number + 1], guidance))
+                x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
                 progress("Sampling", number + 1, num_steps)
             del params  # so that they can be freed
             progress("Decoding", num_steps, num_steps)
-            decode = self.programs["decode"]
-            return np.asarray(decode(self._part("autoencoder"), x, c.height, c.width, c.round_down))
+            decode, size = ("decode", (c.height, c.width)) if tiling is None else ("whole decode", c.whole)
+            return np.asarray(self.programs[decode](self._part("autoencoder"), x, *size, c.round_down))
+
+    def _place(self, x: np.ndarray | Array | None) -> Array | None:
+        """Put the arrays of a batch on the devices."""
+        return None if x is None else jax.device_put(x, self._batch)
+
+    def _inputs(self, c: Conditions) -> dict[str, Any]:
+        """Encode texts. Return the transformer's inputs by name: the type-checked dataclass refuses shapes."""
+        place, replicate = self._place, lambda x: None if x is None else jax.device_put(x, self._replicated)
+        encode = lambda tokens: self.programs["text"](self._part("text"), jax.tree.map(place, tokens))
+        txt, y = jax.block_until_ready(encode(c.tokens))
+        negative = (None, None) if c.negative is None else jax.block_until_ready(encode(c.negative))
+        inputs = Inputs(
+            txt,
+            y,
+            replicate(self.system.position_ids(*self.system.token_grid(c.height, c.width))),
+            style_valid=place(c.style_valid),
+            style_bias=place(c.style_bias),
+            ref_img=place(c.ref_img),
+            ref_ids=replicate(c.ref_ids),
+            ref_valid=place(c.ref_valid),
+            ref_bias=place(c.ref_bias),
+            negative_txt=negative[0],
+            negative_y=negative[1],
+            negative_scale=place(c.negative_scale),
+        )
+        return {name: getattr(inputs, name) for name in Inputs.arrays()}
+
+    def _latents(self, c: Conditions, program: str, num_tokens: int, place: Callable) -> Latents:
+        noise = self.programs[program](place(c.seeds), num_tokens)
+        if c.variation is not None:
+            other = self.programs[program](place(c.variation_seeds), num_tokens)
+            noise = latents.vary(noise, other, place(c.variation))
+        return Latents(noise, *(None if one is None else place(one) for one in (c.start, c.drawn)))
 
     def _image(
         self, params: Params, tokens: Float[Array, "b l d"], height: int, width: int, round_down: bool = False
@@ -234,20 +259,3 @@ class Sampler:
     def _advance(self, params, inputs, style, x, t, s, guidance):
         velocity = self.system.velocity(params, Inputs(**inputs), x, t, guidance, style)
         return flow.euler_step(x, velocity, t, s)
-
-
-def _vary(noise: Float[Array, "b l d"], other: Float[Array, "b l d"], share: Float[Array, " b"]) -> Array:
-    """Move noise towards other noise along the circle through both, so that it stays normal."""
-    angle = (0.5 * np.pi * share)[:, None, None]
-    return jnp.cos(angle) * noise + jnp.sin(angle) * other
-
-
-def _keep(
-    x: Float[Array, "b l d"],
-    start: Float[Array, "b l d"],
-    noise: Float[Array, "b l d"],
-    t: Float[Array, " b"],
-    drawn: Float[Array, "b l d"],
-) -> Array:
-    """Set back what is not drawn anew to the image with the noise of time t."""
-    return drawn * x + (1 - drawn) * flow.interpolate(start, noise, t)

@@ -51,7 +51,7 @@ def decode_tiled(
     cut = lambda corner: jax.lax.dynamic_slice(z, (0, *corner, 0), (z.shape[0], *size, z.shape[3]))
     tiles = jax.lax.map(lambda corner: decode(cut(corner)), jnp.asarray(corners))
     scale = tiles.shape[2] // size[0]
-    ramps = [_ramp(side * scale, tile // 4 * scale) for side in size]
+    ramps = [ramp(side * scale, tile // 4 * scale) for side in size]
     weight = ramps[0][:, None] * ramps[1][None]
     total = np.zeros((height * scale, width * scale), np.float32)
     whole = jnp.zeros((z.shape[0], height * scale, width * scale, tiles.shape[-1]))
@@ -62,7 +62,7 @@ def decode_tiled(
     return whole / total[None, ..., None]
 
 
-def _ramp(length: int, overlap: int) -> np.ndarray:
+def ramp(length: int, overlap: int) -> np.ndarray:
     """Return blending weights: a linear ramp at both ends, never zero because borders have no neighbour."""
     rise = np.minimum((np.arange(length) + 1) / (overlap + 1), 1)
     return np.minimum(rise, rise[::-1]).astype(np.float32)
