@@ -133,6 +133,27 @@ def test_sizes(pipe):
     assert pipe("a fox", image=photo, width=24, height=32, strength=0.3).images[0].size == (24, 32)
 
 
+def test_a_content_mask_hides_the_rest(pipe):
+    content, other = np.asarray(oracle.photo(4, 32, 32)).copy(), np.asarray(oracle.photo(6, 32, 32))
+    mask = np.zeros((32, 32, 3), np.uint8)
+    mask[4:8, 10:20] = 255  # touches the second and third token of the first row
+    draw = lambda content, **more: one(pipe("a red fox", content=content, **more))
+    masked = draw(content, content_mask=mask)
+    assert difference(masked, draw(content)) > 2
+    whole = np.full_like(mask, 255)
+    assert difference(draw(content, content_mask=whole), draw(content)) <= 1
+    request = pipe.request("a fox", contents=[content], content_mask=mask)
+    assert np.flatnonzero(request.counted).tolist() == [1, 2]
+    assert draw(other, content_mask=mask).shape == masked.shape
+    for arguments, message in (
+        (dict(content_mask=mask), "content_mask needs a content image"),
+        (dict(content=oracle.photo(1, 30, 32), content_mask=mask), "same size, not 32 x 32 and 30 x 32"),
+        (dict(content=content, content_mask=np.zeros_like(mask)), "black everywhere"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe("a fox", **arguments)
+
+
 def test_a_second_pass_guides_in_its_steps_alone(pipe):
     draw = lambda **more: one(pipe("a red fox", negative_prompt="a house", num_steps=4, **more))
     plain, guided = draw(), draw(true_guidance=3.0)

@@ -60,7 +60,7 @@ def called(**arguments) -> list[GenerationOptions]:
 
 def test_the_pipeline_takes_every_option_by_keyword():
     parameters = inspect.signature(USOPipeline.__call__).parameters
-    others = {"self", "prompt", "content", "contents", "styles", "image", "mask", "batch_size", "progress"}
+    others = {"self", "prompt", "content", "contents", "styles", *request.IMAGES, "batch_size", "progress"}
     assert set(parameters) - others == set(SPECS)
     assert {name: parameters[name].default for name in SPECS} == DEFAULTS
     assert called() == [GenerationOptions()]

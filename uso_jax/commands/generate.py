@@ -83,6 +83,7 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
         path = pathlib.Path(args.from_image)
         record = files.read_record(path)
         repeated = request.from_record(record, path.parent)
+        repeated["images"] = {name: repeated.pop(name) for name in request.IMAGES if name in repeated}
         args.concat_refs = args.concat_refs or bool(record.get("concat_refs"))
         args.made_with = {name: value for name, value in record.get("weights", {}).items() if name != "name"}
         options = repeated.pop("options")
@@ -92,7 +93,7 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
     if args.prompt is None and not args.image_paths and not args.image:
         raise InputError('nothing to generate: pass --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
-    values |= {"image": args.image, "mask": args.mask}
+    values |= {name: getattr(args, name) for name in request.IMAGES}
     return [batch_jobs.parse_item(values)], given
 
 
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--content_paths", nargs="*", default=[], metavar="IMAGE", help="further content images")
     add("--image", metavar="IMAGE", help="image to edit, in place of noise; see --strength, --mask and --outpaint")
     add("--mask", metavar="IMAGE", help="white where that image is drawn anew; what is black keeps its pixels")
+    add("--content_mask", metavar="IMAGE", help="white where the content image counts")
     add("--eval_json_path", metavar="JSON", help="list of items, each with prompt, image_paths and any option")
     add("--from_image", metavar="PNG", help="repeat an image from its record; other flags change it")
     add("--save_path", default="output/inference", metavar="DIR", help="folder of the images (default: %(default)s)")

@@ -94,6 +94,9 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         rows = [[token for latent in encoded.latents(request) for token in latent] for request in batch]
         strengths = [[one.content_strength] * len(row) for one, row in zip(options, rows, strict=True)]
         conditions.ref_img, valid = _stack(rows)
+        for row, request in zip(valid, batch, strict=True):
+            if request.counted is not None:
+                row[: len(request.counted)] &= request.counted
         conditions.ref_valid, conditions.ref_bias = _attention(valid, strengths, weighted)
         conditions.ref_ids = system.reference_ids(system.token_grid(first.height, first.width), grids, first.pe)
     return conditions

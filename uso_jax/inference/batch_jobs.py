@@ -4,8 +4,8 @@
 
     [{"prompt": "...", "image_paths": ["content.png" or "", "style.png", ...], "save_dir": "..."}, ...]
 
-An item may also have "content_paths" (further content images), "image" (to edit) with "mask", and any generation
-option, such as "width" or "seed".
+An item may also have "content_paths" (further content images), "image" (to edit) with "mask", "content_mask", and any
+generation option, such as "width" or "seed".
 Paths are relative to the file, with "/" or "\\" between folders. The config.json of an example of upstream's app is one
 item: {"prompt": "...", "image_ref1": "content.png", "image_ref2": "style.png", "seed": 3407}.
 
@@ -27,11 +27,11 @@ from uso_jax.images import files
 from uso_jax.images.reference import Reference
 from uso_jax.inference.options import MAX_SEED, SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
-from uso_jax.inference.request import PROMPT_LIMIT, ContentLike, Request, StyleLike
+from uso_jax.inference.request import IMAGES, PROMPT_LIMIT, ContentLike, Request, StyleLike
 from uso_jax.inference.sampler import Progress
 from uso_jax.inference.styles import is_style
 
-_KEYS = ("prompt", "image_paths", "content_paths", "image", "mask", "save_dir")
+_KEYS = ("prompt", "image_paths", "content_paths", *IMAGES, "save_dir")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Item:
     styles: Sequence[StyleLike] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     save_dir: str | None = None
-    image: ContentLike | None = None
-    mask: ContentLike | None = None
+    images: Mapping[str, ContentLike] = field(default_factory=dict)  # of IMAGES
 
 
 def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", where: str = "") -> Item:
@@ -76,13 +75,12 @@ def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", whe
     # The name of a saved style is not relative to the folder.
     is_name = lambda path: not pathlib.Path(path).suffix and not pathlib.Path(folder, path).exists()
     styles = [path if is_name(path) else located(path) for path in styles if path]
-    edited = {}
-    for key in ("image", "mask"):
-        path = values.get(key) or None
-        if not isinstance(path, str | None):
+    images = {key: values[key] for key in IMAGES if values.get(key)}
+    for key, path in images.items():
+        if not isinstance(path, str):
             raise InputError(f"{name}: {key} must be a path, not {path!r}")
-        edited[key] = path and located(path)
-    for path in [*contents, *(path for path in styles if not is_style(path)), *filter(None, edited.values())]:
+        images[key] = located(path)
+    for path in [*contents, *(path for path in styles if not is_style(path)), *images.values()]:
         if not pathlib.Path(path).is_file():
             raise InputError(f"{name}: image {path!r} does not exist; check the path")
     save_dir = values.get("save_dir")
@@ -92,7 +90,7 @@ def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", whe
     ):
         raise InputError(f"{name}: save_dir {save_dir!r} must be a relative path without ..")
     options = check_options({key: value for key, value in values.items() if key in SPECS}, f"{name}: ")
-    return Item(number, prompt, contents, styles, options, save_dir, **edited)
+    return Item(number, prompt, contents, styles, options, save_dir, images)
 
 
 def read_items(path: str | pathlib.Path) -> list[Item]:
@@ -182,7 +180,7 @@ class Job:
                     continue
                 # References are read here, one image at a time, so that a long list does not fill the memory.
                 one = dataclasses.replace(options, seed=options.seed + repeat)
-                read = dict(contents=item.contents, styles=item.styles, image=item.image, mask=item.mask)
+                read = dict(contents=item.contents, styles=item.styles, **item.images)
                 request = pipe.request(item.prompt, **read, options=one)
                 identity = request.identity({**pipe.context, "concat_refs": self.concat_refs})
                 numbered = item.save_dir is None

@@ -192,6 +192,7 @@ class USOPipeline:
         styles: Sequence[StyleLike] | Sequence[Sequence[StyleLike]] | None = None,
         image: ContentLike | Sequence[ContentLike | None] | None = None,
         mask: ContentLike | Sequence[ContentLike | None] | None = None,
+        content_mask: ContentLike | Sequence[ContentLike | None] | None = None,
         width: Whole | Sequence[Whole | None] | None = None,
         height: Whole | Sequence[Whole | None] | None = None,
         keep_size: bool | Sequence[bool] = GenerationOptions.keep_size,
@@ -231,6 +232,7 @@ class USOPipeline:
           styles: style images, style files or names of saved styles. Each style has separate tokens.
           image: an image to edit: generation starts from it and keeps its size.
           mask: white where that image is drawn anew, of its size. What is black keeps its pixels.
+          content_mask: white where the content image counts, of its size: what is black is not looked at.
           width: image width in pixels, rounded down to whole tokens.
           height: image height in pixels, rounded down to whole tokens.
           keep_size: use the shape of the content image in place of width and height.
@@ -270,11 +272,11 @@ class USOPipeline:
             style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
             true_guidance=true_guidance, guidance_steps=guidance_steps, strength=strength, outpaint=outpaint,
             upscale=upscale, upscale_strength=upscale_strength, variation=variation, variation_seed=variation_seed,
-            image=image, mask=mask,
+            image=image, mask=mask, content_mask=content_mask,
         )  # fmt: skip
         requests = []
         for one in _per_image(values):
-            named = {name: one.pop(name) for name in ("prompt", "contents", "styles", "image", "mask")}
+            named = {name: one.pop(name) for name in list(one) if name not in SPECS and name != "content"}
             if (content := one.pop("content")) is not None:
                 if named["contents"]:
                     raise InputError("pass content or contents, not both")
@@ -290,6 +292,7 @@ class USOPipeline:
         styles: Sequence[StyleLike] | StyleLike | None = None,
         image: ContentLike | None = None,
         mask: ContentLike | None = None,
+        content_mask: ContentLike | None = None,
         options: GenerationOptions | None = None,
     ) -> Request:
         """Read the references of one image and complete its options, without generating it.
@@ -297,7 +300,7 @@ class USOPipeline:
         Raises:
           InputError: a value is not allowed; the message names it.
         """
-        read = dict(contents=contents, styles=styles, image=image, mask=mask)
+        read = dict(contents=contents, styles=styles, image=image, mask=mask, content_mask=content_mask)
         return make_request(self.pretrained, self.system, prompt, **read, options=options)
 
     def generate(

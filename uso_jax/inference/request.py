@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.images.decode import Pixels, ReferenceMode
@@ -27,6 +30,7 @@ from uso_jax.weights.pretrained import Pretrained
 
 ContentLike = ImageLike | Reference
 StyleLike = ImageLike | Reference | StyleEmbedding
+IMAGES = ("image", "mask", "content_mask")  # arguments that are one image each, besides the references
 PROMPT_LIMIT = 1 << 16  # characters; encoders read at most 512 tokens
 
 
@@ -40,6 +44,8 @@ class Request:
       contents: the same images, resized and cropped.
       styles: style images and style files in order.
       canvas: the image to edit; None: the image is drawn from noise.
+      content_mask: white where the first content image counts; None: everywhere.
+      counted: its tokens that count; None: all.
       options: without None; sizes are whole tokens, and style_strength has one number per style.
       notes: what was changed.
     """
@@ -51,6 +57,8 @@ class Request:
     options: GenerationOptions
     notes: tuple[str, ...] = ()
     canvas: Canvas | None = None
+    content_mask: Reference | None = None
+    counted: Bool[np.ndarray, " r"] | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what repeats the request, in JSON terms: the arguments of `make_request`, options by name."""
@@ -59,6 +67,7 @@ class Request:
             "contents": [reference.record() for reference in self.references],
             "styles": [style.record() for style in self.styles],
             **({} if self.canvas is None else self.canvas.record()),
+            **({} if self.content_mask is None else {"content_mask": self.content_mask.record()}),
             **self.options.record(),
         }
 
@@ -66,7 +75,7 @@ class Request:
         """Return a short hash of the request and its context. References count by their bytes, not by their path."""
         record = self.record()
         record |= {name: [item["sha256"] for item in record[name]] for name in ("contents", "styles")}
-        record |= {name: record[name]["sha256"] for name in ("image", "mask") if name in record}
+        record |= {name: record[name]["sha256"] for name in IMAGES if name in record}
         text = json.dumps([record, dict(context)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -100,6 +109,7 @@ def make_request(
     styles: Sequence[StyleLike] | StyleLike | None = None,
     image: ContentLike | None = None,
     mask: ContentLike | None = None,
+    content_mask: ContentLike | None = None,
     options: GenerationOptions | None = None,
 ) -> Request:
     """Read the references of one image and complete its options by the defaults of the weights directory.
@@ -123,6 +133,8 @@ def make_request(
     read = lambda source: Reference.of(source, mode=options.reference_mode)
     references = tuple(map(read, contents))
     images = tuple(reference.content(options.content_ref, side) for reference in references)
+    content_mask = None if content_mask is None else read(content_mask)
+    counted = None if content_mask is None else _counted(content_mask, references, options.content_ref, side)
     styles = tuple(_style(style, options.reference_mode) for style in styles)
     if styles and system.config.transformer.projector is None:
         raise InputError(
@@ -168,7 +180,22 @@ def make_request(
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
     notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]
-    return Request(prompt, references, images, styles, options, tuple(notes), canvas)
+    return Request(prompt, references, images, styles, options, tuple(notes), canvas, content_mask, counted)
+
+
+def _counted(mask: Reference, references: Sequence[Reference], long_side: int, side: int) -> Bool[np.ndarray, " r"]:
+    """Return the tokens of the first content image that its mask touches."""
+    if not references:
+        raise InputError("content_mask needs a content image")
+    if mask.pixels.shape != references[0].pixels.shape:
+        shown = " and ".join(f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (mask, references[0]))
+        raise InputError(f"content_mask and content image must have the same size, not {shown} pixels")
+    white = mask.content(long_side, side).max(axis=-1) > 127
+    rows, columns = (length // side for length in white.shape)
+    counted = white.reshape(rows, side, columns, side).any(axis=(1, 3)).reshape(-1)
+    if not counted.any():
+        raise InputError("content_mask is black everywhere, so nothing of the content image would count")
+    return counted
 
 
 def _ineffective(options: GenerationOptions, pretrained: Pretrained, system: USO) -> list[str]:
@@ -201,7 +228,7 @@ def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, An
             name: [_found(item["path"], item["sha256"], folder) for item in options.pop(name)]
             for name in ("contents", "styles")
         }
-        for name in {"image", "mask"} & options.keys():
+        for name in options.keys() & set(IMAGES):
             item = options.pop(name)
             references[name] = _found(item["path"], item["sha256"], folder)
     except (KeyError, TypeError, AttributeError) as error:
