@@ -22,6 +22,7 @@ COMMANDS = {  # command -> arguments that start it from a checkout
     "uso-train": ["scripts/train.py"],
     "uso-generate": ["scripts/generate.py"],
     "uso-app": ["scripts/app.py"],
+    "uso-serve": ["scripts/serve.py"],
     "uso-convert": ["-m", "convert"],
     "uso-style": ["scripts/style.py"],
     "uso-curate": ["scripts/curate.py"],

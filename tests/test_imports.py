@@ -12,12 +12,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (  # lowest first; a room may import those of lower layers only
     {"uso_jax.common", "uso_jax.flow", "uso_jax.mini"},
-    {"uso_jax.params", "uso_jax.images", "uso_jax.hardware"},
+    {"uso_jax.params", "uso_jax.images", "uso_jax.hardware", "uso_jax.web"},
     {"uso_jax.data", "uso_jax.parallel", "uso_jax.vlm"},
     {"uso_jax.models"},
     {"uso_jax.weights"},
     {"uso_jax.inference", "convert"},
-    {"uso_jax.app", "uso_jax.evaluation"},
+    {"uso_jax.app", "uso_jax.evaluation", "uso_jax.service"},
     {"uso_jax.training"},
     {"uso_jax.curation", "uso_jax.planning"},
     {"uso_jax.commands"},

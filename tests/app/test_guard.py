@@ -15,8 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uso_jax.app import guard, quota
-from uso_jax.app.guard import Guard, Hosts
-from uso_jax.app.quota import MEGABYTE, Refused, UploadQuota
+from uso_jax.app.guard import Guard
+from uso_jax.app.quota import MEGABYTE, UploadQuota
+from uso_jax.web.hosts import Hosts
+from uso_jax.web.requests import Refused
 
 PAGE = "127.0.0.1:7860"
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}

@@ -14,12 +14,12 @@ from typing import Any
 import gradio as gr
 
 from uso_jax.app.form import MAX_PROMPT, read_options
-from uso_jax.app.style_library import StyleLibrary
 from uso_jax.app.uploads import Upload
 from uso_jax.common.errors import InputError
 from uso_jax.images import files
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.sampler import Progress
+from uso_jax.inference.style_library import StyleLibrary
 
 Made = list[tuple[str, dict]]  # files of a session's images and their records, newest first
 _KEPT = 40  # images of a session that its gallery shows

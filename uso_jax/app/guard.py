@@ -9,20 +9,20 @@ is no well-formed request ends here, with a sentence.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
 import pathlib
 import re
-import socket
 import urllib.parse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, TypedDict
 
-from uso_jax.app.quota import MAX_BODY, MAX_FILE, MEGABYTE, Refused, UploadQuota
+from uso_jax.app.quota import MAX_BODY, MAX_FILE, MEGABYTE, UploadQuota
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
+from uso_jax.web.hosts import Hosts
+from uso_jax.web.requests import Refused, read_body, replayed
 
 MAX_MESSAGE = 1 << 16  # bytes of a body that is not an upload
 MESSAGE_TIME, UPLOAD_TIME = 30.0, 300.0  # seconds in which a body must arrive
@@ -33,9 +33,7 @@ _READ = re.compile(
     re.DOTALL,
 )
 _WRITTEN = tuple(f"{_PREFIX}/{name}" for name in ("queue/join", "upload", "cancel", "reset"))
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII)
 _SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
-_PORTS = {"http": 80, "https": 443}
 _log = logging.getLogger("uso_jax")
 
 
@@ -43,51 +41,6 @@ class _Join(TypedDict):
     data: list[Any]
     fn_index: int
     session_hash: str
-
-
-class Hosts:
-    """The names by which browsers may call this server."""
-
-    def __init__(self, bound: str, allowed: Sequence[str] = ()):
-        """List the names.
-
-        Args:
-          bound: the address that the server listens on.
-          allowed: further names, such as those of a proxy in front of the server.
-        """
-        self._allowed = {name.lower().strip("[]") for name in allowed}
-        self._own = {"localhost", bound.lower().strip("[]")}
-        # No web site has an address as its name, so an address cannot be another site's.
-        self._any_address = bound in ("0.0.0.0", "::", "[::]")
-        if self._any_address:
-            self._own |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-
-    def allows(self, host: str) -> bool:
-        """Return whether a Host header names this server."""
-        name, _ = _split(host)
-        if name in self._own | self._allowed:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return address.is_loopback or self._any_address
-
-    def allows_origin(self, origin: str, host: str) -> bool:
-        """Return whether a page from `origin` may use the server that it calls `host`."""
-        scheme, _, rest = origin.partition("://")
-        name, port = _split(rest)
-        if scheme not in _PORTS or not name:
-            return False
-        default = _PORTS[scheme]
-        own, own_port = _split(host)
-        return (name, port or default) == (own, own_port or default) or name in self._allowed
-
-
-def _split(host: str) -> tuple[str, int]:
-    """Return the name and port of "name:port", with 0 for no port; ("", 0) for anything else."""
-    found = _HOST.fullmatch(host)
-    return (found[1].lower().strip("[]").rstrip("."), int(found[2] or 0)) if found else ("", 0)
 
 
 class Guard:
@@ -133,9 +86,9 @@ class Guard:
             elif scope["path"] == f"{_PREFIX}/upload":
                 await self._upload(scope, receive, reply)
             else:
-                body = await _read(receive)
+                body = await read_body(receive, MAX_MESSAGE, MESSAGE_TIME, "shorten the prompt")
                 self._check_message(scope["path"], body)
-                await self._pass_on(scope, _once(body, receive), reply)
+                await self._pass_on(scope, replayed(body, receive), reply)
         except Refused as refused:
             await reply.refuse(refused)
 
@@ -154,15 +107,7 @@ class Guard:
 
     def _check(self, scope: dict) -> None:
         """Raise Refused if the host, origin or route is not this page's."""
-        headers: dict[str, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        called = headers.get("host", []) + headers.get("x-forwarded-host", [])
-        if len(headers.get("host", [])) != 1 or not all(map(self._hosts.allows, called)):
-            raise Refused(403, "this server is not known by that name; allow it with --allowed_hosts NAME")
-        for origin in headers.get("origin", []):
-            if not any(self._hosts.allows_origin(origin, host) for host in called):
-                raise Refused(403, "another web site may not use this server; allow it with --allowed_hosts NAME")
+        self._hosts.check(scope)
         path = scope["path"]
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Refused(405, "this server answers GET, HEAD and POST")
@@ -273,38 +218,6 @@ class _Reply:
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
-
-
-async def _read(receive: Callable) -> bytes:
-    """Return a body.
-
-    Raises:
-      Refused: it is too large, comes too slowly, or does not come to its end.
-    """
-    body = bytearray()
-    try:
-        async with asyncio.timeout(MESSAGE_TIME):
-            while True:
-                message = await receive()
-                body += message.get("body", b"")
-                if len(body) > MAX_MESSAGE:
-                    raise Refused(413, f"the request has more than {MAX_MESSAGE >> 10} kB; shorten the prompt")
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "the request is incomplete; send it again")
-                if not message.get("more_body"):
-                    return bytes(body)
-    except TimeoutError:
-        raise Refused(408, f"the request took more than {MESSAGE_TIME:g} seconds; send it again") from None
-
-
-def _once(body: bytes, receive: Callable) -> Callable:
-    """Return a `receive` with a body that was read already."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def read() -> dict:
-        return waiting.pop() if waiting else await receive()
-
-    return read
 
 
 def _query(scope: dict) -> dict[str, str]:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator, MutableSet
 
+from uso_jax.web.requests import Refused
+
 MEGABYTE = 1 << 20
 MAX_FILE = 20 * MEGABYTE
 MAX_BODY = MAX_FILE + (1 << 16)  # of a request that uploads a file
@@ -17,14 +19,6 @@ UPLOADS_KEPT = 2 * 3600.0  # seconds
 BROKEN_KEPT = 600.0  # seconds; uploads that were not finished
 IMAGES_KEPT = 24 * 3600.0  # seconds; generated images
 SWEEP_EVERY = 300.0  # seconds
-
-
-class Refused(Exception):
-    """A request that is not carried out; the message is for the user."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status = status
 
 
 class UploadQuota:

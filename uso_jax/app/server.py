@@ -8,11 +8,8 @@ in the gallery. `uso_jax.app.guard` says which requests reach the page at all.
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import os
 import pathlib
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
@@ -22,14 +19,15 @@ import uvicorn
 
 from uso_jax.app import quota
 from uso_jax.app.actions import Actions
-from uso_jax.app.guard import Guard, Hosts
+from uso_jax.app.guard import Guard
 from uso_jax.app.page import build_page
-from uso_jax.app.style_library import StyleLibrary
 from uso_jax.app.trainer import Trainer
-from uso_jax.common.errors import InputError
 from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.inference.style_library import StyleLibrary
+from uso_jax.web.hosts import Hosts
+from uso_jax.web.listening import Server, address_of, listening
 
-FIRST_PORT, PORTS = 7860, 100
+FIRST_PORT = 7860
 MAX_WAITING = 32
 MAX_SESSIONS = 500  # whose images and values are remembered
 UPLOAD_QUOTA = 500  # megabytes of one client
@@ -61,7 +59,7 @@ def serve(
     Raises:
       InputError: the address cannot be used.
     """
-    with _listening(host, port) as listener, _folders() as (uploads, images):
+    with listening(host, port, FIRST_PORT) as listener, _folders() as (uploads, images):
         actions = None if pipe is None else Actions(pipe, StyleLibrary(style_folder), images)
         page = build_page(actions, trainer, images)
         page.queue(max_size=MAX_WAITING)
@@ -77,22 +75,12 @@ def serve(
             events=page.fns.keys(),
             leave=actions.stop if actions is not None else lambda session: None,
         )
-        server = _Server(
+        server = Server(
             uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3, ws="none", server_header=False)
         )
-        server.address = _address(host, listener.getsockname()[1])
+        server.address = address_of(host, listener.getsockname()[1])
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended the requests by then
             server.run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """A server that prints its address when it is ready."""
-
-    address: str
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(f"USO at {self.address}", flush=True)
 
 
 def _gradio_app(page: gr.Blocks, clean: Callable[[], None]) -> fastapi.FastAPI:
@@ -146,43 +134,3 @@ def _folders() -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
                 os.environ["GRADIO_TEMP_DIR"] = chosen
             else:
                 del os.environ["GRADIO_TEMP_DIR"]
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
-    """Open the socket of the server.
-
-    Raises:
-      InputError: the address cannot be used, or no port is free.
-    """
-    numbers = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]
-    if not 0 <= numbers[0] < 1 << 16:
-        raise InputError(f"there is no port {port}; choose another --host or --port")
-    for number in numbers:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM)[0]
-            listener = socket.create_server(address[:2], family=family)
-            break
-        except (OSError, UnicodeError) as error:
-            if getattr(error, "errno", None) != errno.EADDRINUSE or number == numbers[-1]:
-                raise InputError(
-                    f"cannot listen on {host} port {number}: {error}; choose another --host or --port"
-                ) from error
-    with listener:
-        yield listener
-
-
-def is_local(host: str) -> bool:
-    """Return whether an address to listen on is reached from this machine only."""
-    name = host.strip("[]")
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _address(host: str, port: int) -> str:
-    name = "localhost" if host in ("0.0.0.0", "::", "[::]") else host
-    return f"http://[{name}]:{port}/" if ":" in name and not name.startswith("[") else f"http://{name}:{port}/"

@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     extras.require("app")
     from uso_jax.app import server  # slow to import, which --help does not need
+    from uso_jax.web.listening import is_local
 
-    training = args.training or ("on" if server.is_local(args.host) else "off")
+    training = args.training or ("on" if is_local(args.host) else "off")
     pipe = None if training == "only" else _load(args)
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(

@@ -36,6 +36,14 @@ def app() -> None:
     app.main()
 
 
+def serve() -> None:
+    """Run `uso-serve`."""
+    keep_memory()
+    from uso_jax.commands import serve
+
+    serve.main()
+
+
 def style() -> None:
     """Run `uso-style`."""
     from uso_jax.commands import style

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The app's view of a folder of style files: styles are known by name, never by path."""
+"""A folder of style files as servers see it: styles are known by name, never by path."""
 
 import dataclasses
 import pathlib
