@@ -6,6 +6,7 @@ import json
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import oracle_pipeline as oracle
 import pytest
@@ -46,6 +47,13 @@ def one(result) -> np.ndarray:
 
 def difference(a, b) -> int:
     return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+def decoded(pipe, image: Image.Image) -> np.ndarray:
+    """Return what the autoencoder makes of an image."""
+    tokens = pipe.sampler.latents(np.asarray(image))[None]
+    parts = pipe.sampler._parts["autoencoder"]
+    return np.asarray(pipe.system.decode_tokens(parts, jnp.asarray(tokens), image.height, image.width))[0]
 
 
 @pytest.fixture
@@ -104,12 +112,11 @@ def test_a_mask_between_tokens_is_drawn_whole_and_pasted_to_the_pixel(pipe):
 def test_strength_leaves_out_the_first_steps(pipe):
     plain, edit = one(pipe("a red fox", num_steps=4)), dict(prompt="a red fox", image=PHOTO, num_steps=4)
     assert difference(one(pipe(**edit, strength=1.0)), plain) <= 1
-    photo = np.asarray(PHOTO, int)
-    distances = [np.abs(one(pipe(**edit, strength=s)) - photo).mean() for s in (0.0, 0.25, 0.5, 1.0)]
-    assert distances == sorted(distances) and distances[1] < distances[2]
+    assert difference(one(pipe(**edit, strength=0.0)), decoded(pipe, PHOTO)) <= 1
     said = []
-    pipe(**edit, strength=0.5, progress=lambda *report: said.append(report))
+    half = one(pipe(**edit, strength=0.5, progress=lambda *report: said.append(report)))
     assert said[-1] == ("Decoding", 2, 2)
+    assert difference(half, plain) > 2 and difference(half, decoded(pipe, PHOTO)) > 2
 
 
 def test_margins_are_drawn_around_the_image(pipe):
@@ -181,7 +188,7 @@ def test_variations_lie_between_two_seeds(pipe):
 def test_tiles_cover_the_image_and_blend_to_it(multiple):
     tiling = Tiling.of((7, 9), (4, 5), multiple)
     assert len(tiling.index) % multiple == 0 and set(tiling.index.flat) == set(range(63))
-    x = np.random.default_rng(0).standard_normal((1, 63, 2)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 63, 2)), jnp.float32)
     np.testing.assert_allclose(tiling.join(tiling.cut(x)), x, atol=1e-6)
     rows = tiling.index.reshape(-1, 4, 5)
     assert (np.diff(rows, axis=1) == 9).all() and (np.diff(rows, axis=2) == 1).all()
@@ -195,9 +202,9 @@ def test_an_enlarged_image_is_drawn_in_tiles(pipe):
     said = []
     large = pipe("a red fox", num_steps=4, upscale=1.5, upscale_strength=0.5, progress=lambda *one: said.append(one))
     assert large.images[0].size == (48, 48) and said[-1] == ("Decoding", 6, 6)
-    plain = np.asarray(small.resize((48, 48), Image.Resampling.LANCZOS), int)
-    kept, drawn = (one(pipe("a red fox", num_steps=4, upscale=1.5, upscale_strength=s)) for s in (0.0, 0.75))
-    assert np.abs(kept - plain).mean() < np.abs(one(large) - plain).mean() < np.abs(drawn - plain).mean()
+    plain = decoded(pipe, small.resize((48, 48), Image.Resampling.LANCZOS))
+    assert difference(one(pipe("a red fox", num_steps=4, upscale=1.5, upscale_strength=0.0)), plain) <= 1
+    assert difference(one(large), plain) > 2
 
 
 def test_one_tile_equals_image_to_image(pipe):
@@ -247,6 +254,7 @@ def test_the_record_repeats_an_edit(pipe, tmp_path):
         (dict(image=PHOTO, strength=1.5), "strength must be a number from 0 to 1, not 1.5"),
         (dict(image=PHOTO, outpaint=(1, 2)), "outpaint must be pixels at the left, top, right and bottom, not 2"),
         (dict(image=PHOTO, outpaint=(0, -1, 0, 0)), "outpaint must be a whole number from 0"),
+        (dict(image=PHOTO, outpaint=8000), "with these margins would have 257024"),
         (dict(image=oracle.photo(1, 5, 90)), "the image would be 5 x 90 pixels"),
         (dict(image=PHOTO, content=PHOTO, keep_size=True), "does not go with an image to edit"),
         (dict(guidance_steps=(0.6, 0.5)), "guidance_steps must be two numbers from 0 to 1"),

@@ -66,7 +66,7 @@ def test_the_pipeline_takes_every_option_by_keyword():
     assert called() == [GenerationOptions()]
     for name, value in OTHER.items():
         assert called(**{name: value}) == [GenerationOptions(**{name: value})]
-        lists = [[value], [value]] if SPECS[name].kind.several else [value, value]
+        lists = [[value], [value]] if SPECS[name].kind.several and not isinstance(value, tuple) else [value, value]
         assert called(**{name: lists}) == [GenerationOptions(**{name: lists[0]})] * 2
 
 

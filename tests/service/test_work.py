@@ -173,7 +173,7 @@ def test_adapters_change_between_batches(worker, pipe):
 
 
 def test_the_end_draws_what_waits(pipe):
-    worker = Worker(pipe, Limits(batch=2, wait=20.0, seconds=60), Metrics(), lambda name: name)
+    worker = Worker(pipe, Limits(batch=2, wait=20.0, seconds=60.0), Metrics(), lambda name: name)
     jobs = [job("a"), job("b"), job("c")]
     for one in jobs:
         worker.add(one)

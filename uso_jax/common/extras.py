@@ -11,7 +11,7 @@ EXTRAS = {  # names to import; tests/test_packaging.py holds them against pyproj
     "eval": ("httpx", "jinja2", "rapidfuzz", "tenacity"),
     "curation": ("httpx", "imagehash", "tenacity"),
     "app": ("gradio",),
-    "serve": ("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
+    "serve": ("fastapi", "python_multipart", "uvicorn"),
     "gguf": ("gguf",),
 }
 

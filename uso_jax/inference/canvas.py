@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import Pixels
+from uso_jax.images.decode import MAX_PIXELS, Pixels
 from uso_jax.images.reference import Reference
 
 
@@ -64,6 +64,9 @@ class Canvas:
             drawn = _grey(mask.pixels)
         if any(margins):
             left, top, right, bottom = margins
+            count = (pixels.shape[0] + top + bottom) * (pixels.shape[1] + left + right)
+            if count > MAX_PIXELS:
+                raise InputError(f"an image with these margins would have {count} pixels; choose at most {MAX_PIXELS}")
             around = ((top, bottom), (left, right))
             drawn = np.zeros(pixels.shape[:2], np.float32) if drawn is None else drawn
             drawn = np.pad(drawn, around, constant_values=1.0)

@@ -8,6 +8,7 @@ Shapes: b batch, t text tokens, d width, v pooled width.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -135,11 +136,15 @@ class TextEncoder(nnx.Module):
         return self.t5(t5_ids), self.clip(clip_ids).pooler_output
 
 
+_one_at_a_time = threading.Lock()  # a tokenizer of transformers keeps the length of a call in itself
+
+
 def token_ids(tokenizer: str, prompt: str, length: int) -> Int[np.ndarray, " {length}"]:
     """Return a prompt's token ids, padded or cut to a length."""
     if tokenizer == "mini":
         return np.asarray(_mini_tokenizer(length).encode(prompt).ids, np.int32)
-    encoded = load_tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
+    with _one_at_a_time:
+        encoded = load_tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
     return np.asarray(encoded["input_ids"], np.int32)
 
 

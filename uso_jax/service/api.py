@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import pathlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -38,6 +39,7 @@ from uso_jax.service.work import Busy, Job, Late, Worker
 from uso_jax.web.hosts import Hosts
 from uso_jax.web.requests import Refused, read_body, replayed
 
+_log = logging.getLogger("uso_jax")
 OPEN = ("/healthz",)  # routes that need no key
 _EVENTS = 0.1  # seconds between looks at a running job's progress
 
@@ -86,11 +88,11 @@ class Api:
         if scope["type"] != "http":
             await (self.app(scope, receive, send) if scope["type"] == "lifespan" else send({"type": "websocket.close"}))
             return
-        started, status = time.monotonic(), 500
+        started, status, answered = time.monotonic(), 500, False
 
         async def counted(message: dict) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, answered
+            status, answered = message.get("status", status), True
             await send(message)
 
         try:
@@ -101,6 +103,11 @@ class Api:
             await self.app(scope, receive, counted)
         except Refused as refused:
             await _error(refused.status, str(refused))(scope, receive, counted)
+        except Exception as error:
+            _log.exception("a request failed")
+            if answered:
+                raise
+            await _error(*self._failure(error))(scope, receive, counted)
         finally:
             route = scope["path"] if scope["path"] in {route.path for route in self.app.routes} else "other"
             self._metrics.answered(route, status)
@@ -124,9 +131,8 @@ class Api:
     async def generations(self, request: fastapi.Request) -> Response:
         """Draw images from JSON."""
         body = await request.body()
-        return await self._answer(
-            request, "image_generation", lambda: untrusted.json(body, dict[str, Any], "the request")
-        )
+        read = lambda: untrusted.json(body, dict[str, Any], "the request", remedy="send a JSON object")
+        return await self._answer(request, "image_generation", read)
 
     async def edits(self, request: fastapi.Request) -> Response:
         """Draw images from a form: with a mask or a strength its image is edited, otherwise it is the content image."""
@@ -275,12 +281,12 @@ def _form_values(values: dict[str, Any], files: dict[str, list[bytes]]) -> dict[
     for name, data in files.items():
         if name not in several | {"image", "mask", "content_mask"}:
             raise InputError(f"unknown file {name!r}; files are image, mask, content, content_mask and styles")
-        if name == "image":
-            # OpenAI's edits take one image or more; without a mask they are what USO calls content images.
-            edits = "mask" in files or "strength" in values or "outpaint" in values
-            found["content" if not edits or len(data) > 1 else "image"] = (
-                data if not edits or len(data) > 1 else data[0]
-            )
+        if name == "image":  # OpenAI's edits take one or more; where nothing says how to edit them, they are references
+            if {"mask", "strength", "outpaint"} & {*files, *values}:
+                found["image"], data = data[0], data[1:]
+            elif "size" not in values:
+                found.setdefault("keep_size", True)
+            found["content"] = [*data, *found.get("content", [])]
         elif name in several:
             found[name] = [*found.get(name, []), *data]
         elif len(data) > 1:

@@ -101,6 +101,11 @@ def read_call(values: Mapping[str, Any], limits: Limits, saved: Callable[[str], 
     if len(contents) + len(styles) > limits.references:
         raise InputError(f"content and styles may be {limits.references} images together, not more")
     read = lambda value, name: _reference(value, name, mode)
+    images = _images(values, mode)
+    if "image" in images:  # before margins are added to it
+        left, top, right, bottom = options.get("outpaint", (0, 0, 0, 0))
+        height, width = images["image"].pixels.shape[:2]
+        check_size(width + left + right, height + top + bottom, 1.0, limits)
     stream = values.get("stream", False)
     if not isinstance(stream, bool):
         raise InputError(f"stream must be true or false, not {stream!r}")
@@ -110,7 +115,7 @@ def read_call(values: Mapping[str, Any], limits: Limits, saved: Callable[[str], 
         options,
         contents=tuple(read(value, "content") for value in contents),
         styles=tuple(_style(value, saved, mode) for value in styles),
-        images=_images(values, mode),
+        images=images,
         adapters=_adapters(values.get("adapters")),
         format=_format(values.get("output_format", "png")),
         quality=whole("output_compression", values.get("output_compression", 90), 1, 100),

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log of the service: one JSON object a line. Prompts are left out unless asked for."""
 
+import io
 import json
 import logging
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 
 class Journal:
@@ -17,7 +18,7 @@ class Journal:
       stream: where lines are written.
     """
 
-    def __init__(self, prompts: bool = False, stream: TextIO | None = None):
+    def __init__(self, prompts: bool = False, stream: io.TextIOBase | None = None):
         self._prompts, self._stream = prompts, stream or sys.stderr
 
     def write(self, event: str, *, prompt: str | None = None, **values: Any) -> None:
