@@ -117,6 +117,18 @@ def test_an_image_repeats_on_the_command_line(folder, session, monkeypatch):
         assert np.abs(pixels(repeated) - pixels(image)).max() <= 1  # compiled with and without optimisations
 
 
+def test_an_image_is_edited(folder, session):
+    photo = oracle.photo(7, 40, 24)
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (0, 0, 8, 24))
+    image, area = session.upload("photo.png", png(photo)), session.upload("mask.png", png(mask))
+    record, made = session.generate(image=image, mask=area, strength=1)
+    assert made.size == (40, 24) and record["request"]["image"]["path"] == "photo.png"
+    assert np.abs(pixels(made) - pixels(photo))[:, 8:].max() == 0
+    assert np.abs(pixels(made) - pixels(photo))[:, :8].max() > 20
+    assert "a mask needs an image to edit" in session.refused(mask=area)
+
+
 def _text(image: Image.Image):
     from PIL import PngImagePlugin
 

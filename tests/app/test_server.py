@@ -1,34 +1,14 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The socket and the folders of the web app's server."""
+"""The folders of the web app's server, and what it says of weights."""
 
 import os
-import socket
 
 import pytest
 
 from uso_jax.app import server
 from uso_jax.app.examples import about, write_examples
 from uso_jax.commands import app
-from uso_jax.common.errors import InputError
-
-
-def test_the_first_free_port_is_taken(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        number = busy.getsockname()[1]
-        with pytest.raises(InputError, match=rf"port {number}.*choose another"), server._listening("127.0.0.1", number):
-            pass
-        monkeypatch.setattr(server, "FIRST_PORT", number)
-        with server._listening("127.0.0.1", None) as listener:
-            assert number < listener.getsockname()[1] < number + server.PORTS
-
-
-@pytest.mark.parametrize(
-    "host, port", [("no.such.host.invalid", 0), ("127.0.0.1", 70_000), ("203.0.113.1", 0), ("\ud800", 0)]
-)
-def test_addresses_that_cannot_be_used(host, port):
-    with pytest.raises(InputError, match="choose another --host or --port"), server._listening(host, port):
-        pass
 
 
 def test_folders_are_removed(tmp_path, monkeypatch):

@@ -254,7 +254,7 @@ def test_the_record_repeats_an_edit(pipe, tmp_path):
         (dict(image=PHOTO, strength=1.5), "strength must be a number from 0 to 1, not 1.5"),
         (dict(image=PHOTO, outpaint=(1, 2)), "outpaint must be pixels at the left, top, right and bottom, not 2"),
         (dict(image=PHOTO, outpaint=(0, -1, 0, 0)), "outpaint must be a whole number from 0"),
-        (dict(image=PHOTO, outpaint=8000), "with these margins would have 257024"),
+        (dict(image=PHOTO, outpaint=8000), "with these margins would have 257025024"),
         (dict(image=oracle.photo(1, 5, 90)), "the image would be 5 x 90 pixels"),
         (dict(image=PHOTO, content=PHOTO, keep_size=True), "does not go with an image to edit"),
         (dict(guidance_steps=(0.6, 0.5)), "guidance_steps must be two numbers from 0 to 1"),

@@ -82,6 +82,8 @@ class Actions:
         saved = values["saved"] or ()
         strengths = [values[f"{name}_strength"] for name in uploads] + [values["saved_strength"]] * len(saved)
         options = read_options(values, strengths)
+        if values["image"]:  # which keeps its size
+            options = dataclasses.replace(options, width=None, height=None)
         content: Upload | None = values["content"]
         read = lambda upload: upload.read(options.reference_mode)
         references = dict(
