@@ -18,6 +18,7 @@ from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common.errors import InputError
 from uso_jax.images.reference import Reference
 from uso_jax.inference import batch_jobs, request
+from uso_jax.inference.about import About
 from uso_jax.inference.options import SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.request import Request
@@ -96,14 +97,12 @@ def test_every_option_is_a_key_of_batch_jobs():
 
 @pytest.mark.parametrize("classifier_free", [False, True])
 def test_every_option_has_a_control_or_is_left_out(classifier_free):
-    config = types.SimpleNamespace(
-        pixels_per_token=16, transformer=types.SimpleNamespace(guidance_embed=not classifier_free)
-    )
-    system = types.SimpleNamespace(config=config, classifier_free=classifier_free)
-    pipe = types.SimpleNamespace(pretrained=types.SimpleNamespace(defaults=Defaults()), system=system)
+    defaults = {name: getattr(Defaults(), name) for name in ("width", "height", "content_ref", "num_steps", "guidance")}
+    facts = dict(pixels_per_token=16, embeds_guidance=not classifier_free, classifier_free=classifier_free)
+    about = About("weights", "float32", **defaults, **facts)
     with gr.Blocks():
         made = object.__new__(form.Form)
-        inspect.unwrap(form.Form.__init__)(made, pipe, ["ink"])
+        inspect.unwrap(form.Form.__init__)(made, about, ["ink"])
     assert not set(form.WITHOUT_CONTROL) & set(made.controls)
     assert set(form.WITHOUT_CONTROL) | set(made.controls) >= set(SPECS)
     assert made.controls["guidance"].visible

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 
+import gradio as gr
 import httpx
 import numpy as np
 import openai
@@ -20,13 +21,17 @@ import pytest
 import tiny
 import torch
 import uvicorn
+from hostile_client import PLAIN
 from PIL import Image
 from tiny import ROOT
 
+from uso_jax.app.actions import Actions
 from uso_jax.common.errors import InputError
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.style_library import StyleLibrary
 from uso_jax.service.adapters import AdapterFolder
 from uso_jax.service.api import Api
+from uso_jax.service.client import ServerStyles, ServiceClient
 from uso_jax.service.journal import Journal
 from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics
@@ -296,6 +301,61 @@ def test_the_log_has_no_prompts_and_figures_count(service, http):
     figures = http.get("/metrics").text
     assert re.search(r'uso_requests_total\{route="/v1/images/generations",status="200"\} \d+', figures)
     assert "uso_batch_images_bucket" in figures and "uso_waiting_images 0.0" in figures
+
+
+# ---------------------------------------------------------------------------------------------------- the app's client
+
+
+@pytest.fixture(scope="module")
+def remote(service):
+    return ServiceClient(service[0], KEY)
+
+
+def test_a_client_draws_what_a_pipeline_draws(remote, pipe):
+    assert remote.about == pipe.about and remote.styles() == ["ink"]
+    options = GenerationOptions(seed=3, num_steps=4, style_strength=[1.0, 0.5], width=40)
+    said = []
+    request = remote.request("a fox", contents=[PHOTO], styles=[INK, "ink"], options=options)
+    result = remote.generate([request], progress=lambda *one: said.append(one))
+    styles = [INK, pipe.encode_style([INK])]
+    want = pipe.generate([pipe.request("a fox", contents=[PHOTO], styles=styles, options=options)])
+    assert np.abs(np.asarray(result.images[0], int) - np.asarray(want.images[0], int)).max() <= 1
+    assert result.records[0]["request"]["seed"] == 3
+    edit = remote.request(
+        "a fox", image=PHOTO, mask=Image.new("L", PHOTO.size), options=GenerationOptions(strength=1.0)
+    )
+    np.testing.assert_array_equal(np.asarray(remote.generate([edit]).images[0]), np.asarray(PHOTO))
+    assert request.identity({}) != edit.identity({})
+
+
+def test_a_client_says_what_the_server_says(remote, service):
+    with pytest.raises(InputError, match=r"http://127.*num_steps must be a whole number from 1 to 10"):
+        remote.generate([remote.request("a fox", options=GenerationOptions(num_steps=50))])
+    with pytest.raises(InputError, match="needs a key"):
+        ServiceClient(service[0], "another-key-of-20-chars")
+    with pytest.raises(InputError, match="cannot be reached"):
+        ServiceClient("http://127.0.0.1:9")
+    with pytest.raises(InputError, match="run uso-style encode there"):
+        ServerStyles(remote).write("new", None)
+
+
+def test_the_app_draws_on_a_server(remote, tmp_path, monkeypatch):
+    shown = Actions(remote, ServerStyles(remote), tmp_path)
+    values = PLAIN | {"saved": ["ink"], "saved_strength": 1.0, "num_steps": 4}
+    with gr.Blocks():
+        _, record, *_ = shown.generate(values, [], gr.Progress())
+    assert record["request"]["prompt"] == "a fox" and len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_a_client_that_stops_leaves_the_server_free(remote, service):
+    def stop(phase, step, total):
+        raise InputError("stopped")
+
+    with pytest.raises(InputError, match="stopped"):
+        remote.generate(
+            [remote.request("a fox", options=GenerationOptions(num_steps=10, width=64, height=64))], progress=stop
+        )
+    assert remote.generate([remote.request("a fox")]).images[0].size == (32, 32)
 
 
 # ---------------------------------------------------------------------------------------------------- ComfyUI

@@ -14,12 +14,11 @@ from typing import Any
 import gradio as gr
 
 from uso_jax.app.form import MAX_PROMPT, read_options
+from uso_jax.app.painter import Painter, Styles
 from uso_jax.app.uploads import Upload
 from uso_jax.common.errors import InputError
 from uso_jax.images import files
-from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.sampler import Progress
-from uso_jax.inference.style_library import StyleLibrary
 
 Made = list[tuple[str, dict]]  # files of a session's images and their records, newest first
 _KEPT = 40  # images of a session that its gallery shows
@@ -40,13 +39,15 @@ def show_errors(function: Callable) -> Callable:
 
 
 class Actions:
-    """Generation, the gallery and the style library of one pipeline.
+    """Generation, the gallery and the style library.
 
     Args:
+      pipe: draws the images.
+      styles: saved styles.
       folder: where generated images are written.
     """
 
-    def __init__(self, pipe: USOPipeline, styles: StyleLibrary, folder: pathlib.Path):
+    def __init__(self, pipe: Painter, styles: Styles, folder: pathlib.Path):
         self.pipe, self.styles, self.folder = pipe, styles, folder
         self._stops: dict[str, threading.Event] = {}  # of the sessions that generate
 

@@ -13,8 +13,8 @@ from typing import Any
 import gradio as gr
 
 from uso_jax.app.uploads import ImageBox
+from uso_jax.inference.about import About
 from uso_jax.inference.options import SPECS, GenerationOptions
-from uso_jax.inference.pipeline import USOPipeline
 
 # Rarely changed; the command line and Python have them.
 WITHOUT_CONTROL = (
@@ -36,9 +36,9 @@ class Form:
       stop: the button that ends it.
     """
 
-    def __init__(self, pipe: USOPipeline, saved_styles: Sequence[str]):
+    def __init__(self, about: About, saved_styles: Sequence[str]):
         self.controls: dict[str, gr.components.Component] = {}
-        self._defaults, self._side = pipe.pretrained.defaults, pipe.system.config.pixels_per_token
+        self._about, self._side = about, about.pixels_per_token
         self._add("prompt", gr.Textbox(
             label="Prompt", lines=2, max_length=MAX_PROMPT, placeholder="Describe the image", elem_id="prompt"
         ))  # fmt: skip
@@ -65,7 +65,7 @@ class Form:
         with gr.Accordion("Edit an image", open=False):
             self._add_edit()
         with gr.Accordion("Advanced options", open=False):
-            self._add_advanced(pipe.system.config.transformer.guidance_embed, pipe.system.classifier_free)
+            self._add_advanced()
 
     def _add(self, name: str, control: gr.components.Component) -> None:
         control.preprocess = named(control.label, control.preprocess)
@@ -82,7 +82,7 @@ class Form:
         ))  # fmt: skip
 
     def _add_size(self, name: str) -> None:
-        default, side = getattr(self._defaults, name), self._side
+        default, side = getattr(self._about, name), self._side
         low, high = (max(length // side, 1) * side for length in (default // 2, default * 3 // 2))
         self._add(name, gr.Slider(
             low, high, default, step=side, precision=0, label=name.capitalize(), elem_id=name
@@ -101,8 +101,9 @@ class Form:
     def _image_box(self, name: str, label: str) -> ImageBox:
         return ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)
 
-    def _add_advanced(self, embeds_guidance: bool, has_second_pass: bool) -> None:
-        defaults, side = self._defaults, self._side
+    def _add_advanced(self) -> None:
+        defaults, side = self._about, self._side
+        embeds_guidance, has_second_pass = defaults.embeds_guidance, defaults.classifier_free
         self._add("negative_prompt", gr.Textbox(
             "", label="Negative prompt", max_length=MAX_PROMPT, visible=has_second_pass or embeds_guidance,
             elem_id="negative_prompt",

@@ -69,8 +69,8 @@ def build_page(actions: Actions | None, trainer: Trainer | None, images: pathlib
     with _Page(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         weights = ""
         if actions is not None:
-            pretrained = actions.pipe.pretrained
-            weights = f" Weights: {html.escape(pathlib.Path(pretrained.name).name)}, {pretrained.dtype}."
+            about = actions.pipe.about
+            weights = f" Weights: {html.escape(about.name)}, {about.dtype}."
         gr.Markdown(f"# USO\nAny subject in any style.{weights}")
         with contextlib.ExitStack() as parts:
             if actions is not None and trainer is not None:
@@ -88,11 +88,11 @@ def build_page(actions: Actions | None, trainer: Trainer | None, images: pathlib
 
 def _lay_out_generation(actions: Actions, page: gr.Blocks) -> None:
     """Lay out the part that generates and connect its events."""
-    if about := examples.about(actions.pipe.pretrained.name):
+    if about := examples.about(actions.pipe.about.name):
         gr.Markdown(about, elem_id="about")
     with gr.Row(elem_id="main"):
         with gr.Column():
-            form = Form(actions.pipe, actions.styles.names())
+            form = Form(actions.pipe.about, actions.styles.names())
         with gr.Column(elem_id="results"):
             gallery = gr.Gallery(
                 label="Images", columns=3, object_fit="contain", height=460, buttons=["fullscreen"],
@@ -106,7 +106,7 @@ def _lay_out_generation(actions: Actions, page: gr.Blocks) -> None:
                 save = gr.Button("Save style", elem_id="save_style")
             gr.Markdown(_HELP)
     task = gr.Textbox(visible=False, label="Task")
-    rows = examples.write_examples(actions.folder / "examples", actions.pipe.pretrained.name)
+    rows = examples.write_examples(actions.folder / "examples", actions.pipe.about.name)
     gr.Examples(
         rows, [task, *(form.controls[name] for name in examples.COLUMNS)],
         label="Examples", cache_examples=False, examples_per_page=20, api_visibility="private",

@@ -21,9 +21,10 @@ from uso_jax.app import quota
 from uso_jax.app.actions import Actions
 from uso_jax.app.guard import Guard
 from uso_jax.app.page import build_page
+from uso_jax.app.painter import Painter
 from uso_jax.app.trainer import Trainer
-from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.inference.style_library import StyleLibrary
+from uso_jax.service.client import ServerStyles, ServiceClient
 from uso_jax.web.hosts import Hosts
 from uso_jax.web.listening import Server, address_of, listening
 
@@ -36,7 +37,7 @@ _CSS = (pathlib.Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def serve(
-    pipe: USOPipeline | None,
+    pipe: Painter | None,
     *,
     host: str,
     port: int | None,
@@ -60,7 +61,8 @@ def serve(
       InputError: the address cannot be used.
     """
     with listening(host, port, FIRST_PORT) as listener, _folders() as (uploads, images):
-        actions = None if pipe is None else Actions(pipe, StyleLibrary(style_folder), images)
+        saved = ServerStyles(pipe) if isinstance(pipe, ServiceClient) else StyleLibrary(style_folder)
+        actions = None if pipe is None else Actions(pipe, saved, images)
         page = build_page(actions, trainer, images)
         page.queue(max_size=MAX_WAITING)
         page.state_session_capacity = MAX_SESSIONS

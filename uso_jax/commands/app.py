@@ -5,11 +5,13 @@
     uso-app                                   mini weights, on http://127.0.0.1:7860
     uso-app --weights DIR --host 0.0.0.0      reachable from other machines: everyone who reaches it can generate
     uso-app --training only                   trains adapters on images below this folder, and loads no weights
+    uso-app --server http://tpu-vm:8000       draws on a uso-serve server, and loads no weights
 
 It needs gradio: pip install 'uso_jax[app]'
 """
 
 import argparse
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from uso_jax.common.errors import InputError, exit_cleanly
 if TYPE_CHECKING:
     from uso_jax.app.trainer import Trainer
     from uso_jax.inference.pipeline import USOPipeline
+    from uso_jax.service.client import ServiceClient
 
 
 @exit_cleanly
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)')
+    add("--server", metavar="URL", help="uso-serve server to draw on; its key is read from USO_API_KEY")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
     add(
@@ -77,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from uso_jax.web.listening import is_local
 
     training = args.training or ("on" if is_local(args.host) else "off")
-    pipe = None if training == "only" else _load(args)
+    pipe = None if training == "only" else _load(args) if args.server is None else _connect(args.server)
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(
         pipe,
@@ -90,16 +94,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _trainer(folder: pathlib.Path, pipe: "USOPipeline | None") -> "Trainer":
+def _trainer(folder: pathlib.Path, pipe: "USOPipeline | ServiceClient | None") -> "Trainer":
     """Return what the training page starts runs with; beside weights on an accelerator, no other process computes."""
     import jax
 
     from uso_jax.app.trainer import Trainer
     from uso_jax.app.training_folder import TrainingFolder
+    from uso_jax.inference.pipeline import USOPipeline
 
-    held = pipe is not None and jax.default_backend() != "cpu"
+    held = isinstance(pipe, USOPipeline) and jax.default_backend() != "cpu"
     refusal = "This app holds the accelerator with its weights; to train, start it with: uso-app --training only"
     return Trainer(TrainingFolder(folder), refusal if held else "")
+
+
+def _connect(address: str) -> "ServiceClient":
+    """Return a server in place of weights."""
+    from uso_jax.service.client import ServiceClient
+
+    return ServiceClient(address, os.environ.get("USO_API_KEY"))
 
 
 def _load(args: argparse.Namespace) -> "USOPipeline":

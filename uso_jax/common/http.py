@@ -9,6 +9,7 @@ counts what is unpacked. Redirects are not followed, so a key goes to no other s
 """
 
 import asyncio
+import concurrent.futures
 import functools
 import ipaddress
 import json
@@ -16,7 +17,7 @@ import math
 import ssl
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from uso_jax.common.errors import InputError
 
 MAX_ANSWER = 4 << 20  # bytes, unpacked; the longest answers of language models have some 100 kB
 _SECRET = 8  # characters of the shortest key that is hidden; shorter ones, such as "none", are placeholders
+_TICK = 0.5  # seconds
 _PACKED = ("gzip", "x-gzip", "deflate")
 
 
@@ -99,15 +101,33 @@ class HttpServer:
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._loop = _background_loop()
 
-    def post(self, path: str, message: Mapping[str, Any]) -> HttpAnswer:
+    def post(self, path: str, message: Mapping[str, Any], tick: Callable[[], Any] | None = None) -> HttpAnswer:
         """Send a JSON message to a path below the address. Return the answer, of any status.
+
+        Args:
+          path: below the address.
+          message: the body.
+          tick: called twice a second while the answer is awaited; what it raises ends the wait and the connection.
 
         Raises:
           HttpError: there is no answer, or none that can be used.
         """
+        return self._wait("POST", path, json.dumps(message).encode(), tick)
+
+    def get(self, path: str) -> HttpAnswer:
+        """Return the answer of a path below the address, of any status.
+
+        Raises:
+          HttpError: there is no answer, or none that can be used.
+        """
+        return self._wait("GET", path, None, None)
+
+    def _wait(self, method: str, path: str, body: bytes | None, tick: Callable[[], Any] | None) -> HttpAnswer:
         url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/{path}")
-        future = asyncio.run_coroutine_threadsafe(self._exchange(url, json.dumps(message).encode()), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._exchange(method, url, body), self._loop)
         try:
+            while tick is not None and not concurrent.futures.wait([future], _TICK).done:
+                tick()
             return future.result()
         finally:
             future.cancel()  # where the wait was interrupted
@@ -116,7 +136,7 @@ class HttpServer:
         """Replace the key in a text."""
         return text.replace(self._key, "[key]") if len(self._key) >= _SECRET else text
 
-    async def _exchange(self, url: httpx.URL, body: bytes) -> HttpAnswer:
+    async def _exchange(self, method: str, url: httpx.URL, body: bytes | None) -> HttpAnswer:
         # A client a request: it keeps no cookies, and no idle connection that may break. No proxy stands between this
         # machine and itself.
         client = httpx.AsyncClient(timeout=None, verify=_certificates(), trust_env=not self._is_local)
@@ -124,7 +144,7 @@ class HttpServer:
             async with (
                 asyncio.timeout(self.timeout),
                 client,
-                client.stream("POST", url, content=body, headers=self._headers) as response,
+                client.stream(method, url, content=body, headers=self._headers) as response,
             ):
                 data = await self._read(response)
         except TimeoutError:

@@ -28,6 +28,7 @@ from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.reference import ImageLike, Reference
+from uso_jax.inference.about import About
 from uso_jax.inference.batch import group_requests, make_conditions, tile_conditions
 from uso_jax.inference.option_kinds import Number, Whole
 from uso_jax.inference.options import SPECS, GenerationOptions
@@ -344,6 +345,21 @@ class USOPipeline:
     ) -> StyleEmbedding:
         """Encode one style from one or more images, to be used in `styles` or saved by `write_style`."""
         return self._references.encode_style(images, style_fit, reference_mode)
+
+    @property
+    def about(self) -> About:
+        """Facts of the weights that a page or a client needs."""
+        one, config = self.pretrained, self.system.config
+        defaults = {name: getattr(one.defaults, name) for name in ("width", "height", "content_ref", "num_steps")}
+        return About(
+            name=pathlib.Path(one.name).name,
+            dtype=one.dtype,
+            **defaults,
+            guidance=one.defaults.guidance,
+            pixels_per_token=config.pixels_per_token,
+            embeds_guidance=config.transformer.guidance_embed,
+            classifier_free=self.system.classifier_free,
+        )
 
     @property
     def context(self) -> dict[str, Any]:

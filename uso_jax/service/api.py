@@ -15,7 +15,6 @@ import contextlib
 import hmac
 import json
 import logging
-import pathlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -151,9 +150,10 @@ class Api:
         return await self._answer(request, "image_edit", lambda: _form_values(values, files))
 
     def models(self) -> dict[str, Any]:
-        """Name the weights, as OpenAI lists models."""
-        name = pathlib.Path(self._worker.pipe.pretrained.name).name
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "uso_jax"}]}
+        """Name the weights, as OpenAI lists models, with their facts."""
+        about = self._worker.pipe.about
+        model = {"id": about.name, "object": "model", "created": 0, "owned_by": "uso_jax", "uso": about.json()}
+        return {"object": "list", "data": [model]}
 
     def health(self) -> Response:
         """Say whether images are drawn."""
