@@ -233,6 +233,13 @@ def test_compiles_for_a_tpu():
     (report,) = planner.plan_programs(config, one, programs.Choices("sample"))
     assert report["fits"] and report["argument_bytes"] > 0 and not report["collectives"]
     assert report["roofline"]["seconds"] == report["roofline"][f"{report['roofline']['bound']}_seconds"] > 0
+    assert report["roofline_ms"] == 1000 * report["roofline"]["seconds"]
+    assert report["estimated_ms_high"] >= report["estimated_ms_low"] > report["roofline_ms"]
+    assert report["kinds"]["products"]["count"] > 10 and report["kinds"]["products"]["ms_high"] > 0
+    sources = {one["source"].partition(":")[0] for one in report["dearest"]}
+    assert "uso_jax/models/layers/joint_blocks.py" in sources
+    assert "estimated time" in plan_words.describe(report)
+    assert plan_words.compare([report], [report]).startswith("| sampling step, v5e:1x1 |")
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes

@@ -5,6 +5,7 @@
     uso-plan --config configs/uso.py:flux_dev --mode sample --quantization int8 --offload
     uso-plan --config configs/uso.py:flux_dev --topology v6e:2x4 --mode train --search
     uso-plan --table plans/*.json
+    uso-plan --compare before.json after.json
 
 It compiles the real program with the TPU's compiler: pip install 'uso_jax[tpu]'.
 """
@@ -34,6 +35,7 @@ _REFERENCES = flags.DEFINE_integer("references", 1, "Sampling with this many con
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much faster, but memory is an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
+_COMPARE = flags.DEFINE_string("compare", None, "Show the estimated times of a written report beside the new ones.")
 _TABLE = flags.DEFINE_bool("table", False, "Print the reports of files written with --json as a Markdown table.")
 
 
@@ -48,6 +50,12 @@ def _run(argv: list[str]) -> None:
     if _TABLE.value:
         print(plan_words.table([report for name in argv[1:] for report in _read(name)]))
         return
+    old = None if _COMPARE.value is None else _read(_COMPARE.value)
+    if old is not None and argv[1:]:
+        print(_compared(old, [report for name in argv[1:] for report in _read(name)]))
+        return
+    if old is not None and _QUICK.value:
+        raise InputError("--compare needs estimated times, which --quick does not have; plan without it")
     if _JSON.value:
         with atomic_files.explained(f"--json {_JSON.value}", "choose another file"):
             atomic_files.probe(pathlib.Path(_JSON.value))
@@ -71,15 +79,26 @@ def _run(argv: list[str]) -> None:
     print("\n".join(map(plan_words.describe, reports)))
     if _SEARCH.value:
         print(f"  largest batch    {largest}" if largest else "  not even the smallest batch fits")
+    if old is not None:
+        print(_compared(old, reports))
     if _JSON.value:
         _write(pathlib.Path(_JSON.value), reports)
+
+
+def _compared(old: list[planner.Report], new: list[planner.Report]) -> str:
+    if not (found := plan_words.compare(old, new)):
+        raise InputError(
+            f"--compare {_COMPARE.value} has no estimated time of the same program, topology, mesh, batch and tokens;"
+            " plan both alike, without --quick"
+        )
+    return found
 
 
 def _read(name: str) -> list[planner.Report]:
     remedy = "it is not a file that plan.py --json has written"
     reports = untrusted.json(pathlib.Path(name), list[dict], missing=f"{name} does not exist", remedy=remedy)
     try:
-        plan_words.table(reports)
+        plan_words.table(reports), plan_words.compare(reports, reports)
         return reports
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{name} is not a file that plan.py --json has written") from error

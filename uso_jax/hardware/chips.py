@@ -35,15 +35,18 @@ class Chip:
     libtpu: str = ""  # libtpu's name for the chip
     axes: int = 2  # dimensions of the torus
     options: tuple[tuple[str, Any], ...] = ()
+    clock: float | None = None  # cycles/s of the core, which the compiler's estimates count; None: unknown
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(30.75 * GIB), 275e12, 275e12, 1228e9, 300e9, "v4", 3, (("chip_config_name", "megacore"),)),
-        Chip("v5e", int(15.75 * GIB), 197e12, 393e12, 819e9, 200e9, "v5e"),
-        Chip("v5p", int(95.74 * GIB), 459e12, 918e12, 2765e9, 600e9, "v5", 3),
-        Chip("v6e", int(31.25 * GIB), 918e12, 1836e12, 1640e9, 400e9, "v6e"),
+        Chip(
+            "v4", int(30.75 * GIB), 275e12, 275e12, 1228e9, 300e9, "v4", 3, (("chip_config_name", "megacore"),), 1.05e9
+        ),
+        Chip("v5e", int(15.75 * GIB), 197e12, 393e12, 819e9, 200e9, "v5e", clock=1.5e9),
+        Chip("v5p", int(95.74 * GIB), 459e12, 918e12, 2765e9, 600e9, "v5", 3, clock=1.75e9),
+        Chip("v6e", int(31.25 * GIB), 918e12, 1836e12, 1640e9, 400e9, "v6e", clock=1.75e9),
         Chip("tpu7x", int(94.75 * GIB), 1153e12, 2307e12, 3690e9, 300e9, "tpu7x", 3),
     )
 }

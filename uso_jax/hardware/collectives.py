@@ -12,17 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from uso_jax.hardware import hlo
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
-_BYTES = {"pred": 1.0, "bf16": 2.0}
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _OPERATION = re.compile(rf"^(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_ONE = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_MANY = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
-_LIMIT = re.compile(r" constant\((\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -40,32 +36,23 @@ class Traffic:
         return Traffic(self.count * times, self.bytes * times, self.sent * times)
 
 
-def find_collectives(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
+def find_collectives(text: str, loops: float = 1.0) -> dict[str, Traffic]:
     """Return the traffic of a compiled program by kind of collective.
 
     Args:
-      hlo: the text of the compiled module.
+      text: the text of the compiled module.
       loops: trip count assumed for loops whose length depends on data.
 
     Raises:
-      ValueError: `hlo` has no entry computation.
+      ValueError: `text` has no entry computation.
     """
-    bodies: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in hlo.splitlines():
-        if start := _COMPUTATION.match(line):
-            lines = bodies[start[2]] = []
-            entry = start[2] if start[1] else entry
-        elif line.startswith("  "):
-            lines.append(line.strip())
-    if not entry:
-        raise ValueError("not the text of an HLO module: no entry computation")
+    module = hlo.parse(text)
     known: dict[str, dict[str, Traffic]] = {}
 
     def total(name: str) -> dict[str, Traffic]:
         if name not in known:
             known[name] = {}
-            for line in bodies.get(name, ()):
+            for line in module.lines(name):
                 for kind, traffic in _of_line(name, line).items():
                     known[name][kind] = known[name].get(kind, Traffic()) + traffic
         return known[name]
@@ -73,26 +60,25 @@ def find_collectives(hlo: str, loops: float = 1.0) -> dict[str, Traffic]:
     def _of_line(computation: str, line: str) -> dict[str, Traffic]:
         if operation := _OPERATION.match(line):
             return _operation(operation, fused=computation.startswith("all-reduce-scatter"))
-        called = dict(_ONE.findall(line))
+        called = hlo.called(line)
         if " while(" in line:
-            times = _trips(line, bodies.get(called["condition"], []), loops)
+            times = hlo.trips(line, module.lines(called["condition"]), loops)
             return {kind: traffic * times for kind, traffic in total(called["body"]).items()}
         if " conditional(" in line:
-            many = _MANY.search(line)
-            branches = [part.strip().lstrip("%") for part in many[1].split(",")] if many else list(called.values())
-            return max((total(branch) for branch in branches), key=lambda found: sum(t.sent for t in found.values()))
+            each = map(total, hlo.branches(line))
+            return max(each, key=lambda found: sum(traffic.sent for traffic in found.values()))
         return total(called["calls"]) if "calls" in called else {}
 
-    return total(entry)
+    return total(module.entry)
 
 
 def _operation(operation: re.Match, fused: bool) -> dict[str, Traffic]:
     shape, kind, start, rest = operation.groups()
     size = _group_size(rest)
-    arrays = [(name, numbers) for name, numbers in _ARRAY.findall(shape)]
+    arrays = hlo.arrays(shape)
     if start:  # drop the counters of the asynchronous form
-        arrays = [(name, numbers) for name, numbers in arrays if numbers or not name.startswith("u")]
-    full = sum((_width(n) * math.prod(map(int, filter(None, numbers.split(",")))) for n, numbers in arrays), 0.0)
+        arrays = [(dtype, sizes) for dtype, sizes in arrays if sizes or not dtype.startswith("u")]
+    full = sum((hlo.array_bytes(*array) for array in arrays), 0.0)
     if kind == "all-gather" and start:  # the result tuple also lists the operands
         full *= size / (size + 1)
     elif kind == "collective-permute" and start:
@@ -113,20 +99,6 @@ def _group_size(text: str) -> int:
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     groups = _GROUPS.search(text)
     return 2 if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
-
-
-def _width(name: str) -> float:
-    if name in _BYTES:
-        return _BYTES[name]
-    return 1.0 if name.startswith("f8") else int(re.findall(r"\d+", name)[0]) / 8
-
-
-def _trips(line: str, condition: list[str], loops: float) -> float:
-    """Return a loop's trip count: the compiler's annotation, else the only constant in its condition, else `loops`."""
-    if noted := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', line):
-        return float(noted[1])
-    limits = {int(limit[1]) for text in condition if (limit := _LIMIT.search(text))}
-    return float(limits.pop()) if len(limits) == 1 else loops
 
 
 def summarise(found: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:

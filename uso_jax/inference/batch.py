@@ -134,11 +134,17 @@ def _stack(rows: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return stacked, np.arange(longest)[None] < np.asarray([[len(row)] for row in rows])
 
 
-def _attention(valid: np.ndarray, strengths: list[list[float]], weighted: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the mask, and the bias of the logits: log(strength). A strength of 0 is masked instead."""
-    if not weighted:
-        return valid, None
-    factors = np.ones(valid.shape, np.float32)
-    for row, values in zip(factors, strengths, strict=True):
-        row[: len(values)] = values
-    return valid & (factors > 0), np.log(np.where(factors > 0, factors, 1))
+def _attention(
+    valid: np.ndarray, strengths: list[list[float]], weighted: bool
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the mask, and the bias of the logits: log(strength). A strength of 0 is masked instead.
+
+    The mask is None where everything is valid, because attention is faster without it.
+    """
+    bias = None
+    if weighted:
+        factors = np.ones(valid.shape, np.float32)
+        for row, values in zip(factors, strengths, strict=True):
+            row[: len(values)] = values
+        valid, bias = valid & (factors > 0), np.log(np.where(factors > 0, factors, 1))
+    return None if valid.all() else valid, bias

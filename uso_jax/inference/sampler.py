@@ -4,8 +4,8 @@
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
 arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
-without strengths, negative prompt and isolated references). The loop runs on the host and passes each step its two
-times, so the number of steps is free.
+without strengths, absent references, negative prompt and isolated references). The loop runs on the host and passes
+each step its two times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """

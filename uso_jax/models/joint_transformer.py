@@ -115,7 +115,7 @@ class JointTransformer(nnx.Module):
             image.append(references)
         _fill(text), _fill(image)
         keys = text + image + ([] if kept is None else [kept.group()])
-        joint = Joint(self._rotation(text + image), join_groups(keys, "valid"), join_groups(keys, "bias"))
+        joint = self._joint(text + image, join_groups(keys, "valid"), join_groups(keys, "bias"))
         x, num_text, _ = self._blocks(vec, text, image, joint, kept)
         return self.final_layer(x[:, num_text : num_text + img.shape[1]], vec).astype(jnp.float32)
 
@@ -148,7 +148,7 @@ class JointTransformer(nnx.Module):
         valid, bias = join_groups(text + image, "valid"), join_groups(text + image, "bias")
         # In a sample without references, they attend to all: what no token reads must be finite nevertheless.
         attended = None if valid is None else valid | ~valid.any(axis=1, keepdims=True)
-        _, _, own = self._blocks(vec, text, image, Joint(self._rotation(text + image), attended), keep=True)
+        _, _, own = self._blocks(vec, text, image, self._joint(text + image, attended), keep=True)
         return Kept(*own, valid, bias)
 
     def _vector(self, timesteps: Array, y: Array | None, guidance: Array | None) -> Array:
@@ -168,8 +168,9 @@ class JointTransformer(nnx.Module):
             return None
         return TokenGroup(self.img_in(tokens.astype(self.config.dtype)), ids, valid, bias)
 
-    def _rotation(self, groups: list[TokenGroup]) -> Array:
-        return rotary_embedding(join_groups(groups, "ids"), self.config.axes_dim, self.config.theta)
+    def _joint(self, groups: list[TokenGroup], valid: Array | None, bias: Array | None = None) -> Joint:
+        pe = rotary_embedding(join_groups(groups, "ids"), self.config.axes_dim, self.config.theta)
+        return Joint.build(self.config, pe, valid, bias)
 
     def _blocks(
         self,

@@ -281,11 +281,13 @@ class USO:
     def _style_conditions(self, inputs: Inputs, style: Array | None) -> dict[str, Array]:
         if style is None:
             return {}
-        per_image = style.shape[1] // inputs.style_valid.shape[1]
-        conditions = {"style": style, "style_valid": jnp.repeat(inputs.style_valid, per_image, axis=1)}
-        if inputs.style_bias is not None:
-            conditions["style_bias"] = jnp.repeat(inputs.style_bias, per_image, axis=1)
-        return conditions
+        of_images = {name: getattr(inputs, name) for name in ("style_valid", "style_bias")}
+        of_tokens = {
+            name: jnp.repeat(value, style.shape[1] // value.shape[1], axis=1)
+            for name, value in of_images.items()
+            if value is not None
+        }
+        return {"style": style} | of_tokens
 
     def guided(self, params: Params, inputs: Inputs, guidance: float) -> Inputs:
         """Add the empty negative prompt if the base model is guided by it at this scale."""

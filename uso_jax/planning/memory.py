@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and communication of a program on one device, from the device's compiler."""
+"""Memory, communication and estimated time of a program on one device, from the device's compiler."""
 
 import re
 import time
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from uso_jax.common import compat
 from uso_jax.hardware import collectives
 from uso_jax.hardware.chips import Chip
+from uso_jax.planning import timing
 from uso_jax.planning.programs import Program, device_bytes
 
 _QUICK = {"exec_time_optimization_effort": -1.0}
@@ -25,16 +26,17 @@ _PROGRAM = re.compile(r"\bprogram +([\d.]+[KMGT]?)")
 
 
 def compile_program(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> dict[str, Any]:
-    """Compile a program; return its memory per device, whether it fits, and its communication.
+    """Compile a program; return its memory per device, whether it fits, its communication and time.
 
     Args:
       program: function and described arguments.
       mesh: of the devices.
       chip: whose memory must suffice.
-      quick: compile with the least effort, which overestimates temporaries.
+      quick: compile with the least effort, which overestimates temporaries and makes a slower program.
 
     Returns:
-      Byte counts, `fits`, `collectives` and compile times; docs/plan.md describes every key.
+      Byte counts, `fits`, `collectives`, compile times and, unless `quick`, `timing.estimate`; docs/plan.md describes
+      every key.
     """
     idle = device_bytes(program.besides)
     started = time.monotonic(), time.process_time()
@@ -59,18 +61,24 @@ def compile_program(program: Program, mesh: Mesh, chip: Chip, quick: bool) -> di
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     output, alias = memory.output_size_in_bytes, memory.alias_size_in_bytes
     total = arguments + temporary + output - alias + idle
-    return {
-        "argument_bytes": arguments,
-        "temporary_bytes": temporary,
-        "host_bytes": memory.host_temp_size_in_bytes,
-        "output_bytes": output,
-        "reused_bytes": alias,
-        "idle_bytes": idle,
-        "total_bytes": total,
-        "usable_bytes": chip.usable_bytes,
-        "fits": total <= chip.usable_bytes,
-        "collectives": collectives.summarise(collectives.find_collectives(compiled.as_text(), program.loops)),
-    } | seconds
+    text = compiled.as_text()
+    estimated = {} if quick else timing.estimate(text, program.loops, chip)
+    return (
+        {
+            "argument_bytes": arguments,
+            "temporary_bytes": temporary,
+            "host_bytes": memory.host_temp_size_in_bytes,
+            "output_bytes": output,
+            "reused_bytes": alias,
+            "idle_bytes": idle,
+            "total_bytes": total,
+            "usable_bytes": chip.usable_bytes,
+            "fits": total <= chip.usable_bytes,
+            "collectives": collectives.summarise(collectives.find_collectives(text, program.loops)),
+        }
+        | estimated
+        | seconds
+    )
 
 
 def _overflow(message: str, arguments: int, chip: Chip) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def plan_programs(
         report |= {"model_flops": needed[program.name], "executed_flops": executed[program.name]}
         report |= compile_program(program, mesh, target.chip, choices.quick)
         report["roofline"] = _roofline(report, target)
+        report["roofline_ms"] = 1000 * report["roofline"].get("seconds", 0.0)
         report["suggestions"] = [] if report["fits"] else suggest(config, target, choices, program, report)
         reports.append(report)
     return reports

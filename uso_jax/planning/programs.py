@@ -258,7 +258,6 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         return Program(label, sampler.programs[name], arguments, static, {} if choices.offload else others)
 
     floats = lambda *shape: _struct((b, *shape), jnp.float32, split)
-    flags = lambda *shape: _struct((b, *shape), jnp.bool_, split)
     height, width = stage.target_size
     (rows, columns), depth = system.token_grid(height, width), config.system.transformer.in_channels
     tokens = {name: _struct((b, *null.shape), jnp.int32, split) for name, null in system.null_tokens.items()}
@@ -287,13 +286,12 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         n = config.data.num_styles
         features = floats(n, len(projector.layers), projector.siglip_tokens, projector.siglip_dim)
         style = place(jax.eval_shape(sampler.programs["style"], part("transformer"), features), split)
-        inputs["style_valid"] = flags(n)
     grids = [system.token_grid(*stage.content_size)] * choices.references if "content" in stage.conditions else []
     if "style" in stage.conditions and config.system.style_encoder == "autoencoder":
         grids += [system.token_grid(*config.style_size(stage))] * config.data.num_styles
     if grids:
         count = sum(map(math.prod, grids))
-        inputs |= {"ref_img": floats(count, depth), "ref_valid": flags(count)}
+        inputs["ref_img"] = floats(count, depth)
         inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), grids))
     if stage.isolated == "none":
         return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]

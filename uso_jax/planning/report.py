@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text of planner reports: lines for one report, a Markdown table for several."""
+"""Text of planner reports: lines for one report, Markdown tables for several and for two runs of the planner."""
 
 from typing import Any
 
@@ -51,7 +51,56 @@ def describe(report: Report) -> str:
         one = report["roofline"]
         parts = ", ".join(f"{name} {1000 * one[f'{name}_seconds']:.1f}" for name in ("arithmetic", "memory", "network"))
         lines.append(f"  lower bound      {1000 * one['seconds']:.1f} ms, limited by {one['bound']} (ms: {parts})")
+    lines += _times(report)
     for one in report["suggestions"]:
         verdict = "may fit" if one["estimated_fits"] else "does not fit either"
         lines.append(f"  {verdict}, about {one['estimated_bytes'] / GIB:.2f} GiB: {one['change']}")
     return "\n".join(lines)
+
+
+def _times(report: Report) -> list[str]:
+    if not report.get("kinds"):
+        return []
+    low, high = report["estimated_ms_low"], report["estimated_ms_high"]
+    share = ""
+    if report["roofline_ms"]:
+        share = f", {report['roofline_ms'] / high:.0%} - {report['roofline_ms'] / low:.0%} of the lower bound's speed"
+    lines = [f"  estimated time   {_span(report)} ms{share}"]
+    for kind, one in report["kinds"].items():
+        part = one["ms_high"] / high
+        lines.append(f"    {kind:<14} {_span(one)} ms ({part:.1%} of the high end), {one['hbm_bytes'] / GIB:.2f} GiB")
+    for one in report["dearest"]:
+        where = f"{one['kind']}, {one['operation']}, {one['source'] or 'unknown source'}"
+        lines.append(f"    {one['ms']:8.2f} ms   {where}, {one['hbm_bytes'] / GIB:.2f} GiB")
+    return lines
+
+
+def _span(one: Report) -> str:
+    """Return both ends of the time of a report, or of one of its kinds."""
+    name = "estimated_ms" if "estimated_ms_low" in one else "ms"
+    return f"{one[f'{name}_low']:.1f} - {one[f'{name}_high']:.1f}"
+
+
+def compare(old: list[Report], new: list[Report]) -> str:
+    """Return Markdown tables of the estimated times of programs that both lists have, in milliseconds and GiB."""
+    before = {_identity(one): one for one in old if one.get("kinds")}
+    tables = []
+    for one in new:
+        if not one.get("kinds") or (other := before.get(_identity(one))) is None:
+            continue
+        head = (f"{one['program']}, {one['topology']}", "before, ms", "after, ms", "before, GiB", "after, GiB")
+        rows = [head, tuple("---" for _ in head), ("all", _span(other), _span(one), _gib(other), _gib(one))]
+        for kind, part in one["kinds"].items():
+            was = other["kinds"][kind]
+            gib = [f"{each['hbm_bytes'] / GIB:.2f}" for each in (was, part)]
+            rows.append((kind, _span(was), _span(part), *gib))
+        tables.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    return "\n\n".join(tables)
+
+
+def _gib(report: Report) -> str:
+    return f"{sum(one['hbm_bytes'] for one in report['kinds'].values()) / GIB:.2f}"
+
+
+def _identity(report: Report) -> tuple[str, ...]:
+    return tuple(str(report[name]) for name in ("program", "config", "topology", "mesh", "batch", "tokens"))

@@ -30,13 +30,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from uso_jax.models.attention.cpu import blockwise_attention
 from uso_jax.models.attention.tpu import splash_attention
-from uso_jax.parallel.constraints import platform
+from uso_jax.parallel.constraints import device_kind, platform
 
-Implementation = Literal["auto", "xla", "blockwise", "cudnn", "splash"]
+Implementation = Literal["auto", "xla", "blockwise", "cudnn", "splash", "fused"]
+_LANES = 128
+_SMALL_MEMORY = {"TPU v4"}  # chips whose on-chip memory does not hold all keys of a head
 _MANY_KEYS = 128  # number of keys from which blockwise attention is faster on CPU
 
 
@@ -47,6 +49,7 @@ def attention(
     key_valid: Bool[Array, "b s"] | None = None,
     key_bias: Float[Array, "b s"] | None = None,
     *,
+    order: Int[Array, "b s"] | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b l n k"]:
     """Compute scaled dot-product attention over the valid keys, with a float32 softmax.
@@ -57,9 +60,11 @@ def attention(
       v: values.
       key_valid: False masks a key; every sample needs at least one valid key.
       key_bias: added to the logits of a key.
-      implementation: "auto" chooses by platform: splash on TPU, cuDNN on GPU, blockwise or XLA on CPU.
+      order: `key_order`, where many layers share it.
+      implementation: "auto" chooses by platform: splash on TPU, cuDNN on GPU, blockwise or XLA on CPU. So does "fused",
+        for what `fuses` refuses.
     """
-    if implementation == "auto":
+    if implementation in ("auto", "fused"):
         implementation = {"tpu": "splash", "gpu": "cudnn", "cpu": on_cpu(q, k)}.get(platform(), "xla")
         if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
             implementation = "xla"  # cuDNN's fused kernel does not support float32
@@ -70,8 +75,8 @@ def attention(
     if implementation == "cudnn":
         lengths = {}
         if key_valid is not None:
-            order = jnp.argsort(~key_valid, axis=1, stable=True)[:, :, None, None]
-            k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
+            order = key_order(key_valid, "cudnn") if order is None else order
+            k, v = (jnp.take_along_axis(x, order[:, :, None, None], axis=1) for x in (k, v))
             b, num_queries = q.shape[:2]
             lengths = {
                 "query_seq_lengths": jnp.full((b,), num_queries, jnp.int32),
@@ -85,6 +90,24 @@ def attention(
     mask = None if key_valid is None else key_valid[:, None, None, :]
     bias = None if key_bias is None else key_bias[:, None, None, :].astype(jnp.float32)
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
+
+
+def key_order(key_valid: Bool[Array, "b s"] | None, implementation: Implementation) -> Int[Array, "b s"] | None:
+    """Return the keys with the valid ones first, as cuDNN needs them; None for other kernels and if all are valid."""
+    if key_valid is None or not (implementation == "cudnn" or (implementation == "auto" and platform() == "gpu")):
+        return None
+    return jnp.argsort(~key_valid, axis=1, stable=True)
+
+
+def fuses(implementation: Implementation, width: int, key_bias: Array | None) -> bool:
+    """Return whether joint attention runs from projected tokens to merged heads (`attention.fused`).
+
+    "auto" does so on TPU. "fused" does so everywhere; other platforms interpret the kernels, for tests.
+    """
+    on_tpu = platform() == "tpu"
+    if key_bias is not None or (on_tpu and width % _LANES):
+        return False
+    return implementation == "fused" or (implementation == "auto" and on_tpu and device_kind() not in _SMALL_MEMORY)
 
 
 def on_cpu(q: Array, k: Array) -> Implementation:

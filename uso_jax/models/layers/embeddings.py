@@ -41,3 +41,12 @@ def rotate(x: Float[Array, "b l n k"], pe: Float[Array, "_ l 1 pairs 2"]) -> Flo
     even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
     cos, sin = pe[..., 0], pe[..., 1]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def rotation_tables(
+    pe: Float[Array, "_ l 1 pairs 2"],
+) -> tuple[Float[Array, "_ l k"], Float[Array, "_ l k"]]:
+    """Return the cosine and the signed sine of every channel: with adjacent channels swapped to x', x cos + x' sin."""
+    cos, sin = pe[:, :, 0, :, 0], pe[:, :, 0, :, 1]
+    channels = (*cos.shape[:2], 2 * cos.shape[2])
+    return jnp.stack([cos, cos], axis=-1).reshape(channels), jnp.stack([-sin, sin], axis=-1).reshape(channels)

@@ -15,17 +15,18 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from uso_jax.models.attention.dispatch import attention
+from uso_jax.models.attention import dispatch
 from uso_jax.models.layers import lora, scan
-from uso_jax.models.layers.embeddings import rotate
+from uso_jax.models.layers.embeddings import rotate, rotation_tables
 from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.layers.mlp import MLP, gelu_tanh, swiglu
 from uso_jax.models.projector import ProjectorConfig
-from uso_jax.parallel.constraints import by_heads, by_tokens
+from uso_jax.parallel.constraints import by_heads, by_tokens, platform
 
 
 class JointConfig:
@@ -162,6 +163,13 @@ class KeysValues(NamedTuple):
     values: Array
 
 
+class Projected(NamedTuple):
+    """A stream's projected queries, keys and values, [b, l, d3], and its norm."""
+
+    qkv: Array
+    norm: QKNorm
+
+
 @dataclass(frozen=True)
 class Joint:
     """What the attention of every block shares.
@@ -170,27 +178,63 @@ class Joint:
       pe: rotation angles of the block's tokens.
       key_valid: False masks a key. Keys are the block's tokens, then the kept ones; None: all valid.
       key_bias: added to the logits of a key; None: zeros.
+      tables: the rotation angles of the fused kernels; None: attention is not fused.
+      order: the keys with the valid ones first, where a kernel needs it.
     """
 
     pe: Float[Array, "_ l 1 pairs 2"]
-    key_valid: Bool[Array, "b keys"] | None = None
-    key_bias: Float[Array, "b keys"] | None = None
+    key_valid: Bool[Array, "_ keys"] | None = None
+    key_bias: Float[Array, "_ keys"] | None = None
+    tables: tuple[Float[Array, "_ l k"], Float[Array, "_ l k"]] | None = None
+    order: Int[Array, "_ keys"] | None = None
+
+    @classmethod
+    def build(
+        cls, config: JointConfig, pe: Array, key_valid: Array | None = None, key_bias: Array | None = None
+    ) -> "Joint":
+        """Return what the blocks of a config share; what no block changes is computed here, outside of the scan."""
+        fused = dispatch.fuses(config.attention, config.head_dim, key_bias)
+        order = dispatch.key_order(key_valid, config.attention)
+        return cls(pe, key_valid, key_bias, rotation_tables(pe) if fused else None, order)
 
     def attend(
-        self,
-        q: Float[Array, "b l n k"],
-        k: Float[Array, "b l n k"],
-        v: Float[Array, "b l n k"],
-        kept: KeysValues | None,
-        implementation: str,
-    ) -> tuple[Float[Array, "b l n k"], KeysValues]:
-        """Return the attention to all tokens and kept ones, and the tokens' keys and values, to be kept."""
+        self, streams: Sequence[Projected], kept: KeysValues | None, config: JointConfig
+    ) -> tuple[list[Float[Array, "b _ d"]], KeysValues]:
+        """Return each stream's attention to all tokens and kept ones, and the tokens' keys and values, to be kept."""
+        if self.tables is not None:
+            return self._fused(streams, kept, config)
+        parts = []
+        for qkv, norm in streams:
+            q, k, v = _split_heads(qkv, config)
+            parts.append(tuple(map(by_heads, (*norm(q, k), v))))
+        q, k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
         own = KeysValues(rotate(k, self.pe), v)
         k, v = own.keys, own.values
         if kept is not None:
             k, v = jnp.concatenate([k, kept.keys], axis=1), jnp.concatenate([v, kept.values], axis=1)
-        out = attention(rotate(q, self.pe), k, v, self.key_valid, self.key_bias, implementation=implementation)
-        return out, own
+        q = rotate(q, self.pe)
+        masks = (self.key_valid, self.key_bias)
+        out = dispatch.attention(q, k, v, *masks, order=self.order, implementation=config.attention)
+        ends = np.cumsum([stream.qkv.shape[1] for stream in streams])
+        return [_merge_heads(by_tokens(x)) for x in jnp.split(out, ends[:-1], axis=1)], own
+
+    def _fused(
+        self, streams: Sequence[Projected], kept: KeysValues | None, config: JointConfig
+    ) -> tuple[list[Float[Array, "b _ d"]], KeysValues]:
+        from uso_jax.models.attention.fused import fused_attention  # Pallas is slow to import
+        from uso_jax.models.attention.heads_first import Stream, Tables
+
+        scales = lambda norm: jnp.stack([one.scale[...] for one in (norm.query_norm, norm.key_norm)])
+        out, *own = fused_attention(
+            [Stream(stream.qkv, scales(stream.norm)) for stream in streams],
+            Tables(*self.tables),
+            config.num_heads,
+            self.key_valid,
+            kept,
+            interpret=platform() != "tpu",
+        )
+        split = lambda x: x.reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        return [_merge_heads(by_tokens(split(x))) for x in out], KeysValues(*own)
 
 
 def _split_heads(qkv: Float[Array, "b l d3"], config: JointConfig) -> list[Float[Array, "b l n k"]]:
@@ -238,15 +282,11 @@ class DoubleStreamBlock(nnx.Module):
             condition if shared else (self.img_mod(condition), self.txt_mod(condition))
         )
         img_in, txt_in = modulate(img, img_mod1), modulate(txt, txt_mod1)
-        img_q, img_k, img_v = _split_heads(self.img_attn.qkv(img_in) + self._adapt("qkv_lora1", img_in), self.config)
-        txt_q, txt_k, txt_v = _split_heads(self.txt_attn.qkv(txt_in) + self._adapt("qkv_lora2", txt_in), self.config)
-        img_q, img_k = self.img_attn.norm(img_q, img_k)
-        txt_q, txt_k = self.txt_attn.norm(txt_q, txt_k)
-
-        join = lambda txt, img: jnp.concatenate([by_heads(txt), by_heads(img)], axis=1)
-        q, k, v = join(txt_q, img_q), join(txt_k, img_k), join(txt_v, img_v)
-        out, own = joint.attend(q, k, v, kept, self.config.attention)
-        txt_out, img_out = (_merge_heads(by_tokens(x)) for x in jnp.split(out, [txt.shape[1]], axis=1))
+        streams = [
+            Projected(self.txt_attn.qkv(txt_in) + self._adapt("qkv_lora2", txt_in), self.txt_attn.norm),
+            Projected(self.img_attn.qkv(img_in) + self._adapt("qkv_lora1", img_in), self.img_attn.norm),
+        ]
+        (txt_out, img_out), own = joint.attend(streams, kept, self.config)
 
         # Without these constraints XLA (jaxlib 0.10.2) uses gates of the wrong samples on a mesh such as data=2,
         # fsdp=2, tensor=2 with one sample per device.
@@ -288,11 +328,9 @@ class SingleStreamBlock(nnx.Module):
         qkv = self.linear1_qkv(x_in)
         if self.config.lora_rank:
             qkv = qkv + self._adapt("qkv_lora", x_in)
-        q, k, v = _split_heads(qkv, self.config)
-        q, k, v = map(by_heads, (*self.norm(q, k), v))
-        out, own = joint.attend(q, k, v, kept, self.config.attention)
+        (out,), own = joint.attend([Projected(qkv, self.norm)], kept, self.config)
         hidden = activation(self.config)(self.linear1_mlp(x_in))
-        joined = jnp.concatenate([_merge_heads(by_tokens(out)), hidden], axis=-1)
+        joined = jnp.concatenate([out, hidden], axis=-1)
         out = self.linear2(joined)
         if self.config.lora_rank:
             out = out + self._adapt("proj_lora", joined)
