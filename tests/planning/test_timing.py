@@ -7,8 +7,8 @@ import json
 import pytest
 
 from uso_jax.hardware import chips, operations
+from uso_jax.planning import kernels, timing
 from uso_jax.planning import report as plan_words
-from uso_jax.planning import timing
 
 CYCLES = 'backend_config={"flag_configs":[],"window_config":{"estimated_cycles":"%d","iteration_bounds":["1"]}}'
 # Shortened from a program that libtpu compiled.
@@ -121,6 +121,21 @@ def test_times_by_kind():
     assert dearest[:2] == [("products", "dot_general", 10.0), ("layout", "transpose", 10.0)]
     assert json.loads(json.dumps(found)) == found
     assert timing.estimate(MODULE, 1.0, chips.CHIPS["tpu7x"]) == {}  # whose clock is unknown
+
+
+def test_kernels_take_their_bundles():
+    kernel = lambda name, *operands: operations.Operation("kernels", name, "", 1.0, None, 0.0, operands)
+    count = lambda name, *operands, chip="v6e": kernels.bundles(kernel(name, *operands), chip)
+    heads = lambda length: (2, 24, length, 128)
+    short, long = (count("attention.7", (1, 1), heads(1024), heads(n), heads(n)) for n in (1024, 4096))
+    assert long == 4 * short > 2 * 24 * 1024
+    assert count("attention_backward.7", heads(1024), heads(1024)) > 2 * short
+    mask = (1, 6, 3)  # of splash, whose batch is a loop
+    assert count("splash_mha_fwd_segmented.2", mask, (24, 1024, 128), (24, 1024, 128)) > short / 2
+    streams = (1, 512, 9216), (2, 128), (1, 1024, 9216), (2, 128)
+    tokens = count("heads_first.1", *streams, (1, 1536, 128), (1, 1536, 128))
+    assert tokens == count("heads_first.1", (1, 1536, 9216), (2, 128), (1, 1536, 128))
+    assert count("other.1", heads(8)) is None and count("attention.7", heads(8), heads(8), chip="v4") is None
 
 
 def test_two_plans_side_by_side():

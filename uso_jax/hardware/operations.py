@@ -35,11 +35,12 @@ class Operation:
     """One operation of a program."""
 
     kind: Kind
-    label: str  # path of the traced function
+    label: str  # path of the traced function; of a kernel, its name
     source: str  # file:line; "": unknown
     times: float  # how often it runs
     cycles: float | None  # for one time; None: the compiler does not say
     bytes: float  # read from and written to the device's memory, one time
+    operands: tuple[tuple[int, ...], ...] = ()  # shapes
 
 
 def find_operations(text: str, loops: float = 1.0) -> list[Operation]:
@@ -90,11 +91,16 @@ class _Reader:
                 if (kind := self._kind(line)) is not None:
                     yield Operation(
                         kind,
-                        label[1] if label else line.name,
+                        label[1] if label and kind != "kernels" else line.name,
                         self.module.source(line.text),
                         times,
                         float(cycles[1]) if cycles else None,
                         self._bytes(line),
+                        tuple(
+                            tuple(hlo.numbers(sizes))
+                            for name in line.operands
+                            for _, sizes in hlo.arrays(self.shapes.get(name, ""))[:1]
+                        ),
                     )
 
     def _kind(self, line: _Line) -> Kind | None:

@@ -3,7 +3,8 @@
 """Estimated time of a compiled TPU program by kind of operation, and the operations that take most of it.
 
 The high end of an estimate is the compiler's. It assumes that moving data takes longer than its bytes do, so the low
-end of layout changes and of elementwise operations is their bytes at the memory's bandwidth, where that is less.
+end of layout changes and of elementwise operations is their bytes at the memory's bandwidth, where that is less. Pallas
+kernels take their bundles (`kernels`), or their bytes at that bandwidth where these take longer.
 """
 
 import collections
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 from uso_jax.hardware.chips import Chip
 from uso_jax.hardware.operations import Kind, Operation, find_operations
+from uso_jax.planning import kernels
 
 _DEAREST = 10
 
@@ -54,7 +56,8 @@ def estimate(text: str, loops: float, chip: Chip) -> dict[str, Any]:
 def _milliseconds(one: Operation, chip: Chip) -> tuple[float, float]:
     """Return the low and the high end for one time."""
     moving = 1000 * one.bytes / chip.memory_bandwidth
-    computing = 1000 * (one.cycles or 0.0) / chip.clock
     if one.kind == "kernels":
+        computing = 1000 * (kernels.bundles(one, chip.name) or 0.0) / chip.clock
         return (max(computing, moving),) * 2
+    computing = 1000 * (one.cycles or 0.0) / chip.clock
     return (computing if one.kind == "products" else min(computing, moving)), computing

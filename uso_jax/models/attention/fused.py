@@ -42,6 +42,9 @@ def fused_attention(
       merged heads of every stream, and the rotated keys and the values of the sequence.
     """
     b, width = streams[0].qkv.shape[0], tables.cos.shape[-1]
+    empty = jnp.zeros((b, 0, heads * width), streams[0].qkv.dtype)
+    present = [stream.qkv.shape[1] > 0 for stream in streams]  # isolated references have no text beside them
+    streams = [stream for stream, is_present in zip(streams, present, strict=True) if is_present]
     lengths = tuple(stream.qkv.shape[1] for stream in streams)
     layout = Layout(lengths, heads)
     factors = jnp.asarray([[width**-0.5 * QUERY_FACTOR], [1.0]], jnp.float32)
@@ -72,7 +75,8 @@ def fused_attention(
         )
     out, k, v = local(qkvs, scales, tables, limit, mask, kept)
     k, v = (jnp.concatenate(layout.streams(x.swapaxes(1, 2)), axis=1) for x in (k, v))
-    return layout.streams(out), k, v
+    found = iter(layout.streams(out))
+    return [next(found) if is_present else empty for is_present in present], k, v
 
 
 def _mask(layout: Layout, b: int, valid: Array | None, num_kept: int) -> Float[Array, "b s 128"] | None:
