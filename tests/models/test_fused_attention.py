@@ -82,8 +82,8 @@ def assert_close(got, want, share=1e-5):
     ),
 )
 def test_equals_the_plain_path(monkeypatch, lengths, num_kept, masked):
-    monkeypatch.setattr(flash, "_QUERIES", 128)
-    monkeypatch.setattr(flash, "_PART", 64)
+    for name, most in (("_QUERIES", 128), ("_PART", 64), ("_BACKWARD_PART", 64)):
+        monkeypatch.setattr(flash, name, most)
     qkvs, scales, ids, kept = inputs(lengths, num_kept=num_kept)
     valid = np.random.default_rng(0).random((2, sum(lengths) + num_kept)) < 0.5 if masked else None
     arguments = qkvs, scales, ids, kept, valid if valid is None else jnp.asarray(valid)

@@ -16,10 +16,10 @@ _REGISTER, _LANES = 1024, 128
 _PER_REGISTER = {  # beginning of the kernel's name -> bundles by chip
     "splash_mha_fwd": {"v5e": 4.56, "v6e": 3.22, "v5p": 2.43},
     "splash_mha_dkv": {"v5e": 9.83, "v6e": 6.09, "v5p": 9.89},
-    "attention_backward": {"v6e": 5.16},
-    "attention": {"v5e": 4.03, "v6e": 1.83},
-    "heads_first_backward": {"v6e": 8.37},
-    "heads_first": {"v6e": 7.83},
+    "attention_backward": {"v5e": 10.55, "v6e": 5.16},
+    "attention": {"v5e": 4.03, "v6e": 1.73},
+    "heads_first_backward": {"v5e": 10.11, "v6e": 8.37},
+    "heads_first": {"v5e": 7.94, "v6e": 7.83},
 }
 
 

@@ -26,7 +26,8 @@ QUERY_FACTOR = math.log2(math.e)
 """What queries are multiplied by, beside the softmax's scale."""
 
 _LANES = 128
-_QUERIES, _PART = 1024, 512  # maximum of a block of queries, keys of a part
+_QUERIES = 1024  # maximum of a block
+_PART, _BACKWARD_PART = 1024, 512  # keys of a part
 _MASKED = -1e30  # the logit of what is masked: finite, so that differences are
 _LARGEST, _SMALLEST = 100.0, 2.0**-126  # exponent of the largest weight, whose sums are finite; a normal number
 _MEMORY = 64 * 2**20  # bytes of on-chip memory that a kernel may use
@@ -70,7 +71,7 @@ def _forward(q, k, v, shift, mask, interpret):
     tokens = pl.BlockSpec((None, block, width), lambda b, h, i: (b, i, h))
     rows = pl.BlockSpec((None, None, 1, block), lambda b, h, i: (b, h, 0, i))
     out, normalizer = pl.pallas_call(
-        functools.partial(_forward_kernel, parts=_parts(k.shape[2])),
+        functools.partial(_forward_kernel, parts=_parts(k.shape[2], _PART)),
         grid=(b, heads, -(-length // block)),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_in_specs(q, k, mask, block)],
         out_specs=[tokens, rows],
@@ -94,7 +95,7 @@ def _backward(interpret, saved, gradient):
     queries = pl.BlockSpec((None, None, block, width), lambda b, h, i: (b, h, i, 0))
     whole = pl.BlockSpec((None, None, keys, width), lambda b, h, i: (b, h, 0, 0))
     dq, dk, dv = pl.pallas_call(
-        functools.partial(_backward_kernel, parts=_parts(keys), length=length),
+        functools.partial(_backward_kernel, parts=_parts(keys, _BACKWARD_PART), length=length),
         grid=(b, heads, -(-length // block)),
         in_specs=[*_in_specs(q, k, mask, block), tokens, tokens, rows],
         out_specs=[queries, whole, whole],
@@ -182,8 +183,8 @@ def _query_block(length: int) -> int:
     return -(-length // (blocks * _LANES)) * _LANES
 
 
-def _parts(keys: int) -> list[slice]:
-    return [slice(start, min(start + _PART, keys)) for start in range(0, keys, _PART)]
+def _parts(keys: int, most: int) -> list[slice]:
+    return [slice(start, min(start + most, keys)) for start in range(0, keys, most)]
 
 
 def _operands(*arrays: Array | None) -> list[Array]:
