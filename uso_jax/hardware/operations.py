@@ -91,7 +91,7 @@ class _Reader:
                 if (kind := self._kind(line)) is not None:
                     yield Operation(
                         kind,
-                        label[1] if label and kind != "kernels" else line.name,
+                        label[1] if label and kind != "kernels" else re.sub(r"\.\d+$", "", line.name),
                         self.module.source(line.text),
                         times,
                         float(cycles[1]) if cycles else None,
@@ -109,7 +109,7 @@ class _Reader:
         codes = self._codes(line)
         if codes & _PRODUCTS:
             return "products"
-        return "layout" if codes <= _MOVES else "other"
+        return "layout" if codes <= _MOVES and not line.code.endswith("-start") else "other"
 
     def _codes(self, line: _Line) -> set[str]:
         """Return what an operation does; of a fusion, everything in it."""
@@ -130,28 +130,29 @@ class _Reader:
             return result + sum(map(laid_out_bytes, shapes))
         if body and body[-1].code == "dynamic-update-slice":
             result = laid_out_bytes(self.shapes.get(body[-1].operands[1], ""))
-        parameters = {line.name: int(line.text.partition(" parameter(")[2].partition(")")[0])
-                      for line in body if line.code == "parameter"}  # fmt: skip
-        total = result
-        for name, number in parameters.items():
-            users = self._users(body, name)
-            if users and all(user.code == "dynamic-slice" and user.operands[0] in alias for user, alias in users):
-                total += sum(laid_out_bytes(user.shape) for user, _ in users)
-            elif not (users and all(u.code == "dynamic-update-slice" and u.operands[0] in a for u, a in users)):
-                total += laid_out_bytes(shapes[number]) if number < len(shapes) else 0.0
-        return total
+        return result + sum(self._read_bytes(body, number, shape) for number, shape in enumerate(shapes))
 
-    @staticmethod
-    def _users(body: list[_Line], name: str) -> list[tuple[_Line, set[str]]]:
-        """Return what reads an array in a fusion, through bitcasts, each with the array's names."""
-        names, found = {name}, []
+    def _read_bytes(self, body: list[_Line], number: int, shape: str) -> float:
+        """Return what a fusion reads of an operand: all, or the slices that are all it uses; 0 of what it updates."""
+        found, total = (
+            {line.name for line in body if line.code == "parameter" and f"parameter({number})" in line.text},
+            0.0,
+        )
         for line in body:
-            if names.intersection(line.operands):
-                if line.code == "bitcast":
-                    names.add(line.name)
-                else:
-                    found.append((line, names))
-        return found
+            if not found.intersection(line.operands):
+                continue
+            if line.code == "bitcast":
+                found.add(line.name)
+            elif line.code == "dynamic-slice" and line.operands[0] in found:
+                total += laid_out_bytes(line.shape)
+            elif line.code == "fusion":
+                inner = self.lines.get(hlo.called(line.text)["calls"], [])
+                total += sum(
+                    self._read_bytes(inner, place, shape) for place, name in enumerate(line.operands) if name in found
+                )
+            elif not (line.code == "dynamic-update-slice" and line.operands[0] in found):
+                return laid_out_bytes(shape)
+        return min(total, laid_out_bytes(shape)) if laid_out_bytes(shape) else 0.0
 
 
 def laid_out_bytes(shape: str) -> float:

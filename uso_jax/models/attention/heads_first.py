@@ -5,7 +5,7 @@
 XLA writes and reads q, k and v about six times for the same: to split heads, for the norm, for the rotation of adjacent
 channels, for the order of the axes and for padding. The kernel reads them once and writes them once.
 
-Tokens come in streams, such as text and image, with norms of their own. Each stream is padded to whole tiles of tokens.
+Tokens come in streams, such as text and image, each with its norm. Each stream is padded to whole tiles of tokens.
 Adjacent channels are rotated as x * cos + swap(x) * sin with the tables of `embeddings.rotation_tables`.
 
 Shapes: b batch, l tokens of a stream, t padded tokens of all streams, n heads, k head width, d3 = 3 n k.
