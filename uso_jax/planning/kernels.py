@@ -31,7 +31,7 @@ def bundles(kernel: Operation, chip: str) -> float | None:
     return each * _numbers(name, kernel.operands) / _REGISTER
 
 
-def _numbers(name: str, operands: tuple[tuple[int, ...], ...]) -> float:
+def _numbers(name: str, operands: tuple[tuple[int, ...], ...]) -> int:
     """Return the numbers of which a register holds 1,024, from the shapes of a kernel's operands."""
     arrays = [sizes for sizes in operands if len(sizes) >= 3 and sizes[-1] >= _LANES]  # not the grid of a mask
     if name.startswith("heads_first"):  # streams of tokens, which are wider than tables and heads
