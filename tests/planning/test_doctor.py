@@ -27,6 +27,7 @@ def test_this_machine_can_run_mini(tmp_path):
     assert {"versions", "extras", "devices", "memory", "disk", "hub token"} <= set(found)
     assert found["versions"].state == "ok" and jax.__version__ in found["versions"].text
     assert str(tmp_path) in found["disk"].text and not (tmp_path / "new").exists()
+    assert set(by_subject(machine.examine(tmp_path, downloads=False))) == set(found) - {"hub token"}
 
 
 def test_versions_that_do_not_fit_are_all_named(monkeypatch):

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from absl import app, flags
 
+from uso_jax import mini
 from uso_jax.commands import input_flags
 from uso_jax.common import config_flag
 from uso_jax.common.errors import exit_cleanly
@@ -38,7 +39,8 @@ def main() -> None:
 def _run(_: list[str]) -> None:
     """Print the findings as they are made."""
     given = any(argument.lstrip("-").startswith("config") for argument in sys.argv[1:])
-    found = machine.examine(pathlib.Path(_FOLDER.value))
+    has_weights = given and mini.directory(_CONFIG.value.model.weights).is_dir()
+    found = machine.examine(pathlib.Path(_FOLDER.value), downloads=not has_weights)
     findings = itertools.chain(found, checkup.examine(_CONFIG.value) if given else ())
     problems = report_json(findings) if _JSON.value else report(findings)
     if problems:

@@ -29,15 +29,21 @@ _ACCELERATORS = {  # device files -> (what they are, extra that drives them)
 }
 
 
-def examine(folder: pathlib.Path) -> Iterator[Finding]:
-    """Yield findings about this machine; `folder` is where runs will write."""
+def examine(folder: pathlib.Path, downloads: bool = True) -> Iterator[Finding]:
+    """Yield findings about this machine.
+
+    Args:
+      folder: where runs will write.
+      downloads: whether weights may have to be downloaded, for which some hubs want a token.
+    """
     yield from versions()
     yield from missing_extras()
     yield devices()
     yield memory()
     yield from shared_memory()
     yield disk(folder)
-    yield token()
+    if downloads:
+        yield token()
 
 
 def versions(package: str = "uso_jax") -> Iterator[Finding]:
