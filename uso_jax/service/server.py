@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import pathlib
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 
 import fastapi
@@ -90,7 +92,9 @@ def serve(
             )
         )
         server.address = address_of(host, listener.getsockname()[1])
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended the requests by then
+        # Uvicorn repeats the signal that ended it; by then all requests are answered.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
 
