@@ -6,6 +6,7 @@ Copy this file into ComfyUI/custom_nodes. It needs nothing but what ComfyUI has.
 """
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -104,7 +105,17 @@ def _encoded(pixels) -> str:
 
 def _adapters(text: str) -> dict[str, float]:
     pairs = (one.partition("=") for one in text.split(",") if one.strip())
-    return {name.strip(): float(strength or 1) for name, _, strength in pairs}
+    try:
+        return {name.strip(): float(strength or 1) for name, _, strength in pairs}
+    except ValueError:
+        raise RuntimeError(f"adapters must be names with strengths, such as ink=0.8, felt, not {text!r}") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, so that the key goes to no other server."""
+
+    def redirect_request(self, *_):
+        """Refuse."""
 
 
 def _post(address: str, values: dict, timeout: float) -> dict:
@@ -114,7 +125,7 @@ def _post(address: str, values: dict, timeout: float) -> dict:
         headers["Authorization"] = f"Bearer {key}"
     try:
         request = urllib.request.Request(address, body, headers)
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         try:
@@ -122,7 +133,7 @@ def _post(address: str, values: dict, timeout: float) -> dict:
         except (ValueError, KeyError, TypeError):
             sentence = f"status {error.code}"
         raise RuntimeError(f"{address}: {sentence}") from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise RuntimeError(f"{address} cannot be reached: {getattr(error, 'reason', error)}") from None
 
 

@@ -4,6 +4,7 @@
 
 import threading
 import time
+import types
 
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ class NotingPipeline(USOPipeline):
     def __init__(self):
         self.batches, self.adapters_now, self.gate = [], [], threading.Event()
         self.gate.set()
+        self.sampler, self.stuck = types.SimpleNamespace(steps={}), []
 
     def generate(self, requests, *, batch_size=None, progress=None):
         assert self.gate.wait(30)
@@ -41,6 +43,9 @@ class NotingPipeline(USOPipeline):
         return name
 
     def unload(self, name):
+        if name in self.stuck:
+            self.stuck.remove(name)
+            raise OSError("the disk is away")
         self.adapters_now = [one for one in self.adapters_now if one[0] != name]
 
 
@@ -170,6 +175,42 @@ def test_adapters_change_between_batches(worker, pipe):
     assert found == [[("ink", 0.5)], [("ink", 0.5), ("felt", 1.0)], []]
     with pytest.raises(InputError, match="adapter 'damaged' cannot be used: it is damaged"):
         bad.images.result(10)
+
+
+def test_an_adapter_that_stays_is_unloaded_later(worker, pipe):
+    both = (("ink", 1.0), ("felt", 1.0))
+    worker.add(first := job("a", adapters=both))
+    first.images.result(10)
+    pipe.stuck = ["ink"]
+    worker.add(failed := job("b"))
+    with pytest.raises(OSError, match="disk is away"):
+        failed.images.result(10)
+    for adapters in ((), both):
+        worker.add(after := job("c", adapters=adapters))
+        assert after.images.result(10)[0].record["adapters"] == list(adapters)
+
+
+def test_places_of_cancelled_jobs_are_free_at_once(worker, pipe):
+    pipe.gate.clear()
+    first = job("first", side=16)
+    worker.add(first)
+    while first.begun is None:
+        time.sleep(0.001)
+    full = [job(*"abcdef"), job(*"ghijkl")]
+    for one in full:
+        worker.add(one)
+    full[0].cancel()
+    worker.add(after := job(*"mnopqr"))
+    pipe.gate.set()
+    assert len(after.images.result(10)) == 6
+
+
+def test_enlarged_images_have_batches_for_themselves(worker, pipe):
+    jobs = job("a"), job("b", upscale=2.0), job("c"), job("d", upscale=2.0), job("e", upscale=2.0)
+    held(worker, pipe, *jobs)
+    for one in jobs:
+        one.images.result(10)
+    assert pipe.batches[1:] == [["a", "c"], ["b", "d", "e", "e"]]
 
 
 def test_the_end_draws_what_waits(pipe):

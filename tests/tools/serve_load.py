@@ -140,7 +140,7 @@ async def drain(process: subprocess.Popen, address: str, messages: list[dict]) -
         answers = await asyncio.gather(*posts, return_exceptions=True)
     good = sum(isinstance(one, str) for one in answers)
     print(f"SIGTERM with {len(messages)} requests under way: {good} answered")
-    print([repr(one)[:200] for one in answers if not isinstance(one, str)][:3])
+    assert good == len(messages), [repr(one)[:200] for one in answers if not isinstance(one, str)][:3]
 
 
 def memory(process: subprocess.Popen) -> float:

@@ -18,6 +18,8 @@ from uso_jax.app.painter import Painter, Styles
 from uso_jax.app.uploads import Upload
 from uso_jax.common.errors import InputError
 from uso_jax.images import files
+from uso_jax.images.reference import Reference
+from uso_jax.inference.about import About
 from uso_jax.inference.sampler import Progress
 
 Made = list[tuple[str, dict]]  # files of a session's images and their records, newest first
@@ -83,15 +85,18 @@ class Actions:
         saved = values["saved"] or ()
         strengths = [values[f"{name}_strength"] for name in uploads] + [values["saved_strength"]] * len(saved)
         options = read_options(values, strengths)
-        if values["image"]:  # which keeps its size
-            options = dataclasses.replace(options, width=None, height=None)
         content: Upload | None = values["content"]
         read = lambda upload: upload.read(options.reference_mode)
         references = dict(
             contents=[read(content)] if content else [],
             styles=[*map(read, uploads.values()), *map(self.styles.read, saved)],
-            **{name: read(values[name]) for name in ("image", "mask") if values[name]},
         )
+        if values["image"]:
+            references["image"] = read(values["image"])
+            size = _edited_size(references["image"], self.pipe.about)
+            options = dataclasses.replace(options, **size)
+        if values["mask"]:
+            references["mask"] = values["mask"].mask()
         requests = [
             self.pipe.request(
                 values["prompt"] or "", **references, options=dataclasses.replace(options, seed=options.seed + i)
@@ -99,7 +104,7 @@ class Actions:
             for i in range(values["count"])
         ]
         result = self.pipe.generate(requests, progress=report)
-        for note in dict.fromkeys(note for request in requests for note in request.notes):
+        for note in dict.fromkeys(note for record in result.records for note in record.get("notes", ())):
             gr.Info(html.escape(note, quote=False))
         new = []
         for request, image, record in zip(requests, result.images, result.records, strict=True):
@@ -130,6 +135,14 @@ class Actions:
         self.styles.write(name, encoded)
         gr.Info(f"Saved style {name}")
         return gr.Dropdown(choices=self.styles.names(), value=[*(chosen or ()), name]), ""
+
+
+def _edited_size(image: Reference, about: About) -> dict[str, int | None]:
+    """Return the size of an edit: the image's, or that of the largest image that the sliders admit."""
+    height, width = image.pixels.shape[:2]
+    most = 2.25 * about.width * about.height
+    scale = min(1.0, (most / (width * height)) ** 0.5)
+    return {"height": None, "width": None if scale == 1 else int(width * scale)}
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@
 import abc
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gradio as gr
@@ -13,6 +14,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.images import opening
 from uso_jax.images.decode import ReferenceMode
 from uso_jax.images.reference import Reference
+from uso_jax.inference.canvas import read_mask
 
 
 class Upload(NamedTuple):
@@ -31,10 +33,17 @@ class Upload(NamedTuple):
         Raises:
           InputError: the file is not an image, or is too large.
         """
+        return self._read(lambda: Reference.of(self.path, opening.UPLOADS, mode))
+
+    def mask(self) -> Reference:
+        """Read the image as a mask, as `read`."""
+        return self._read(lambda: read_mask(pathlib.Path(self.path), limits=opening.UPLOADS))
+
+    def _read(self, function: Callable[[], Reference]) -> Reference:
         if not pathlib.Path(self.path).is_file():
             raise InputError(f"image {self.name!r} is no longer on the server; upload it again")
         try:
-            reference = Reference.of(self.path, opening.UPLOADS, mode)
+            reference = function()
         except InputError as error:
             raise InputError(self.renamed(str(error))) from error
         return dataclasses.replace(reference, path=self.name, notes=tuple(map(self.renamed, reference.notes)))

@@ -79,21 +79,26 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
     given = given_options(args)
     if sum(value is not None for value in (args.prompt, args.eval_json_path, args.from_image)) > 1:
         raise InputError("pass only one of --prompt, --eval_json_path and --from_image")
+    edited = {name: path for name in request.IMAGES if (path := getattr(args, name))}
     if args.from_image:
         path = pathlib.Path(args.from_image)
         record = files.read_record(path)
         repeated = request.from_record(record, path.parent)
-        repeated["images"] = {name: repeated.pop(name) for name in request.IMAGES if name in repeated}
+        repeated["images"] = {name: repeated.pop(name) for name in request.IMAGES if name in repeated} | edited
         args.concat_refs = args.concat_refs or bool(record.get("concat_refs"))
         args.made_with = {name: value for name, value in record.get("weights", {}).items() if name != "name"}
         options = repeated.pop("options")
+        if repeated["images"] and (edited or {"outpaint", "width", "height"} & given.keys()):
+            options = {name: value for name, value in options.items() if name not in ("width", "height")}
         return [batch_jobs.Item(0, **repeated)], options | given
     if args.eval_json_path:
+        if edited:
+            raise InputError(f"--{min(edited)} belongs into the items of {args.eval_json_path}, as {min(edited)!r}")
         return batch_jobs.read_items(args.eval_json_path), given
     if args.prompt is None and not args.image_paths and not args.image:
         raise InputError('nothing to generate: pass --prompt "..." or --eval_json_path')
     values = {"prompt": args.prompt or "", "image_paths": args.image_paths, "content_paths": args.content_paths}
-    values |= {name: getattr(args, name) for name in request.IMAGES}
+    values |= edited
     return [batch_jobs.parse_item(values)], given
 
 

@@ -12,6 +12,8 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import signal
+import sys
 from collections.abc import Sequence
 
 from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
@@ -34,6 +36,8 @@ _LIMITS = {  # flags and what they bound
 @exit_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until the process is asked to end. Errors of the user exit with code 2."""
+    # Also while weights are loaded: as the first process of a container, this one would not end by default.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     args = _parser().parse_args(argv)
     limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
     keys = _keys(args.api_keys)

@@ -70,6 +70,18 @@ class Reference:
         pixels, notes = decode.read_image(data, what=what, limits=limits, mode=mode)
         return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes, mode)
 
+    @classmethod
+    def of_bytes(
+        cls, data: bytes, what: str, limits: Limits = opening.FILES, mode: ReferenceMode = "displayed"
+    ) -> "Reference":
+        """Read the bytes of a file that has no path; `what` names it in messages.
+
+        Raises:
+          InputError: they are not an image, or it is too large.
+        """
+        pixels, notes = decode.read_image(data, what=what, limits=limits, mode=mode)
+        return cls(pixels, hashlib.sha256(data).hexdigest(), None, notes, mode)
+
     def _again(self, limits: Limits, mode: ReferenceMode) -> "Reference":
         """Read the file once more, in another mode."""
         if self.path is not None and pathlib.Path(self.path).is_file():

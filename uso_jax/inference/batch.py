@@ -5,17 +5,14 @@
 Requests with different references share a batch. Missing references are masked zeros, which equals leaving them out.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.inference.reference_encoder import EncodedReferences
 from uso_jax.inference.request import Request
-from uso_jax.inference.sampler import Conditions, Sampler
-from uso_jax.inference.tiling import Tiling
+from uso_jax.inference.sampler import Conditions
 from uso_jax.models.uso import USO
 
 
@@ -68,6 +65,7 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         tokens = [system.config.text.tokenize(one.negative_prompt) for one in options]
         conditions.negative = {name: np.stack([t[name] for t in tokens]) for name in tokens[0]}
         conditions.guided = first.guidance_steps
+        conditions.total_steps = first.num_steps
     conditions.isolated = first.isolated
     if any(one.variation for one in options):
         conditions.variation = np.asarray([one.variation for one in options], np.float32)
@@ -75,8 +73,7 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
     if batch[0].canvas is not None:
         conditions.start = np.stack([encoded.start(request) for request in batch])
         if any(request.canvas.drawn is not None for request in batch):
-            c = system.config
-            sizes = c.autoencoder.downscale, c.patch, c.transformer.in_channels
+            sizes = latent_sizes(system)
             conditions.drawn = np.stack([request.canvas.latent_weights(*sizes) for request in batch])
     weighted = batch[0].has_strengths
     if any(request.styles for request in batch):
@@ -102,23 +99,10 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
     return conditions
 
 
-def tile_conditions(
-    system: USO, request: Request, encoded: EncodedReferences, sampler: Sampler, image: Image.Image
-) -> tuple[Conditions, Tiling]:
-    """Return the inputs of the tiles of an enlarged image, and where they lie."""
-    options, side = request.options, system.config.pixels_per_token
-    width, height = (round(length * options.upscale) // side * side for length in image.size)
-    grids = system.token_grid(height, width), system.token_grid(options.height, options.width)
-    tiling = Tiling.of(*grids, sampler.data_shards)
-    plain = dataclasses.replace(request, canvas=None)
-    conditions = make_conditions(system, [plain] * len(tiling.index), encoded)
-    conditions.times = conditions.times[:, -request.upscale_steps - 1 :]
-    conditions.seeds = conditions.seeds[:1]
-    if conditions.variation is not None:
-        conditions.variation, conditions.variation_seeds = conditions.variation[:1], conditions.variation_seeds[:1]
-    enlarged = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    conditions.start, conditions.whole = sampler.latents(enlarged)[None], (height, width)
-    return conditions, tiling
+def latent_sizes(system: USO) -> tuple[int, int, int]:
+    """Return the arguments of `Canvas.latent_weights`."""
+    c = system.config
+    return c.autoencoder.downscale, c.patch, c.transformer.in_channels
 
 
 def _seeds(values: Sequence[int]) -> np.ndarray:

@@ -7,16 +7,22 @@ stays is set back to the image with the next time's noise after every step (RePa
 diffusers' `FluxInpaintPipeline`). What stays is pasted into the result, so it keeps its pixels.
 """
 
+import dataclasses
+import pathlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from uso_jax.common.errors import InputError
+from uso_jax.images import opening
 from uso_jax.images.decode import MAX_PIXELS, Pixels
-from uso_jax.images.reference import Reference
+from uso_jax.images.opening import Limits
+from uso_jax.images.reference import ImageLike, Reference
+
+_FAINT = 8 / 255  # what a mask says below this is the noise of a JPEG
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class Canvas:
         size: tuple[int | None, int | None],
         multiple: int,
     ) -> tuple["Canvas", list[str]]:
-        """Extend an image by its margins and bring it to a size. Return the canvas, and a note if it was cropped.
+        """Extend an image by its margins and bring it to a size. Return the canvas, and a note if some of it was cut.
 
         Args:
           image: the image to edit.
@@ -54,48 +60,46 @@ class Canvas:
           multiple: of which both are multiples; the centre is kept.
 
         Raises:
-          InputError: mask and image differ in size, or the image is too small.
+          InputError: mask and image differ in size, or the image is too small or too large.
         """
-        pixels, drawn = image.pixels, None
-        if mask is not None:
-            if mask.pixels.shape != pixels.shape:
-                shown = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (mask.pixels, pixels))
-                raise InputError(f"mask and image must have the same size, not {shown} pixels")
-            drawn = _grey(mask.pixels)
-        if any(margins):
-            left, top, right, bottom = margins
-            count = (pixels.shape[0] + top + bottom) * (pixels.shape[1] + left + right)
-            if count > MAX_PIXELS:
-                raise InputError(f"an image with these margins would have {count} pixels; choose at most {MAX_PIXELS}")
-            around = ((top, bottom), (left, right))
-            drawn = np.zeros(pixels.shape[:2], np.float32) if drawn is None else drawn
-            drawn = np.pad(drawn, around, constant_values=1.0)
-            pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
-        width, height = _whole(_size(pixels, size), multiple)
+        pixels, drawn = _extended(image.pixels, None if mask is None else _grey(mask, image), margins)
+        wanted = target_size(pixels.shape[:2], size)
+        if wanted[0] * wanted[1] > MAX_PIXELS:
+            raise InputError(f"{wanted[0]} x {wanted[1]} pixels are too many; choose at most {MAX_PIXELS}")
+        if min(wanted) < multiple:
+            raise InputError(f"the image would be {wanted[0]} x {wanted[1]} pixels; a side needs at least {multiple}")
+        width, height = (side // multiple * multiple for side in wanted)
         extra = pixels.shape[1] - width, pixels.shape[0] - height
         if all(0 <= more < multiple for more in extra):  # so that the recorded size repeats it
             left, top = (more // 2 for more in extra)
             inside = np.s_[top : top + height, left : left + width]
-            pixels, drawn = pixels[inside], None if drawn is None else drawn[inside]
+            made = cls(image, pixels[inside], mask, None if drawn is None else drawn[inside])
         else:
-            fit = lambda array, how: np.asarray(ImageOps.fit(Image.fromarray(array), (width, height), how))
-            pixels = fit(pixels, Image.Resampling.LANCZOS)
-            drawn = None if drawn is None else fit(drawn, Image.Resampling.BILINEAR)
-        cropped = f"{image.name} was cropped to {width} x {height}, whole multiples of {multiple} pixels"
-        notes = [cropped] if size == (None, None) and any(extra) else []
-        return cls(image, pixels, mask, drawn), notes
+            made = cls(image, pixels, mask, drawn).resized(width, height)
+        shown = f"{image.name} was cut to {width} x {height}"
+        if (width, height) != wanted:
+            return made, [f"{shown}, whole multiples of {multiple} pixels"]
+        is_other_shape = abs(width * pixels.shape[0] - height * pixels.shape[1]) > max(pixels.shape[:2])
+        return made, [f"{shown}, which has another shape"] if is_other_shape else []
 
-    def latent_weights(self, cell: int, patch: int, channels: int) -> Float[np.ndarray, "l d"]:
-        """Return how much of each latent is drawn anew, packed as tokens; a latent is one cell of pixels a side.
+    def resized(self, width: int, height: int) -> "Canvas":
+        """Return the canvas at another size; of another shape, its centre."""
+        fit = lambda array, how: np.asarray(ImageOps.fit(Image.fromarray(array), (width, height), how))
+        drawn = None if self.drawn is None else fit(self.drawn, Image.Resampling.BILINEAR)
+        return dataclasses.replace(self, pixels=fit(self.pixels, Image.Resampling.LANCZOS), drawn=drawn)
 
-        A latent counts as its most drawn pixel, so all that the mask touches is drawn.
+    def latent_weights(self, downscale: int, patch: int, channels: int) -> Float[np.ndarray, "l d"]:
+        """Return 1 for each latent that is drawn anew and 0 for the others, packed as tokens.
+
+        A latent that the mask touches, however faintly, is drawn: what is grey is blended in pixels.
         """
         height, width = self.pixels.shape[:2]
-        drawn = np.ones((height, width), np.float32) if self.drawn is None else self.drawn
-        latents = drawn.reshape(height // cell, cell, width // cell, cell).max(axis=(1, 3))
+        drawn = np.ones((height, width), bool) if self.drawn is None else self.drawn > 0
+        latents = drawn.reshape(height // downscale, downscale, width // downscale, downscale).any(axis=(1, 3))
         rows, columns = (side // patch for side in latents.shape)
         places = latents.reshape(rows, patch, columns, patch).swapaxes(1, 2).reshape(rows * columns, 1, patch * patch)
-        return np.broadcast_to(places, (rows * columns, channels // patch**2, patch * patch)).reshape(-1, channels)
+        spread = np.broadcast_to(places, (rows * columns, channels // patch**2, patch * patch))
+        return spread.reshape(-1, channels).astype(np.float32)
 
     def paste(self, made: Pixels) -> Pixels:
         """Return the made image with what stays of this one, to the grey level."""
@@ -109,26 +113,65 @@ class Canvas:
         return {"image": self.image.record()} | ({} if self.mask is None else {"mask": self.mask.record()})
 
 
-def first_step(num_steps: int, strength: float) -> int:
-    """Return the number of steps that a strength leaves out at the beginning, as diffusers counts them."""
+def read_mask(source: ImageLike | Reference | bytes, what: str = "mask", limits: Limits = opening.FILES) -> Reference:
+    """Read a mask: white counts, or what is transparent if anything is, as ComfyUI and OpenAI have it.
+
+    Raises:
+      InputError: the source is not an image, or is too large.
+    """
+    if isinstance(source, Reference):
+        return source
+    if isinstance(source, bytes):
+        reference = Reference.of_bytes(source, f"the {what}", limits)
+    else:
+        reference = Reference.of(source, limits)
+    if isinstance(source, np.ndarray):
+        return reference
+    in_memory = isinstance(source, bytes | Image.Image)
+    given = source if in_memory else opening.read_file(pathlib.Path(source), what=what, limits=limits)
+    opened = opening.open_image(given, what=f"the {what}", limits=limits).image
+    has_alpha = opened.has_transparency_data
+    alpha = np.asarray(opened.convert("RGBA").getchannel("A")) if has_alpha else np.uint8([255])
+    if (alpha == 255).all():
+        return dataclasses.replace(reference, mode=None)
+    pixels = np.repeat(255 - alpha[..., None], 3, axis=-1).astype(np.uint8)
+    note = f"the {what} has transparent pixels: they count, and its colours do not"
+    return dataclasses.replace(reference, pixels=pixels, mode=None, notes=(note,))
+
+
+def skipped_steps(num_steps: int, strength: float) -> int:
+    """Return the number of first steps that a strength leaves out, as diffusers counts them."""
     return int(num_steps - num_steps * strength)
 
 
-def _grey(pixels: Pixels) -> Float[np.ndarray, "h w"]:
-    return np.asarray(Image.fromarray(pixels).convert("L"), np.float32) / 255
+def _grey(mask: Reference, image: Reference) -> Float[np.ndarray, "h w"]:
+    if mask.pixels.shape != image.pixels.shape:
+        shown = " and ".join(f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (mask, image))
+        raise InputError(f"mask and image must have the same size, not {shown} pixels")
+    grey = np.asarray(Image.fromarray(mask.pixels).convert("L"), np.float32) / 255
+    return np.where(grey < _FAINT, np.float32(0), grey)
 
 
-def _size(pixels: Pixels, size: tuple[int | None, int | None]) -> tuple[int, int]:
-    (width, height), (rows, columns) = size, pixels.shape[:2]
+def _extended(
+    pixels: UInt8[np.ndarray, "h w 3"], drawn: np.ndarray | None, margins: tuple[int, ...]
+) -> tuple[Pixels, np.ndarray | None]:
+    """Repeat the edges into the margins, which are drawn anew."""
+    if not any(margins):
+        return pixels, drawn
+    left, top, right, bottom = margins
+    count = (pixels.shape[0] + top + bottom) * (pixels.shape[1] + left + right)
+    if count > MAX_PIXELS:
+        raise InputError(f"an image with these margins would have {count} pixels; choose at most {MAX_PIXELS}")
+    around = ((top, bottom), (left, right))
+    drawn = np.zeros(pixels.shape[:2], np.float32) if drawn is None else drawn
+    return np.pad(pixels, (*around, (0, 0)), mode="edge"), np.pad(drawn, around, constant_values=1.0)
+
+
+def target_size(image: tuple[int, int], size: tuple[int | None, int | None]) -> tuple[int, int]:
+    """Return the (width, height) that an image of (rows, columns) gets; see `Canvas.fit`."""
+    (rows, columns), (width, height) = image, size
     if width is None and height is None:
         return columns, rows
     if width is None:
         return max(round(columns * height / rows), 1), height
     return width, max(round(rows * width / columns), 1) if height is None else height
-
-
-def _whole(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    if min(size) < multiple:
-        raise InputError(f"the image would be {size[0]} x {size[1]} pixels; a side must have at least {multiple}")
-    width, height = (side // multiple * multiple for side in size)
-    return width, height

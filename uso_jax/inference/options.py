@@ -131,7 +131,7 @@ class GenerationOptions:
         " (FLUX.1); 1: no second pass",
     )  # fmt: skip
     guidance_steps: Sequence[Number] | np.ndarray = _option(
-        (0.0, 1.0), INTERVAL, "share of the steps from which, and up to which, a second pass guides",
+        (0.0, 1.0), INTERVAL, "share of the schedule from which, and up to which, a second pass guides",
         one_per_batch=True,
     )  # fmt: skip
     isolated: str = _option(

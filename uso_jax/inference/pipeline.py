@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import pathlib
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -27,12 +27,15 @@ import uso_jax
 from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
+from uso_jax.images.decode import Pixels
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference.about import About
-from uso_jax.inference.batch import group_requests, make_conditions, tile_conditions
+from uso_jax.inference.arguments import one_per_image
+from uso_jax.inference.batch import group_requests, make_conditions
+from uso_jax.inference.enlarging import Enlarger
 from uso_jax.inference.option_kinds import Number, Whole
 from uso_jax.inference.options import SPECS, GenerationOptions
-from uso_jax.inference.reference_encoder import ReferenceEncoder
+from uso_jax.inference.reference_encoder import EncodedReferences, ReferenceEncoder
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
 from uso_jax.inference.styles import StyleEmbedding
@@ -46,8 +49,6 @@ from uso_jax.weights.pretrained import Pretrained
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
 _log = logging.getLogger("uso_jax")
-# Arguments that are a list for one image already, so that one for each image is a list of lists.
-_LISTS = {"contents", "styles"} | {name for name, spec in SPECS.items() if spec.kind.several}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,10 @@ class USOPipeline:
         self.pretrained, self.system = pretrained, system
         self.sampler = Sampler(system, params, mesh, tile)
         self._references = ReferenceEncoder(pretrained, system, self.sampler)
+
+    @property
+    def _enlarger(self) -> Enlarger:
+        return Enlarger(self.system, self.sampler, self.pretrained.defaults)
 
     @classmethod
     def from_weights(
@@ -276,7 +281,7 @@ class USOPipeline:
             image=image, mask=mask, content_mask=content_mask,
         )  # fmt: skip
         requests = []
-        for one in _per_image(values):
+        for one in one_per_image(values):
             named = {name: one.pop(name) for name in list(one) if name not in SPECS and name != "content"}
             if (content := one.pop("content")) is not None:
                 if named["contents"]:
@@ -324,18 +329,22 @@ class USOPipeline:
         encoded = self._references.encode(requests)
         images: dict[int, Image.Image] = {}
         for group in groups:
-            padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
-            conditions = make_conditions(self.system, [requests[i] for i in padded], encoded)
-            arrays = self.sampler.run(conditions, report)
-            for i, pixels in zip(group, arrays, strict=False):
-                canvas = requests[i].canvas
-                images[i] = Image.fromarray(pixels if canvas is None else canvas.paste(pixels))
+            made = self._drawn([requests[i] for i in group], encoded, report)
+            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, made, strict=True)}
             done += requests[group[0]].num_steps
         for i in enlarged:
-            tiles, tiling = tile_conditions(self.system, requests[i], encoded, self.sampler, images[i])
-            images[i] = Image.fromarray(self.sampler.run(tiles, report, tiling)[0])
+            images[i] = self._enlarger.enlarge(requests[i], images[i], encoded, batch_size, report)
             done += requests[i].upscale_steps
         return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
+
+    def _drawn(self, group: Sequence[Request], encoded: EncodedReferences, report: Progress) -> list[Pixels]:
+        """Draw one batch."""
+        if group[0].num_steps == 0:  # nothing of the images to edit is drawn
+            return [request.canvas.pixels for request in group]
+        padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
+        arrays = self.sampler.run(make_conditions(self.system, padded, encoded), report)
+        pairs = zip(group, arrays, strict=False)
+        return [pixels if request.canvas is None else request.canvas.paste(pixels) for request, pixels in pairs]
 
     def encode_style(
         self,
@@ -387,16 +396,3 @@ class USOPipeline:
 def _log_notes(notes: Iterable[str]) -> None:
     for note in dict.fromkeys(notes):
         _log.warning("note: %s", note)
-
-
-def _per_image(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of each image; a value that is not a list with one value per image holds for all of them."""
-    is_list = lambda value: isinstance(value, list | tuple)
-    listed = {
-        name for name, value in values.items() if is_list(value) and (name not in _LISTS or any(map(is_list, value)))
-    }
-    counts = {name: len(values[name]) for name in values if name in listed}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"lists have different lengths: {', '.join(f'{name} {n}' for name, n in counts.items())}")
-    for i in range(max(counts.values(), default=1)):
-        yield {name: value[i] if name in listed else value for name, value in values.items()}

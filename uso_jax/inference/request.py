@@ -18,10 +18,10 @@ from jaxtyping import Bool
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.images.decode import Pixels, ReferenceMode
+from uso_jax.images.decode import MAX_PIXELS, Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
-from uso_jax.inference.canvas import Canvas, first_step
+from uso_jax.inference.canvas import Canvas, read_mask, skipped_steps
 from uso_jax.inference.option_kinds import whole
 from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options
 from uso_jax.inference.styles import StyleEmbedding
@@ -82,13 +82,13 @@ class Request:
     @property
     def num_steps(self) -> int:
         """Sampling steps that are run: an image to edit leaves out the first ones."""
-        skipped = 0 if self.canvas is None else first_step(self.options.num_steps, self.options.strength)
+        skipped = 0 if self.canvas is None else skipped_steps(self.options.num_steps, self.options.strength)
         return self.options.num_steps - skipped
 
     @property
     def upscale_steps(self) -> int:
         """Sampling steps of the enlarged image."""
-        return self.options.num_steps - first_step(self.options.num_steps, self.options.upscale_strength)
+        return self.options.num_steps - skipped_steps(self.options.num_steps, self.options.upscale_strength)
 
     @property
     def has_strengths(self) -> bool:
@@ -97,7 +97,8 @@ class Request:
         return any(strength != 1 for strength in (*self.options.style_strength, content_strength))
 
 
-_FAR = 16  # times the pixels that weights are trained for, from which on there is a note
+_FAR = 16  # times the pixels that weights are trained for, beyond which there is a note
+_FAR_EDITED = 4  # the same for an image to edit, whose size nobody typed
 
 
 def make_request(
@@ -125,15 +126,22 @@ def make_request(
     contents, styles = _several(contents), _several(styles)
     if not prompt.strip() and not contents and not styles and image is None:
         raise InputError("nothing to generate: pass a prompt, a content image, a style image or an image to edit")
+    limit = dict(remedy="type it again", limit=PROMPT_LIMIT)
+    options = dataclasses.replace(
+        _effective(options, image is not None),
+        negative_prompt=untrusted.text(options.negative_prompt, "negative_prompt", **limit),
+    )
     notes = _ineffective(options, pretrained, system)
     asked = options.width, options.height
     options = options.with_defaults(defaults)
     whole("content_ref", options.content_ref, side, MAX_CONTENT_SIDE)
+    if options.true_guidance != 1 and options.isolated != "none" and not system.classifier_free:
+        raise InputError("true_guidance does not go with isolated references: their keys hold the prompt's vector")
 
     read = lambda source: Reference.of(source, mode=options.reference_mode)
     references = tuple(map(read, contents))
     images = tuple(reference.content(options.content_ref, side) for reference in references)
-    content_mask = None if content_mask is None else read(content_mask)
+    content_mask = None if content_mask is None else read_mask(content_mask, "content_mask")
     counted = None if content_mask is None else _counted(content_mask, references, options.content_ref, side)
     styles = tuple(_style(style, options.reference_mode) for style in styles)
     if styles and system.config.transformer.projector is None:
@@ -157,7 +165,7 @@ def make_request(
         options = dataclasses.replace(options, width=width, height=height, keep_size=False)
     canvas = None
     if image is not None:
-        drawn = None if mask is None else read(mask)
+        drawn = None if mask is None else read_mask(mask)
         canvas, cropped = Canvas.fit(read(image), drawn, options.outpaint, asked, side)
         notes += cropped
         height, width = canvas.pixels.shape[:2]
@@ -166,7 +174,10 @@ def make_request(
         raise InputError(f"{'outpaint' if mask is None else 'a mask'} needs an image to edit; pass image (--image)")
     options, changed = options.rounded(side)
     notes += changed
-    if options.width * options.height > _FAR * defaults.width * defaults.height:
+    if (enlarged := round(options.width * options.height * options.upscale**2)) > MAX_PIXELS:
+        raise InputError(f"upscale would make {enlarged} pixels; choose at most {MAX_PIXELS}")
+    far = _FAR if canvas is None else _FAR_EDITED
+    if options.width * options.height > far * defaults.width * defaults.height:
         notes.append(
             f"{options.width} x {options.height} is far beyond the {defaults.width} x {defaults.height} pixels that"
             " these weights are trained for: compiling may take minutes, and the image will be poor"
@@ -179,7 +190,8 @@ def make_request(
         )
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
-    notes += [note for reference in (*references, *styles) for note in getattr(reference, "notes", ())]
+    images_read = [one for one in (canvas and canvas.image, canvas and canvas.mask, content_mask) if one is not None]
+    notes += [note for one in (*references, *styles, *images_read) for note in getattr(one, "notes", ())]
     return Request(prompt, references, images, styles, options, tuple(notes), canvas, content_mask, counted)
 
 
@@ -196,6 +208,17 @@ def _counted(mask: Reference, references: Sequence[Reference], long_side: int, s
     if not counted.any():
         raise InputError("content_mask is black everywhere, so nothing of the content image would count")
     return counted
+
+
+def _effective(options: GenerationOptions, edits: bool) -> GenerationOptions:
+    """Return the options without those that change nothing, so that they change no identity and part no batch."""
+    idle = {
+        "strength": not edits,
+        "upscale_strength": options.upscale == 1,
+        "variation_seed": options.variation == 0,
+    }
+    default = GenerationOptions.__dataclass_fields__
+    return dataclasses.replace(options, **{name: default[name].default for name, is_idle in idle.items() if is_idle})
 
 
 def _ineffective(options: GenerationOptions, pretrained: Pretrained, system: USO) -> list[str]:
@@ -230,7 +253,8 @@ def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, An
         }
         for name in options.keys() & set(IMAGES):
             item = options.pop(name)
-            references[name] = _found(item["path"], item["sha256"], folder)
+            found = _found(item["path"], item["sha256"], folder)
+            references[name] = found.path if "mask" in name else found  # a mask may be read by its transparency
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the image's record is damaged ({error})") from error
     return {"prompt": prompt, **references, "options": check_options(options, "the image's record: ")}

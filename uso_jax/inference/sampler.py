@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
@@ -26,7 +27,7 @@ from uso_jax.inference import latents
 from uso_jax.inference.latents import Latents
 from uso_jax.inference.tiling import Tiling
 from uso_jax.models import tiled_decoding
-from uso_jax.models.uso import USO, Inputs, to_bytes
+from uso_jax.models.uso import USO, Inputs, to_bytes, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 
@@ -54,7 +55,8 @@ class Conditions:
     ref_bias: Float[np.ndarray, "b r"] | None = None
     negative: dict[str, Int[np.ndarray, "b _"]] | None = None  # tokens of what classifier-free guidance moves away from
     negative_scale: Float[np.ndarray, " b"] | None = None  # of that guidance; None: `guidance` is its scale
-    guided: tuple[float, float] = (0.0, 1.0)  # share of the steps from which, and up to which, it counts
+    guided: tuple[float, float] = (0.0, 1.0)  # share of the schedule from which, and up to which, it counts
+    total_steps: int = 0  # of the schedule, with those that an image to edit leaves out
     isolated: flow.Isolated = "none"
     start: Float[np.ndarray, "b l d"] | None = None  # latents of images to edit; sampling begins at the first time
     drawn: Float[np.ndarray, "b l d"] | None = None  # how much of each latent is drawn anew; None: all
@@ -64,8 +66,10 @@ class Conditions:
 
     def is_guided(self, step: int) -> bool:
         """Whether a step has a second pass with the negative text."""
-        first, last = (round(share * (self.times.shape[1] - 1)) for share in self.guided)
-        return self.negative is not None and first <= step < last
+        if self.negative is None:
+            return False
+        skipped = self.total_steps - (self.times.shape[1] - 1)
+        return self.guided[0] <= (skipped + step) / self.total_steps < self.guided[1]
 
 
 class Sampler:
@@ -90,7 +94,7 @@ class Sampler:
         jit = lambda function, **options: jax.jit(function, out_shardings=self._batch, **options)
         self.programs = {  # jitted; uso_jax.planning.programs lowers them for devices of other machines
             "features": jax.jit(system.style_features),
-            "encode": jax.jit(system.encode_images),
+            "encode": jax.jit(self._encode, static_argnums=2),
             "text": jit(system.encode_text),
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "prepare": jax.jit(self._prepare, static_argnums=4),
@@ -131,9 +135,10 @@ class Sampler:
             return np.asarray(self.programs["features"](self._part("siglip"), image[None, None])[0, 0], np.float32)
 
     def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
-        """Return the packed latents of a content image, by the posterior mean."""
+        """Return the packed latents of an image, by the posterior mean; larger ones than `tile` in tiles."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None])[0], np.float32)
+            tile = self.tile if self.tile is not None and max(image.shape[:2]) > self.tile else None
+            return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None], tile)[0], np.float32)
 
     def _part(self, name: str) -> Params:
         """Return a component's parameters on the devices, after freeing those of the component before it."""
@@ -159,38 +164,55 @@ class Sampler:
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding text", 0, num_steps)
-            inputs = self._inputs(c)
-            params = self._part("transformer")
-            style = None if c.features is None else self.programs["style"](params, self._place(c.features))
-            times, guidance = [self._place(t) for t in c.times.T], self._place(c.guidance)
-            if c.isolated != "none":
-                inputs, style = self.programs["prepare"](params, inputs, style, guidance, c.isolated)
-            rows, columns = self.system.token_grid(c.height, c.width)
-            if tiling is None:
-                state, own_times = self._latents(c, "noise", rows * columns, self._place), times
-                cut = join = lambda x: x
-            else:
-                replicate = functools.partial(jax.device_put, device=self._replicated)
-                state = self._latents(c, "whole noise", tiling.num_tokens, replicate)
-                own_times = [replicate(t[:1]) for t in c.times.T]
-                cut, join = lambda x: self._place(tiling.cut(x)), lambda x: replicate(tiling.join(x))
-            x = state.begin(own_times[0])
-            plain = inputs | dict.fromkeys(("negative_txt", "negative_y", "negative_scale"))
-            passes = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
-            like = cut(x)
-            steps = [
-                self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
-                for one in passes
-            ]
-            progress("Sampling", 0, num_steps)
-            for number, (step, one) in enumerate(zip(steps, passes, strict=True)):
-                x = join(step(params, one, style, cut(x), times[number], times[number + 1], guidance))
-                x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
-                progress("Sampling", number + 1, num_steps)
-            del params  # so that they can be freed
+            x = self._sampled(c, self._inputs(c), tiling, progress)
             progress("Decoding", num_steps, num_steps)
             decode, size = ("decode", (c.height, c.width)) if tiling is None else ("whole decode", c.whole)
             return np.asarray(self.programs[decode](self._part("autoencoder"), x, *size, c.round_down))
+
+    def _sampled(
+        self, c: Conditions, inputs: dict[str, Any], tiling: Tiling | None, progress: Progress
+    ) -> Float[Array, "b l d"]:
+        """Return the latents of the images; the transformer's parameters may be freed afterwards."""
+        params, num_steps = self._part("transformer"), c.times.shape[1] - 1
+        style = None if c.features is None else self.programs["style"](params, self._place(c.features))
+        times, guidance = [self._place(t) for t in c.times.T], self._place(c.guidance)
+        if c.isolated != "none":
+            inputs, style = self.programs["prepare"](params, inputs, style, guidance, c.isolated)
+        if tiling is None:
+            rows, columns = self.system.token_grid(c.height, c.width)
+            state, own_times = self._latents(c, "noise", rows * columns, self._place), times
+        else:
+            replicate = functools.partial(jax.device_put, device=self._replicated)
+            state = self._latents(c, "whole noise", tiling.num_tokens, replicate)
+            own_times = [replicate(t[:1]) for t in c.times.T]
+        x = state.begin(own_times[0])
+        plain = inputs | dict.fromkeys(("negative_txt", "negative_y", "negative_scale"))
+        passes = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
+        like = x if tiling is None else self._place(tiling.cut(x)[: len(c.guidance)])
+        compiled = {
+            id(one): self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
+            for one in passes
+        }
+
+        def advance(x: Array, number: int) -> Array:
+            one = passes[number]
+            return compiled[id(one)](params, one, style, x, times[number], times[number + 1], guidance)
+
+        progress("Sampling", 0, num_steps)
+        for number in range(num_steps):
+            if tiling is None:
+                x = advance(x, number)
+            else:
+                x = replicate(self._by_tiles(lambda part, n=number: advance(part, n), x, tiling, len(c.guidance)))
+            x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
+            progress("Sampling", number + 1, num_steps)
+        return x
+
+    def _by_tiles(self, advance: Callable[[Array], Array], x: Array, tiling: Tiling, at_once: int) -> Array:
+        """Advance the tiles of an image, some at a time, and blend them."""
+        tiles = tiling.cut(x)
+        parts = (self._place(tiles[i : i + at_once]) for i in range(0, len(tiles), at_once))
+        return tiling.join(jnp.concatenate([advance(part) for part in parts]))
 
     def _place(self, x: np.ndarray | Array | None) -> Array | None:
         """Put the arrays of a batch on the devices."""
@@ -235,6 +257,15 @@ class Sampler:
         return to_bytes(
             tiled_decoding.decode_tiled(decode, latent, self.tile // codec.downscale, codec.cell), round_down
         )
+
+    def _encode(
+        self, params: Params, images: UInt8[Array, "b h w 3"], tile: int | None = None
+    ) -> Float[Array, "b l d"]:
+        if tile is None:
+            return self.system.encode_images(params, images)
+        encode, codec = self.system.module(params, "autoencoder").encode, self.system.config.autoencoder
+        latents = tiled_decoding.encode_tiled(encode, to_float(images), tile, codec.downscale * codec.cell)
+        return flow.pack(latents, self.system.config.patch)
 
     def _draw(self, seeds: jax.Array, num_tokens: int) -> jax.Array:
         """Draw each image's noise from its seed alone, so that it depends neither on the batch nor on the mesh."""

@@ -9,7 +9,7 @@ Shapes: b batch, t text tokens, d width, v pooled width.
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -143,9 +143,14 @@ def token_ids(tokenizer: str, prompt: str, length: int) -> Int[np.ndarray, " {le
     """Return a prompt's token ids, padded or cut to a length."""
     if tokenizer == "mini":
         return np.asarray(_mini_tokenizer(length).encode(prompt).ids, np.int32)
-    with _one_at_a_time:
-        encoded = load_tokenizer(tokenizer)(prompt, padding="max_length", max_length=length, truncation=True)
+    encoded = encode(tokenizer, prompt, padding="max_length", max_length=length, truncation=True)
     return np.asarray(encoded["input_ids"], np.int32)
+
+
+def encode(tokenizer: str, text: str, **options: Any) -> Mapping[str, Any]:
+    """Return what a tokenizer of transformers makes of a text."""
+    with _one_at_a_time:
+        return load_tokenizer(tokenizer)(text, **options)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from uso_jax.models.qwen3 import Qwen3Config, Qwen3Encoder
-from uso_jax.models.text import CLIP_TOKENIZER, load_tokenizer
+from uso_jax.models.text import CLIP_TOKENIZER, encode, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Qwen3TextConfig:
         return Qwen3Text(self, rngs=rngs)
 
     def tokenize(self, prompt: str) -> dict[str, np.ndarray]:
-        tokenizer, length = load_tokenizer(self.qwen3_tokenizer), self.qwen3_length
-        encoded = tokenizer(self._message(prompt), padding="max_length", max_length=length, truncation=True)
+        how = dict(padding="max_length", max_length=self.qwen3_length, truncation=True)
+        encoded = encode(self.qwen3_tokenizer, self._message(prompt), **how)
         return {
             "qwen3_ids": np.asarray(encoded["input_ids"], np.int32),
             "qwen3_valid": np.asarray(encoded["attention_mask"], np.int32),
@@ -56,7 +56,7 @@ class Qwen3TextConfig:
         return {"qwen3_ids": self.qwen3_length, "qwen3_valid": self.qwen3_length}
 
     def is_cut(self, prompt: str) -> bool:
-        return len(load_tokenizer(self.qwen3_tokenizer)(self._message(prompt))["input_ids"]) > self.qwen3_length
+        return len(encode(self.qwen3_tokenizer, self._message(prompt))["input_ids"]) > self.qwen3_length
 
     def tokenizers(self) -> dict[str, Any]:
         return {"length": self.qwen3_length, "qwen3": self.qwen3_tokenizer}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding in overlapping tiles, one at a time, so that peak memory depends only on the tile size.
+"""Decoding and encoding in overlapping tiles, one at a time, so that peak memory depends only on the tile size.
 
 The autoencoder normalises over the whole image, so the colours of a tile differ slightly from those of the whole image.
 Linear blending in the overlaps hides this.
@@ -45,18 +45,41 @@ def decode_tiled(
     height, width = z.shape[1:3]
     if max(height, width) <= tile:
         return decode(z)
+    return _by_tiles(decode, z, tile, cell)
+
+
+def encode_tiled(
+    encode: Callable[[Float[Array, "b H W c"]], Float[Array, "b h w z"]],
+    pixels: Float[Array, "b H W c"],
+    tile: int,
+    cell: int,
+) -> Float[Array, "b h w z"]:
+    """Encode an image in tiles that overlap by a quarter; the counterpart of `decode_tiled`.
+
+    Args:
+      encode: encodes pixels of any size.
+      pixels: the image, larger than a tile.
+      tile: side of a tile in pixels.
+      cell: pixels of a side that become one latent, or one patch of latents; sizes are multiples of it.
+    """
+    return _by_tiles(encode, pixels, tile, cell)
+
+
+def _by_tiles(function: Callable[[Array], Array], x: Array, tile: int, cell: int) -> Array:
+    height, width = x.shape[1:3]
     size = min(height, tile), min(width, tile)
     starts = lambda length: tile_starts(length, tile, tile // 4, cell)
-    corners = np.asarray([(y, x) for y in starts(height) for x in starts(width)])
-    cut = lambda corner: jax.lax.dynamic_slice(z, (0, *corner, 0), (z.shape[0], *size, z.shape[3]))
-    tiles = jax.lax.map(lambda corner: decode(cut(corner)), jnp.asarray(corners))
-    scale = tiles.shape[2] // size[0]
-    ramps = [ramp(side * scale, tile // 4 * scale) for side in size]
+    corners = np.asarray([(row, column) for row in starts(height) for column in starts(width)])
+    cut = lambda corner: jax.lax.dynamic_slice(x, (0, *corner, 0), (x.shape[0], *size, x.shape[3]))
+    tiles = jax.lax.map(lambda corner: function(cut(corner)), jnp.asarray(corners))
+    scaled = lambda length: length * tiles.shape[2] // size[0]
+    ramps = [ramp(scaled(side), scaled(tile // 4)) for side in size]
     weight = ramps[0][:, None] * ramps[1][None]
-    total = np.zeros((height * scale, width * scale), np.float32)
-    whole = jnp.zeros((z.shape[0], height * scale, width * scale, tiles.shape[-1]))
-    for (y, x), one in zip(corners * scale, tiles, strict=True):
-        area = np.s_[y : y + weight.shape[0], x : x + weight.shape[1]]
+    total = np.zeros((scaled(height), scaled(width)), np.float32)
+    whole = jnp.zeros((x.shape[0], *total.shape, tiles.shape[-1]))
+    for (row, column), one in zip(corners, tiles, strict=True):
+        top, left = scaled(row), scaled(column)
+        area = np.s_[top : top + weight.shape[0], left : left + weight.shape[1]]
         total[area] += weight
         whole = whole.at[:, *area].add(one * weight[None, ..., None])
     return whole / total[None, ..., None]

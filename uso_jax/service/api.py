@@ -12,10 +12,13 @@ Errors have OpenAI's form. A client that hangs up cancels its images.
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import hmac
 import json
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -27,19 +30,23 @@ from starlette.formparsers import MultiPartException
 
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
-from uso_jax.inference.options import SPECS, GenerationOptions
+from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.style_library import StyleLibrary
 from uso_jax.service.adapters import AdapterFolder
 from uso_jax.service.call import Call, check_size, encode, read_call
+from uso_jax.service.forms import form_values
 from uso_jax.service.journal import Journal
 from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics
 from uso_jax.service.work import Busy, Job, Late, Worker
 from uso_jax.web.hosts import Hosts
-from uso_jax.web.requests import Refused, read_body, replayed
+from uso_jax.web.requests import Refused, in_pieces, read_body
 
 _log = logging.getLogger("uso_jax")
 OPEN = ("/healthz",)  # routes that need no key
+_MEMBERS = 1 << 16  # values of a JSON body; each takes memory far beyond its bytes
+_SENTENCE = 1000  # characters of a message, which may repeat a value
+_SILENCE = 15.0  # seconds without a word in a stream
 _EVENTS = 0.1  # seconds between looks at a running job's progress
 
 
@@ -97,8 +104,8 @@ class Api:
         try:
             self._check(scope)
             if scope["method"] == "POST":
-                body = await read_body(receive, self._limits.body, self._limits.body_seconds, "send smaller images")
-                receive = replayed(body, receive)
+                limit, seconds = self._limits.body, self._limits.body_seconds
+                receive = in_pieces(await read_body(receive, limit, seconds, "send smaller images"), receive)
             await self.app(scope, receive, counted)
         except Refused as refused:
             await _error(refused.status, str(refused))(scope, receive, counted)
@@ -130,24 +137,26 @@ class Api:
     async def generations(self, request: fastapi.Request) -> Response:
         """Draw images from JSON."""
         body = await request.body()
-        read = lambda: untrusted.json(body, dict[str, Any], "the request", remedy="send a JSON object")
+        if sum(map(body.count, (b"{", b"[", b","))) > _MEMBERS:
+            return _error(400, f"the request has more than {_MEMBERS} values; send a JSON object with fewer")
+        read = functools.partial(untrusted.json, body, dict[str, Any], "the request", remedy="send a JSON object")
+        request._body = b""  # it may be large, and the images are waited for
         return await self._answer(request, "image_generation", read)
 
     async def edits(self, request: fastapi.Request) -> Response:
         """Draw images from a form: with a mask or a strength its image is edited, otherwise it is the content image."""
-        files: dict[str, list[bytes]] = {}
-        values: dict[str, Any] = {}
+        kind = request.headers.get("content-type", "")
+        if not kind.lower().startswith("multipart/form-data"):
+            return _error(400, "the request is not a form with files: send multipart/form-data")
+        fields: list[tuple[str, str | bytes]] = []
         try:
             async with request.form(max_files=2 * self._limits.references, max_fields=64) as form:
                 for name, value in form.multi_items():
-                    name = name.removesuffix("[]")
-                    if isinstance(value, UploadFile):
-                        files.setdefault(name, []).append(await value.read())
-                    else:
-                        values[name] = value
+                    fields.append((name, await value.read() if isinstance(value, UploadFile) else value))
         except (HTTPException, MultiPartException) as error:
             return _error(400, f"the request is not a form with files: {getattr(error, 'detail', error)}")
-        return await self._answer(request, "image_edit", lambda: _form_values(values, files))
+        request._form = None
+        return await self._answer(request, "image_edit", functools.partial(form_values, fields))
 
     def models(self) -> dict[str, Any]:
         """Name the weights, as OpenAI lists models, with their facts."""
@@ -165,7 +174,10 @@ class Api:
 
     async def _answer(self, request: fastapi.Request, kind: str, values: Callable[[], dict[str, Any]]) -> Response:
         try:
+            if self._worker.num_waiting >= self._limits.queue:
+                raise Busy(f"{self._worker.num_waiting} images are waiting; try again later")
             call, job, events = await asyncio.to_thread(self._job, values)
+            del values  # and the body
             self._worker.add(job)
         except InputError as error:
             return _error(400, str(error))
@@ -177,20 +189,21 @@ class Api:
             await self._wait(request, job)
             return JSONResponse(await asyncio.to_thread(_result, call, job))
         except Exception as error:
-            return _error(*self._failure(error))
+            # A client that asked again would only wait again.
+            return _error(*self._failure(error), {"x-should-retry": "false"})
 
     def _job(self, values: Callable[[], dict[str, Any]]) -> tuple[Call, Job, "_Events"]:
         """Read a call and put its images together; this reads images, so it is not for the event loop."""
-        call = read_call(values(), self._limits, self._styles.read)
+        pipe = self._worker.pipe
+        call = read_call(values(), self._limits, self._styles.read, pipe.about.content_ref)
         for name, _ in call.adapters:
             self._adapters.find(name)
         references = dict(contents=list(call.contents), styles=list(call.styles), **call.images)
-        requests = []
-        for number in range(call.count):
-            options = GenerationOptions(**(call.options | {"seed": call.options["seed"] + number}))
-            made = self._worker.pipe.request(call.prompt, **references, options=options)
-            check_size(made.options.width, made.options.height, made.options.upscale, self._limits)
-            requests.append(made)
+        first = pipe.request(call.prompt, **references, options=GenerationOptions(**call.options))
+        options = first.options
+        check_size(options.width, options.height, options.upscale, self._limits)
+        seeds = (dataclasses.replace(options, seed=options.seed + number) for number in range(call.count))
+        requests = [dataclasses.replace(first, options=one) for one in seeds]
         events = _Events()
         job = Job(requests, call.adapters, time.monotonic() + self._limits.seconds, events.put)
         self._journal.write("call", prompt=call.prompt, images=call.count, size=f"{options.width}x{options.height}")
@@ -213,16 +226,23 @@ class Api:
         self, request: fastapi.Request, kind: str, call: Call, job: Job, events: "_Events"
     ) -> AsyncIterator[str]:
         """Yield events: progress, then each image, in the form of OpenAI's stream."""
-        waiting = asyncio.create_task(self._wait(request, job))
+        waiting, said = asyncio.create_task(self._wait(request, job)), time.monotonic()
         try:
             while not waiting.done():
                 await asyncio.wait((waiting,), timeout=_EVENTS)
+                if time.monotonic() - said > _SILENCE:  # proxies end a stream that says nothing
+                    said = time.monotonic()
+                    yield ": waiting\n\n"
                 if (news := events.take()) is not None:
+                    said = time.monotonic()
                     phase, step, total = news
                     yield _event(f"{kind}.progress", phase=phase, step=step, total=total)
             await waiting
             for number, one in enumerate((await asyncio.to_thread(_result, call, job))["data"]):
-                yield _event(f"{kind}.completed", index=number, created_at=int(time.time()), **one)
+                size = one["record"]["request"]
+                facts = dict(output_format=call.format, size=f"{size['width']}x{size['height']}")
+                facts |= dict(quality="auto", background="opaque", created_at=int(time.time()))
+                yield _event(f"{kind}.completed", index=number, **facts, **one)
         except Exception as error:
             yield _event("error", **_described(*self._failure(error)))
         finally:
@@ -237,7 +257,8 @@ class Api:
             return 400, str(error)
         if isinstance(error, Late):
             return 408, f"{error}; ask for fewer images or steps, or later"
-        self._journal.write("failure", error=type(error).__name__, message=str(error)[:500])
+        where = traceback.format_exception(error)[-20:]
+        self._journal.write("failure", error=type(error).__name__, message=str(error)[:500], where=where)
         return 500, f"drawing failed ({type(error).__name__}); the server's log says more"
 
 
@@ -261,41 +282,6 @@ async def _disconnected(request: fastapi.Request) -> None:
         pass
 
 
-def _form_values(values: dict[str, Any], files: dict[str, list[bytes]]) -> dict[str, Any]:
-    """Return the fields of a form as JSON would have them."""
-    found: dict[str, Any] = {}
-    for name, text in values.items():
-        kind = SPECS[name].kind if name in SPECS else None
-        if name in ("adapters", "content", "styles"):
-            found[name] = untrusted.json(text, Any, name) if text[:1] in "[{" else [text]
-        elif kind is not None and not kind.several:
-            try:
-                found[name] = kind.parse(text)
-            except ValueError:
-                raise InputError(f"{name} cannot be {text[:60]!r}") from None
-        elif kind is not None or name in ("n", "output_compression", "stream"):
-            found[name] = untrusted.json(text, Any, name, remedy="write it as JSON")
-        else:
-            found[name] = text
-    several = {"content", "styles"}
-    for name, data in files.items():
-        if name not in several | {"image", "mask", "content_mask"}:
-            raise InputError(f"unknown file {name!r}; files are image, mask, content, content_mask and styles")
-        if name == "image":  # OpenAI's edits take one or more; where nothing says how to edit them, they are references
-            if {"mask", "strength", "outpaint"} & {*files, *values}:
-                found["image"], data = data[0], data[1:]
-            elif "size" not in values:
-                found.setdefault("keep_size", True)
-            found["content"] = [*data, *found.get("content", [])]
-        elif name in several:
-            found[name] = [*found.get(name, []), *data]
-        elif len(data) > 1:
-            raise InputError(f"{name} must be one file, not {len(data)}")
-        else:
-            found[name] = data[0]
-    return found
-
-
 def _result(call: Call, job: Job) -> dict[str, Any]:
     """Return OpenAI's answer, with the seed and the record of each image."""
     data = [
@@ -313,7 +299,7 @@ def _described(status: int, sentence: str) -> dict[str, Any]:
     """Return an error in OpenAI's form."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+    return {"error": {"message": sentence[:_SENTENCE], "type": kind, "param": None, "code": None}}
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:

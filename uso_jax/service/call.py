@@ -12,7 +12,6 @@ An image is base64, as a data URL or bare; forms have files. A style may also be
 
 import base64
 import binascii
-import hashlib
 import io
 import re
 import secrets
@@ -20,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from uso_jax.common.errors import InputError
-from uso_jax.images import decode, opening
+from uso_jax.images import opening
 from uso_jax.images.reference import Reference
+from uso_jax.inference.canvas import read_mask, target_size
 from uso_jax.inference.option_kinds import whole
 from uso_jax.inference.options import MAX_SEED, SPECS, check_options
 from uso_jax.inference.styles import StyleEmbedding
@@ -34,6 +33,7 @@ from uso_jax.service.work import Adapters
 
 IGNORED = (
     "model", "quality", "style", "user", "background", "moderation", "input_fidelity", "partial_images",
+    "safety_identifier",
 )  # fmt: skip
 OWN = ("content", "styles", "image", "mask", "content_mask", "adapters")
 KNOWN = ("prompt", "n", "size", "response_format", "output_format", "output_compression", "stream")
@@ -55,7 +55,7 @@ class Call:
       images: "image", "mask" and "content_mask", those that were sent.
       adapters: names and strengths.
       format: a key of FORMATS.
-      quality: of JPEG and WebP, 1 to 100.
+      quality: of JPEG and WebP, 0 to 100.
       stream: whether progress is sent as events.
     """
 
@@ -71,13 +71,16 @@ class Call:
     stream: bool = False
 
 
-def read_call(values: Mapping[str, Any], limits: Limits, saved: Callable[[str], StyleEmbedding]) -> Call:
+def read_call(
+    values: Mapping[str, Any], limits: Limits, saved: Callable[[str], StyleEmbedding], content_ref: int = 512
+) -> Call:
     """Read the fields of a call.
 
     Args:
       values: by name; an image is base64 text or bytes.
       limits: of what a client may ask.
       saved: returns a saved style by its name; raises InputError.
+      content_ref: the long side of content images where a call names none.
 
     Raises:
       InputError: a field is unknown, or a value is not allowed; the message names it.
@@ -101,11 +104,16 @@ def read_call(values: Mapping[str, Any], limits: Limits, saved: Callable[[str], 
     if len(contents) + len(styles) > limits.references:
         raise InputError(f"content and styles may be {limits.references} images together, not more")
     read = lambda value, name: _reference(value, name, mode)
+    side = options.get("content_ref") or content_ref
+    if len(contents) * side * side > limits.pixels:
+        raise InputError(f"{len(contents)} content images at content_ref {side} are more than {limits.pixels} pixels")
     images = _images(values, mode)
     if "image" in images:  # before margins are added to it
         left, top, right, bottom = options.get("outpaint", (0, 0, 0, 0))
         height, width = images["image"].pixels.shape[:2]
-        check_size(width + left + right, height + top + bottom, 1.0, limits)
+        extended = height + top + bottom, width + left + right
+        check_size(*extended, 1.0, limits)
+        check_size(*target_size(extended, (options.get("width"), options.get("height"))), 1.0, limits)
     stream = values.get("stream", False)
     if not isinstance(stream, bool):
         raise InputError(f"stream must be true or false, not {stream!r}")
@@ -118,7 +126,7 @@ def read_call(values: Mapping[str, Any], limits: Limits, saved: Callable[[str], 
         images=images,
         adapters=_adapters(values.get("adapters")),
         format=_format(values.get("output_format", "png")),
-        quality=whole("output_compression", values.get("output_compression", 90), 1, 100),
+        quality=whole("output_compression", values.get("output_compression", 90), 0, 100),
         stream=stream,
     )
 
@@ -148,7 +156,7 @@ def _size(size: Any, options: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _format(name: Any) -> str:
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise InputError(f"output_format must be one of {', '.join(FORMATS)}, not {name!r}")
     return name
 
@@ -159,8 +167,7 @@ def _several(value: Any) -> Sequence[Any]:
 
 def _reference(value: Any, name: str, mode: str) -> Reference:
     data = value if isinstance(value, bytes) else _decoded(value, name)
-    pixels, notes = decode.read_image(data, what=f"the {name} image", limits=opening.UPLOADS, mode=mode)
-    return Reference(pixels, hashlib.sha256(data).hexdigest(), None, notes, mode)
+    return Reference.of_bytes(data, f"the {name} image", opening.UPLOADS, mode)
 
 
 def _decoded(value: Any, name: str) -> bytes:
@@ -181,21 +188,11 @@ def _style(value: Any, saved: Callable[[str], StyleEmbedding], mode: str) -> Ref
 
 
 def _images(values: Mapping[str, Any], mode: str) -> dict[str, Reference]:
-    images = {name: _reference(values[name], name, mode) for name in ("image", "content_mask") if name in values}
-    if "mask" in values:
-        value = values["mask"]
-        images["mask"] = _mask(value if isinstance(value, bytes) else _decoded(value, "mask"))
+    images = {"image": _reference(values["image"], "image", mode)} if "image" in values else {}
+    for name in {"mask", "content_mask"} & values.keys():
+        data = values[name] if isinstance(values[name], bytes) else _decoded(values[name], name)
+        images[name] = read_mask(data, name, opening.UPLOADS)
     return images
-
-
-def _mask(data: bytes) -> Reference:
-    """Read a mask: white is drawn anew, or what is transparent if anything is, as OpenAI has it."""
-    opened = opening.open_image(data, what="the mask", limits=opening.UPLOADS)
-    if "A" in opened.image.getbands():
-        alpha = np.asarray(opened.image.getchannel("A"))
-        if (alpha < 255).any():
-            return Reference.of(np.repeat(255 - alpha[..., None], 3, axis=-1).astype(np.uint8))
-    return _reference(data, "mask", "displayed")
 
 
 def _adapters(value: Any) -> Adapters:

@@ -138,7 +138,10 @@ class ServiceClient:
             post = functools.partial(self._server.post, "v1/images/generations", request.values, tick)
             answer = self._checked(post, _Images)
             for made in answer["data"]:
-                data = base64.b64decode(made["b64_json"])
+                try:
+                    data = base64.b64decode(made["b64_json"], validate=True)
+                except ValueError as error:
+                    raise InputError(f"the answer of {self._server.address} holds no image; {_REMEDY}") from error
                 pixels, _ = decode.read_image(data, what="the server's image", limits=opening.FILES, mode="displayed")
                 images.append(Image.fromarray(pixels))
                 records.append(made["record"])

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import threading
 import time
 from typing import Any
 
@@ -19,14 +20,16 @@ class Journal:
     """
 
     def __init__(self, prompts: bool = False, stream: io.TextIOBase | None = None):
-        self._prompts, self._stream = prompts, stream or sys.stderr
+        self._prompts, self._stream, self._one = prompts, stream or sys.stderr, threading.Lock()
 
     def write(self, event: str, *, prompt: str | None = None, **values: Any) -> None:
         """Write an event with its time in seconds since 1970."""
         if self._prompts and prompt is not None:
             values["prompt"] = prompt
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=True)
-        print(line, file=self._stream, flush=True)
+        with self._one:  # threads write too
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
 
 class JournalHandler(logging.Handler):

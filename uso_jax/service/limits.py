@@ -28,5 +28,7 @@ class Limits:
         for name, value in vars(self).items():
             if value <= 0 and name != "wait":
                 raise InputError(f"--{name} must be positive, not {value}")
+        if self.images > self.queue:
+            raise InputError(f"--images {self.images} must not exceed --queue {self.queue}, or they would never fit")
         if not 0 <= self.wait < self.seconds:
             raise InputError(f"--wait must be from 0 to below --seconds {self.seconds:g}, not {self.wait:g}")

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import pathlib
-import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 
 import fastapi
@@ -60,8 +58,8 @@ def serve(
       InputError: the address or a folder cannot be used.
     """
     folder, journal, metrics = AdapterFolder(adapters), Journal(log_prompts), Metrics()
-    log = logging.getLogger("uso_jax")
-    log.handlers = [JournalHandler(journal)]
+    for name in ("uso_jax", "uvicorn.error"):
+        logging.getLogger(name).handlers = [JournalHandler(journal)]
     with listening(host, port, FIRST_PORT) as listener:
         for width, height in sizes:
             warm(pipe, width, height, limits.batch)
@@ -85,16 +83,20 @@ def serve(
             journal.write("end")
 
         api.app.router.lifespan_context = lifespan
-        grace = round(limits.seconds) + 1
+        grace = round(limits.seconds + limits.body_seconds) + 5
         server = Server(
             uvicorn.Config(
-                api, log_config=None, access_log=False, timeout_graceful_shutdown=grace, ws="none", server_header=False
+                api,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=grace,
+                limit_concurrency=4 * limits.queue + 64,
+                ws="none",
+                server_header=False,
             )
         )
         server.address = address_of(host, listener.getsockname()[1])
-        # Uvicorn repeats the signal that ended it; by then all requests are answered.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal when all requests are answered
             server.run(sockets=[listener])
 
 

@@ -6,6 +6,7 @@ Images leave in the order in which they came, except that a batch takes waiting 
 size, kind and adapters. Batches are filled up to 1, 2, 4, 8 ... images, so that few programs are compiled.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 from PIL import Image
 
 from uso_jax.common.errors import InputError
@@ -22,6 +24,7 @@ from uso_jax.inference.request import Request
 from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics
 
+_PROGRAMS = 64  # compiled steps that are kept in memory; all are kept on disk
 Adapters = tuple[tuple[str, float], ...]
 """Names and strengths of adapters."""
 
@@ -138,6 +141,7 @@ class Worker:
         with self._changed:
             if not self.is_open:
                 raise Busy("the service is stopping; try another one, or later")
+            self._drop_over()
             if len(self._waiting) + len(job.requests) > self.limits.queue:
                 raise Busy(f"{len(self._waiting)} images are waiting; try again later")
             self._waiting += [_Unit(job, number) for number in range(len(job.requests))]
@@ -153,6 +157,9 @@ class Worker:
     def _run(self) -> None:
         while batch := self._next():
             self._draw(batch)
+            if len(self.pipe.sampler.steps) > _PROGRAMS:  # every new size and shape of a reference has one
+                self.pipe.sampler.steps.clear()
+                jax.clear_caches()
 
     def _next(self) -> list[_Unit]:
         """Wait for images and take a batch; an empty one means the end."""
@@ -172,15 +179,16 @@ class Worker:
                     self._changed.wait()
 
     def _drop_over(self) -> None:
+        over = {id(unit.job) for unit in self._waiting if unit.job.is_over}
         for unit in self._waiting:
-            if unit.job.is_over:
+            if id(unit.job) in over:
                 unit.job.fail(Late("the request waited too long"))
-        self._waiting = [unit for unit in self._waiting if not unit.job.is_over]
+        self._waiting = [unit for unit in self._waiting if id(unit.job) not in over]
 
     def _fitting(self) -> list[_Unit]:
         """Return the first waiting image with those that fit it, in order."""
-        first = self._waiting[0].job.adapters
-        alike = [unit for unit in self._waiting if unit.job.adapters == first]
+        kind = lambda unit: (unit.job.adapters, unit.request.options.upscale > 1)  # enlarging takes many times as long
+        alike = [unit for unit in self._waiting if kind(unit) == kind(self._waiting[0])]
         group = group_requests([unit.request for unit in alike], self.limits.batch)[0]
         return [alike[number] for number in group]
 
@@ -194,7 +202,8 @@ class Worker:
         except Exception as error:
             jobs = list(dict.fromkeys(unit.job for unit in batch))
             if len(jobs) == 1:
-                self.metrics.failed(error)
+                if not isinstance(error, Late):
+                    self.metrics.failed(error)
                 jobs[0].fail(error)
             else:
                 for job in jobs:
@@ -216,7 +225,8 @@ class Worker:
         self._use(batch[0].job.adapters)
         requests = [unit.request for unit in batch]
         size = min(1 << (len(requests) - 1).bit_length(), max(self.limits.batch, len(requests)))
-        filled = [*requests, *[requests[-1]] * (size - len(requests))]
+        plain = dataclasses.replace(requests[-1].options, upscale=1.0)
+        filled = [*requests, *[dataclasses.replace(requests[-1], options=plain)] * (size - len(requests))]
         result = self.pipe.generate(filled, progress=report)
         return [Made(*one) for one in zip(result.images, result.records, strict=True)][: len(batch)]
 
@@ -224,9 +234,9 @@ class Worker:
         """Load these adapters in place of those of the batch before."""
         if adapters == self._adapters:
             return
-        for name, _ in self._adapters:
-            self.pipe.unload(name)
-        self._adapters = ()
+        while self._adapters:  # one that cannot be unloaded stays on the list, and is tried again
+            self.pipe.unload(self._adapters[-1][0])
+            self._adapters = self._adapters[:-1]
         for name, strength in adapters:
             try:
                 self.pipe.load_adapter(self._find(name), strength=strength, name=name)

@@ -51,3 +51,19 @@ def replayed(body: bytes, receive: Callable) -> Callable:
         return waiting.pop() if waiting else await receive()
 
     return read
+
+
+def in_pieces(body: bytes, receive: Callable, size: int = 1 << 16) -> Callable:
+    """Return a `receive` that hands out a body piece by piece and lets other requests run between them."""
+    rest = memoryview(body)
+
+    async def read() -> dict:
+        nonlocal rest
+        if rest is None:
+            return await receive()
+        await asyncio.sleep(0)
+        piece, after = rest[:size], rest[size:]
+        rest = after if len(after) else None
+        return {"type": "http.request", "body": bytes(piece), "more_body": rest is not None}
+
+    return read
