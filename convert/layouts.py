@@ -249,7 +249,7 @@ def detect(keys: Iterable[str], component: str | None = None) -> list[tuple[Fami
             for prefix in family.prefixes:
                 start, match = re.sub(r"\d+", "0", prefix), family.regex.fullmatch
                 fits = (name for name in layers if name.startswith(start) and match(name, len(start)))
-                own = [key for name in fits for key in layers[name]]
+                own = [key for name in fits for key in layers[name] if key.startswith(prefix)]
                 candidates.append((family, prefix, own))
     found: list[tuple[Family, str, list[str]]] = []
     while candidates:

@@ -14,6 +14,7 @@ from .tables.infer_sizes import Size, at_most, ch_mult, count, dim, has, known, 
 # fmt: off
 COMFY = ("", "model.diffusion_model.", "diffusion_model.")  # bare, in a full checkpoint, and saved by its tools
 VAE = ("", "vae.", "first_stage_model.")
+_IN_FULL = tuple(f"{start}qwen3_{size}b.transformer.model." for start in ("text_encoders.", "") for size in (4, 8))
 AE = (r"encoder\.down\.(\d+)\.", "encoder.down.{}.block.0.conv1.weight", r"encoder\.down\.0\.block\.(\d+)\.")
 AE_DIFFUSERS = (
     r"encoder\.down_blocks\.(\d+)\.", "encoder.down_blocks.{}.resnets.0.conv1.weight",
@@ -83,7 +84,9 @@ FLUX2: tuple[Family, ...] = (
         "num_key_value_heads": ratio(dim(f"{_ATTENTION}k_proj.weight", 0), dim(f"{_ATTENTION}q_norm.weight", 0), True),
         "head_dim":            dim(f"{_ATTENTION}q_norm.weight", 0),
         "hidden_states":       known(at_most(_QWEN3_LAYERS, _READ), {_READ: (9, 18, 27)}),
-    }}, prefixes=("model.", ""), ignore=r"(model\.)?norm\.weight|lm_head\.weight",
+    }}, prefixes=("model.", "", *_IN_FULL),
+        ignore=r"((text_encoders\.)?qwen3_\db\.transformer\.)?((model\.)?norm\.weight|lm_head\.weight)"
+               r"|(text_encoders\.)?qwen3_\db\.logit_scale",
         unread=r"layers\.(2[7-9]|[3-9]\d)\..*"),
 )
 # fmt: on

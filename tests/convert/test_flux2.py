@@ -5,11 +5,13 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import diffusers
 import golden_flux2 as golden
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,10 @@ from convert.__main__ import main
 from uso_jax import params, weights
 from uso_jax.models.components import split_transformer
 from uso_jax.models.families import family_of
-from uso_jax.models.flux2 import Flux2
+from uso_jax.models.flux2 import Flux2, Flux2Config
+from uso_jax.models.layers.lora import LoraRules
 from uso_jax.models.qwen3 import Qwen3Encoder
+from uso_jax.weights import manifest_configs
 from uso_jax.weights.tables.flux import LORA
 from uso_jax.weights.tables.table import to_torch
 
@@ -109,6 +113,39 @@ def test_text_encoder(tmp_path, capsys):
     assert error(ours(jnp.asarray(ids), jnp.ones_like(ids, bool)), want) < TOLERANCE
 
 
+@pytest.mark.skipif(not golden.HAS_AUTOENCODER, reason="this golden directory has no autoencoder")
+@pytest.mark.parametrize("size", ("4b", "8b"))
+def test_a_full_checkpoint_of_comfyui_in_float8(size, tmp_path):
+    """Import one file that holds transformer, autoencoder and text encoder; the transformer's kernels have scales."""
+    transformer, want = {}, {}
+    for key, value in golden.tensors("klein").items():
+        if key.endswith(".weight") and "blocks" in key:
+            scale = np.abs(value).max() / 448
+            transformer[key] = (value / scale).astype(ml_dtypes.float8_e4m3fn)
+            transformer[f"{key}_scale"] = np.asarray(scale, np.float32)
+            transformer[key.replace(".weight", ".input_scale")] = np.ones((), np.float32)
+            want[key] = (transformer[key].astype(np.float32) * np.float32(scale)).astype(ml_dtypes.bfloat16)
+        else:
+            transformer[key], want[key] = value, value
+    encoder = f"text_encoders.qwen3_{size}"
+    tensors = {f"model.diffusion_model.{key}": value for key, value in transformer.items()}
+    tensors |= {f"vae.{key}": value for key, value in golden.tensors("ae").items()}
+    tensors |= {f"{encoder}.transformer.{key}": x.numpy() for key, x in torch_qwen3().state_dict().items()}
+    tensors[f"{encoder}.logit_scale"] = np.ones((), np.float32)
+    save_file(tensors, tmp_path / "x")
+    sections = json.loads((golden.DIR / "config.json").read_text())
+    sections["qwen3"] = {"num_hidden_layers": LAYERS, "hidden_states": list(QWEN3.hidden_states)}
+    main(["import", to(tmp_path, "x"), "--to", to(tmp_path, "w"), "--config", config_file(tmp_path, sections)])
+    assert weights.components(tmp_path / "w") == ["autoencoder", "qwen3", "transformer"]
+    want = {key: value.astype(np.float32) for key, value in want.items()}
+    for component, parts in (("transformer", want), ("autoencoder", golden.tensors("ae"))):
+        args = ["--component", component, "--format", "bfl", "--dtype", "fp32"]
+        main(["export", to(tmp_path, "w"), *args, "--to", to(tmp_path, f"{component}.safetensors")])
+        equal(tmp_path / f"{component}.safetensors", parts)
+    ours, theirs = weights.read(tmp_path / "w", "qwen3"), torch_qwen3().state_dict()
+    np.testing.assert_array_equal(ours["embed_tokens/embedding"], theirs["model.embed_tokens.weight"])
+
+
 def test_released_text_encoders_keep_the_layers_that_are_read(tmp_path, capsys):
     manifest = golden.MANIFESTS["qwen3-4b (transformers names)"]
     tiny = {151936: 16, 2560: 8, 9728: 12, 4096: 8, 1024: 4, 128: 2}
@@ -124,16 +161,28 @@ def test_released_text_encoders_keep_the_layers_that_are_read(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------- adapters
 
 
-@functools.cache
-def adapters() -> dict[str, np.ndarray]:
-    """Adapters for the golden transformer in USO's layout, every tensor drawn anew."""
-    shapes = split_transformer(params.shapes(lambda rngs: Flux2(golden.config("klein", lora_rank=4), rngs=rngs)))
+RULES = ((r".*/qkv_lora.*", 6, 0.5), ("double_blocks/processor/proj_lora2", 2, 1.0))
+
+
+def drawn_adapters(rules: LoraRules = ()) -> tuple[Flux2Config, dict, dict[str, np.ndarray]]:
+    """Return a config with adapters for the golden transformer, their shapes, and every number drawn anew."""
+    config = golden.config("klein", lora_rank=4, lora_rules=rules)
+    shapes = split_transformer(params.shapes(lambda rngs: Flux2(config, rngs=rngs)))["lora"]
     rng = np.random.default_rng(2)
     values = {
         path: (0.8 * x.shape[-2] ** -0.5 * rng.standard_normal(x.shape)).astype(np.float32)
-        for path, x in shapes["lora"].items()
+        for path, x in shapes.items()
     }
-    return dict(to_torch(LORA, shapes["lora"], values))
+    return config, shapes, values
+
+
+@functools.cache
+def adapters(rules: LoraRules = ()) -> dict[str, np.ndarray]:
+    """Adapters for the golden transformer in USO's layout, their factors multiplied into `up`."""
+    config, shapes, values = drawn_adapters(rules)
+    for path, one in config.adapters.items():
+        values[f"{path}/up/kernel"] = values[f"{path}/up/kernel"] * np.float32(one.scale)
+    return dict(to_torch(LORA, shapes, values))
 
 
 MODULES = {
@@ -164,7 +213,12 @@ def directory(tmp_path) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_adapters_in_diffusers(directory, tmp_path):
+@pytest.mark.parametrize("rules", ((), RULES), ids=("one rank", "by rule"))
+def test_adapters_in_diffusers(rules, directory, tmp_path):
+    if rules:
+        config, _, values = drawn_adapters(rules)
+        shutil.rmtree(directory / "lora")
+        weights.save(directory, "lora", values, {"config": manifest_configs.describe("lora", config)})
     adapted = load(directory, "transformer", Flux2, dtype="float32", remat="none")
     ours = jax.jit(lambda: golden.velocity(adapted, **golden.references(1)))()
     assert error(ours, golden.arrays()["klein_velocity_one_ref"]) > 0.1
@@ -187,7 +241,7 @@ def test_adapters_in_diffusers(directory, tmp_path):
     # ... and back, by their names
     main(["import", to(tmp_path, "d/pytorch_lora_weights.safetensors"), "--to", to(tmp_path, "w2"), "--config", CONFIG])
     main(["export", to(tmp_path, "w2"), "--format", "uso", "--to", to(tmp_path, "back.safetensors")])
-    equal(tmp_path / "back.safetensors", adapters())
+    equal(tmp_path / "back.safetensors", adapters(rules))
 
 
 @pytest.mark.parametrize(
