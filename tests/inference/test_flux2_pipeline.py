@@ -2,13 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLUX.2 from a weights directory to images, against diffusers' pipelines with the same weights and noise."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import oracle_flux2 as oracle
+import oracle_pipeline
 import pytest
 import tiny
 from oracle_pipeline import open_pipeline, photo, pixels
 
+from uso_jax import params, weights
+from uso_jax.common.errors import InputError
+from uso_jax.inference import styles
 from uso_jax.inference.options import GenerationOptions
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.models.components import split_transformer
+from uso_jax.models.flux2 import Flux2
+from uso_jax.parallel import sharding
+from uso_jax.weights import manifest_configs
 
 pytestmark = pytest.mark.slow  # compiles a program for each number of references
 
@@ -50,6 +62,26 @@ def test_pipeline(pipe, references, guidance, isolated):
     assert want.std() > 10
 
 
+def test_eight_devices_draw_what_one_draws(pipe):
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    many = USOPipeline.from_weights(pipe.pretrained.directory, mesh=mesh, compilation_cache=False)
+    asked = dict(prompt=PROMPT, contents=contents(1), seed=[1, 2, 3])  # filled up to whole batches
+    assert np.abs(pixels(many(**asked)) - pixels(pipe(**asked))).max() <= 1
+
+
+def test_without_a_projector_styles_are_plain_references(pipe):
+    fox, ink = contents(2)
+    made = pipe(PROMPT, contents=[fox], styles=[ink], style_strength=0.5, seed=5)
+    want = pipe(PROMPT, contents=[fox, ink], seed=5)
+    np.testing.assert_array_equal(pixels(made), pixels(want))
+    (note,) = made.records[0]["notes"]
+    assert "plain references" in note and "style_strength has no effect" in note
+    record = made.records[0]["request"]
+    assert len(record["contents"]) == 2 and not record["styles"] and not record["style_strength"]
+    with pytest.raises(InputError, match="needs a content image"):
+        pipe(PROMPT, styles=[ink], keep_size=True)
+
+
 def test_references_that_are_too_large_are_noted(pipe):
     large = [photo(seed, 64, 64) for seed in (1, 2)]
     notes = lambda count, side: (
@@ -67,3 +99,31 @@ def test_batches_and_negative_prompts(pipe):
     assert np.abs(together[1] - together[0]).max() > 2
     record = pipe(PROMPT, seed=1, negative_prompt="the snow").records[0]["request"]
     assert record["negative_prompt"] == "the snow" and "isolated" not in record
+
+
+def test_a_saved_style_serves_both_families(pipe, tmp_path):
+    """A style file holds SigLIP's features; the projector that reads them belongs to one base."""
+    first, second = oracle_pipeline.write(tmp_path / "flux"), tmp_path / "klein"
+    shutil.copytree(pipe.pretrained.directory, second)
+    shutil.copytree(first / "siglip", second / "siglip")
+    config = dataclasses.replace(oracle.transformer_pair(guidance=False)[0].config, projector=oracle_pipeline.PROJECT)
+    shapes = split_transformer(params.shapes(lambda rngs: Flux2(config, rngs=rngs)))["projector"]
+    rng = np.random.default_rng(0)
+    drawn = {path: rng.normal(0, 0.5, x.shape).astype(np.float32) for path, x in shapes.items()}
+    weights.save(second, "projector", drawn, {"config": manifest_configs.describe("projector", config)})
+
+    ink, ask = photo(4, 70, 33), dict(prompt=PROMPT, seed=3, num_steps=1)
+    encoder = open_pipeline(first, only=["siglip"])
+    file = styles.write_style(tmp_path / "ink.safetensors", encoder.encode_style([ink]))
+    klein = open_pipeline(second)
+    made = [pixels(klein(**ask, styles=references)) for references in ([str(file)], [ink], [])]
+    np.testing.assert_array_equal(made[0], made[1])
+    assert np.abs(made[0] - made[2]).max() > 2
+
+    with pytest.raises(InputError, match=r"no projector.* cannot use the style .*ink.* pass the style's images"):
+        pipe(**ask, styles=[str(file)])
+    with pytest.raises(InputError, match=r"projector was trained for FLUX\.1, and the base is FLUX\.2"):
+        open_pipeline(second, projector=first)
+    foreign = dataclasses.replace(encoder.encode_style([ink]), tower="another")
+    with pytest.raises(InputError, match="another SigLIP"):
+        klein(**ask, styles=[foreign])

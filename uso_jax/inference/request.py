@@ -42,7 +42,7 @@ class Request:
       prompt: text; may be empty if there is a reference.
       references: content images in order.
       contents: the same images, resized and cropped.
-      styles: style images and style files in order.
+      styles: style images and style files in order. Without a projector, style images are among the references.
       canvas: the image to edit; None: the image is drawn from noise.
       content_mask: white where the first content image counts; None: everywhere.
       counted: its tokens that count; None: all.
@@ -140,22 +140,25 @@ def make_request(
 
     read = lambda source: Reference.of(source, mode=options.reference_mode)
     references = tuple(map(read, contents))
-    images = tuple(reference.content(options.content_ref, side) for reference in references)
     content_mask = None if content_mask is None else read_mask(content_mask, "content_mask")
     counted = None if content_mask is None else _counted(content_mask, references, options.content_ref, side)
     styles = tuple(_style(style, options.reference_mode) for style in styles)
-    if styles and system.config.transformer.projector is None:
-        raise InputError(
-            f"{pretrained.directory} has no projector, so it cannot use styles; import one, or pass no style"
-        )
     strengths = options.style_strength
     strengths = strengths if isinstance(strengths, tuple) else (strengths,) * len(styles)
     if len(strengths) != len(styles):
         raise InputError(f"style_strength has {len(strengths)} numbers for {len(styles)} styles")
+    if styles and system.config.transformer.projector is None:
+        _check_plain(styles, pretrained, system)
+        notes.append(
+            "these weights have no style projector, so style images are plain references after the content images"
+            + ("; style_strength has no effect on them" if any(strength != 1 for strength in strengths) else "")
+        )
+        references, styles, strengths = (*references, *styles), (), ()
     options = dataclasses.replace(options, style_strength=strengths)
+    images = tuple(reference.content(options.content_ref, side) for reference in references)
 
     if options.keep_size:
-        if not images or image is not None:
+        if not contents or image is not None:
             raise InputError(
                 "keep_size (--instruct_edit) needs a content image" if image is None else
                 "keep_size (--instruct_edit) does not go with an image to edit, which keeps its size anyway"
@@ -232,6 +235,20 @@ def _ineffective(options: GenerationOptions, pretrained: Pretrained, system: USO
     if options.guidance not in (None, pretrained.defaults.guidance) and not guided:
         notes.append("guidance has no effect: these weights were trained without guidance")
     return notes
+
+
+def _check_plain(styles: Sequence[Reference | StyleEmbedding], pretrained: Pretrained, system: USO) -> None:
+    """Raise InputError if weights without a projector cannot take styles as plain references."""
+    if not system.family.takes_references:
+        raise InputError(
+            f"{pretrained.directory} has no projector, so it cannot use styles; import one, or pass no style"
+        )
+    for style in styles:
+        if isinstance(style, StyleEmbedding):
+            raise InputError(
+                f"{pretrained.directory} has no projector, so it cannot use the style {style.path or 'embedding'};"
+                " import one, or pass the style's images"
+            )
 
 
 def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from uso_jax.models.components import ADAPTERS, COMPONENTS, split_transformer
 from uso_jax.models.families import family_of
 from uso_jax.weights.adapters.arrays import AdaptedArray, Applied
 from uso_jax.weights.adapters.changes import Change
-from uso_jax.weights.adapters.fitting import Base, fit
+from uso_jax.weights.adapters.fitting import TITLES, Base, fit
 from uso_jax.weights.adapters.low_rank_sum import Columns, sum_low_rank
 from uso_jax.weights.adapters.names import ADAPTED, adapter_sizes
 from uso_jax.weights.adapters.sources import open_source, own_adapters
@@ -215,7 +215,7 @@ class Adapted:
         """Return the transformer's config with the adapters that are kept beside it, and with the projector.
 
         Raises:
-          InputError: the projector is for another width, or the weights have no style encoder to feed it.
+          InputError: the projector is for another width or base model.
         """
         if self._columns:
             rank = self._lora["double_blocks/processor/qkv_lora1/down/kernel"].shape[2]
@@ -225,6 +225,13 @@ class Adapted:
         width = self.projector.params["feature_embedder/high_projection/kernel"].shape[-1]
         if width != config.hidden_size:
             raise InputError(f"the projector is for a transformer of width {width}, this one has {config.hidden_size}")
+        # FLUX.1 and FLUX.2 [klein] have the same width; a file without a manifest does not say which one it is for.
+        base = next(name for name in TITLES if isinstance(config, COMPONENTS[name].config))
+        if others := (TITLES.keys() & self.projector.config.keys()) - {base}:
+            raise InputError(
+                f"the projector was trained for {TITLES[others.pop()]}, and the base is {TITLES[base]}; take one that"
+                " was trained for it"
+            )
         before = dataclasses.asdict(config.projector) if config.projector else {}
         section = {**ADAPTERS["projector"].defaults, **before, **self.projector.config["projector"]}
         return dataclasses.replace(config, **ADAPTERS["projector"].apply(section))
