@@ -31,6 +31,7 @@ VARIANTS = {
     "nft_exact": "the same with the exact style verdict as score, which has no gradient",
     "nft_both": "the same with the exact verdicts of style and content",
     "grpo": "nft by Flow-GRPO",
+    "isolated": "no_reward with content images that attend to themselves only: sampling keeps their keys and values",
     "same_ids": "no_reward with content tokens at the target's own positions",
     "all_weights": "no_reward with the whole transformer trained instead of adapters",
 }
@@ -79,6 +80,8 @@ def get_config(variant: str = "full") -> TrainConfig:
         stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
     elif variant in POLICIES:
         stages = (align, both, _with_policy(both, POLICIES[variant]))
+    elif variant == "isolated":
+        stages = (align, replace(both, isolated="content"))
     elif variant == "same_ids":
         changes["model.reference_offset"] = "o"
     elif variant == "all_weights":

@@ -369,7 +369,16 @@ def klein_lora() -> TrainConfig:
 
 
 def _klein(**changes) -> ModelConfig:
-    """Return the networks of FLUX.2 [klein] base 4B with USO's additions."""
+    """Return the networks of FLUX.2 [klein] base 4B with USO's additions; `changes` are of the transformer.
+
+    - Adapters are trained on the base weights. The distilled ones have learned to draw in four steps without guidance,
+      and the loss of flow matching would undo that. Adapters have the same shapes for both.
+    - Adapters have the paper's rank, 128, and its places. The projector has the shapes of FLUX.1's, whose width is 3072
+      too.
+    - The base is kept in bfloat16. It takes 7.2 GiB, so a chip of 16 GB needs no quantisation (docs/fits.md).
+    - Qwen3 has 27 of its 36 layers, because no later state is read, and prompts have 512 tokens, as in the release.
+    - Rewards are those of FLUX.1. They see images, so they depend on no base.
+    """
     return ModelConfig(
         family="flux2",
         transformer=replace(PRESETS["klein-base-4b"].with_uso(), **changes),

@@ -10,6 +10,7 @@ import tiny
 from uso_jax import params
 from uso_jax.models.flux2 import Flux2
 from uso_jax.training import preflight
+from uso_jax.training.config import override
 
 get_config = tiny._USO["get_config"]
 
@@ -37,6 +38,18 @@ def test_what_is_trained(variant, counts):
     shapes = transformer(config.model.transformer)
     trained = [stage.lr_multipliers(shapes) for stage in config.run_stages]
     assert [params.count({path: shapes[path] for path in one}) for one in trained] == counts
+
+
+def test_ranks_by_rule():
+    changes = {"model.transformer.lora_rules": ((r".*/qkv_lora.*", 64, 0.5),)}
+    config = override(get_config("klein_lora"), changes)
+    preflight.check_settings(config)
+    shapes = transformer(config.model.transformer)
+    width, mlp = 3072, 9216
+    double = 2 * (64 * (width + 3 * width) + 32 * 2 * width)
+    single = 64 * (width + 3 * width) + 32 * (width + mlp + width)
+    trained = config.run_stages[0].lr_multipliers(shapes)
+    assert params.count({path: shapes[path] for path in trained}) == 5 * double + 20 * single
 
 
 def test_recipes():

@@ -118,12 +118,20 @@ def test_mistakes(arguments, message, runs, capsys):
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variant", ("full", "no_alignment", "no_disentangled", "no_reward", "same_ids", "all_weights"))
+@pytest.mark.parametrize(
+    "variant", ("full", "no_alignment", "no_disentangled", "no_reward", "isolated", "same_ids", "all_weights")
+)
 def test_ablations_have_the_same_budget(variant):
     config = ablations(variant)
     assert sum(stage.steps * stage.batch_size for stage in config.run_stages) == 2600 * 16
     rewarded = sum(stage.steps - stage.reward.start for stage in config.run_stages if stage.reward)
     assert rewarded == {"full": 469, "no_alignment": 371, "no_disentangled": 371}.get(variant, 0)
+
+
+def test_references_are_isolated_where_there_are_content_images():
+    plain, isolated = ablations("no_reward"), ablations("isolated")
+    assert [stage.isolated for stage in plain.run_stages] == ["none", "none"]
+    assert [stage.isolated for stage in isolated.run_stages] == ["none", "content"]
 
 
 @pytest.mark.parametrize("variant", ("hierarchical", "resampler", "mlp", "mlp_siglip"))

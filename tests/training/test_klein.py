@@ -13,6 +13,7 @@ import pytest
 import tiny
 from comparison import assert_same
 from PIL import Image
+from safetensors.numpy import load_file
 from training_runs import EVENT_LOOP_IS_CLOSED, interrupt, metrics, watched
 
 from convert.__main__ import main
@@ -114,15 +115,16 @@ def test_stopped_and_resumed(base, tmp_path):
 
 
 def test_adapters_on_references_alone(base, tmp_path):
-    """Train with a reward on features, which hold what the reward reads of the references."""
-    raw = config("klein_lora", base, steps=2, reward=REWARD)
+    """Train isolated references with a reward on features, which hold what the reward reads of the references."""
+    ranks = {"model.transformer.lora_rules": ((r".*/qkv_lora.*", 6, 0.5),)}
+    stage = dict(steps=2, reward=REWARD, isolated="content")
+    raw = config("klein_lora", base, changes=ranks, **stage)
     assert raw.system.siglip is None and raw.system.transformer.projector is None
-    (stage,) = raw.run_stages
     for split in ("train", "heldout"):
-        precompute.precompute(raw, stage, split, tmp_path / split, rewarded=True, shard_size=64)
+        precompute.precompute(raw, *raw.run_stages, split, tmp_path / split, rewarded=True, shard_size=64)
     paths = {f"data.features.{split}.path": str(tmp_path / split) for split in ("train", "heldout")}
     features = {"data.source": "features"} | paths
-    ready = config("klein_lora", base, changes=features, steps=2, reward=REWARD)
+    ready = config("klein_lora", base, changes=features | ranks, **stage)
     images, encoded = (first_batch(run) for run in (raw, ready))
     assert encoded["style_moments"].shape == (8, 1, 8, 8, 8) and "vec" not in encoded
     system = USO(raw.system)
@@ -138,7 +140,10 @@ def test_adapters_on_references_alone(base, tmp_path):
     assert list(weights.components(tmp_path / "trained")) == ["lora"]
     assert image(base, tmp_path / "trained", projector=False).std() > 0
     main(["export", str(tmp_path / "ready"), "--format", "diffusers", "--to", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+    exported = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    wanted = {"transformer_blocks.0.attn.to_q": 6, "single_transformer_blocks.0.attn.to_qkv_mlp_proj": 6}
+    wanted |= {"transformer_blocks.0.attn.to_out.0": 4, "single_transformer_blocks.0.attn.to_out": 4}
+    assert {name: len(exported[f"transformer.{name}.lora_A.weight"]) for name in wanted} == wanted
 
     manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
     assert manifest["rewards"] == ["csd_style"]

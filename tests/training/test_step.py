@@ -39,12 +39,12 @@ def cheap_compilation(compiled):
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_stage_changes_exactly_what_it_names(name):
+@pytest.mark.parametrize(("name", "isolated"), [*((name, "none") for name in TRAINED), ("joint", "all")])
+def test_a_stage_changes_exactly_what_it_names(name, isolated):
     named = {path for path in system().shapes if re.fullmatch(TRAINED[name], path)}
     assert 0 < len(named) < len(system().shapes)
     # Without weight decay, only a gradient can move a parameter.
-    state, metrics = step(name, ema_decay=0.75, weight_decay=0.0)
+    state, metrics = step(name, ema_decay=0.75, weight_decay=0.0, isolated=isolated)
     assert set(state.params) == set(state.ema) == set(adam(state).mu) == set(adam(state).nu) == named
     assert [path for path in named if not np.asarray(adam(state).mu[path]).any()] == []
     assert [path for path in named if np.array_equal(state.params[path], numbers()[path])] == []
