@@ -4,15 +4,24 @@
 
 import importlib.util
 import os
+import re
 import sys
 import types
 
+import jax
 import nbformat
+import numpy as np
+import oracle_flux2
 import oracle_pipeline as oracle
 import pytest
 import tiny
 import xla_flags
 from nbclient import NotebookClient
+
+from convert.recipes import RECIPES
+from uso_jax import load_config
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.parallel import sharding
 
 NOTEBOOK = tiny.ROOT / "notebooks" / "uso_colab_tpu.ipynb"
 
@@ -61,9 +70,11 @@ def run_cells(notebook, *ids, **choices):
     names = {}
     for wanted in ("choices", *ids):
         (cell,) = (cell for cell in notebook.cells if cell.id == wanted)
-        exec(cell.source, names)
-        if wanted == "choices":
-            names |= choices
+        source = cell.source
+        for name, value in choices.items() if wanted == "choices" else ():
+            source, changed = re.subn(rf"^{name} = .*", f"{name} = {value!r}", source, flags=re.MULTILINE)
+            assert changed == 1, name
+        exec(source, names)
     return names
 
 
@@ -110,9 +121,50 @@ def test_images_and_training_have_folders_that_do_not_contradict(notebook, monke
     found = {}
     for mode in ("generate", "train"):
         monkeypatch.setenv("USO_MODE", mode)
-        (cell,) = (cell for cell in notebook.cells if cell.id == "choices")
-        exec(cell.source.replace('MODEL = "mini"', 'MODEL = "flux_dev"'), found.setdefault(mode, {}))
-    assert [names["WEIGHTS"] for names in found.values()] == ["weights/flux_dev-int8", "weights/flux_dev-int4"]
+        for model in ("flux_dev", "klein"):
+            found.setdefault(model, []).append(run_cells(notebook, MODEL=model)["WEIGHTS"])
+    # FLUX.2 [klein] is one folder for both, where its recipe looks for weights and tokenizer.
+    one = load_config("finetune:klein").model
+    assert found == {
+        "flux_dev": ["weights/flux_dev-int8", "weights/flux_dev-int4"],
+        "klein": [one.weights] * 2,
+    }
+    assert one.text.qwen3_tokenizer.startswith(one.weights)
+
+
+@pytest.mark.parametrize(("model", "downloaded"), [("klein", ["klein"]), ("flux_dev", ["flux_dev", "int8"])])
+def test_weights_are_downloaded_into_that_folder(model, downloaded, notebook):
+    commands = []
+    names = run_cells(notebook, MODEL=model)
+    names["run"] = lambda *arguments: commands.append(arguments)
+    (cell,) = (cell for cell in notebook.cells if cell.id == "weights")
+    exec(cell.source, names)
+    recipe, *mode = downloaded
+    options = ["--quantize", *mode] if mode else []
+    assert commands == [("uso_jax_convert", "download", recipe, "--to", names["WEIGHTS"], *options)]
+    assert recipe in RECIPES
+
+
+@pytest.fixture
+def cheap_compilation(compiled):
+    yield from tiny.compile_cheaply(compiled)
+
+
+@pytest.mark.slow
+def test_every_cell_that_draws_runs_with_klein(notebook, tmp_path, monkeypatch, cheap_compilation):
+    """Run them on tiny weights without a projector, where style images are references as content images are."""
+    monkeypatch.setenv("USO_WEIGHTS", str(oracle_flux2.write(tmp_path / "weights")))
+    mesh, open_weights = sharding.make_mesh({"data": 1}, jax.devices()[:1]), USOPipeline.from_weights
+    here = lambda name, **options: open_weights(name, mesh=mesh, compilation_cache=False, **options)
+    monkeypatch.setattr(USOPipeline, "from_weights", here)
+    monkeypatch.chdir(tmp_path)
+    drawing = [cell.id for cell in notebook.cells if cell.cell_type == "code" and cell.id.startswith("code-")]
+    assert len(drawing) == 10
+    names = run_cells(notebook, "install", *drawing, MODEL="klein", REFERENCE_SIDE=None)
+    record = names["result"].records[0]["request"]
+    assert [reference["path"] for reference in record["contents"]] == [str(tmp_path / "glass.png")]
+    assert not record["styles"] and (tmp_path / "image.png").is_file()
+    assert (np.asarray(names["kept"]) != np.asarray(names["shifted"])).any()
 
 
 def test_it_is_kept_without_outputs(notebook):
