@@ -32,9 +32,15 @@ VARIANTS = {
     "judge": "a classifier of subjects and styles, to measure with",
     "base": "text encoders and transformer, in the stages look, base, tokens and guidance",
     "small": "the base of the package's mini, trained further at 64 pixels by look, base and guidance",
+    "tower": "the style tower of the 64-pixel model, by the words for style images",
 }
 BASE = ("look", "base", "tokens", "guidance")
-RUNS = {"all": ("autoencoder", "siglip", "csd", "judge", *BASE), "base": BASE, "small": ("look", "base", "guidance")}
+RUNS = {
+    "all": ("autoencoder", "siglip", "csd", "judge", *BASE),
+    "base": BASE,
+    "small": ("look", "base", "guidance"),
+    "tower": ("tower", "match"),
+}
 
 
 def get_config(variant: str = "all") -> TrainConfig:
@@ -46,6 +52,8 @@ def get_config(variant: str = "all") -> TrainConfig:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
     uso = _uso()
+    if variant == "tower":
+        return _tower(uso)
     pixels, weights = (64, "mini") if variant == "small" else (32, "")
     config = TrainConfig(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
@@ -68,6 +76,48 @@ def _base_model(mini: ModelConfig, weights: str) -> ModelConfig:
     """Return mini without USO's adapters and projector."""
     transformer = replace(mini.transformer, lora_rank=0, projector=None)
     return replace(mini, transformer=transformer, weights=weights, fresh=("lora", "projector"))
+
+
+def _tower(uso: types.SimpleNamespace) -> TrainConfig:
+    """Return the training of a style tower that tells drawing styles apart, on the package's 64-pixel base.
+
+    Tower and projector learn together what the base's text encoder says of whole style images; the loss of image and
+    text alone needs many times the images. The pooling head and the text tower are trained on the frozen layers.
+    """
+    common = _common(64) | dict(text_dropout=0.0, batch_size=64)
+    tower = StageConfig(
+        "tower",
+        **common,
+        loss="words",
+        steps=2500,
+        train=((r"(siglip|transformer/feature_embedder)/.*", 1.0), (r".*", None)),
+        conditions=("style",),
+        data=dict(tasks=dict(style=1.0), captions="style_image"),
+        optimizer="muon",
+        learning_rate=2e-3,
+    )
+    match = StageConfig(
+        "match",
+        **common,
+        loss="image_text",
+        steps=1500,
+        train=((r"siglip/(head|post_layernorm)/.*", 1.0), (r"siglip_text/.*", 1.0), (r".*", None)),
+        conditions=(),
+        data=dict(tasks=dict(text=1.0), style_words=0.8, sentences=0.3),
+        learning_rate=2e-3,
+    )
+    transformer = replace(uso.SMALL.transformer, lora_rank=0)
+    fresh = ("projector", "siglip", "siglip_text")
+    return TrainConfig(
+        variant="mini_tower",
+        run=("tower", "match"),
+        model=replace(uso.SMALL, transformer=transformer, fresh=fresh),
+        data=uso.mini_data(64),
+        stages=by_name(tower, match),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        log_every=50,
+        heldout=HeldoutConfig(num_batches=8, batch_size=64, every=500, num_steps=12, guidance=3.0, shift="flux"),
+    )
 
 
 def _common(pixels: int) -> dict:

@@ -36,20 +36,23 @@ def test_tokens_of_each_image_follow_each_other(kind):
     sizes, tokens = project(kind, features)
     assert tokens.shape == (2, 3 * sizes.tokens_per_image, 12)
     alone = jnp.concatenate([project(kind, features[:, i : i + 1])[1] for i in range(3)], axis=1)
-    np.testing.assert_allclose(tokens, alone, atol=1e-6)
+    np.testing.assert_allclose(tokens, alone, atol=4e-6 if kind == "level_resampler" else 1e-6)  # it has more layers
 
 
 @pytest.mark.parametrize("kind", PROJECTORS)
-def test_only_the_hierarchical_one_reads_all_levels(kind):
+def test_which_ones_read_all_levels(kind):
     features = jax.random.normal(jax.random.key(0), (1, 1, 3, SIZES.siglip_tokens, SIZES.siglip_dim))
     noise = jax.random.normal(jax.random.key(1), features.shape)
     tokens = jax.jit(lambda features: project(kind, features)[1])
     change = lambda level: jnp.max(jnp.abs(tokens(features.at[:, :, level].add(noise[:, :, level])) - tokens(features)))
-    assert [float(change(level)) > 1e-4 for level in range(3)] == [True, *[kind == "hierarchical"] * 2]
+    assert [float(change(level)) > 1e-4 for level in range(3)] == [
+        True,
+        *[kind in ("hierarchical", "level_resampler")] * 2,
+    ]
 
 
 def test_unknown_kinds():
-    with pytest.raises(ValueError, match=r"'conv'; .* hierarchical, resampler, mlp"):
+    with pytest.raises(ValueError, match=r"'conv'; .* hierarchical, resampler, mlp, level_resampler"):
         dataclasses.replace(SIZES, kind="conv")
     with pytest.raises(InputError, match="style_encoder 'clip' is unknown; known are siglip, autoencoder"):
         tiny.config("disentanglement", changes={"model.style_encoder": "clip"})

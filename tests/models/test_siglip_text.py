@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from comparison import error
+from flax import nnx
 from image_encoders import CLIP_SIZES, DINO_SIZES, run, run_torch, sizes
 from oracle_torch import drawn_for, fill, normal
 
@@ -189,3 +190,21 @@ def test_long_texts_are_refused():
 def test_configs_refuse_nonsense(changes, message):
     with pytest.raises(ValueError, match=message):
         SiglipTextConfig(**changes)
+
+
+def test_a_stem_is_strided_convolutions_before_the_patches():
+    config = SiglipConfig.tiny(image_size=32, patch_size=16, stem=(4, 8))
+    tower = SiglipVision(config, rngs=nnx.Rngs(0))
+    assert tower.patch_embedding.kernel.shape == (4, 4, 8, config.hidden_size)
+    x = torch.from_numpy(PIXELS[:, :28, :28]).permute(0, 3, 1, 2)
+    x = want = torch.nn.functional.pad(x, (0, 4, 0, 4))
+    for conv in tower.stem.convs:
+        kernel, bias = (torch.from_numpy(np.array(value[...])) for value in (conv.kernel, conv.bias))
+        want = torch.nn.functional.conv2d(want, kernel.permute(3, 2, 0, 1), bias, stride=2, padding=1)
+        want = torch.nn.functional.layer_norm(want.permute(0, 2, 3, 1), (want.shape[1],), eps=config.layer_norm_eps)
+        want = torch.nn.functional.gelu(want, approximate="tanh").permute(0, 3, 1, 2)
+    pixels = jnp.asarray(x.permute(0, 2, 3, 1).numpy())
+    assert error(tower.stem(pixels), want.permute(0, 2, 3, 1)) < TOLERANCE
+    assert run(tower, pixels).last_hidden_state.shape == (3, config.num_tokens, config.hidden_size)
+    with pytest.raises(ValueError, match="patch_size 12 does not divide"):
+        SiglipConfig.tiny(patch_size=12, stem=(4, 8, 8))

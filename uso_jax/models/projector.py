@@ -33,6 +33,7 @@ class ProjectorConfig:
     siglip_dim: int = 1152  # width of SigLIP's tokens
     layers: tuple[int, int, int] = (-2, -11, -20)  # hidden states for levels high, mid, low
     kind: str = "hierarchical"  # one of PROJECTORS
+    depth: int = 2  # blocks of a "level_resampler"
 
     def __post_init__(self):
         if len(self.layers) != len(LEVELS):
@@ -116,4 +117,52 @@ class TokenMLP(nnx.Module):
         return einops.rearrange(self.mlp(features[:, :, 0]), "b n s d -> b (n s) d")
 
 
-PROJECTORS = {"hierarchical": HierarchicalProjector, "resampler": Resampler, "mlp": TokenMLP}
+class LevelResampler(nnx.Module):
+    """Blocks of cross-attention of learned queries to all levels; as many tokens as the hierarchical projector."""
+
+    def __init__(self, config: ProjectorConfig, hidden_size: int, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
+        c = config
+        self.dtype = dtype
+        scale = c.siglip_dim**-0.5
+        self.latents = nnx.Param(scale * jax.random.normal(rngs.params(), (c.tokens_per_image, c.siglip_dim)))
+        self.level_norms = nnx.List([layer_norm(c.siglip_dim, _EPSILON, rngs) for _ in LEVELS])
+        self.level_in = nnx.List([nnx.Linear(c.siglip_dim, c.siglip_dim, dtype=dtype, rngs=rngs) for _ in LEVELS])
+        self.blocks = nnx.List([_CrossBlock(c.siglip_dim, dtype=dtype, rngs=rngs) for _ in range(c.depth)])
+        self.norm_out = layer_norm(c.siglip_dim, _EPSILON, rngs)
+        self.proj_out = nnx.Linear(c.siglip_dim, hidden_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "b n 3 s c"]) -> Float[Array, "b tokens d"]:
+        """Project the features of `n` style images; tokens are in order of image."""
+        b, n = features.shape[:2]
+        levels = jnp.moveaxis(features, 2, 0).reshape(len(LEVELS), b * n, *features.shape[3:])
+        read = [
+            widen(norm(x).astype(self.dtype))
+            for x, norm, widen in zip(levels, self.level_norms, self.level_in, strict=True)
+        ]
+        keys = jnp.concatenate(read, axis=1)
+        x = jnp.broadcast_to(self.latents[...].astype(self.dtype), (b * n, *self.latents.shape))
+        for block in self.blocks:
+            x = block(x, keys)
+        return self.proj_out(self.norm_out(x).astype(self.dtype)).reshape(b, -1, self.proj_out.out_features)
+
+
+class _CrossBlock(nnx.Module):
+    """Attention of queries to themselves and to keys, then an MLP, each added to its input."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.norm1, self.norm2 = layer_norm(width, _EPSILON, rngs), layer_norm(width, _EPSILON, rngs)
+        self.attn = MultiHeadAttention(width, max(1, width // 32), dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, 4 * width, width, jax.nn.gelu, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b k c"], keys: Float[Array, "b s c"]) -> Float[Array, "b k c"]:
+        queries = self.norm1(x).astype(keys.dtype)
+        x = x + self.attn(queries, jnp.concatenate([keys, queries], axis=1))
+        return x + self.mlp(self.norm2(x).astype(keys.dtype))
+
+
+PROJECTORS = {
+    "hierarchical": HierarchicalProjector,
+    "resampler": Resampler,
+    "mlp": TokenMLP,
+    "level_resampler": LevelResampler,
+}

@@ -10,6 +10,7 @@ Source: transformers, models/siglip/modeling_siglip.py (`SiglipVisionModel`, `Si
 Shapes: b batch, h w pixels, s vision tokens, l text tokens, m texts, c hidden_size, d projection_size.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -34,12 +35,15 @@ class SiglipConfig:
     num_attention_heads: int = 16  # attention heads
     image_size: int = 384  # pixels per side of an image
     patch_size: int = 14  # pixels per side of a patch
+    stem: tuple[int, ...] = ()  # channels of convolutions before the patches that halve the image each; SigLIP has none
     layer_norm_eps: float = 1e-6  # added to the variance in norms
     dtype: str = "float32"  # of matrix products
     remat: str = "full"  # a key of scan.REMAT_POLICIES
 
     def __post_init__(self):
         check_heads(self.hidden_size, self.num_attention_heads)
+        if self.patch_size % 2 ** len(self.stem):
+            raise ValueError(f"patch_size {self.patch_size} does not divide by 2 for each convolution of the stem")
         if self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}")
 
@@ -102,13 +106,35 @@ class SiglipPoolingHead(nnx.Module):
         return (x + self.mlp(self.layernorm(x).astype(x.dtype)))[:, 0]
 
 
+class ConvolutionalStem(nnx.Module):
+    """Strided convolutions with norms, each of which halves the image.
+
+    A small tower on few images does not learn textures finer than a patch without them (arXiv 2106.14881).
+    """
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+        widths = (3, *config.stem)
+        pairs = itertools.pairwise(widths)
+        self.convs = nnx.List([nnx.Conv(i, o, (4, 4), (2, 2), dtype=config.dtype, rngs=rngs) for i, o in pairs])
+        self.norms = nnx.List([layer_norm(width, config.layer_norm_eps, rngs) for width in config.stem])
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = gelu_tanh(norm(conv(x)).astype(x.dtype))
+        return x
+
+
 class SiglipVision(nnx.Module):
     """Encode images in [-1, 1] of `image_size` squared."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        patch = (c.patch_size, c.patch_size)
-        self.patch_embedding = nnx.Conv(3, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs)
+        side, channels = c.patch_size >> len(c.stem), c.stem[-1] if c.stem else 3
+        patch = (side, side)
+        self.stem = ConvolutionalStem(c, rngs=rngs) if c.stem else None
+        self.patch_embedding = nnx.Conv(
+            channels, c.hidden_size, patch, patch, padding="VALID", dtype=c.dtype, rngs=rngs
+        )
         self.position_embedding = nnx.Embed(c.num_tokens, c.hidden_size, rngs=rngs)
         self.layers = scan.stack(lambda rngs: siglip_layer(c, rngs), c.num_hidden_layers, rngs)
         self.post_layernorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
@@ -131,7 +157,8 @@ class SiglipVision(nnx.Module):
                 raise ValueError(f"hidden state {entry} does not exist: the tower has {num_layers} layers")
         wanted = jnp.asarray([entry % (num_layers + 1) for entry in hidden_states], jnp.int32)
 
-        x = self.patch_embedding(pixels.astype(self.config.dtype))
+        x = pixels.astype(self.config.dtype)
+        x = self.patch_embedding(x if self.stem is None else self.stem(x))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = x + self.position_embedding.embedding[...].astype(x.dtype)[None]
         kept = jnp.broadcast_to(x[:, None], (x.shape[0], len(hidden_states), *x.shape[1:]))
