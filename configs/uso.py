@@ -138,7 +138,9 @@ def small() -> TrainConfig:
     """Return a USO at 64 pixels whose projector is aligned by words.
 
     The projector first learns what the base reads for the style's words, from a style tower that knows drawings
-    (configs/mini_foundation.py:tower), and then, slowly, with the adapters. The reward comes last.
+    (configs/mini_foundation.py:tower), and then, slowly, with the adapters. The reward comes last. For the paper's
+    alignment,
+    by the flow-matching loss: --config.run=style_alignment,disentanglement
     """
     config = mini(pixels=64)
     align, both = config.run_stages
@@ -156,7 +158,7 @@ def small() -> TrainConfig:
     train = ((r"transformer/feature_embedder/.*", 0.1), *LORA)
     both = replace(both, steps=1800, train=train, reward=replace(MINI_REWARD, start=1650))
     changes = {"variant": "small", "run": ("words", "disentanglement"), "model": SMALL, "evaluation.tables": TABLES}
-    return override(config, changes | {"stages": by_name(words, both)})
+    return override(config, changes | {"stages": by_name(words, align, both)})
 
 
 def mini_data(pixels: int = 32) -> DataConfig:
