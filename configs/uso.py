@@ -139,8 +139,7 @@ def small() -> TrainConfig:
 
     The projector first learns what the base reads for the style's words, from a style tower that knows drawings
     (configs/mini_foundation.py:tower), and then, slowly, with the adapters. The reward comes last. For the paper's
-    alignment,
-    by the flow-matching loss: --config.run=style_alignment,disentanglement
+    alignment, by the flow-matching loss: --config.run=style_alignment,disentanglement
     """
     config = mini(pixels=64)
     align, both = config.run_stages
