@@ -155,7 +155,7 @@ def small() -> TrainConfig:
         reward=None,
     )
     train = ((r"transformer/feature_embedder/.*", 0.1), *LORA)
-    both = replace(both, steps=1800, train=train, reward=replace(MINI_REWARD, start=1650))
+    both = replace(both, steps=800, train=train, reward=replace(MINI_REWARD, start=720))
     changes = {"variant": "small", "run": ("words", "disentanglement"), "model": SMALL, "evaluation.tables": TABLES}
     return override(config, changes | {"stages": by_name(words, align, both)})
 
