@@ -3,6 +3,7 @@
 """A strict place to run: 8 virtual CPU devices, no rank promotion by accident, float32 products in full."""
 
 import collections
+import contextlib
 import ctypes
 import gc
 import os
@@ -31,7 +32,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
-gc.freeze()  # what is imported stays, so collections need not look at it
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Let collections of garbage look neither at what is imported, which stays, nor often: traces have no cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 release_free_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
@@ -50,3 +55,12 @@ def forget_programs():
     jax.clear_caches()
     gc.collect()
     release_free_memory(0)
+
+
+@pytest.fixture(autouse=True)
+def patched_programs(request):
+    """Keep the programs of tests that may patch what is traced to themselves."""
+    import traced_once  # it imports what the process that only distributes tests does not need
+
+    with traced_once.apart() if "monkeypatch" in request.fixturenames else contextlib.nullcontext():
+        yield

@@ -6,6 +6,7 @@ Sharding, trainable parameters and learning rates use the same rules: `((regex, 
 path, first match wins. A path without a rule and a rule without a path are errors, so nothing is skipped silently.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -56,6 +57,18 @@ class ModelDef:
             raise ValueError(f"parameters do not match the model: missing {missing[:5]}, unexpected {stray[:5]}")
         leaves = [(path, leaf.replace(params[name])) for name, (path, leaf) in self._variables.items()]
         return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+
+
+def structure(make: Callable[[nnx.Rngs], nnx.Module]) -> ModelDef:
+    """Return the structure of the model that `make` builds; equal makers share one, as a run needs it several times."""
+    try:
+        hash(make)
+    except TypeError:  # sizes in a list
+        return ModelDef(make)
+    return _structure(make)
+
+
+_structure = functools.lru_cache(maxsize=64)(ModelDef)
 
 
 def match(rules: Rules, paths: Iterable[str], what: str = "rules", *, use_all: bool = True) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from jax._src import compilation_cache as jax_cache
 from jax.experimental.compilation_cache import compilation_cache
 from qwen3_tokenizer import VOCABULARY, train_tokenizer
+from traced_once import traced_once
 
 from uso_jax.models.autoencoder2 import AutoEncoder2Config
 from uso_jax.models.flux2 import Flux2Config
@@ -147,7 +148,7 @@ def drawn(system: USO, seed: int = 0, components: Collection[str] | None = None)
 
 
 def compile_cheaply(directory: pathlib.Path):
-    """Spend little on optimising what runs for milliseconds, and compile the same program once; a fixture's body."""
+    """Spend little on optimising what runs for milliseconds, and trace and compile a program once; a fixture's body."""
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(directory),
@@ -156,7 +157,7 @@ def compile_cheaply(directory: pathlib.Path):
     }
     before = {name: jax.config.values[name] for name in settings}
     _configure(settings)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, traced_once():
         for function in (_read, _write):
             patch.setattr(jax_cache, function.__wrapped__.__name__, function)
         yield

@@ -21,7 +21,7 @@ from uso_jax import flow
 from uso_jax.models.families import FAMILIES
 from uso_jax.models.joint_transformer import Kept
 from uso_jax.models.uso_config import USOConfig, modules_of
-from uso_jax.params import ModelDef, Params
+from uso_jax.params import Params, structure
 
 Batch = Mapping[str, Array]
 """Images and token ids, or their precomputed features: "target_moments", "content_moments" float [b, lh, lw, 2 z],
@@ -85,7 +85,7 @@ class USO:
         """
         self.config, self.null_text = config, null_text
         self.family = FAMILIES[config.family]
-        self.structures = {name: ModelDef(make) for name, make in modules_of(config)}
+        self.structures = {name: structure(make) for name, make in modules_of(config)}
         # Omitted structures keep their random key, so the others initialise identically.
         self._numbers = {name: number for number, name in enumerate(self.structures)}
         self.structures = {name: structure for name, structure in self.structures.items() if name not in without}

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of one USO and how its tokens are laid out."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -114,20 +113,27 @@ class USOConfig:
         return found
 
 
-def modules_of(config: USOConfig) -> Iterator[tuple[str, Callable[[nnx.Rngs], nnx.Module]]]:
+@dataclass(frozen=True)
+class Maker:
+    """What builds a network of a config; makers of equal networks are equal."""
+
+    module: Callable[..., nnx.Module]
+    config: Any
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.module(self.config, rngs=rngs)
+
+
+def modules_of(config: USOConfig) -> Iterator[tuple[str, Maker]]:
     """Yield the structures of a config: the first segment of parameter paths, and what builds the module.
 
     The order decides the random keys of initial values.
     """
     family = FAMILIES[config.family]
     for name, network in ((family.transformer, config.transformer), (family.autoencoder, config.autoencoder)):
-        yield COMPONENTS[name].path, functools.partial(_build, COMPONENTS[name].module, network)
-    yield "text", config.text.build
+        yield COMPONENTS[name].path, Maker(COMPONENTS[name].module, network)
+    yield "text", Maker(type(config.text).build, config.text)
     for name, row in COMPONENTS.items():
         network = config.siglip if name == "siglip" else config.networks.get(name)
         if network is not None:
-            yield row.path, functools.partial(_build, row.module, network)
-
-
-def _build(module: Callable[..., nnx.Module], config: Any, rngs: nnx.Rngs) -> nnx.Module:
-    return module(config, rngs=rngs)
+            yield row.path, Maker(row.module, network)
