@@ -34,9 +34,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(cache, tmp_path_factory):
-    """Run undisturbed: one process, one device."""
+    """Run undisturbed: one process, one device. Two of its steps are profiled."""
     plan = fault_drill.plan(tmp_path_factory.mktemp("straight") / "run", cache, steps=STEPS, every=EVERY)
-    clusters.finish(plan)
+    clusters.finish(dataclasses.replace(plan, changes=plan.changes | {"profile.start": 3, "profile.steps": 2}))
     return plan
 
 
@@ -46,6 +46,12 @@ def elsewhere(straight: Plan, workdir, **changes) -> Plan:
 
 def reached(plan: Plan, step: int):
     return lambda: clusters.steps(plan.workdir) and clusters.steps(plan.workdir)[-1] >= step
+
+
+def test_profile_of_some_steps(straight):
+    """Of a process by itself: JAX's profiler hooks into every thread that other tests have left in theirs."""
+    (trace,) = (straight.workdir / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
 
 
 def test_killed_at_random_moments(straight, tmp_path):

@@ -51,7 +51,7 @@ def small_groups(monkeypatch):
 def directory(tmp_path_factory):
     """Write weights of random numbers, adapters that are not zeros included."""
     folder, system = tmp_path_factory.mktemp("weights"), USO(tiny.config("joint").system)
-    rng, drawn = np.random.default_rng(0), system.init(jax.random.key(0))
+    rng, drawn = np.random.default_rng(0), tiny.drawn(system)
     noisy = {path: np.asarray(x) + 0.1 * rng.standard_normal(x.shape, np.float32) for path, x in drawn.items()}
     for component, paths in by_component(system.shapes).items():
         weights.save(folder, component, {inner: noisy[path] for inner, path in paths.items()}, {"config": {}})
