@@ -25,16 +25,32 @@ jax.config.update("jax_default_matmul_precision", "highest")
 partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
 
 
+# Files of a few slow tests that last a minute or more each, most of them in processes that they start.
+LONG = {
+    "app/test_training_page",
+    "convert/test_training_runs",
+    "docs/test_notebook",
+    "docs/test_tutorial",
+    "scripts/test_benchmark",
+    "training/test_contrastive",
+    "training/test_klein",
+    "training/test_long_runs",
+    "training/test_processes",
+    "training/test_rollouts",
+}
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` takes any away
 def pytest_collection_modifyitems(items):
-    """Begin with the files that hold the most slow tests, so that no worker is left alone with one of them."""
+    """Begin with the files that last longest, so that no worker is left alone with one of them."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    is_long = lambda path: f"{path.parent.name}/{path.stem}" in LONG
+    items.sort(key=lambda item: (not is_long(item.path), -slow[item.path]))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """Let collections of garbage look neither at what is imported, which stays, nor often: traces have no cycles."""
+    """Let the garbage collector skip what is imported, which stays, and look seldom: it took a twentieth of the time."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
