@@ -73,13 +73,10 @@ def forget_programs():
     release_free_memory(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cheap_compilation(request, compiled):
-    """Compile the programs of these folders cheaply, as they run for milliseconds; modules of others ask for it."""
-    if request.path.parent.name not in ("convert", "models", "weights"):
-        yield
-        return
-    import tiny
+@pytest.fixture(scope="module")
+def cheap_compilation(compiled):
+    """Compile a module's programs cheaply, as they run for milliseconds."""
+    import tiny  # it imports what the process that only distributes tests does not need
 
     yield from tiny.compile_cheaply(compiled)
 
@@ -87,7 +84,7 @@ def cheap_compilation(request, compiled):
 @pytest.fixture(autouse=True)
 def patched_programs(request):
     """Keep the programs of tests that may patch what is traced to themselves."""
-    import traced_once  # like tiny, it imports what the process that only distributes tests does not need
+    import traced_once
 
     with traced_once.apart() if "monkeypatch" in request.fixturenames else contextlib.nullcontext():
         yield

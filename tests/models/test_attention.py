@@ -12,6 +12,8 @@ from uso_jax.models.attention import tpu
 from uso_jax.models.attention.dispatch import attention
 from uso_jax.models.attention.tpu import interpreted_splash
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 def xla(*args):
     return attention(*args, implementation="xla")

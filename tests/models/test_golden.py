@@ -15,6 +15,8 @@ from golden_files import CASES, CONFIG, arrays, nhwc
 from uso_jax import flow
 from uso_jax.models.layers.embeddings import timestep_embedding
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 @functools.cache
 def model():

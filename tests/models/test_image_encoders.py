@@ -42,6 +42,8 @@ from uso_jax.models.csd import Csd
 from uso_jax.models.dino import Dino, DinoConfig
 from uso_jax.weights.tables.table import expand, to_flax, to_torch
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 TOLERANCE = 1e-5  # of the output's standard deviation
 
 

@@ -28,6 +28,8 @@ from uso_jax.models.siglip import SiglipConfig, SiglipVision
 from uso_jax.weights.tables.flux import LORA, PROJECTOR, TRANSFORMER
 from uso_jax.weights.tables.table import expand
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 # ---------------------------------------------------------------------------------------------- full size
 
 
