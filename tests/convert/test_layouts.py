@@ -28,6 +28,8 @@ from uso_jax.models.autoencoder import AutoEncoder
 from uso_jax.models.flux import Flux
 from uso_jax.weights.tables.table import expand
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 # ---------------------------------------------------------------------------------------------------- diffusers
 
 

@@ -32,6 +32,8 @@ from uso_jax.weights.adapters.sources import parse_adapter
 from uso_jax.weights.tables.flux import LORA, TRANSFORMER
 from uso_jax.weights.tables.table import to_flax, to_torch
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 CONFIG = FluxConfig.tiny(lora_rank=0, projector=None)
 TEXT = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": np.ones((), "f4")}
 
