@@ -57,7 +57,7 @@ def apart() -> Iterator[None]:
 def _key(value: object, within: dict[int, int]) -> Hashable:
     """Return a key of a value: of a function by its code and all that it holds, of other objects by what is in them.
 
-    What may differ in another way has a key of its own: its identity. `within` has the depth of the objects around it.
+    What may differ in another way has its identity as key. `within` has the depth of the objects around it.
     """
     if id(value) in within:
         return "again", within[id(value)]
