@@ -237,9 +237,13 @@ def test_an_image_is_encoded_in_tiles(pipe, tmp_path):
     tiled = oracle.open_pipeline(pipe.pretrained.directory, tile=64)
     photo = np.asarray(oracle.photo(1, 96, 80))
     whole = pipe.sampler.latents(photo)
-    assert whole.shape == tiled.sampler.latents(photo).shape
-    np.testing.assert_array_equal(tiled.sampler.latents(photo[:64, :64]), pipe.sampler.latents(photo[:64, :64]))
-    corner = whole.reshape(10, 12, -1)[:3, :3], tiled.sampler.latents(photo).reshape(10, 12, -1)[:3, :3]
+    parts = tiled.sampler.latents(photo, tiled=True)
+    assert whole.shape == parts.shape and np.abs(whole - parts).max() > 0
+    np.testing.assert_array_equal(
+        tiled.sampler.latents(photo[:64, :64], tiled=True), pipe.sampler.latents(photo[:64, :64])
+    )
+    np.testing.assert_array_equal(tiled.sampler.latents(photo), whole)  # content images stay as they were
+    corner = whole.reshape(10, 12, -1)[:3, :3], parts.reshape(10, 12, -1)[:3, :3]
     assert np.abs(corner[0] - corner[1]).mean() < np.abs(corner[0]).std()  # normalisation sees other pixels
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reference images: RGB pixels with the hash and the path of the file that they came from."""
 
+import dataclasses
 import hashlib
 import pathlib
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ class Reference:
             raise InputError(f"an image must be a path, a PIL image or an array, not {type(source).__name__}")
         what = f"image {str(source)!r}"
         data = opening.read_file(pathlib.Path(source), what=what, limits=limits)
-        pixels, notes = decode.read_image(data, what=what, limits=limits, mode=mode)
-        return cls(pixels, hashlib.sha256(data).hexdigest(), str(source), notes, mode)
+        return dataclasses.replace(cls.of_bytes(data, what, limits, mode), path=str(source))
 
     @classmethod
     def of_bytes(

@@ -121,15 +121,20 @@ def read_mask(source: ImageLike | Reference | bytes, what: str = "mask", limits:
     """
     if isinstance(source, Reference):
         return source
-    if isinstance(source, bytes):
-        reference = Reference.of_bytes(source, f"the {what}", limits)
-    else:
-        reference = Reference.of(source, limits)
     if isinstance(source, np.ndarray):
-        return reference
-    in_memory = isinstance(source, bytes | Image.Image)
-    given = source if in_memory else opening.read_file(pathlib.Path(source), what=what, limits=limits)
-    opened = opening.open_image(given, what=f"the {what}", limits=limits).image
+        return Reference.of(source, limits)
+    if isinstance(source, Image.Image):
+        data, reference = source, Reference.of(source, limits)
+    else:
+        is_file = not isinstance(source, bytes)
+        data = (
+            opening.read_file(pathlib.Path(source), what=f"{what} {str(source)!r}", limits=limits)
+            if is_file
+            else source
+        )
+        reference = Reference.of_bytes(data, f"the {what}", limits)
+        reference = dataclasses.replace(reference, path=str(source)) if is_file else reference
+    opened = opening.open_image(data, what=f"the {what}", limits=limits).image
     has_alpha = opened.has_transparency_data
     alpha = np.asarray(opened.convert("RGBA").getchannel("A")) if has_alpha else np.uint8([255])
     if (alpha == 255).all():
@@ -139,15 +144,20 @@ def read_mask(source: ImageLike | Reference | bytes, what: str = "mask", limits:
     return dataclasses.replace(reference, pixels=pixels, mode=None, notes=(note,))
 
 
+def check_same_size(mask: Reference, image: Reference, names: str) -> None:
+    """Raise InputError for a mask that has another size than its image; `names` names both."""
+    if mask.pixels.shape != image.pixels.shape:
+        shown = " and ".join(f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (mask, image))
+        raise InputError(f"{names} must have the same size, not {shown} pixels")
+
+
 def skipped_steps(num_steps: int, strength: float) -> int:
     """Return the number of first steps that a strength leaves out, as diffusers counts them."""
     return int(num_steps - num_steps * strength)
 
 
 def _grey(mask: Reference, image: Reference) -> Float[np.ndarray, "h w"]:
-    if mask.pixels.shape != image.pixels.shape:
-        shown = " and ".join(f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (mask, image))
-        raise InputError(f"mask and image must have the same size, not {shown} pixels")
+    check_same_size(mask, image, "mask and image")
     grey = np.asarray(Image.fromarray(mask.pixels).convert("L"), np.float32) / 255
     return np.where(grey < _FAINT, np.float32(0), grey)
 

@@ -49,7 +49,7 @@ class Enlarger:
         height, width = (min(most, own) for most, own in zip(trained, canvas.pixels.shape[:2], strict=True))
         shards = self.sampler.data_shards
         at_once = -(-(batch_size or _TILES) // shards) * shards
-        start = self.sampler.latents(canvas.pixels)
+        start = self.sampler.latents(canvas.pixels, tiled=True)
         conditions, tiling = self._tiles(request, encoded, canvas, start, (height, width), at_once)
         return Image.fromarray(canvas.paste(self.sampler.run(conditions, report, tiling)[0]))
 

@@ -148,7 +148,7 @@ class GenerationOptions:
         (0, 0, 0, 0), MARGINS, "pixels to draw around the image to edit: left, top, right, bottom; or one number"
     )
     upscale: Number = _option(
-        1.0, FACTOR, "enlarge the image by this factor, and draw its details in overlapping tiles of its first size"
+        1.0, FACTOR, "enlarge the image by this factor, and draw its details in overlapping tiles"
     )
     upscale_strength: Number = _option(0.35, SHARE, "how much of the enlarged image is drawn anew")
     variation: Number = _option(

@@ -258,10 +258,10 @@ class USOPipeline:
           isolated: "content" images attend to each other only, or "all" references with styles, for models that were
             trained so. Each step is then faster. "none" is FLUX.1's and FLUX.2's usual way.
           true_guidance: scale of guidance by a second pass, for models that embed their guidance. 1: no second pass.
-          guidance_steps: share of the steps from which, and up to which, a second pass guides.
+          guidance_steps: share of the schedule from which, and up to which, a second pass guides.
           strength: how much of `image` is drawn anew: 0 returns it, 1 starts from noise.
           outpaint: pixels to draw around `image`: left, top, right and bottom, or one number.
-          upscale: enlarge the image by this factor, and draw its details in overlapping tiles of its first size.
+          upscale: enlarge the image by this factor, and draw its details in overlapping tiles.
           upscale_strength: how much of the enlarged image is drawn anew.
           variation: how far the noise is moved towards that of `variation_seed`; 1 is that seed's image.
           variation_seed: random seed of the variation.

@@ -74,7 +74,7 @@ class ReferenceEncoder:
                 if key not in found._latents:
                     found._latents[key] = self.sampler.latents(pixels)
             if request.canvas is not None and (key := _canvas_key(request)) not in found._latents:
-                found._latents[key] = self.sampler.latents(request.canvas.pixels)
+                found._latents[key] = self.sampler.latents(request.canvas.pixels, tiled=True)
         return found
 
     def encode_style(

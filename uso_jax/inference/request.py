@@ -21,7 +21,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.images.decode import MAX_PIXELS, Pixels, ReferenceMode
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
-from uso_jax.inference.canvas import Canvas, read_mask, skipped_steps
+from uso_jax.inference.canvas import Canvas, check_same_size, read_mask, skipped_steps
 from uso_jax.inference.option_kinds import whole
 from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options
 from uso_jax.inference.styles import StyleEmbedding
@@ -202,9 +202,7 @@ def _counted(mask: Reference, references: Sequence[Reference], long_side: int, s
     """Return the tokens of the first content image that its mask touches."""
     if not references:
         raise InputError("content_mask needs a content image")
-    if mask.pixels.shape != references[0].pixels.shape:
-        shown = " and ".join(f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (mask, references[0]))
-        raise InputError(f"content_mask and content image must have the same size, not {shown} pixels")
+    check_same_size(mask, references[0], "content_mask and content image")
     white = mask.content(long_side, side).max(axis=-1) > 127
     rows, columns = (length // side for length in white.shape)
     counted = white.reshape(rows, side, columns, side).any(axis=(1, 3)).reshape(-1)

@@ -80,7 +80,8 @@ class Sampler:
 
     Args:
       params: arrays, or shapes and dtypes if programs are only lowered.
-      tile: images with a longer side (pixels) are decoded in tiles of this size. None decodes them whole.
+      tile: images with a longer side (pixels) are decoded in tiles of this size, and encoded where they are edited or
+        enlarged. None: whole.
     """
 
     def __init__(self, system: USO, params: Mapping[str, Any], mesh: Mesh, tile: int | None = None):
@@ -134,10 +135,10 @@ class Sampler:
         with jax.set_mesh(self.mesh):
             return np.asarray(self.programs["features"](self._part("siglip"), image[None, None])[0, 0], np.float32)
 
-    def latents(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r d"]:
-        """Return the packed latents of an image, by the posterior mean; larger ones than `tile` in tiles."""
+    def latents(self, image: UInt8[np.ndarray, "h w 3"], tiled: bool = False) -> Float[np.ndarray, "r d"]:
+        """Return the packed latents of an image, by the posterior mean; `tiled`: larger ones than `tile` in tiles."""
         with jax.set_mesh(self.mesh):
-            tile = self.tile if self.tile is not None and max(image.shape[:2]) > self.tile else None
+            tile = self.tile if tiled and self.tile is not None and max(image.shape[:2]) > self.tile else None
             return np.asarray(self.programs["encode"](self._part("autoencoder"), image[None], tile)[0], np.float32)
 
     def _part(self, name: str) -> Params:
@@ -191,7 +192,7 @@ class Sampler:
         like = x if tiling is None else self._place(tiling.cut(x)[: len(c.guidance)])
         compiled = {
             id(one): self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
-            for one in passes
+            for one in {id(one): one for one in passes}.values()
         }
 
         def advance(x: Array, number: int) -> Array:

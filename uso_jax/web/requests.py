@@ -43,18 +43,8 @@ async def read_body(receive: Callable, limit: int, seconds: float, remedy: str) 
         raise Refused(408, f"the request took more than {seconds:g} seconds; send it again") from None
 
 
-def replayed(body: bytes, receive: Callable) -> Callable:
-    """Return a `receive` with a body that was read already."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def read() -> dict:
-        return waiting.pop() if waiting else await receive()
-
-    return read
-
-
-def in_pieces(body: bytes, receive: Callable, size: int = 1 << 16) -> Callable:
-    """Return a `receive` that hands out a body piece by piece and lets other requests run between them."""
+def replayed(body: bytes, receive: Callable, size: int = 1 << 16) -> Callable:
+    """Return a `receive` with a body that was read already, in pieces, so that other requests run between them."""
     rest = memoryview(body)
 
     async def read() -> dict:
