@@ -72,13 +72,19 @@ def job(*prompts: str, side: int = 32, adapters=(), seconds: float = 30.0, **opt
     return Job([request(prompt, side, **options) for prompt in prompts], adapters, time.monotonic() + seconds)
 
 
-def held(worker, pipe, *jobs):
-    """Add jobs while the drawing thread is held back by another one, so that all of them wait together."""
+def hold(worker, pipe) -> Job:
+    """Return a job that holds the drawing thread back until the gate opens."""
     pipe.gate.clear()
     first = job("first", side=16)
     worker.add(first)
     while first.begun is None:
         time.sleep(0.001)
+    return first
+
+
+def held(worker, pipe, *jobs):
+    """Add jobs while the drawing thread is held back, so that all of them wait together."""
+    first = hold(worker, pipe)
     for one in jobs:
         worker.add(one)
     pipe.gate.set()
@@ -152,11 +158,7 @@ def test_a_running_batch_stops_when_nobody_waits(worker, pipe):
 def test_the_queue_is_bounded(worker, pipe):
     jobs = [job(*"abcdef"), job(*"ghijkl")]
     held_back = job("m")
-    pipe.gate.clear()
-    first = job("first", side=16)
-    worker.add(first)
-    while first.begun is None:
-        time.sleep(0.001)
+    hold(worker, pipe)
     for one in jobs:
         worker.add(one)
     with pytest.raises(Busy, match="12 images are waiting"):
@@ -191,11 +193,7 @@ def test_an_adapter_that_stays_is_unloaded_later(worker, pipe):
 
 
 def test_places_of_cancelled_jobs_are_free_at_once(worker, pipe):
-    pipe.gate.clear()
-    first = job("first", side=16)
-    worker.add(first)
-    while first.begun is None:
-        time.sleep(0.001)
+    hold(worker, pipe)
     full = [job(*"abcdef"), job(*"ghijkl")]
     for one in full:
         worker.add(one)

@@ -19,7 +19,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import fastapi
@@ -40,7 +40,7 @@ from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics
 from uso_jax.service.work import Busy, Job, Late, Worker
 from uso_jax.web.hosts import Hosts
-from uso_jax.web.requests import Refused, in_pieces, read_body
+from uso_jax.web.requests import Refused, read_body, replayed
 
 _log = logging.getLogger("uso_jax")
 OPEN = ("/healthz",)  # routes that need no key
@@ -105,7 +105,7 @@ class Api:
             self._check(scope)
             if scope["method"] == "POST":
                 limit, seconds = self._limits.body, self._limits.body_seconds
-                receive = in_pieces(await read_body(receive, limit, seconds, "send smaller images"), receive)
+                receive = replayed(await read_body(receive, limit, seconds, "send smaller images"), receive)
             await self.app(scope, receive, counted)
         except Refused as refused:
             await _error(refused.status, str(refused))(scope, receive, counted)
@@ -136,27 +136,12 @@ class Api:
 
     async def generations(self, request: fastapi.Request) -> Response:
         """Draw images from JSON."""
-        body = await request.body()
-        if sum(map(body.count, (b"{", b"[", b","))) > _MEMBERS:
-            return _error(400, f"the request has more than {_MEMBERS} values; send a JSON object with fewer")
-        read = functools.partial(untrusted.json, body, dict[str, Any], "the request", remedy="send a JSON object")
-        request._body = b""  # it may be large, and the images are waited for
-        return await self._answer(request, "image_generation", read)
+        return await self._answer(request, "image_generation", _read_json)
 
     async def edits(self, request: fastapi.Request) -> Response:
         """Draw images from a form: with a mask or a strength its image is edited, otherwise it is the content image."""
-        kind = request.headers.get("content-type", "")
-        if not kind.lower().startswith("multipart/form-data"):
-            return _error(400, "the request is not a form with files: send multipart/form-data")
-        fields: list[tuple[str, str | bytes]] = []
-        try:
-            async with request.form(max_files=2 * self._limits.references, max_fields=64) as form:
-                for name, value in form.multi_items():
-                    fields.append((name, await value.read() if isinstance(value, UploadFile) else value))
-        except (HTTPException, MultiPartException) as error:
-            return _error(400, f"the request is not a form with files: {getattr(error, 'detail', error)}")
-        request._form = None
-        return await self._answer(request, "image_edit", functools.partial(form_values, fields))
+        read = functools.partial(_read_form, max_files=2 * self._limits.references)
+        return await self._answer(request, "image_edit", read)
 
     def models(self) -> dict[str, Any]:
         """Name the weights, as OpenAI lists models, with their facts."""
@@ -172,12 +157,10 @@ class Api:
 
     # ------------------------------------------------------------------------------------------------ images
 
-    async def _answer(self, request: fastapi.Request, kind: str, values: Callable[[], dict[str, Any]]) -> Response:
+    async def _answer(self, request: fastapi.Request, kind: str, read: "_Read") -> Response:
         try:
-            if self._worker.num_waiting >= self._limits.queue:
-                raise Busy(f"{self._worker.num_waiting} images are waiting; try again later")
-            call, job, events = await asyncio.to_thread(self._job, values)
-            del values  # and the body
+            self._worker.check_room(1)  # before anything is decoded
+            call, job, events = await self._begun(request, read)
             self._worker.add(job)
         except InputError as error:
             return _error(400, str(error))
@@ -191,6 +174,12 @@ class Api:
         except Exception as error:
             # A client that asked again would only wait again.
             return _error(*self._failure(error), {"x-should-retry": "false"})
+
+    async def _begun(self, request: fastapi.Request, read: "_Read") -> tuple[Call, Job, "_Events"]:
+        """Read a request; its body is freed when this returns, before its images are waited for."""
+        values = await read(request)
+        request._body, request._form = b"", None
+        return await asyncio.to_thread(self._job, values)
 
     def _job(self, values: Callable[[], dict[str, Any]]) -> tuple[Call, Job, "_Events"]:
         """Read a call and put its images together; this reads images, so it is not for the event loop."""
@@ -260,6 +249,30 @@ class Api:
         where = traceback.format_exception(error)[-20:]
         self._journal.write("failure", error=type(error).__name__, message=str(error)[:500], where=where)
         return 500, f"drawing failed ({type(error).__name__}); the server's log says more"
+
+
+_Read = Callable[[fastapi.Request], Awaitable[Callable[[], dict[str, Any]]]]
+"""Receives a body, and returns what makes its fields; the latter takes time, and is not for the event loop."""
+
+
+async def _read_json(request: fastapi.Request) -> Callable[[], dict[str, Any]]:
+    body = await request.body()
+    if sum(map(body.count, (b"{", b"[", b","))) > _MEMBERS:
+        raise InputError(f"the request has more than {_MEMBERS} values; send a JSON object with fewer")
+    return functools.partial(untrusted.json, body, dict[str, Any], "the request", remedy="send a JSON object")
+
+
+async def _read_form(request: fastapi.Request, max_files: int) -> Callable[[], dict[str, Any]]:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InputError("the request is not a form with files: send multipart/form-data")
+    fields: list[tuple[str, str | bytes]] = []
+    try:
+        async with request.form(max_files=max_files, max_fields=64) as form:
+            for name, value in form.multi_items():
+                fields.append((name, await value.read() if isinstance(value, UploadFile) else value))
+    except (HTTPException, MultiPartException) as error:
+        raise InputError(f"the request is not a form with files: {getattr(error, 'detail', error)}") from None
+    return functools.partial(form_values, fields)
 
 
 class _Events:

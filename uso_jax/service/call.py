@@ -3,9 +3,9 @@
 """A call of an image route, in OpenAI's fields and this project's.
 
 OpenAI's (platform.openai.com, API reference, Images): prompt, n, size, response_format, output_format,
-output_compression, stream; model, quality, style, user, background, moderation, input_fidelity and partial_images are
-read and have no effect. This project's: content, styles, image, mask, content_mask, adapters, and every generation
-option by its name.
+output_compression, stream; model, quality, style, user, background, moderation, input_fidelity, partial_images and
+safety_identifier are read and have no effect. This project's: content, styles, image, mask, content_mask, adapters, and
+every generation option by its name.
 
 An image is base64, as a data URL or bare; forms have files. A style may also be the name of a saved one.
 """

@@ -115,7 +115,6 @@ class ServiceClient:
         """
         options = options or GenerationOptions()
         values = {name: value for name, value in options.record().items() if value is not None}
-        values["style_strength"] = _strengths(options, len(styles))
         values |= {"keep_size": options.keep_size} if options.keep_size else {}
         send = lambda one: _encoded(Reference.of(one, opening.UPLOADS, options.reference_mode))
         values |= {"prompt": prompt, "content": list(map(send, contents))}
@@ -186,11 +185,6 @@ class ServerStyles:
     def write(self, name: str, style: Any) -> None:
         """Refuse: see `ServiceClient.encode_style`."""
         self._client.encode_style([style])
-
-
-def _strengths(options: GenerationOptions, count: int) -> list[float]:
-    strengths = options.style_strength
-    return list(strengths) if isinstance(strengths, tuple) else [strengths] * count
 
 
 def _encoded(reference: Reference) -> str:

@@ -24,7 +24,8 @@ def form_values(fields: Sequence[tuple[str, str | bytes]]) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
     for whole, value in fields:
-        name, key = _NAME.fullmatch(whole).groups() if _NAME.fullmatch(whole) else (whole, None)
+        found = _NAME.fullmatch(whole)
+        name, key = found.groups() if found else (whole, None)
         if isinstance(value, bytes):
             files.setdefault(name, []).append(value)
         elif key is None:

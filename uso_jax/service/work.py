@@ -6,11 +6,12 @@ Images leave in the order in which they came, except that a batch takes waiting 
 size, kind and adapters. Batches are filled up to 1, 2, 4, 8 ... images, so that few programs are compiled.
 """
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +28,10 @@ from uso_jax.service.metrics import Metrics
 _PROGRAMS = 64  # compiled steps that are kept in memory; all are kept on disk
 Adapters = tuple[tuple[str, float], ...]
 """Names and strengths of adapters."""
+
+
+# The client's thread cancels and the drawing one finishes: what comes first counts.
+_FIRST = contextlib.suppress(InvalidStateError)
 
 
 class Busy(Exception):
@@ -78,20 +83,14 @@ class Job:
     def finish(self, number: int, made: Made) -> None:
         """Add an image; the last one completes the job."""
         self._made[number] = made
-        if len(self._made) == len(self.requests) and not self.images.done():
-            self._settle(lambda: self.images.set_result([self._made[i] for i in range(len(self.requests))]))
+        if len(self._made) == len(self.requests):
+            with _FIRST:
+                self.images.set_result([self._made[i] for i in range(len(self.requests))])
 
     def fail(self, error: Exception) -> None:
         """End the job without images."""
-        self._settle(lambda: self.images.set_exception(error))
-
-    def _settle(self, settle: Callable[[], None]) -> None:
-        if not self.images.done():  # the client's thread cancels, the drawing one finishes: the first one counts
-            try:
-                settle()
-            except Exception:
-                if not self.images.done():
-                    raise
+        with _FIRST:
+            self.images.set_exception(error)
 
 
 class _Unit(NamedTuple):
@@ -139,13 +138,18 @@ class Worker:
           Busy: there is no place, or the service is stopping.
         """
         with self._changed:
+            self.check_room(len(job.requests))
+            self._waiting += [_Unit(job, number) for number in range(len(job.requests))]
+            self._changed.notify()
+
+    def check_room(self, count: int) -> None:
+        """Raise Busy if there is no place for this number of images, or the service is stopping."""
+        with self._changed:
             if not self.is_open:
                 raise Busy("the service is stopping; try another one, or later")
             self._drop_over()
-            if len(self._waiting) + len(job.requests) > self.limits.queue:
+            if len(self._waiting) + count > self.limits.queue:
                 raise Busy(f"{len(self._waiting)} images are waiting; try again later")
-            self._waiting += [_Unit(job, number) for number in range(len(job.requests))]
-            self._changed.notify()
 
     def close(self) -> None:
         """Take no more jobs, draw those that wait, and return when all are done."""
