@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
+from uso_jax.commands.weights_flags import add_weights_flags, load_weights
 from uso_jax.common import extras
 from uso_jax.common.errors import InputError, exit_cleanly
 
@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is interrupted. Errors of the user exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)')
     add("--server", metavar="URL", help="uso-serve server to draw on; its key is read from USO_API_KEY")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
@@ -66,12 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="folder of the images, weights and runs of the training page (default: this one)",
     )
-    add_adapter_flags(parser)
-    add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
-    add("--offload", action="store_true", help="keep networks in host memory while they are not running")
-    add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
-    add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
-    add("--mesh", default="data=-1", help="devices by axis, such as sequence=4 (default: %(default)s)")
+    add_weights_flags(parser)
     args = parser.parse_args(argv)
     if args.upload_quota is not None and args.upload_quota < 1:
         raise InputError(f"--upload_quota {args.upload_quota} must be at least 1 MB")
@@ -81,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from uso_jax.web.listening import is_local
 
     training = args.training or ("on" if is_local(args.host) else "off")
-    pipe = None if training == "only" else _load(args) if args.server is None else _connect(args.server)
+    pipe = None if training == "only" else load_weights(args) if args.server is None else _connect(args.server)
     more = {} if args.upload_quota is None else {"upload_quota": args.upload_quota}
     server.serve(
         pipe,
@@ -112,21 +106,3 @@ def _connect(address: str) -> "ServiceClient":
     from uso_jax.service.client import ServiceClient
 
     return ServiceClient(address, os.environ.get("USO_API_KEY"))
-
-
-def _load(args: argparse.Namespace) -> "USOPipeline":
-    """Load the weights."""
-    from uso_jax.inference.pipeline import USOPipeline
-    from uso_jax.parallel import sharding
-
-    mesh = sharding.make_mesh(sharding.read_shape(args.mesh))
-    print(f"Loading {args.weights} ...", flush=True)
-    return USOPipeline.from_weights(
-        args.weights,
-        dtype=args.dtype,
-        mesh=mesh,
-        offload=args.offload,
-        tile=args.tile,
-        verify=args.verify,
-        **given_adapters(args),
-    )

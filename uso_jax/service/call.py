@@ -28,7 +28,7 @@ from uso_jax.inference.canvas import read_mask, target_size
 from uso_jax.inference.option_kinds import whole
 from uso_jax.inference.options import MAX_SEED, SPECS, check_options
 from uso_jax.inference.styles import StyleEmbedding
-from uso_jax.service.limits import Limits
+from uso_jax.service.limits import Limits, read_size
 from uso_jax.service.work import Adapters
 
 IGNORED = (
@@ -38,7 +38,6 @@ IGNORED = (
 OWN = ("content", "styles", "image", "mask", "content_mask", "adapters")
 KNOWN = ("prompt", "n", "size", "response_format", "output_format", "output_compression", "stream")
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 _NAME_LENGTH = 64  # characters; base64 of any image is longer
 
@@ -147,12 +146,11 @@ def encode(image: Image.Image, call: Call) -> str:
 def _size(size: Any, options: Mapping[str, Any]) -> dict[str, int]:
     if size == "auto":
         return {}
-    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if not found:
+    if (found := read_size(size)) is None:
         raise InputError(f"size must be auto or WIDTHxHEIGHT, such as 1024x768, not {size!r}")
     if {"width", "height"} & options.keys():
         raise InputError("pass size, or width and height, not both")
-    return check_options({"width": int(found[1]), "height": int(found[2])})
+    return check_options(dict(zip(("width", "height"), found, strict=True)))
 
 
 def _format(name: Any) -> str:
