@@ -239,7 +239,7 @@ def test_a_server_that_others_reach_does_not_train(monkeypatch, tmp_path):
 
     served = []
     monkeypatch.setattr(server, "serve", lambda pipe, **options: served.append((pipe, options["trainer"])))
-    monkeypatch.setattr(app, "_load", lambda args: "pipe")
+    monkeypatch.setattr(app, "load_weights", lambda args: "pipe")
     for arguments in (["--host", "0.0.0.0"], ["--training", "off"], ["--host", "0.0.0.0", "--training", "on"], []):
         app.main([*arguments, "--training_folder", str(tmp_path)])
     app.main(["--training", "only", "--training_folder", str(tmp_path)])
