@@ -16,7 +16,8 @@ from uso_jax import mini, weights
 from uso_jax.common import atomic_files, progress
 from uso_jax.common.errors import InputError
 from uso_jax.weights import manifest_configs, quantization
-from uso_jax.weights.adapters.adapted import Adapted, Adapter, Strength, open_adapters
+from uso_jax.weights.adapters.adapted import Adapted
+from uso_jax.weights.adapters.adapter import Adapter, Strength, open_adapters
 from uso_jax.weights.adapters.sources import parse_adapter
 from uso_jax.weights.writer import Writer
 

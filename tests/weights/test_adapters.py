@@ -27,7 +27,8 @@ from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.params import ModelDef
 from uso_jax.weights import manifest_configs
-from uso_jax.weights.adapters import adapted
+from uso_jax.weights.adapters import adapter
+from uso_jax.weights.adapters.adapted import Adapted
 from uso_jax.weights.adapters.sources import parse_adapter
 from uso_jax.weights.tables.flux import LORA, TRANSFORMER
 from uso_jax.weights.tables.table import to_flax, to_torch
@@ -84,8 +85,8 @@ def program(config: FluxConfig):
 
 def ours(directory, *paths, strength=1.0) -> np.ndarray:
     """Return the velocity of a directory with adapters."""
-    found = adapted.open_adapters(directory, [(path, strength) for path in paths])
-    both = adapted.Adapted(directory, found)
+    found = adapter.open_adapters(directory, [(path, strength) for path in paths])
+    both = Adapted(directory, found)
     structure, run = program(both.config(weights.config(directory, "transformer", dtype="float32", remat="none")))
     changed, loaded = both.arrays(), {}
     for component, shapes in split_transformer(structure.shapes).items():
@@ -119,7 +120,7 @@ def test_a_layout_is_merged(name, directory, tmp_path):
     got = ours(directory, tmp_path / "a.safetensors")
     assert error(got, want) < TOLERANCE
     assert error(ours(directory), want) > 0.1
-    (opened,) = adapted.open_adapters(directory, [(tmp_path / "a.safetensors", 1)])
+    (opened,) = adapter.open_adapters(directory, [(tmp_path / "a.safetensors", 1)])
     assert "text encoders (1 tensors)" in opened.notes[0]
 
 
@@ -273,7 +274,7 @@ def one(key: str, *shape: int) -> dict[str, np.ndarray]:
 def test_what_does_not_fit(tensors, message, directory, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(InputError) as caught:
-        adapted.open_adapters(directory, [(tmp_path / "a.safetensors", 1)])
+        adapter.open_adapters(directory, [(tmp_path / "a.safetensors", 1)])
     assert message in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -296,7 +297,7 @@ def test_paths_and_strengths(tmp_path):
         with pytest.raises(InputError, match=message):
             parse_adapter(text, "--lora ")
     with pytest.raises(InputError, match="no weights directory, no workdir"):
-        adapted.open_projector(tmp_path / "c")
+        adapter.open_projector(tmp_path / "c")
 
 
 # ---------------------------------------------------------------------------------------------------- FLUX.2

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The flags --lora and --projector of commands that generate images."""
+"""The flags --lora, --projector and --no_merge of commands that generate images."""
 
 import argparse
 from typing import Any
@@ -15,8 +15,10 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="PATH[=STRENGTH]", help=f"{text} (strength 1); may be repeated"
     )
     parser.add_argument("--projector", metavar="PATH", help="style projector in place of the weights' own")
+    parser.add_argument("--no_merge", action="store_true", help="keep the weights' own adapters beside the transformer")
 
 
 def given_adapters(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of `USOPipeline.from_weights` for the flags."""
-    return {"adapters": [parse_adapter(text, "--lora ") for text in args.lora], "projector": args.projector}
+    adapters = [parse_adapter(text, "--lora ") for text in args.lora]
+    return {"adapters": adapters, "projector": args.projector, "merge": not args.no_merge}

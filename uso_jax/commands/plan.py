@@ -32,6 +32,7 @@ _QUANTIZATION = flags.DEFINE_string("quantization", "", "Plan with kernels quant
 _TILE = flags.DEFINE_integer("tile", None, "Decode images in tiles of this many pixels a side.")
 _OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with unused networks in host memory.")
 _REFERENCES = flags.DEFINE_integer("references", 1, "Sampling with this many content images.", lower_bound=1)
+_MERGE = flags.DEFINE_bool("merge", True, "Sampling with adapters merged into weights that are not quantised.")
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much faster, but memory is an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
@@ -68,6 +69,7 @@ def _run(argv: list[str]) -> None:
         tile=_TILE.value,
         offload=_OFFLOAD.value,
         references=_REFERENCES.value,
+        merge=_MERGE.value,
         quick=_QUICK.value,
     )
     with progress.phase(f"tracing the programs of {config.variant}") as shown:

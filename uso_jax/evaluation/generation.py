@@ -25,6 +25,7 @@ def generate_images(
     verify: bool = False,
     adapters: Sequence[tuple[str, float]] = (),
     projector: str | None = None,
+    merge: bool = True,
 ) -> tuple[int, int]:
     """Generate FOLDER/KEY_j.png for every item. Return how many were generated now, and how many existed.
 
@@ -37,11 +38,12 @@ def generate_images(
       verify: compare the files of the weights with their SHA-256 first.
       adapters: paths and strengths of adapters, added to the weights.
       projector: style projector in place of the weights' own.
+      merge: merge the weights' own adapters, see `USOPipeline.from_weights`.
 
     Raises:
       InputError: the weights or a reference image cannot be read.
     """
-    pipe = USOPipeline.from_weights(weights, verify=verify, adapters=adapters, projector=projector)
+    pipe = USOPipeline.from_weights(weights, verify=verify, adapters=adapters, projector=projector, merge=merge)
     made = had = 0
     # The seed and the number of images belong to a job, so each job takes the items that agree in them.
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)

@@ -30,6 +30,7 @@ from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.images.decode import Pixels
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference.about import About
+from uso_jax.inference.adapter_exchange import exchange_adapters
 from uso_jax.inference.arguments import one_per_image
 from uso_jax.inference.batch import group_requests, make_conditions
 from uso_jax.inference.enlarging import Enlarger
@@ -39,12 +40,11 @@ from uso_jax.inference.reference_encoder import EncodedReferences, ReferenceEnco
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
 from uso_jax.inference.styles import StyleEmbedding
-from uso_jax.models.components import by_component
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
-from uso_jax.weights import quantization
-from uso_jax.weights.adapters.adapted import Adapter, Strength, open_adapters
+from uso_jax.weights.adapters.adapted import Adapted
+from uso_jax.weights.adapters.adapter import Adapter, Strength, open_adapters
 from uso_jax.weights.pretrained import Pretrained
 from uso_jax.weights.quantized_kernels import QuantizedUSO
 
@@ -85,6 +85,7 @@ class USOPipeline:
         verify: bool = False,
         adapters: Sequence[tuple[str | pathlib.Path, Strength]] = (),
         projector: str | pathlib.Path | None = None,
+        merge: bool = True,
     ) -> "USOPipeline":
         """Load a weights directory, or the packaged weights "mini" or "small".
 
@@ -102,6 +103,8 @@ class USOPipeline:
             always compared.
           adapters: paths and strengths of adapters, as `load_adapter` takes them.
           projector: style projector in place of the weights' own: a file, folder or workdir that has one.
+          merge: merge the weights' own adapters into the transformer, unless it is quantised. False keeps them beside
+            it, as in training: steps take longer, and images differ by rounding.
 
         Raises:
           InputError: the weights are incomplete, or an argument does not fit them.
@@ -110,8 +113,8 @@ class USOPipeline:
             keep_compiled_programs()
         if mesh is None:
             mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
-        opened = open_adapters(mini.directory(name), adapters, projector)
-        pretrained = Pretrained.open(name, dtype, opened)
+        opened = open_adapters(directory := mini.directory(name), adapters, projector)
+        pretrained = Pretrained.open(name, dtype, Adapted(directory, opened, merge=merge))
         system = QuantizedUSO(pretrained.system)
         sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token
@@ -167,25 +170,11 @@ class USOPipeline:
         return {adapter.name: adapter.strength for adapter in self.pretrained.adapted.adapters}
 
     def _use(self, adapters: Sequence[Adapter]) -> None:
-        """Load what differs with these adapters; the old numbers are freed first, as both may not fit the devices."""
-        before, after, old = self.pretrained, self.pretrained.with_adapters(adapters), self.sampler
-        system = self.system if after.system == before.system else type(self.system)(after.system)
-        changed = after.adapted.changed(before.adapted)
-        memory = HOST if any(value.sharding.memory_kind == HOST for value in old.params.values()) else "device"
-        known = by_component(self.system.shapes)
-        gone = {known[name][path] for name, paths in changed.items() for path in paths if path in known.get(name, {})}
-        old.drop({*gone, *map(quantization.scale_path, gone)})
-        try:
-            params = after.load(system, old.mesh, memory, paths=changed)
-        except BaseException:
-            old.add(before.load(self.system, old.mesh, memory, paths=changed))
-            raise
-        if system is self.system:
-            old.add(params)
-        else:
-            self.sampler = Sampler(system, old.params | params, old.mesh, old.tile)
-        self.pretrained, self.system = after, system
-        self._references = ReferenceEncoder(after, system, self.sampler)
+        """Load what differs with these adapters."""
+        after = self.pretrained.with_adapters(adapters)
+        self.system, self.sampler = exchange_adapters(self.sampler, self.pretrained, after)
+        self.pretrained = after
+        self._references = ReferenceEncoder(after, self.system, self.sampler)
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -374,6 +363,7 @@ class USOPipeline:
     def context(self) -> dict[str, Any]:
         """What decides an image besides its request, in JSON terms."""
         more = {"tile": self.sampler.tile} if self.sampler.tile else {}
+        more |= {} if self.pretrained.adapted.merge else {"merge": False}
         if adapters := self.pretrained.adapted.record():
             more["adapters"] = adapters
         return {"dtype": self.pretrained.dtype, "components": self.pretrained.fingerprints, **more}

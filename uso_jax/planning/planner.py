@@ -117,6 +117,7 @@ def _facts(config: TrainConfig, target: Slice, mesh: Mesh, choices: Choices, pro
         "target_size": list(stage.target_size),
         "tokens": tokens(config, stage, 1 if training else choices.references),
         "quantization": choices.quantization,
+        "merged": programs.merges(choices),
         "remat": config.system.transformer.remat if training else "",
         "offload": choices.offload and not training,
         "tile": choices.tile,

@@ -51,6 +51,7 @@ class Choices:
     tile: int | None = None  # side of decoder tiles in pixels; None: decode whole images
     offload: bool = False  # sampling: keep unused networks in host memory
     references: int = 1  # sampling: content images, where the stage has them
+    merge: bool = True  # sampling: adapters merged into weights that are not quantised, as the pipeline does
     quick: bool = False  # compile with the least effort
 
 
@@ -80,6 +81,11 @@ class _Untokenised(QuantizedUSO):
     @property
     def null_tokens(self) -> dict[str, np.ndarray]:
         return {name: np.zeros(count, np.int32) for name, count in self.config.text.token_counts().items()}
+
+
+def merges(choices: Choices) -> bool:
+    """Return whether the planned transformer has its adapters merged."""
+    return choices.mode in ("sample", "encode-parts") and choices.merge and not choices.quantization
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
@@ -243,7 +249,10 @@ def _null_text(config: USOConfig) -> NullText:
 
 
 def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> list[Program]:
-    system = _Untokenised(dataclasses.replace(config.system, networks={}))
+    transformer = config.system.transformer
+    if merges(choices):
+        transformer = dataclasses.replace(transformer, lora_rank=0, lora_scale=1.0, lora_rules=())
+    system = _Untokenised(dataclasses.replace(config.system, networks={}, transformer=transformer))
     params = _inference_params(system, mesh, choices.quantization)
     sampler = Sampler(system, params, mesh, choices.tile)
     b = choices.batch or sampler.data_shards

@@ -5,25 +5,25 @@
 import pathlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
 
 from uso_jax.params import Params
 from uso_jax.weights import integrity
+from uso_jax.weights.lazy_array import LazyArray
 
 _READERS = 4  # threads that read arrays
 
 
 def place(
-    folder: pathlib.Path, wanted: Mapping[str, tuple[Any, jax.ShapeDtypeStruct]], *, check_finite: bool
+    folder: pathlib.Path, wanted: Mapping[str, tuple[LazyArray, jax.ShapeDtypeStruct]], *, check_finite: bool
 ) -> Params:
     """Load a component's arrays, each with the dtype and sharding of its struct.
 
     Args:
       folder: DIR/<component>.
-      wanted: by path, what has the method `part` of `StoredArray`, and the struct.
+      wanted: arrays and structs by path.
       check_finite: refuse numbers that are NaN or infinite.
 
     Raises:
@@ -37,8 +37,8 @@ def place(
     def read_parts(path: str) -> dict[str, np.ndarray]:
         array, struct = wanted[path]
         indices = placed[path].addressable_devices_indices_map(tuple(array.shape)).values()
-        # Devices with the same index share one read.
-        return {key: array.part(index, struct.dtype) for key, index in {str(i): i for i in indices}.items()}
+        different = {str(index): index for index in indices}  # devices with the same index share one read
+        return dict(zip(different, array.parts(different.values(), struct.dtype), strict=True))
 
     params: Params = {}
     paths, bad = list(wanted), {}

@@ -38,7 +38,8 @@ from uso_jax.models.uso_config import USOConfig
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 from uso_jax.weights import quantization, safetensors_store
-from uso_jax.weights.adapters.adapted import Adapted, Adapter
+from uso_jax.weights.adapters.adapted import Adapted
+from uso_jax.weights.adapters.adapter import Adapter
 from uso_jax.weights.manifest_text import ZARR_FORMAT, parse_struct
 from uso_jax.weights.missing import missing_components
 from uso_jax.weights.placing import place
@@ -90,7 +91,7 @@ class Defaults:
 class Pretrained:
     """The networks of a weights directory, without their parameters; `dtype` is the run's, of transformer and text.
 
-    `adapted` has the adapters that are added to the directory's transformer when it is loaded.
+    `adapted` has the adapters that are merged into the directory's transformer when it is loaded.
     """
 
     name: str
@@ -101,10 +102,11 @@ class Pretrained:
     adapted: Adapted
 
     @classmethod
-    def open(cls, name: str | pathlib.Path, dtype: str | None = None, adapters: Sequence[Adapter] = ()) -> "Pretrained":
+    def open(cls, name: str | pathlib.Path, dtype: str | None = None, adapted: Adapted | None = None) -> "Pretrained":
         """Read the manifests of a weights directory, or of "mini" or "small", which come with the package.
 
-        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16. `adapters` are added.
+        Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16. `adapted` is the
+        directory with adapters; None: with those that it has, beside the transformer.
 
         Raises:
           InputError: a component is missing, damaged, or of another variant than the rest.
@@ -121,7 +123,7 @@ class Pretrained:
         dtype = dtype or ("float32" if stored["dtype"] in ("float32", "float16") else "bfloat16")
         defaults = Defaults.read(directory, family.defaults)
         size = functools.partial(weights.config, directory)
-        adapted = Adapted(directory, adapters)
+        adapted = adapted or Adapted(directory)
         if adapted.projector is not None and "siglip" not in have:
             raise missing_components(directory, ["siglip"], ", whose features the style projector reads")
         transformer, autoencoder = size("transformer", dtype=dtype, remat="none"), size("autoencoder")
@@ -197,7 +199,7 @@ class Pretrained:
         Raises:
           InputError: they do not fit together, or the weights.
         """
-        found = Pretrained.open(self.directory, self.dtype, adapters)
+        found = Pretrained.open(self.directory, self.dtype, self.adapted.with_adapters(adapters))
         return dataclasses.replace(found, name=self.name)
 
     @functools.cached_property

@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from uso_jax.models.components import ADAPTERS
+from uso_jax.weights.lazy_array import Index, LazyArray
 from uso_jax.weights.stored_array import StoredArray
 from uso_jax.weights.strided_copy import copy_cast
 
@@ -108,14 +109,14 @@ def _float8(x: np.ndarray) -> np.ndarray:
     return code.astype(np.uint8).view(FORMATS["fp8"][0])
 
 
-class _Int4:
-    """Packed int4 on disk, with the interface of StoredArray."""
+class _Int4(LazyArray):
+    """Packed int4 on disk."""
 
     def __init__(self, packed: Any):
         self._packed = packed
         self.shape, self.dtype = (*packed.shape[:-1], packed.shape[-1] * 2), FORMATS["int4"][0]
 
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
+    def part(self, index: Index, dtype: Any = None) -> np.ndarray:
         start, stop, _ = index[-1].indices(self.shape[-1])
         packed = self._packed.part((*index[:-1], slice(start // 2, -(-stop // 2))))
         pairs = np.empty((*packed.shape, 2), np.int8)
@@ -125,15 +126,14 @@ class _Int4:
         return out.astype(dtype or self.dtype)
 
 
-class QuantisedArray:
-    """A quantised parameter on disk, with the interface of StoredArray; what it reads is numbers times scales."""
+class QuantisedArray(LazyArray):
+    """A quantised parameter on disk; what it reads is numbers times scales, layer by layer to save memory."""
 
     def __init__(self, values: StoredArray, scales: StoredArray, struct: jax.ShapeDtypeStruct, mode: str):
         self.values = _Int4(values) if mode == "int4" else values
         self.scales, self.shape, self.dtype = scales, tuple(struct.shape), np.dtype(struct.dtype)
 
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
-        """Read the part that the slices select, cast to `dtype`, layer by layer to save memory."""
+    def part(self, index: Index, dtype: Any = None) -> np.ndarray:
         bounds = [s.indices(size)[:2] for s, size in zip(index, self.shape, strict=True)]
         out = np.empty([stop - start for start, stop in bounds], dtype or self.dtype)
         (first, last), outputs = bounds[-2], slice(*bounds[-1])
@@ -151,12 +151,6 @@ class QuantisedArray:
             block *= scales if groups == 1 else scales[np.arange(first, last) // size - first // size]
             copy_cast(out[number] if out.ndim == 3 else out, block)
         return out
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.part((slice(row, row + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.part((slice(None),) * len(self.shape), dtype)
 
 
 class InMemory:
@@ -179,13 +173,13 @@ class InMemory:
             return self._made
 
 
-class _Part:
-    """Numbers or scales of a kernel in memory, with the interface of StoredArray."""
+class _Part(LazyArray):
+    """Numbers or scales of a kernel in memory."""
 
     def __init__(self, kernel: InMemory, number: int, struct: jax.ShapeDtypeStruct):
         self._kernel, self._number, self.shape, self.dtype = kernel, number, struct.shape, np.dtype(struct.dtype)
 
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
+    def part(self, index: Index, dtype: Any = None) -> np.ndarray:
         return self._kernel.whole()[self._number][index].astype(dtype or self.dtype)
 
 

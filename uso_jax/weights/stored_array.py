@@ -9,12 +9,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from uso_jax.weights.lazy_array import Index, LazyArray
 from uso_jax.weights.strided_copy import copy_cast
 
 Place = tuple[pathlib.Path, int]  # a file and a byte offset in it
 
 
-class StoredArray:
+class StoredArray(LazyArray):
     """One parameter on disk: chunks of whole rows along the first axis.
 
     Args:
@@ -34,8 +35,7 @@ class StoredArray:
         self.shape, self.dtype = tuple(struct.shape), np.dtype(struct.dtype)
         self._rows, self._place, self._order = rows, place, order
 
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
-        """Read the part that the slices select, one a dimension and without steps, cast to `dtype` if given."""
+    def part(self, index: Index, dtype: Any = None) -> np.ndarray:
         bounds = [s.indices(size)[:2] for s, size in zip(index, self.shape, strict=True)]
         out = np.empty([stop - start for start, stop in bounds], dtype or self.dtype)
         if not out.size:
@@ -57,9 +57,3 @@ class StoredArray:
         size = (self.shape or (1,))[0]
         shape = (min(self._rows, size - number * self._rows), *self.shape[1:])
         return np.memmap(file, self.dtype, "r", offset, shape, self._order)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.part((slice(row, row + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.part((slice(None),) * len(self.shape), dtype)

@@ -3,7 +3,7 @@
 """Parameters on disk to which adapters are added as they are read, one layer at a time."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from uso_jax.common.errors import InputError
 from uso_jax.weights.adapters.changes import Change
+from uso_jax.weights.lazy_array import Index, LazyArray
 from uso_jax.weights.strided_copy import copy_cast
 from uso_jax.weights.tables.table import Entry
 
@@ -25,8 +26,8 @@ class Applied:
     adapter: str
 
 
-class AdaptedArray:
-    """A parameter with changes, with the interface of StoredArray.
+class AdaptedArray(LazyArray):
+    """A parameter with changes.
 
     The sum is computed in float32 and rounded once. Changes that depend on the base (DoRA, whole values) take the
     stored numbers, so the order of adapters does not matter.
@@ -44,25 +45,26 @@ class AdaptedArray:
         for one in applied:
             self._applied.setdefault(one.entry.layer, []).append(one)
 
-    def part(self, index: tuple[slice, ...], dtype: Any = None) -> np.ndarray:
-        """Read the part that the slices select, cast to `dtype` if given."""
+    def part(self, index: Index, dtype: Any = None) -> np.ndarray:
+        return self.parts([index], dtype)[0]
+
+    def parts(self, indices: Iterable[Index], dtype: Any = None) -> list[np.ndarray]:
+        """Read several parts; a layer is computed once for all of them."""
         if None in self._applied:
-            return self._layer(None)[index].astype(dtype or self.dtype)
-        bounds = [s.indices(size)[:2] for s, size in zip(index, self.shape, strict=True)]
-        out = np.empty([stop - start for start, stop in bounds], dtype or self.dtype)
-        inner = tuple(slice(*b) for b in bounds[1:])
-        for number, layer in enumerate(range(*bounds[0])):
-            if layer in self._applied:
-                copy_cast(out[number], self._layer(layer)[inner])
-            else:
-                out[number] = self._base[self.path].part((slice(layer, layer + 1), *inner), out.dtype)[0]
-        return out
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.part((slice(row, row + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.part((slice(None),) * len(self.shape), dtype)
+            whole = self._layer(None)
+            return [whole[index].astype(dtype or self.dtype) for index in indices]
+        bounds = [[s.indices(size)[:2] for s, size in zip(index, self.shape, strict=True)] for index in indices]
+        found = [np.empty([stop - start for start, stop in one], dtype or self.dtype) for one in bounds]
+        for layer in range(self.shape[0]):
+            asked = [(out, one) for out, one in zip(found, bounds, strict=True) if layer in range(*one[0])]
+            value = self._layer(layer) if asked and layer in self._applied else None
+            for out, (layers, *others) in asked:
+                inner = tuple(slice(*bound) for bound in others)
+                if value is None:
+                    out[layer - layers[0]] = self._base[self.path].part((slice(layer, layer + 1), *inner), out.dtype)[0]
+                else:
+                    copy_cast(out[layer - layers[0]], value[inner])
+        return found
 
     def _layer(self, layer: int | None) -> np.ndarray:
         """Return one layer, or the whole parameter if it is no stack, in float32."""

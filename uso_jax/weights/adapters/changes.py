@@ -178,9 +178,9 @@ def _lora(module: Module) -> Product:
 
     def rows(start: int, stop: int) -> np.ndarray:
         left = up.read(start, stop).astype(np.float32).reshape(-1, up.shape[1]) * scale
-        for factor in (*mid, down):
+        for factor in mid:
             left = left @ _matrix(factor)
-        return left
+        return (_matrix(down).T @ left.T).T  # in the memory order of kernels [inputs, outputs], to which it is added
 
     return (up.shape[0], down.shape[1]), rows, None if mid else LowRank(down, up, float(scale))
 
