@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 def test_load_and_unload(folder):
     pipe = oracle.open_pipeline(folder / "w")
-    plain = pixels(pipe(**ASK))
+    plain, params = pixels(pipe(**ASK)), pipe.sampler.params
     steps = dict(pipe.sampler.steps)
     assert pipe.load_adapter(folder / "turbo.safetensors", strength=0.5) == "turbo"
     half = pixels(pipe(**ASK))
@@ -56,6 +56,7 @@ def test_load_and_unload(folder):
     assert np.array_equal(pixels(pipe(**ASK)), half) and pipe.adapters == {"turbo_2": 0.5}
     pipe.unload("turbo_2")
     assert np.array_equal(pixels(pipe(**ASK)), plain)
+    np.testing.assert_equal(pipe.sampler.params, params)  # merged anew from the stored numbers
     assert "adapters" not in pipe(**ASK).records[0]["weights"]
     # Half twice is the whole, and an adapter from the start is one loaded later.
     again = oracle.open_pipeline(folder / "w", adapters=[(folder / "turbo.safetensors", 1.0)])
@@ -74,6 +75,16 @@ def test_load_and_unload(folder):
     with pytest.raises(InputError, match="NaN or infinite"):
         pipe.load_adapter(folder / "broken.safetensors")
     assert np.array_equal(pixels(pipe(**ASK)), plain) and not pipe.adapters
+
+
+def test_own_adapters_beside_the_transformer(folder):
+    merged, beside = (oracle.open_pipeline(folder / "w", merge=merge) for merge in (True, False))
+    added = {path for path in beside.sampler.params if "/processor/" in path}
+    assert added and merged.sampler.params.keys() == beside.sampler.params.keys() - added
+    got, want = (one(**ASK) for one in (merged, beside))
+    assert np.abs(pixels(got) - pixels(want)).max() <= 1
+    (plain,), (noted,) = (one.records for one in (got, want))
+    assert noted["weights"] == plain["weights"] | {"merge": False}
 
 
 def test_a_base_without_adapters_and_projector(folder, tmp_path):

@@ -101,6 +101,7 @@ def test_sampling_describes_the_samplers_arguments(tmp_path, monkeypatch):
         stage = dataclasses.replace(config.run_stages[0], conditions=conditions, **sizes)
         networks = {part.name for part in dataclasses.fields(config.model)} & vars(pipe.system.config).keys()
         model = {f"model.{name}": getattr(pipe.system.config, name) for name in networks}
+        model["model.transformer"] = dataclasses.replace(model["model.transformer"], lora_rank=4)  # which is merged
         same = programs.with_stage(override(config, model), stage)
         _, (program,) = programs.build_programs(same, jax.devices()[:1], programs.Choices("sample"))
         assert described(program.arguments) == want
@@ -160,7 +161,7 @@ def test_a_roll_out_counts_by_its_mean_length(eight):
     assert program.loops == 4 - 1.5
     longer = tiny.config("disentanglement", reward=REWARD | {"num_steps": 14})
     count = lambda config: planner._count(config, eight, choices)["reward step"]
-    train = planner._count(config, eight, programs.Choices("sample", batch=8))["sampling step"]
+    train = planner._count(config, eight, programs.Choices("sample", batch=8, merge=False))["sampling step"]
     assert count(longer) - count(config) == pytest.approx(10 * train, rel=0.02)
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters of every layout, added to weights as they are read: the velocities equal those of merged torch models."""
 
+import argparse
 import functools
 import types
 
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 from convert.__main__ import main
 from uso_jax import params, weights
+from uso_jax.commands import adapter_flags
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import split_transformer
 from uso_jax.models.flux import Flux, FluxConfig
@@ -29,6 +31,7 @@ from uso_jax.params import ModelDef
 from uso_jax.weights import manifest_configs
 from uso_jax.weights.adapters import adapter
 from uso_jax.weights.adapters.adapted import Adapted
+from uso_jax.weights.adapters.arrays import AdaptedArray
 from uso_jax.weights.adapters.sources import parse_adapter
 from uso_jax.weights.tables.flux import LORA, TRANSFORMER
 from uso_jax.weights.tables.table import to_flax, to_torch
@@ -83,10 +86,10 @@ def program(config: FluxConfig):
     return structure, jax.jit(run)
 
 
-def ours(directory, *paths, strength=1.0) -> np.ndarray:
-    """Return the velocity of a directory with adapters."""
+def ours(directory, *paths, strength=1.0, merge=False) -> np.ndarray:
+    """Return the velocity of a directory with adapters; `merge`: with its own merged."""
     found = adapter.open_adapters(directory, [(path, strength) for path in paths])
-    both = Adapted(directory, found)
+    both = Adapted(directory, found, merge=merge)
     structure, run = program(both.config(weights.config(directory, "transformer", dtype="float32", remat="none")))
     changed, loaded = both.arrays(), {}
     for component, shapes in split_transformer(structure.shapes).items():
@@ -196,13 +199,76 @@ def test_uso_with_a_whole_model_adapter_equals_diffusers_with_both(directory, tm
     assert error(ours(directory, tmp_path / "w", strength=0.3), theirs(model)) < TOLERANCE
 
 
+def with_own(directory, folder, seed: int = 5, rank: int = 4) -> None:
+    """Write a directory like another one, and its own adapters; a file beside it has the same adapters."""
+    save_file(uso_tensors(seed, rank), file := folder.with_suffix(".safetensors"))
+    main(["import", str(file), "--to", str(folder)])
+    config = {"config": weights.manifest(directory, "transformer")["config"]}
+    weights.save(folder, "transformer", weights.read(directory, "transformer"), config)
+
+
+def merged(*args) -> dict[str, np.ndarray]:
+    """Return the changed parameters of a directory whose own adapters are merged, which must be all that there is."""
+    found = Adapted(*args, merge=True).arrays()
+    assert found.keys() == {"transformer"}
+    return {path: np.asarray(array) for path, array in found["transformer"].items()}
+
+
+def test_own_adapters_are_merged_for_sampling(directory, tmp_path):
+    with_own(directory, tmp_path / "a")
+    beside = ours(tmp_path / "a")
+    assert error(ours(tmp_path / "a", merge=True), beside) < 1e-5 and error(ours(directory), beside) > 0.05
+    config = Adapted(tmp_path / "a", merge=True).config(weights.config(tmp_path / "a", "transformer"))
+    assert config.lora_rank == 0 and not config.lora_rules
+    args = [str(tmp_path / "a"), str(tmp_path / "a.safetensors"), "--to", str(tmp_path / "q")]
+    main(["merge", *args, "--quantize", "int8"])
+    quantised = Adapted(tmp_path / "q", merge=True)
+    assert not any(quantised.arrays().values())
+    assert quantised.config(weights.config(tmp_path / "q", "transformer")).lora_rank == 4
+
+
+def test_merging_again_begins_with_the_stored_numbers(directory, tmp_path):
+    with_own(directory, tmp_path / "a")
+    with_own(directory, tmp_path / "b", 6, 2)
+    base = weights.read(directory, "transformer")
+    small = {key: tensor for key, tensor in uso_tensors(7).items() if "single_blocks.1.processor.proj_lora" in key}
+    save_file(small, tmp_path / "small.safetensors")
+    opened = lambda name, strength=1.0: adapter.open_adapters(tmp_path / "a", [(tmp_path / name, strength)])
+    first = Adapted(tmp_path / "a", merge=True)
+    with_small = first.with_adapters(opened("small.safetensors", 0.3))
+    assert with_small.changed(first)["transformer"] == {"single_blocks/linear2/kernel"}
+    again = with_small.with_adapters([])
+    assert again.changed(with_small)["transformer"] == {"single_blocks/linear2/kernel"}
+    for path, want in merged(tmp_path / "a").items():
+        np.testing.assert_array_equal(np.asarray(again.arrays()["transformer"][path]), want)
+        assert np.abs(want - np.asarray(base[path])).max() > 0.01
+    # A run's adapters take the place of the own ones without a trace of them.
+    np.testing.assert_equal(merged(tmp_path / "a", opened("b")), merged(directory, opened("b.safetensors")))
+
+
+def test_shards_share_the_layers_that_are_computed(directory, tmp_path, monkeypatch):
+    with_own(directory, tmp_path / "a")
+    array = Adapted(tmp_path / "a", merge=True).arrays()["transformer"]["double_blocks/img_attn/qkv/kernel"]
+    whole, computed, compute = np.asarray(array), [], AdaptedArray._layer
+    monkeypatch.setattr(AdaptedArray, "_layer", lambda self, layer: computed.append(layer) or compute(self, layer))
+    layers, inputs, outputs = array.shape
+    indices = [
+        (slice(None), slice(i, i + inputs // 2), slice(o, o + outputs // 2))
+        for i in (0, inputs // 2)
+        for o in (0, outputs // 2)
+    ]
+    for index, part in zip(indices, array.parts(indices, np.float16), strict=True):
+        np.testing.assert_array_equal(part, whole[index].astype(np.float16))
+    assert computed == list(range(layers))
+    (last,) = array.parts([(slice(layers - 1, layers), slice(None), slice(3))])
+    np.testing.assert_array_equal(last, whole[-1:, :, :3])
+    assert computed[layers:] == [layers - 1]
+
+
 def test_a_directory_takes_the_place_of_the_weights_own_adapter(directory, tmp_path):
     """A run goes on from the adapter of its weights, which must not count twice; a file is added."""
     for name, seed, rank in (("a", 5, 4), ("b", 6, 2)):
-        save_file(uso_tensors(seed, rank), tmp_path / f"{name}.safetensors")
-        main(["import", str(tmp_path / f"{name}.safetensors"), "--to", str(tmp_path / name)])
-        config = {"config": weights.manifest(directory, "transformer")["config"]}
-        weights.save(tmp_path / name, "transformer", weights.read(directory, "transformer"), config)
+        with_own(directory, tmp_path / name, seed, rank)
     assert error(ours(tmp_path / "a", tmp_path / "b"), ours(tmp_path / "b")) < TOLERANCE
     assert error(ours(tmp_path / "a", tmp_path / "a", strength=0.3), ours(tmp_path / "a")) < TOLERANCE
     added = ours(tmp_path / "a", tmp_path / "b.safetensors")
@@ -298,6 +364,15 @@ def test_paths_and_strengths(tmp_path):
             parse_adapter(text, "--lora ")
     with pytest.raises(InputError, match="no weights directory, no workdir"):
         adapter.open_projector(tmp_path / "c")
+
+
+def test_the_flags_are_keywords_of_the_pipeline(tmp_path):
+    parser = argparse.ArgumentParser()
+    adapter_flags.add_adapter_flags(parser)
+    given = lambda *arguments: adapter_flags.given_adapters(parser.parse_args(arguments))
+    assert given() == {"adapters": [], "projector": None, "merge": True}
+    want = {"adapters": [(str(tmp_path), 0.5)], "projector": "p", "merge": False}
+    assert given("--lora", f"{tmp_path}=0.5", "--projector", "p", "--no_merge") == want
 
 
 # ---------------------------------------------------------------------------------------------------- FLUX.2
