@@ -251,7 +251,7 @@ def _null_text(config: USOConfig) -> NullText:
 def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choices) -> list[Program]:
     transformer = config.system.transformer
     if merges(choices):
-        transformer = dataclasses.replace(transformer, lora_rank=0, lora_scale=1.0, lora_rules=())
+        transformer = transformer.without_adapters()
     system = _Untokenised(dataclasses.replace(config.system, networks={}, transformer=transformer))
     params = _inference_params(system, mesh, choices.quantization)
     sampler = Sampler(system, params, mesh, choices.tile)

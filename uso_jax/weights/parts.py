@@ -30,10 +30,12 @@ class Part:
 
 def open_directory(directory: str | pathlib.Path) -> dict[str, Part]:
     """Return the components of a weights directory."""
-    parts = {}
-    for component in weights.components(directory):
-        record = weights.manifest(directory, component)
-        params = weights.read(directory, component)
-        mode = record.get("quantization", {}).get("mode", "")
-        parts[component] = Part(params, record["config"], record["family"], record.get("prefix"), mode)
-    return parts
+    return {component: open_component(directory, component) for component in weights.components(directory)}
+
+
+def open_component(directory: str | pathlib.Path, component: str) -> Part:
+    """Return one component of a weights directory."""
+    record = weights.manifest(directory, component)
+    params = weights.read(directory, component)
+    mode = record.get("quantization", {}).get("mode", "")
+    return Part(params, record["config"], record["family"], record.get("prefix"), mode)

@@ -71,6 +71,10 @@ class JointConfig:
         """Return the config with USO's adapters and style projector."""
         return dataclasses.replace(self, lora_rank=lora_rank, projector=projector or ProjectorConfig())
 
+    def without_adapters(self) -> "JointConfig":
+        """Return the config without adapters, such as of weights into which they are merged."""
+        return dataclasses.replace(self, lora_rank=0, lora_scale=1.0, lora_rules=())
+
 
 # ---------------------------------------------------------------------------------------------------- modulation
 

@@ -61,7 +61,7 @@ class Adapted:
         self._merged: dict[str, list[Applied]] = {}
         self._columns: list[Columns] = []
         self.projector = next((a.projector for a in reversed(self.adapters) if a.projector is not None), None)
-        has_own = "lora" in weights.components(directory)
+        has_own = {"transformer", "lora"} <= set(weights.components(directory))
         self._merges_own = merge and has_own and "quantization" not in weights.manifest(directory, "transformer")
         # What the directory's own adapters are merged with: those that take their place are set off against them.
         strength = float(self._merges_own) - sum(one.strength for one in adapters if has_own and one.replaces_own)
@@ -122,7 +122,7 @@ class Adapted:
           InputError: the projector is for another width or base model.
         """
         if self._merges_own:
-            config = dataclasses.replace(config, lora_rank=0, lora_scale=1.0, lora_rules=())
+            config = config.without_adapters()
         if self._columns:
             rank = self._lora["double_blocks/processor/qkv_lora1/down/kernel"].shape[2]
             config = dataclasses.replace(config, lora_rank=rank, lora_scale=1.0, lora_rules=())

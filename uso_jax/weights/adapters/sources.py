@@ -120,9 +120,12 @@ def _of_parts(found: Mapping[str, Part], where: str) -> Source:
 
 
 def own_adapters(directory: str | pathlib.Path) -> Sources:
-    """Return the adapters that a weights directory has itself, under USO's names; none if it has no `lora`."""
-    found = parts.open_directory(directory)
-    return _tensors(found["lora"]) if "lora" in found else {}
+    """Return the adapters that a weights directory has itself, under USO's names.
+
+    Raises:
+      InputError: it has no `lora`, or that is damaged.
+    """
+    return _tensors(parts.open_component(directory, "lora"))
 
 
 def _tensors(part: Part) -> Sources:
