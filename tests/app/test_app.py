@@ -97,10 +97,16 @@ def pixels(image: Image.Image) -> np.ndarray:
 def test_an_image_repeats_on_the_command_line(folder, session, monkeypatch):
     uploads = {"content": "fox", "style": "ink", "extra": "felt"}
     files = {kind: session.upload(f"{n}.png", (folder / f"{n}.png").read_bytes()) for kind, n in uploads.items()}
-    record, image = session.generate(**files, style_strength=0.5, content_strength=2, height=24)
+    area = Image.new("L", (2, 1))
+    area.putpixel((0, 0), 255)
+    area.save(folder / "area.png")
+    masks = dict(extra_mask=session.upload("area.png", (folder / "area.png").read_bytes()))
+    record, image = session.generate(**files, **masks, style_strength=0.5, content_strength=2, height=24)
     assert image.size == (32, 24)
     assert json.loads(image.text["uso_jax"]) == record
     assert [style["path"] for style in record["request"]["styles"]] == ["ink.png", "felt.png"]
+    assert [mask and mask["path"] for mask in record["request"]["style_masks"]] == [None, "area.png"]
+    assert "the extra style image needs that image" in session.refused(**masks)
     assert record["request"]["style_strength"] == [0.5, 1.0] and record["request"]["content_strength"] == 2.0
     image.save(folder / "made.png", pnginfo=_text(image))  # beside its references
     import jax

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def plain(q, k, v, key_valid=None):
+def plain(q, k, v, key_valid=None, bias=None):
+    """Attend; `bias`, [b, l, s], is added to the logits of all heads."""
     weights = jnp.einsum("blnk,bsnk->bnls", q, k) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        weights += bias[:, None]
     if key_valid is not None:
         weights = jnp.where(key_valid[:, None, None, :], weights, -jnp.inf)
     return jnp.einsum("bnls,bsnk->blnk", jax.nn.softmax(weights, axis=-1), v)

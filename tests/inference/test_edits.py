@@ -20,7 +20,7 @@ from PIL import Image
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
-from uso_jax.inference import batch_jobs, request
+from uso_jax.inference import batch_jobs, records
 from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.tiling import Tiling
 
@@ -283,13 +283,13 @@ def test_the_record_repeats_an_edit(pipe, tmp_path):
     ((path, _),) = job.run(pipe, items, lambda *_: None)
     record = json.loads(pathlib.Path(path).with_suffix(".json").read_text())
     assert set(record["request"]) >= {"image", "mask", "strength", "outpaint"}
-    repeated = request.from_record(record, tmp_path)
+    repeated = records.from_record(record, tmp_path)
     again = pipe.request(**(repeated | {"options": GenerationOptions(**repeated["options"])}))
     np.testing.assert_array_equal(one(pipe.generate([again])), np.asarray(Image.open(path), int))
     assert again.identity({}) != pipe.request("a fox", image=PHOTO, options=again.options).identity({})
     oracle.photo(9, 32, 32).save(tmp_path / "mask.png")
     with pytest.raises(InputError, match=r"mask.png is no longer the file"):
-        request.from_record(record, tmp_path)
+        records.from_record(record, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import oracle_pipeline
 import pytest
 import tiny
 from oracle_pipeline import open_pipeline, photo, pixels
+from PIL import Image
 
 from uso_jax import params, weights
 from uso_jax.common.errors import InputError
-from uso_jax.inference import styles
+from uso_jax.inference import records, styles
 from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
 from uso_jax.models.components import split_transformer
@@ -80,6 +81,25 @@ def test_without_a_projector_styles_are_plain_references(pipe):
     assert len(record["contents"]) == 2 and not record["styles"] and not record["style_strength"]
     with pytest.raises(InputError, match="needs a content image"):
         pipe(PROMPT, styles=[ink], keep_size=True)
+
+
+def test_plain_references_have_regions_too(pipe, tmp_path):
+    ink, felt = contents(2)
+    images = dict(ink=ink, felt=felt, white=Image.new("L", (3, 5), 255), black=Image.new("L", (3, 5)))
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    ink, felt, white, black = (str(tmp_path / f"{name}.png") for name in images)
+    ask = dict(prompt=PROMPT, seed=5, num_steps=2, guidance=1.0, contents=[ink])
+    both = pixels(pipe(**ask, styles=[felt, ink]))[0]
+    for masks, others in (((white, None), [felt, ink]), ((None, black), [felt])):
+        got = pipe(**ask, styles=[felt, ink], style_masks=masks)
+        assert np.abs(pixels(got)[0] - pixels(pipe(**ask, styles=others))[0]).max() <= 1
+    assert np.abs(pixels(got)[0] - both).max() > 2
+    repeated = records.from_record(got.records[0], tmp_path)
+    assert (len(repeated["contents"]), len(repeated["styles"])) == (1, 2)
+    again = pipe.generate([pipe.request(**(repeated | {"options": GenerationOptions(**repeated["options"])}))])
+    np.testing.assert_array_equal(pixels(again), pixels(got))
+    assert again.records[0]["request"] == got.records[0]["request"]
 
 
 def test_references_that_are_too_large_are_noted(pipe):

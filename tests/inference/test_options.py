@@ -17,7 +17,7 @@ from uso_jax.app import form
 from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common.errors import InputError
 from uso_jax.images.reference import Reference
-from uso_jax.inference import batch_jobs, request
+from uso_jax.inference import batch_jobs, records, request
 from uso_jax.inference.about import About
 from uso_jax.inference.options import SPECS, GenerationOptions, check_options
 from uso_jax.inference.pipeline import USOPipeline
@@ -61,7 +61,17 @@ def called(**arguments) -> list[GenerationOptions]:
 
 def test_the_pipeline_takes_every_option_by_keyword():
     parameters = inspect.signature(USOPipeline.__call__).parameters
-    others = {"self", "prompt", "content", "contents", "styles", *request.IMAGES, "batch_size", "progress"}
+    others = {
+        "self",
+        "prompt",
+        "content",
+        "contents",
+        "styles",
+        *request.IMAGES,
+        "style_masks",
+        "batch_size",
+        "progress",
+    }
     assert set(parameters) - others == set(SPECS)
     assert {name: parameters[name].default for name in SPECS} == DEFAULTS
     assert called() == [GenerationOptions()]
@@ -150,12 +160,12 @@ def test_every_option_is_recorded_or_left_out(tmp_path):
     assert set(record) == {"prompt", "contents", "styles", *recorded}
     assert {name for name, spec in SPECS.items() if spec.record == "never"} == {"keep_size"}  # sizes hold its effect
     record |= {"contents": [], "styles": []}
-    repeated = request.from_record({"request": record}, pathlib.Path(tmp_path))
+    repeated = records.from_record({"request": record}, pathlib.Path(tmp_path))
     assert GenerationOptions(**repeated["options"]) == made_request().options
     with pytest.raises(InputError, match="record: unknown option 'later'"):
-        request.from_record({"request": record | {"later": 1}}, pathlib.Path(tmp_path))
+        records.from_record({"request": record | {"later": 1}}, pathlib.Path(tmp_path))
     with pytest.raises(InputError, match="is damaged"):
-        request.from_record({"request": {"contents": []}}, pathlib.Path(tmp_path))
+        records.from_record({"request": {"contents": []}}, pathlib.Path(tmp_path))
 
 
 def test_an_option_that_is_new_changes_no_identity_by_its_default(monkeypatch):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from plain_attention import inputs, plain
 
-from uso_jax.models.attention import tpu
-from uso_jax.models.attention.dispatch import attention
+from uso_jax.models.attention import dispatch, tpu
+from uso_jax.models.attention.dispatch import PairBias, attention
 from uso_jax.models.attention.tpu import interpreted_splash
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -146,3 +146,17 @@ def test_cudnn_sorts_the_valid_keys_first(monkeypatch, masked):
     got = attention(q, k, v, valid, implementation="cudnn")
     np.testing.assert_allclose(got, plain(q, k, v, valid), atol=1e-5, rtol=0)
     assert seen == [("cudnn", {"query_seq_lengths", "key_value_seq_lengths"} if masked else set())]
+
+
+@pytest.mark.parametrize("implementation, width", (("xla", 16), ("blockwise", 16), ("cudnn", 16), ("splash", 128)))
+def test_a_bias_of_pairs(monkeypatch, implementation, width):
+    monkeypatch.setattr(dispatch, "splash_attention", interpreted_splash)
+    q, k, v, valid = inputs(40, 150, heads=1, width=width)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    far = jnp.where(jnp.arange(40)[None, :, None] % 3, 0.0, -1e3)  # some queries see nothing of the keys of one term
+    pairs = PairBias(jnp.concatenate([draw(3, 40, 2), jnp.broadcast_to(far, (3, 40, 1))], -1), draw(3, 150, 3) ** 2)
+    row = draw(3, 150)
+    dense = jnp.einsum("blc,bsc->bls", *pairs) + row[:, None]
+    got = attention(q, k, v, valid, row, pairs, implementation=implementation)
+    np.testing.assert_allclose(got, plain(q, k, v, valid, dense), atol=2e-4 if width == 128 else 2e-5, rtol=0)

@@ -166,4 +166,5 @@ def test_what_is_fused(monkeypatch):
         monkeypatch.setattr(dispatch, "device_kind", lambda kind=kind: kind)
         assert dispatch.fuses("auto", 128, None) == want
         assert not any((dispatch.fuses("auto", 64, None), dispatch.fuses("auto", 128, bias)))
+        assert not dispatch.fuses("auto", 128, None, dispatch.PairBias(bias[..., None], bias[..., None]))
         assert not dispatch.fuses("splash", 128, None)

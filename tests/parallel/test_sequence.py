@@ -20,6 +20,7 @@ from uso_jax.models.attention.tpu import interpreted_splash
 from uso_jax.models.components import placement_rules
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.flux2 import Flux2, Flux2Config
+from uso_jax.models.layers.regions import NOWHERE, Regions
 from uso_jax.parallel import sharding
 from uso_jax.parallel.constraints import by_heads, by_tokens
 
@@ -72,6 +73,10 @@ def numbers(family: str):
         ref_valid=rng.random((SAMPLES, CONTENT)) < 0.7,
         ref_bias=draw(CONTENT),
     )
+    if family == "flux2":  # two styles with regions; the second one also owns references
+        owner = lambda length: np.repeat([[0, 1, 2]], SAMPLES, axis=0)[:, np.sort(rng.integers(0, 3, length))]
+        batch |= dict(style_owner=owner(STYLE), ref_owner=owner(CONTENT), target=draw(TARGET, 2), others=draw(3, 2))
+        batch["target"][:, :7, 0] = NOWHERE
     return drawn, batch, (ids(TARGET), ids(CONTENT))
 
 
@@ -87,9 +92,12 @@ def run(family: str, remat: str, **shape: int):
             model = structure({path.removeprefix("transformer/"): value for path, value in drawn.items()})
             references = {name: value for name, value in batch.items() if name.startswith("ref_")}
             references["ref_ids"] = jnp.asarray(ref_ids)
+            regions = Regions(batch["target"], batch["others"]) if family == "flux2" else None
+            step = {name: value for name, value in batch.items() if name not in Regions._fields}
             # FLUX.2 reads the references twice: as tokens, and isolated.
-            kept = model.keep(None, batch["guidance"], **references) if family == "flux2" else None
-            velocity = model(**batch, img_ids=jnp.asarray(ids), ref_ids=references["ref_ids"], kept=kept)
+            kept = model.keep(None, batch["guidance"], **references, regions=regions) if family == "flux2" else None
+            step |= dict(img_ids=jnp.asarray(ids), ref_ids=references["ref_ids"], regions=regions, kept=kept)
+            velocity = model(**step)
             return jnp.square(velocity - 1).mean(), velocity
 
         return jax.value_and_grad(loss, has_aux=True)(drawn)

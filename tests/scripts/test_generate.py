@@ -81,6 +81,7 @@ def refused(capsys, folder, *arguments, **options) -> str:
 
 def test_the_same_command_twice_and_from_its_image(folder, monkeypatch):
     command = ("--prompt", "a red fox", "--image_paths", str(folder / "fox.png"), str(folder / "ink.png"))
+    command += ("--style_masks", str(folder / "felt.png"))
     (first,) = generate(folder, *command, "--seed", "5", "--style_strength", "0.5", out="first")
     (second,) = generate(folder, *command, "--seed", "5", "--style_strength", "0.5", out="second")
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
@@ -89,6 +90,7 @@ def test_the_same_command_twice_and_from_its_image(folder, monkeypatch):
     (other,) = generate(folder, "--from_image", str(first), "--seed", "6", out="other")
     record = files.read_record(other)
     assert (record["request"]["seed"], record["request"]["style_strength"]) == (6, [0.5])
+    assert record["request"]["style_masks"][0]["path"] == str(folder / "felt.png")
     assert np.abs(pixels(other) - pixels(first)).max() > 2
     assert json.loads(first.with_suffix(".json").read_text()) == files.read_record(first)
 
@@ -259,6 +261,8 @@ def test_what_is_no_image(tmp_path, folder, capsys):
         (("--prompt", "a", "--save_path", "x" * 300), "choose another --save_path"),
         (("--prompt", "a", "--process_index", "3"), "--process_index must be from 0 to 0"),
         (("--prompt", "a", "--width", "2"), "width must be a whole number from 8"),
+        (("--prompt", "a", "--style_masks", "absent.png"), "'absent.png' does not exist"),
+        (("--prompt", "a", "--style_masks", str(tiny.ROOT / "docs/images/fish.png")), "1 masks for 0 styles"),
     ],
 )
 def test_mistakes(folder, capsys, arguments, message):

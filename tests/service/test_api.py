@@ -31,7 +31,9 @@ from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.style_library import StyleLibrary
 from uso_jax.service.adapters import AdapterFolder
 from uso_jax.service.api import Api
+from uso_jax.service.call import read_call
 from uso_jax.service.client import ServerStyles, ServiceClient
+from uso_jax.service.forms import form_values
 from uso_jax.service.journal import Journal
 from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics
@@ -223,6 +225,9 @@ _PNG = file(PHOTO)
         (dict(prompt="a", styles=["../../ink"]), "no saved style"),
         (dict(prompt="a", styles=["nope"]), "no saved style 'nope'"),
         (dict(prompt="a", styles=["ink"] * 4), "3 images together"),
+        (dict(prompt="a", styles=["ink"], style_masks=[text(PHOTO)] * 2), "2 masks for 1 styles"),
+        (dict(prompt="a", styles=["ink"] * 2, style_masks=[text(PHOTO)]), "1 masks for 2 styles"),
+        (dict(prompt="a", styles=["ink"], style_masks=[5]), "style_masks must be an image in base64"),
         (dict(prompt="a", adapters=["../x"]), "no adapter '../x'"),
         (dict(prompt="a", adapters={"ink": "1"}), "adapters must be"),
         (dict(prompt="a", mask=text(PHOTO)), "a mask needs an image to edit"),
@@ -261,6 +266,18 @@ def test_mistakes_are_sentences(http, body, sentence):
 def test_forms_with_mistakes(http, more, status):
     answer = http.post("/v1/images/edits", **more)
     assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_a_form_has_an_empty_file_for_a_style_without_a_mask(pipe):
+    fields = [
+        ("prompt", "a"),
+        ("styles[]", "ink"),
+        ("styles[]", "ink"),
+        ("style_masks", b""),
+        ("style_masks", file(INK)),
+    ]
+    call = read_call(form_values(fields), LIMITS, lambda name: pipe.encode_style([INK]))
+    assert [mask and mask.pixels.shape for mask in call.images["style_masks"]] == [None, (20, 20, 3)]
 
 
 def test_other_requests(http, service):
@@ -346,12 +363,16 @@ def test_a_client_draws_what_a_pipeline_draws(remote, pipe):
     assert remote.about == pipe.about and remote.styles() == ["ink"]
     options = GenerationOptions(seed=3, num_steps=4, style_strength=[1.0, 0.5], width=40)
     said = []
-    request = remote.request("a fox", contents=[PHOTO], styles=[INK, "ink"], options=options)
+    mask = Image.new("L", (2, 1))
+    mask.putpixel((0, 0), 255)
+    masks = [mask, None]
+    request = remote.request("a fox", contents=[PHOTO], styles=[INK, "ink"], style_masks=masks, options=options)
     result = remote.generate([request], progress=lambda *one: said.append(one))
     styles = [INK, pipe.encode_style([INK])]
-    want = pipe.generate([pipe.request("a fox", contents=[PHOTO], styles=styles, options=options)])
+    want = pipe.generate([pipe.request("a fox", contents=[PHOTO], styles=styles, style_masks=masks, options=options)])
     assert np.abs(np.asarray(result.images[0], int) - np.asarray(want.images[0], int)).max() <= 1
     assert result.records[0]["request"]["seed"] == 3
+    assert [one is None for one in result.records[0]["request"]["style_masks"]] == [False, True]
     edit = remote.request(
         "a fox", image=PHOTO, mask=Image.new("L", PHOTO.size), options=GenerationOptions(strength=1.0)
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from uso_jax.common.errors import InputError
 from uso_jax.inference.options import GenerationOptions
-from uso_jax.inference.pipeline import Result, USOPipeline
+from uso_jax.inference.pipeline import USOPipeline
+from uso_jax.inference.records import Result
 from uso_jax.inference.request import Request
 from uso_jax.service.limits import Limits
 from uso_jax.service.metrics import Metrics

@@ -163,9 +163,9 @@ def _read_lines(path: Path) -> None:
 
 def _read_record(path: Path) -> None:
     from uso_jax.images import files
-    from uso_jax.inference import request
+    from uso_jax.inference import records
 
-    request.from_record(files.read_record(path), path.parent)
+    records.from_record(files.read_record(path), path.parent)
 
 
 def _read_style(path: Path) -> None:

@@ -31,6 +31,7 @@ MEMORY = 300  # megabytes above idle
 PLAIN = dict(  # in the order of the form's controls, then the session's images
     prompt="a fox", content=None, content_strength=1, style=None, style_strength=1, extra=None, extra_strength=1,
     saved=[], saved_strength=1, width=32, height=32, keep_size=False, seed=5, image=None, mask=None, strength=0.75,
+    style_mask=None, extra_mask=None,
     negative_prompt="", true_guidance=1, num_steps=2, guidance=4, content_ref=32, count=1, reference_mode="displayed",
     made=None,
 )  # fmt: skip

@@ -97,6 +97,8 @@ class Actions:
             options = dataclasses.replace(options, **size)
         if values["mask"]:
             references["mask"] = values["mask"].mask()
+        if masks := _style_masks(values):
+            references["style_masks"] = masks
         requests = [
             self.pipe.request(
                 values["prompt"] or "", **references, options=dataclasses.replace(options, seed=options.seed + i)
@@ -135,6 +137,18 @@ class Actions:
         self.styles.write(name, encoded)
         gr.Info(f"Saved style {name}")
         return gr.Dropdown(choices=self.styles.names(), value=[*(chosen or ()), name]), ""
+
+
+def _style_masks(values: Mapping[str, Any]) -> list[Reference | None]:
+    """Return the masks of the styles in their order; none at all if no style has one."""
+    masks = {name: values[f"{name}_mask"] for name in ("style", "extra")}
+    for name, shown in (("style", "style image"), ("extra", "extra style image")):
+        if masks[name] and not values[name]:
+            raise InputError(f"the mask of the {shown} needs that image; upload it, or remove the mask")
+    if not any(masks.values()):
+        return []
+    own = [mask and mask.mask() for name, mask in masks.items() if values[name]]
+    return [*own, *[None] * len(values["saved"] or ())]
 
 
 def _edited_size(image: Reference, about: About) -> dict[str, int | None]:

@@ -64,6 +64,8 @@ class Form:
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
         with gr.Accordion("Edit an image", open=False):
             self._add_edit()
+        with gr.Accordion("Regions of the styles", open=False):
+            self._add_regions()
         with gr.Accordion("Advanced options", open=False):
             self._add_advanced()
 
@@ -97,6 +99,12 @@ class Form:
             0, 1, default, step=0.05, label="Strength of the edit", elem_id="strength",
             info="0 keeps the image, 1 starts from noise. The result has the image's size",
         ))  # fmt: skip
+
+    def _add_regions(self) -> None:
+        gr.Markdown("A mask is white where the style counts. Without one, and for saved styles, that is everywhere.")
+        with gr.Row():
+            self._add("style_mask", self._image_box("style_mask", "Mask of the style image"))
+            self._add("extra_mask", self._image_box("extra_mask", "Mask of the extra style image"))
 
     def _image_box(self, name: str, label: str) -> ImageBox:
         return ImageBox(label=label, sources=["upload", "clipboard"], height=230, buttons=[], elem_id=name)

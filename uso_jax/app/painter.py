@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from uso_jax.inference.about import About
-from uso_jax.inference.pipeline import Result
+from uso_jax.inference.records import Result
 from uso_jax.inference.sampler import Progress
 
 

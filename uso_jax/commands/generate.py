@@ -7,6 +7,7 @@
     uso-generate --from_image output/0_0_1a2b3c4d5e.png
     uso-generate --prompt "a red fox" --lora my_style.safetensors=0.8 --lora runs/mine
     uso-generate --prompt "a red hat" --image photo.png --mask hat.png --strength 1
+    uso-generate --prompt "a harbour" --image_paths "" ink.png felt.png --style_masks left.png right.png
 
 The first of --image_paths is the content image, "" for none. The others are style images, style files, or names of
 saved styles (uso-style). Images that exist already are not generated again.
@@ -23,7 +24,7 @@ from uso_jax.commands.option_flags import add_option_flags, given_options
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import files
-from uso_jax.inference import batch_jobs, request
+from uso_jax.inference import batch_jobs, records, request
 from uso_jax.inference.option_kinds import BOOLEAN
 from uso_jax.inference.options import GenerationOptions
 from uso_jax.inference.pipeline import USOPipeline
@@ -79,16 +80,17 @@ def _read(args: argparse.Namespace) -> tuple[list[batch_jobs.Item], dict[str, An
     given = given_options(args)
     if sum(value is not None for value in (args.prompt, args.eval_json_path, args.from_image)) > 1:
         raise InputError("pass only one of --prompt, --eval_json_path and --from_image")
-    edited = {name: path for name in request.IMAGES if (path := getattr(args, name))}
+    names = (*request.IMAGES, "style_masks")
+    edited = {name: path for name in names if (path := getattr(args, name))}
     if args.from_image:
         path = pathlib.Path(args.from_image)
         record = files.read_record(path)
-        repeated = request.from_record(record, path.parent)
-        repeated["images"] = {name: repeated.pop(name) for name in request.IMAGES if name in repeated} | edited
+        repeated = records.from_record(record, path.parent)
+        repeated["images"] = {name: repeated.pop(name) for name in names if name in repeated} | edited
         args.concat_refs = args.concat_refs or bool(record.get("concat_refs"))
         args.made_with = {name: value for name, value in record.get("weights", {}).items() if name != "name"}
         options = repeated.pop("options")
-        if repeated["images"] and (edited or {"outpaint", "width", "height"} & given.keys()):
+        if "image" in repeated["images"] and (edited or {"outpaint", "width", "height"} & given.keys()):
             options = {name: value for name, value in options.items() if name not in ("width", "height")}
         return [batch_jobs.Item(0, **repeated)], options | given
     if args.eval_json_path:
@@ -113,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", metavar="IMAGE", help="image to edit, in place of noise; see --strength, --mask and --outpaint")
     add("--mask", metavar="IMAGE", help="white where that image is drawn anew; what is black keeps its pixels")
     add("--content_mask", metavar="IMAGE", help="white where the content image counts")
+    add("--style_masks", nargs="*", default=[], metavar="IMAGE", help='white where each style counts; "": everywhere')
     add("--eval_json_path", metavar="JSON", help="list of items, each with prompt, image_paths and any option")
     add("--from_image", metavar="PNG", help="repeat an image from its record; other flags change it")
     add("--save_path", default="output/inference", metavar="DIR", help="folder of the images (default: %(default)s)")

@@ -3,8 +3,12 @@
 """What a page or a client must know of weights before it asks for an image."""
 
 import dataclasses
+import pathlib
 from dataclasses import dataclass
 from typing import Any
+
+from uso_jax.models.uso import USO
+from uso_jax.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,19 @@ class About:
     pixels_per_token: int
     embeds_guidance: bool
     classifier_free: bool
+
+    @classmethod
+    def of(cls, pretrained: Pretrained, system: USO) -> "About":
+        """Return the facts of weights and their system."""
+        config, names = system.config, ("width", "height", "content_ref", "num_steps", "guidance")
+        return cls(
+            name=pathlib.Path(pretrained.name).name,
+            dtype=pretrained.dtype,
+            **{name: getattr(pretrained.defaults, name) for name in names},
+            pixels_per_token=config.pixels_per_token,
+            embeds_guidance=config.transformer.guidance_embed,
+            classifier_free=system.classifier_free,
+        )
 
     def json(self) -> dict[str, Any]:
         """Return the facts by name."""

@@ -9,7 +9,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.inference.options import SPECS
 
 # Arguments that are a list for one image already, so that one for each image is a list of lists.
-_LISTS = {"contents", "styles"} | {name for name, spec in SPECS.items() if spec.kind.several}
+_LISTS = {"contents", "styles", "style_masks"} | {name for name, spec in SPECS.items() if spec.kind.several}
 
 
 def one_per_image(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

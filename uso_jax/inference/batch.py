@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from uso_jax.common.errors import InputError
+from uso_jax.inference.conditions import Conditions
 from uso_jax.inference.reference_encoder import EncodedReferences
+from uso_jax.inference.regions import regions_of
 from uso_jax.inference.request import Request
-from uso_jax.inference.sampler import Conditions
 from uso_jax.models.uso import USO
 
 
@@ -75,7 +76,10 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         if any(request.canvas.drawn is not None for request in batch):
             sizes = latent_sizes(system)
             conditions.drawn = np.stack([request.canvas.latent_weights(*sizes) for request in batch])
-    weighted = batch[0].has_strengths
+    masked, weighted = any(request.style_masks for request in batch), batch[0].has_strengths
+    if masked:
+        grid = system.token_grid(first.height, first.width)
+        conditions.regions = regions_of([request.style_masks for request in batch], grid)
     if any(request.styles for request in batch):
         styles = [encoded.features(request) for request in batch]
         rows = [[image for style in row for image in style] for row in styles]
@@ -85,6 +89,12 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         ]
         conditions.features, valid = _stack(rows)
         conditions.style_valid, conditions.style_bias = _attention(valid, strengths, weighted)
+        if masked:
+            owners = [
+                [number for number, style in enumerate(row, 1) for _ in style] if request.style_masks else []
+                for request, row in zip(batch, styles, strict=True)
+            ]
+            conditions.style_owner = _owners(owners, valid.shape)
     if any(request.contents for request in batch):
         longest = max((request.contents for request in batch), key=len)
         grids = [system.token_grid(*pixels.shape[:2]) for pixels in longest]
@@ -95,6 +105,8 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
             if request.counted is not None:
                 row[: len(request.counted)] &= request.counted
         conditions.ref_valid, conditions.ref_bias = _attention(valid, strengths, weighted)
+        if any(request.plain_styles for request in batch):
+            conditions.ref_owner = _owners([_of_references(request, encoded) for request in batch], valid.shape)
         conditions.ref_ids = system.reference_ids(system.token_grid(first.height, first.width), grids, first.pe)
     return conditions
 
@@ -116,6 +128,20 @@ def _stack(rows: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     padding = np.zeros_like(next(x for row in rows for x in row))
     stacked = np.stack([np.stack([*row, *[padding] * (longest - len(row))]) for row in rows])
     return stacked, np.arange(longest)[None] < np.asarray([[len(row)] for row in rows])
+
+
+def _owners(rows: list[list[int]], shape: tuple[int, int]) -> np.ndarray:
+    """Return the style that each token or image belongs to, from 1, padded with 0: to none."""
+    owners = np.zeros(shape, np.int32)
+    for owner, row in zip(owners, rows, strict=True):
+        owner[: len(row)] = row
+    return owners
+
+
+def _of_references(request: Request, encoded: EncodedReferences) -> list[int]:
+    latents = encoded.latents(request)
+    contents = len(latents) - request.plain_styles
+    return [max(number - contents, 0) for number, latent in enumerate(latents, 1) for _ in latent]
 
 
 def _attention(

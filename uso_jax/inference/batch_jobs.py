@@ -4,8 +4,8 @@
 
     [{"prompt": "...", "image_paths": ["content.png" or "", "style.png", ...], "save_dir": "..."}, ...]
 
-An item may also have "content_paths" (further content images), "image" (to edit) with "mask", "content_mask", and any
-generation option, such as "width" or "seed".
+An item may also have "content_paths" (further content images), "image" (to edit) with "mask", "content_mask",
+"style_masks" (one for each style, or ""), and any generation option, such as "width" or "seed".
 Paths are relative to the file, with "/" or "\\" between folders. The config.json of an example of upstream's app is one
 item: {"prompt": "...", "image_ref1": "content.png", "image_ref2": "style.png", "seed": 3407}.
 
@@ -31,7 +31,7 @@ from uso_jax.inference.request import IMAGES, PROMPT_LIMIT, ContentLike, Request
 from uso_jax.inference.sampler import Progress
 from uso_jax.inference.styles import is_style
 
-_KEYS = ("prompt", "image_paths", "content_paths", *IMAGES, "save_dir")
+_KEYS = ("prompt", "image_paths", "content_paths", *IMAGES, "style_masks", "save_dir")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Item:
     styles: Sequence[StyleLike] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     save_dir: str | None = None
-    images: Mapping[str, ContentLike] = field(default_factory=dict)  # of IMAGES
+    images: Mapping[str, Any] = field(default_factory=dict)  # those of IMAGES, and style_masks, by name
 
 
 def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", where: str = "") -> Item:
@@ -80,7 +80,13 @@ def parse_item(values: Mapping[str, Any], number: int = 0, folder: str = "", whe
         if not isinstance(path, str):
             raise InputError(f"{name}: {key} must be a path, not {path!r}")
         images[key] = located(path)
-    for path in [*contents, *(path for path in styles if not is_style(path)), *images.values()]:
+    files_read = [*contents, *(path for path in styles if not is_style(path)), *images.values()]
+    if masks := values.get("style_masks"):
+        if not isinstance(masks, list) or not all(path is None or isinstance(path, str) for path in masks):
+            raise InputError(f"{name}: style_masks must be a list of paths")
+        images["style_masks"] = [located(path) if path else None for path in masks]
+        files_read += filter(None, images["style_masks"])
+    for path in files_read:
         if not pathlib.Path(path).is_file():
             raise InputError(f"{name}: image {path!r} does not exist; check the path")
     save_dir = values.get("save_dir")

@@ -22,7 +22,7 @@ from uso_jax.images.decode import MAX_PIXELS, Pixels
 from uso_jax.images.opening import Limits
 from uso_jax.images.reference import ImageLike, Reference
 
-_FAINT = 8 / 255  # what a mask says below this is the noise of a JPEG
+FAINT = 8 / 255  # what a mask says below this is the noise of a JPEG
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def read_mask(source: ImageLike | Reference | bytes, what: str = "mask", limits:
     """
     if isinstance(source, Reference):
         return source
-    if isinstance(source, np.ndarray):
+    if not isinstance(source, str | pathlib.Path | bytes | Image.Image):
         return Reference.of(source, limits)
     if isinstance(source, Image.Image):
         data, reference = source, Reference.of(source, limits)
@@ -159,7 +159,7 @@ def skipped_steps(num_steps: int, strength: float) -> int:
 def _grey(mask: Reference, image: Reference) -> Float[np.ndarray, "h w"]:
     check_same_size(mask, image, "mask and image")
     grey = np.asarray(Image.fromarray(mask.pixels).convert("L"), np.float32) / 255
-    return np.where(grey < _FAINT, np.float32(0), grey)
+    return np.where(grey < FAINT, np.float32(0), grey)
 
 
 def _extended(

@@ -12,10 +12,13 @@ from PIL import Image
 from uso_jax.images.reference import Reference
 from uso_jax.inference.batch import latent_sizes, make_conditions
 from uso_jax.inference.canvas import Canvas
+from uso_jax.inference.conditions import Conditions
 from uso_jax.inference.reference_encoder import EncodedReferences
+from uso_jax.inference.regions import regions_of
 from uso_jax.inference.request import Request
-from uso_jax.inference.sampler import Conditions, Progress, Sampler
+from uso_jax.inference.sampler import Progress, Sampler
 from uso_jax.inference.tiling import Tiling
+from uso_jax.models.layers.regions import Regions
 from uso_jax.models.uso import USO
 from uso_jax.weights.pretrained import Defaults
 
@@ -82,6 +85,9 @@ class Enlarger:
         if conditions.variation is not None:
             conditions.variation, conditions.variation_seeds = conditions.variation[:1], conditions.variation_seeds[:1]
         conditions.start, conditions.whole = start[None], (height, width)
+        if request.style_masks:
+            whole = regions_of([request.style_masks], self.system.token_grid(height, width))
+            conditions.regions = Regions(whole.target[0][tiling.index], np.repeat(whole.others, at_once, axis=0))
         if canvas.drawn is not None:
             conditions.drawn = canvas.latent_weights(*latent_sizes(self.system))[None]
         return conditions, tiling

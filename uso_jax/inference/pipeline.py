@@ -13,30 +13,23 @@ Preprocessing, schedule and defaults are those of bytedance/USO (inference.py, u
 import dataclasses
 import logging
 import pathlib
-import platform
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from PIL import Image
 
-import uso_jax
 from uso_jax import mini, weights
 from uso_jax.common.errors import InputError
 from uso_jax.hardware.compilation_cache import keep_compiled_programs
-from uso_jax.images.decode import Pixels
 from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference.about import About
 from uso_jax.inference.adapter_exchange import exchange_adapters
 from uso_jax.inference.arguments import one_per_image
-from uso_jax.inference.batch import group_requests, make_conditions
-from uso_jax.inference.enlarging import Enlarger
+from uso_jax.inference.generator import Generator
 from uso_jax.inference.option_kinds import Number, Whole
 from uso_jax.inference.options import SPECS, GenerationOptions
-from uso_jax.inference.reference_encoder import EncodedReferences, ReferenceEncoder
+from uso_jax.inference.records import Result, context_of, record_of
 from uso_jax.inference.request import ContentLike, Request, StyleLike, make_request
 from uso_jax.inference.sampler import HOST, Progress, Sampler
 from uso_jax.inference.styles import StyleEmbedding
@@ -51,25 +44,13 @@ from uso_jax.weights.quantized_kernels import QuantizedUSO
 _log = logging.getLogger("uso_jax")
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Generated images, and for each the record that repeats it, in JSON terms."""
-
-    images: list[Image.Image]
-    records: list[dict[str, Any]]
-
-
 class USOPipeline:
     """A USO with its weights on the devices of a mesh."""
 
     def __init__(self, pretrained: Pretrained, system: USO, params: Params, mesh: Mesh, tile: int | None = None):
         self.pretrained, self.system = pretrained, system
         self.sampler = Sampler(system, params, mesh, tile)
-        self._references = ReferenceEncoder(pretrained, system, self.sampler)
-
-    @property
-    def _enlarger(self) -> Enlarger:
-        return Enlarger(self.system, self.sampler, self.pretrained.defaults)
+        self._generator = Generator(pretrained, system, self.sampler)
 
     @classmethod
     def from_weights(
@@ -174,7 +155,7 @@ class USOPipeline:
         after = self.pretrained.with_adapters(adapters)
         self.system, self.sampler = exchange_adapters(self.sampler, self.pretrained, after)
         self.pretrained = after
-        self._references = ReferenceEncoder(after, self.system, self.sampler)
+        self._generator = Generator(after, self.system, self.sampler)
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -188,6 +169,7 @@ class USOPipeline:
         image: ContentLike | Sequence[ContentLike | None] | None = None,
         mask: ContentLike | Sequence[ContentLike | None] | None = None,
         content_mask: ContentLike | Sequence[ContentLike | None] | None = None,
+        style_masks: Sequence[ContentLike | None] | Sequence[Sequence[ContentLike | None] | None] | None = None,
         width: Whole | Sequence[Whole | None] | None = None,
         height: Whole | Sequence[Whole | None] | None = None,
         keep_size: bool | Sequence[bool] = GenerationOptions.keep_size,
@@ -216,9 +198,9 @@ class USOPipeline:
     ) -> Result:
         """Generate one image, or as many as the lists are long.
 
-        Every argument is one value for all images, or a list with one value per image. `contents`, `styles` and
-        `style_strength` are lists for one image already: a list of lists has one list per image. None takes the default
-        of the weights directory.
+        Every argument is one value for all images, or a list with one value per image. `contents`, `styles`,
+        `style_masks` and `style_strength` are lists for one image already: a list of lists has one list per image. None
+        takes the default of the weights directory.
 
         Args:
           prompt: the description of the image. With a content image, "" restyles that image and keeps its layout.
@@ -228,6 +210,8 @@ class USOPipeline:
           image: an image to edit: generation starts from it and keeps its size.
           mask: white where that image is drawn anew, of its size. What is black keeps its pixels.
           content_mask: white where the content image counts, of its size: what is black is not looked at.
+          style_masks: for each style an image that is white where the style counts, stretched over the target; None:
+            it counts everywhere.
           width: image width in pixels, rounded down to whole tokens.
           height: image height in pixels, rounded down to whole tokens.
           keep_size: use the shape of the content image in place of width and height.
@@ -267,7 +251,7 @@ class USOPipeline:
             style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
             true_guidance=true_guidance, guidance_steps=guidance_steps, strength=strength, outpaint=outpaint,
             upscale=upscale, upscale_strength=upscale_strength, variation=variation, variation_seed=variation_seed,
-            image=image, mask=mask, content_mask=content_mask,
+            image=image, mask=mask, content_mask=content_mask, style_masks=style_masks,
         )  # fmt: skip
         requests = []
         for one in one_per_image(values):
@@ -288,6 +272,7 @@ class USOPipeline:
         image: ContentLike | None = None,
         mask: ContentLike | None = None,
         content_mask: ContentLike | None = None,
+        style_masks: Sequence[ContentLike | None] | None = None,
         options: GenerationOptions | None = None,
     ) -> Request:
         """Read the references of one image and complete its options, without generating it.
@@ -296,44 +281,15 @@ class USOPipeline:
           InputError: a value is not allowed; the message names it.
         """
         read = dict(contents=contents, styles=styles, image=image, mask=mask, content_mask=content_mask)
-        return make_request(self.pretrained, self.system, prompt, **read, options=options)
+        return make_request(self.pretrained, self.system, prompt, **read, style_masks=style_masks, options=options)
 
     def generate(
         self, requests: Sequence[Request], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Result:
         """Generate the images of requests. Images of one size run together; missing references are masked."""
         _log_notes(note for request in requests for note in request.notes)  # before minutes of compilation
-        groups = group_requests(requests, batch_size or len(requests))
-        enlarged = [i for i, request in enumerate(requests) if request.options.upscale > 1]
-        total = sum(requests[group[0]].num_steps for group in groups)
-        total += sum(requests[i].upscale_steps for i in enlarged)
-        done = 0
-
-        def report(phase: str, step: int, _: int) -> None:
-            if progress is not None:
-                progress(phase, done + step, total)
-
-        if any(one.styles or one.contents or one.canvas is not None for one in requests):
-            report("Encoding references", 0, total)
-        encoded = self._references.encode(requests)
-        images: dict[int, Image.Image] = {}
-        for group in groups:
-            made = self._drawn([requests[i] for i in group], encoded, report)
-            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, made, strict=True)}
-            done += requests[group[0]].num_steps
-        for i in enlarged:
-            images[i] = self._enlarger.enlarge(requests[i], images[i], encoded, batch_size, report)
-            done += requests[i].upscale_steps
-        return Result([images[i] for i in range(len(requests))], [self.record(request) for request in requests])
-
-    def _drawn(self, group: Sequence[Request], encoded: EncodedReferences, report: Progress) -> list[Pixels]:
-        """Draw one batch."""
-        if group[0].num_steps == 0:  # nothing of the images to edit is drawn
-            return [request.canvas.pixels for request in group]
-        padded = [*group, *[group[-1]] * (-len(group) % self.sampler.data_shards)]
-        arrays = self.sampler.run(make_conditions(self.system, padded, encoded), report)
-        pairs = zip(group, arrays, strict=False)
-        return [pixels if request.canvas is None else request.canvas.paste(pixels) for request, pixels in pairs]
+        images = self._generator.generate(requests, batch_size, progress)
+        return Result(images, [self.record(request) for request in requests])
 
     def encode_style(
         self,
@@ -342,45 +298,21 @@ class USOPipeline:
         reference_mode: str = GenerationOptions.reference_mode,
     ) -> StyleEmbedding:
         """Encode one style from one or more images, to be used in `styles` or saved by `write_style`."""
-        return self._references.encode_style(images, style_fit, reference_mode)
+        return self._generator.references.encode_style(images, style_fit, reference_mode)
 
     @property
     def about(self) -> About:
         """Facts of the weights that a page or a client needs."""
-        one, config = self.pretrained, self.system.config
-        defaults = {name: getattr(one.defaults, name) for name in ("width", "height", "content_ref", "num_steps")}
-        return About(
-            name=pathlib.Path(one.name).name,
-            dtype=one.dtype,
-            **defaults,
-            guidance=one.defaults.guidance,
-            pixels_per_token=config.pixels_per_token,
-            embeds_guidance=config.transformer.guidance_embed,
-            classifier_free=self.system.classifier_free,
-        )
+        return About.of(self.pretrained, self.system)
 
     @property
     def context(self) -> dict[str, Any]:
         """What decides an image besides its request, in JSON terms."""
-        more = {"tile": self.sampler.tile} if self.sampler.tile else {}
-        more |= {} if self.pretrained.adapted.merge else {"merge": False}
-        if adapters := self.pretrained.adapted.record():
-            more["adapters"] = adapters
-        return {"dtype": self.pretrained.dtype, "components": self.pretrained.fingerprints, **more}
+        return context_of(self.pretrained, self.sampler.tile)
 
     def record(self, request: Request) -> dict[str, Any]:
         """Return everything that repeats an image, in JSON terms."""
-        packages = ("jax", "jaxlib", "flax", "numpy", "pillow")
-        return {
-            "format": 1,
-            "request": request.record(),
-            "content_sizes": [list(pixels.shape[1::-1]) for pixels in request.contents],
-            "notes": list(request.notes),
-            "weights": {"name": self.pretrained.name, **self.context},
-            "versions": {"uso_jax": uso_jax.__version__, "python": platform.python_version()}
-            | {name: metadata.version(name) for name in packages},
-            "device": jax.local_devices()[0].device_kind,
-        }
+        return record_of(request, {"name": self.pretrained.name, **self.context})
 
 
 def _log_notes(notes: Iterable[str]) -> None:

@@ -23,7 +23,8 @@ from uso_jax.images.reference import ImageLike, Reference
 from uso_jax.inference import styles as style_files
 from uso_jax.inference.canvas import Canvas, check_same_size, read_mask, skipped_steps
 from uso_jax.inference.option_kinds import whole
-from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions, check_options
+from uso_jax.inference.options import MAX_CONTENT_SIDE, GenerationOptions
+from uso_jax.inference.regions import Masks, read_masks
 from uso_jax.inference.styles import StyleEmbedding
 from uso_jax.models.uso import USO
 from uso_jax.weights.pretrained import Pretrained
@@ -46,6 +47,7 @@ class Request:
       canvas: the image to edit; None: the image is drawn from noise.
       content_mask: white where the first content image counts; None: everywhere.
       counted: its tokens that count; None: all.
+      style_masks: of every style, also of those among the references; empty: there are none.
       options: without None; sizes are whole tokens, and style_strength has one number per style.
       notes: what was changed.
     """
@@ -59,22 +61,36 @@ class Request:
     canvas: Canvas | None = None
     content_mask: Reference | None = None
     counted: Bool[np.ndarray, " r"] | None = None
+    style_masks: Masks = ()
+
+    @property
+    def plain_styles(self) -> int:
+        """How many of the references, at their end, are styles of which one or more have a mask."""
+        return max(len(self.style_masks) - len(self.styles), 0)
 
     def record(self) -> dict[str, Any]:
         """Return what repeats the request, in JSON terms: the arguments of `make_request`, options by name."""
+        options, plain = self.options.record(), self.plain_styles
+        contents, styles = self.references, self.styles
+        if plain:  # they must be styles again, for their masks
+            contents, styles = contents[:-plain], contents[-plain:]
+            options["style_strength"] = [1.0] * plain
+        masks = [None if mask is None else mask.record() for mask in self.style_masks]
         return {
             "prompt": self.prompt,
-            "contents": [reference.record() for reference in self.references],
-            "styles": [style.record() for style in self.styles],
+            "contents": [reference.record() for reference in contents],
+            "styles": [style.record() for style in styles],
             **({} if self.canvas is None else self.canvas.record()),
             **({} if self.content_mask is None else {"content_mask": self.content_mask.record()}),
-            **self.options.record(),
+            **({"style_masks": masks} if masks else {}),
+            **options,
         }
 
     def identity(self, context: Mapping[str, Any]) -> str:
         """Return a short hash of the request and its context. References count by their bytes, not by their path."""
         record = self.record()
-        record |= {name: [item["sha256"] for item in record[name]] for name in ("contents", "styles")}
+        several = {"contents", "styles", "style_masks"} & record.keys()
+        record |= {name: [item and item["sha256"] for item in record[name]] for name in several}
         record |= {name: record[name]["sha256"] for name in IMAGES if name in record}
         text = json.dumps([record, dict(context)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -111,6 +127,7 @@ def make_request(
     image: ContentLike | None = None,
     mask: ContentLike | None = None,
     content_mask: ContentLike | None = None,
+    style_masks: Sequence[ContentLike | None] | None = None,
     options: GenerationOptions | None = None,
 ) -> Request:
     """Read the references of one image and complete its options by the defaults of the weights directory.
@@ -143,6 +160,7 @@ def make_request(
     content_mask = None if content_mask is None else read_mask(content_mask, "content_mask")
     counted = None if content_mask is None else _counted(content_mask, references, options.content_ref, side)
     styles = tuple(_style(style, options.reference_mode) for style in styles)
+    masks = read_masks(style_masks, len(styles))
     strengths = options.style_strength
     strengths = strengths if isinstance(strengths, tuple) else (strengths,) * len(styles)
     if len(strengths) != len(styles):
@@ -193,9 +211,10 @@ def make_request(
         )
     if system.config.text.is_cut(prompt):
         notes.append(f"the prompt is longer than {system.config.text.num_tokens} tokens and was truncated")
-    images_read = [one for one in (canvas and canvas.image, canvas and canvas.mask, content_mask) if one is not None]
+    read_too = (canvas and canvas.image, canvas and canvas.mask, content_mask, *masks)
+    images_read = [one for one in read_too if one is not None]
     notes += [note for one in (*references, *styles, *images_read) for note in getattr(one, "notes", ())]
-    return Request(prompt, references, images, styles, options, tuple(notes), canvas, content_mask, counted)
+    return Request(prompt, references, images, styles, options, tuple(notes), canvas, content_mask, counted, masks)
 
 
 def _counted(mask: Reference, references: Sequence[Reference], long_side: int, side: int) -> Bool[np.ndarray, " r"]:
@@ -247,44 +266,6 @@ def _check_plain(styles: Sequence[Reference | StyleEmbedding], pretrained: Pretr
                 f"{pretrained.directory} has no projector, so it cannot use the style {style.path or 'embedding'};"
                 " import one, or pass the style's images"
             )
-
-
-def from_record(record: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Return the arguments of `make_request` that repeat a record, with "options" as a dict by name.
-
-    Args:
-      record: of an image (`uso_jax.images.files.read_record`).
-      folder: of the image. References are looked for at their recorded path, then relative to this folder.
-
-    Raises:
-      InputError: the record is damaged, or a reference is missing or is another file than it was.
-    """
-    try:
-        options = dict(record["request"])
-        prompt = options.pop("prompt")
-        references = {
-            name: [_found(item["path"], item["sha256"], folder) for item in options.pop(name)]
-            for name in ("contents", "styles")
-        }
-        for name in options.keys() & set(IMAGES):
-            item = options.pop(name)
-            found = _found(item["path"], item["sha256"], folder)
-            references[name] = found.path if "mask" in name else found  # a mask may be read by its transparency
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the image's record is damaged ({error})") from error
-    return {"prompt": prompt, **references, "options": check_options(options, "the image's record: ")}
-
-
-def _found(path: str | None, sha256: str, folder: pathlib.Path) -> Reference | StyleEmbedding:
-    if path is None:
-        raise InputError("the image used a reference that was not a file, so it cannot be repeated")
-    if style_files.is_style(path):
-        reference = style_files.read_style(path if style_files.style_path(path).is_file() else folder / path)
-    else:
-        reference = Reference.of(path if pathlib.Path(path).is_file() else folder / path)
-    if reference.sha256 != sha256:
-        raise InputError(f"{path} is no longer the file that the image was made with; restore that file")
-    return reference
 
 
 def _style(source: StyleLike, mode: ReferenceMode) -> Reference | StyleEmbedding:

@@ -4,72 +4,36 @@
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
 arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
-without strengths, absent references, negative prompt and isolated references). The loop runs on the host and passes
-each step its two times, so the number of steps is free.
+without strengths, masks of styles, absent references, negative prompt and isolated references). The loop runs on the
+host and passes each step its two times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Float, UInt8
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
 from uso_jax.inference import latents
+from uso_jax.inference.conditions import Conditions
 from uso_jax.inference.latents import Latents
 from uso_jax.inference.tiling import Tiling
 from uso_jax.models import tiled_decoding
+from uso_jax.models.layers.regions import Regions
 from uso_jax.models.uso import USO, Inputs, to_bytes, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
 
 HOST = "pinned_host"  # memory kind of offloaded parameters
 Progress = Callable[[str, int, int], Any]  # name of the phase, steps done, total steps
-
-
-@dataclass
-class Conditions:
-    """The inputs of a batch of images of one size. None if the batch has no such condition."""
-
-    height: int
-    width: int
-    tokens: dict[str, Int[np.ndarray, "b _"]]
-    seeds: UInt32[np.ndarray, "b 2"]
-    times: Float[np.ndarray, "b steps_plus_1"]
-    guidance: Float[np.ndarray, " b"]
-    round_down: bool = False
-    features: Float[np.ndarray, "b n 3 s c"] | None = None
-    style_valid: Bool[np.ndarray, "b n"] | None = None
-    style_bias: Float[np.ndarray, "b n"] | None = None
-    ref_img: Float[np.ndarray, "b r d"] | None = None
-    ref_ids: Float[Array, "1 r axes"] | None = None
-    ref_valid: Bool[np.ndarray, "b r"] | None = None
-    ref_bias: Float[np.ndarray, "b r"] | None = None
-    negative: dict[str, Int[np.ndarray, "b _"]] | None = None  # tokens of what classifier-free guidance moves away from
-    negative_scale: Float[np.ndarray, " b"] | None = None  # of that guidance; None: `guidance` is its scale
-    guided: tuple[float, float] = (0.0, 1.0)  # share of the schedule from which, and up to which, it counts
-    total_steps: int = 0  # of the schedule, with those that an image to edit leaves out
-    isolated: flow.Isolated = "none"
-    start: Float[np.ndarray, "b l d"] | None = None  # latents of images to edit; sampling begins at the first time
-    drawn: Float[np.ndarray, "b l d"] | None = None  # how much of each latent is drawn anew; None: all
-    variation_seeds: UInt32[np.ndarray, "b 2"] | None = None
-    variation: Float[np.ndarray, " b"] | None = None  # how far the noise is moved towards that of the other seeds
-    whole: tuple[int, int] = (0, 0)  # (height, width) of the image whose tiles are the batch
-
-    def is_guided(self, step: int) -> bool:
-        """Whether a step has a second pass with the negative text."""
-        if self.negative is None:
-            return False
-        skipped = self.total_steps - (self.times.shape[1] - 1)
-        return self.guided[0] <= (skipped + step) / self.total_steps < self.guided[1]
 
 
 class Sampler:
@@ -194,26 +158,36 @@ class Sampler:
             id(one): self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
             for one in {id(one): one for one in passes}.values()
         }
+        regions = self._regions(c)
 
-        def advance(x: Array, number: int) -> Array:
-            one = passes[number]
-            return compiled[id(one)](params, one, style, x, times[number], times[number + 1], guidance)
+        def advance(x: Array, number: int, part: int = 0) -> Array:
+            step, one = compiled[id(passes[number])], passes[number] | {"regions": regions and regions[part]}
+            return step(params, one, style, x, times[number], times[number + 1], guidance)
 
         progress("Sampling", 0, num_steps)
         for number in range(num_steps):
             if tiling is None:
                 x = advance(x, number)
             else:
-                x = replicate(self._by_tiles(lambda part, n=number: advance(part, n), x, tiling, len(c.guidance)))
+                step = functools.partial(advance, number=number)
+                x = replicate(self._by_tiles(step, x, tiling, len(c.guidance)))
             x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
             progress("Sampling", number + 1, num_steps)
         return x
 
-    def _by_tiles(self, advance: Callable[[Array], Array], x: Array, tiling: Tiling, at_once: int) -> Array:
+    def _by_tiles(self, advance: Callable[..., Array], x: Array, tiling: Tiling, at_once: int) -> Array:
         """Advance the tiles of an image, some at a time, and blend them."""
         tiles = tiling.cut(x)
         parts = (self._place(tiles[i : i + at_once]) for i in range(0, len(tiles), at_once))
-        return tiling.join(jnp.concatenate([advance(part) for part in parts]))
+        return tiling.join(jnp.concatenate([advance(one, part=number) for number, one in enumerate(parts)]))
+
+    def _regions(self, c: Conditions) -> list[Regions] | None:
+        """Return the regions of the batch, or of the tiles that run together."""
+        if c.regions is None:
+            return None
+        size, (target, others) = len(c.guidance), c.regions
+        parts = (target[i : i + size] for i in range(0, len(target), size))
+        return [jax.tree.map(self._place, Regions(part, others)) for part in parts]
 
     def _place(self, x: np.ndarray | Array | None) -> Array | None:
         """Put the arrays of a batch on the devices."""
@@ -225,6 +199,7 @@ class Sampler:
         encode = lambda tokens: self.programs["text"](self._part("text"), jax.tree.map(place, tokens))
         txt, y = jax.block_until_ready(encode(c.tokens))
         negative = (None, None) if c.negative is None else jax.block_until_ready(encode(c.negative))
+        regions = self._regions(c)
         inputs = Inputs(
             txt,
             y,
@@ -235,6 +210,9 @@ class Sampler:
             ref_ids=replicate(c.ref_ids),
             ref_valid=place(c.ref_valid),
             ref_bias=place(c.ref_bias),
+            style_owner=place(c.style_owner),
+            ref_owner=place(c.ref_owner),
+            regions=regions and regions[0],
             negative_txt=negative[0],
             negative_y=negative[1],
             negative_scale=place(c.negative_scale),

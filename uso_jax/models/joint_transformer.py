@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from uso_jax.models.attention.dispatch import PairBias
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.embeddings import rotary_embedding
 from uso_jax.models.layers.joint_blocks import Condition, Joint, KeysValues
+from uso_jax.models.layers.regions import Regions
 from uso_jax.models.layers.token_groups import TokenGroup, join_groups
 from uso_jax.parallel.constraints import sequence_shards
 
@@ -34,16 +36,18 @@ class Kept(NamedTuple):
       double, single: of every block, [layers, b, r, n, k].
       valid: [b, r], False masks a token; None: all valid.
       bias: [b, r], added to the attention logits of a token; None: zeros.
+      owner: [b, r], the style that a token belongs to; None: to none.
     """
 
     double: KeysValues
     single: KeysValues
     valid: Array | None = None
     bias: Array | None = None
+    owner: Array | None = None
 
     def group(self) -> TokenGroup:
         """Return the tokens as keys of a step."""
-        return TokenGroup(self.double.keys[0], None, self.valid, self.bias)
+        return TokenGroup(self.double.keys[0], None, self.valid, self.bias, self.owner)
 
 
 class JointTransformer(nnx.Module):
@@ -82,6 +86,9 @@ class JointTransformer(nnx.Module):
         ref_valid: Bool[Array, "b r"] | None = None,
         style_bias: Float[Array, "b s"] | None = None,
         ref_bias: Float[Array, "b r"] | None = None,
+        style_owner: Int[Array, "b s"] | None = None,
+        ref_owner: Int[Array, "b r"] | None = None,
+        regions: Regions | None = None,
         kept: Kept | None = None,
     ) -> Float[Array, "b l c"]:
         """Return the float32 velocity of `img` at `timesteps`.
@@ -100,6 +107,9 @@ class JointTransformer(nnx.Module):
           ref_valid: like `style_valid`, for `ref_img`.
           style_bias: added to the attention logits of a style token as a key: the logarithm of its weight.
           ref_bias: like `style_bias`, for `ref_img`.
+          style_owner: the style, from 1, whose region decides how much a style token counts; 0: it counts everywhere.
+          ref_owner: like `style_owner`, for `ref_img`.
+          regions: how much each of these styles counts for each token.
           kept: isolated references.
 
         Raises:
@@ -110,14 +120,16 @@ class JointTransformer(nnx.Module):
         text = [TokenGroup(self.txt_in(txt.astype(dtype)), self.text_ids(txt.shape[1]))]
         image = [TokenGroup(self.img_in(img.astype(dtype)), img_ids)]
         if style is not None:
-            text.insert(0, TokenGroup(style.astype(dtype), None, style_valid, style_bias))
-        if (references := self._references(ref_img, ref_ids, ref_valid, ref_bias)) is not None:
+            text.insert(0, TokenGroup(style.astype(dtype), None, style_valid, style_bias, style_owner))
+        if (references := self._references(ref_img, ref_ids, ref_valid, ref_bias, ref_owner)) is not None:
             image.append(references)
         _fill(text), _fill(image)
         keys = text + image + ([] if kept is None else [kept.group()])
-        joint = self._joint(text + image, join_groups(keys, "valid"), join_groups(keys, "bias"))
-        x, num_text, _ = self._blocks(vec, text, image, joint, kept)
-        return self.final_layer(x[:, num_text : num_text + img.shape[1]], vec).astype(jnp.float32)
+        start = sum(group.tokens.shape[1] for group in text)
+        pairs = None if regions is None else regions.bias(text + image, keys, start)
+        joint = self._joint(text + image, join_groups(keys, "valid"), join_groups(keys, "bias"), pairs)
+        x, _ = self._blocks(vec, text, image, joint, kept)
+        return self.final_layer(x[:, start : start + img.shape[1]], vec).astype(jnp.float32)
 
     def keep(
         self,
@@ -131,6 +143,9 @@ class JointTransformer(nnx.Module):
         ref_valid: Bool[Array, "b r"] | None = None,
         style_bias: Float[Array, "b s"] | None = None,
         ref_bias: Float[Array, "b r"] | None = None,
+        style_owner: Int[Array, "b s"] | None = None,
+        ref_owner: Int[Array, "b r"] | None = None,
+        regions: Regions | None = None,
     ) -> Kept:
         """Return the keys and values of isolated references, style tokens or both; arguments are those of a step.
 
@@ -142,14 +157,17 @@ class JointTransformer(nnx.Module):
         b, c = len(ref_img if style is None else style), self.config
         nothing = TokenGroup(jnp.zeros((b, 0, c.hidden_size), jnp.dtype(c.dtype)), jnp.zeros((1, 0, len(c.axes_dim))))
         vec = self._vector(jnp.zeros((b,), jnp.float32), y, guidance)
-        text = [nothing if style is None else TokenGroup(style.astype(c.dtype), None, style_valid, style_bias)]
-        image = [self._references(ref_img, ref_ids, ref_valid, ref_bias) or nothing]
+        of_style = (None, style_valid, style_bias, style_owner)
+        text = [nothing if style is None else TokenGroup(style.astype(c.dtype), *of_style)]
+        image = [self._references(ref_img, ref_ids, ref_valid, ref_bias, ref_owner) or nothing]
         _fill(text), _fill(image)
-        valid, bias = join_groups(text + image, "valid"), join_groups(text + image, "bias")
+        valid, bias, owner = (join_groups(text + image, field) for field in ("valid", "bias", "owner"))
+        pairs = None if regions is None or owner is None else regions.bias(text + image, text + image)
         # In a sample without references, they attend to all: what no token reads must be finite nevertheless.
         attended = None if valid is None else valid | ~valid.any(axis=1, keepdims=True)
-        _, _, own = self._blocks(vec, text, image, self._joint(text + image, attended), keep=True)
-        return Kept(*own, valid, bias)
+        joint = self._joint(text + image, attended, pairs=pairs)
+        _, own = self._blocks(vec, text, image, joint, keep=True)
+        return Kept(*own, valid, bias, owner)
 
     def _vector(self, timesteps: Array, y: Array | None, guidance: Array | None) -> Array:
         c = self.config
@@ -160,17 +178,28 @@ class JointTransformer(nnx.Module):
         return self.vector(timesteps, y, guidance)
 
     def _references(
-        self, tokens: Array | None, ids: Array | None, valid: Array | None, bias: Array | None
+        self,
+        tokens: Array | None,
+        ids: Array | None,
+        valid: Array | None,
+        bias: Array | None,
+        owner: Array | None,
     ) -> TokenGroup | None:
         if (tokens is None) != (ids is None):
             raise ValueError("ref_img and ref_ids must be passed together")
         if tokens is None:
             return None
-        return TokenGroup(self.img_in(tokens.astype(self.config.dtype)), ids, valid, bias)
+        return TokenGroup(self.img_in(tokens.astype(self.config.dtype)), ids, valid, bias, owner)
 
-    def _joint(self, groups: list[TokenGroup], valid: Array | None, bias: Array | None = None) -> Joint:
+    def _joint(
+        self,
+        groups: list[TokenGroup],
+        valid: Array | None,
+        bias: Array | None = None,
+        pairs: PairBias | None = None,
+    ) -> Joint:
         pe = rotary_embedding(join_groups(groups, "ids"), self.config.axes_dim, self.config.theta)
-        return Joint.build(self.config, pe, valid, bias)
+        return Joint.build(self.config, pe, valid, bias, pairs)
 
     def _blocks(
         self,
@@ -180,8 +209,8 @@ class JointTransformer(nnx.Module):
         joint: Joint,
         kept: Kept | None = None,
         keep: bool = False,
-    ) -> tuple[Array, int, Any]:
-        """Return the sequence, its number of text tokens and, with `keep`, the keys and values of both stacks."""
+    ) -> tuple[Array, Any]:
+        """Return the sequence and, with `keep`, the keys and values of both stacks."""
         double, single = self.conditions(vec)
         img, txt = join_groups(image, "tokens"), join_groups(text, "tokens")
 
@@ -199,7 +228,7 @@ class JointTransformer(nnx.Module):
         (img, txt), own_double = run(self.double_blocks, through_double, (img, txt), kept and kept.double)
         x = jnp.concatenate([txt, img], axis=1)
         x, own_single = run(self.single_blocks, through_single, x, kept and kept.single)
-        return x, txt.shape[1], (own_double, own_single)
+        return x, (own_double, own_single)
 
 
 def _fill(stream: list[TokenGroup]) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from uso_jax import flow
 from uso_jax.models.families import FAMILIES
 from uso_jax.models.joint_transformer import Kept
+from uso_jax.models.layers.regions import Regions
 from uso_jax.models.uso_config import USOConfig, modules_of
 from uso_jax.params import Params, structure
 
@@ -49,6 +50,9 @@ class Inputs:
     ref_valid: Bool[Array, "b r"] | None = None
     style_bias: Float[Array, "b n"] | None = None  # added to the attention logits of the images' tokens
     ref_bias: Float[Array, "b r"] | None = None
+    style_owner: Int[Array, "b n"] | None = None  # number of the style, from 1, that an image belongs to
+    ref_owner: Int[Array, "b r"] | None = None  # the same of references' tokens; 0: they belong to no style
+    regions: Regions | None = None  # how much these styles count where; None: everywhere alike
     negative_txt: Float[Array, "b t context"] | None = None
     negative_y: Float[Array, "b vec"] | None = None
     negative_scale: Float[Array, " b"] | None = None  # None: the guidance scale is that of the second pass
@@ -59,6 +63,10 @@ class Inputs:
     def arrays(cls) -> tuple[str, ...]:
         """Return the names of the fields that hold arrays."""
         return tuple(one.name for one in fields(cls) if not one.metadata.get("static"))
+
+
+_OF_STYLES = ("style_valid", "style_bias", "style_owner")
+_OF_REFERENCES = ("ref_img", "ref_ids", "ref_valid", "ref_bias", "ref_owner")
 
 
 def to_float(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -231,10 +239,11 @@ class USO:
             conditions |= self._style_conditions(inputs, style)
         if not conditions:
             return inputs, style
+        conditions["regions"] = inputs.regions
         kept = self.module(params, "transformer").keep(inputs.y, self._scale(guidance, len(inputs.txt)), **conditions)
-        inputs = replace(inputs, kept=kept, ref_img=None, ref_ids=None, ref_valid=None, ref_bias=None)
+        inputs = replace(inputs, kept=kept, **dict.fromkeys(_OF_REFERENCES))
         if inputs.isolated == "all":
-            inputs, style = replace(inputs, features=None, style_valid=None, style_bias=None), None
+            inputs, style = replace(inputs, features=None, **dict.fromkeys(_OF_STYLES)), None
         return inputs, style
 
     def velocity(
@@ -255,8 +264,7 @@ class USO:
         """
         inputs, style = self.prepare(params, inputs, guidance, style)
         conditions = self._reference_conditions(inputs) | self._style_conditions(inputs, style)
-        if inputs.kept is not None:
-            conditions["kept"] = inputs.kept
+        conditions |= {"kept": inputs.kept, "regions": inputs.regions}
         model, embedded = self.module(params, "transformer"), self._scale(guidance, len(t))
         predict = lambda txt, y: model(x_t, inputs.img_ids, txt, t, y, embedded, **conditions)
         velocity = predict(inputs.txt, inputs.y)
@@ -275,13 +283,12 @@ class USO:
     def _reference_conditions(self, inputs: Inputs) -> dict[str, Array | None]:
         if inputs.ref_img is None:
             return {}
-        names = ("ref_img", "ref_ids", "ref_valid", "ref_bias")
-        return {name: getattr(inputs, name) for name in names}
+        return {name: getattr(inputs, name) for name in _OF_REFERENCES}
 
     def _style_conditions(self, inputs: Inputs, style: Array | None) -> dict[str, Array]:
         if style is None:
             return {}
-        of_images = {name: getattr(inputs, name) for name in ("style_valid", "style_bias")}
+        of_images = {name: getattr(inputs, name) for name in _OF_STYLES}
         of_tokens = {
             name: jnp.repeat(value, style.shape[1] // value.shape[1], axis=1)
             for name, value in of_images.items()

@@ -140,7 +140,7 @@ class Api:
 
     async def edits(self, request: fastapi.Request) -> Response:
         """Draw images from a form: with a mask or a strength its image is edited, otherwise it is the content image."""
-        read = functools.partial(_read_form, max_files=2 * self._limits.references)
+        read = functools.partial(_read_form, max_files=3 + 2 * self._limits.references)
         return await self._answer(request, "image_edit", read)
 
     def models(self) -> dict[str, Any]:

@@ -4,10 +4,11 @@
 
 OpenAI's (platform.openai.com, API reference, Images): prompt, n, size, response_format, output_format,
 output_compression, stream; model, quality, style, user, background, moderation, input_fidelity, partial_images and
-safety_identifier are read and have no effect. This project's: content, styles, image, mask, content_mask, adapters, and
-every generation option by its name.
+safety_identifier are read and have no effect. This project's: content, styles, style_masks, image, mask, content_mask,
+adapters, and every generation option by its name.
 
-An image is base64, as a data URL or bare; forms have files. A style may also be the name of a saved one.
+An image is base64, as a data URL or bare; forms have files. A style may also be the name of a saved one, and a style's
+mask null or empty.
 """
 
 import base64
@@ -35,7 +36,7 @@ IGNORED = (
     "model", "quality", "style", "user", "background", "moderation", "input_fidelity", "partial_images",
     "safety_identifier",
 )  # fmt: skip
-OWN = ("content", "styles", "image", "mask", "content_mask", "adapters")
+OWN = ("content", "styles", "style_masks", "image", "mask", "content_mask", "adapters")
 KNOWN = ("prompt", "n", "size", "response_format", "output_format", "output_compression", "stream")
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -51,7 +52,7 @@ class Call:
       count: number of images, with consecutive seeds.
       options: generation options by name.
       contents, styles: references.
-      images: "image", "mask" and "content_mask", those that were sent.
+      images: "image", "mask", "content_mask" and the list "style_masks", those that were sent.
       adapters: names and strengths.
       format: a key of FORMATS.
       quality: of JPEG and WebP, 0 to 100.
@@ -63,7 +64,7 @@ class Call:
     options: dict[str, Any]
     contents: tuple[Reference, ...] = ()
     styles: tuple[Reference | StyleEmbedding, ...] = ()
-    images: Mapping[str, Reference] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
     adapters: Adapters = ()
     format: str = "png"
     quality: int = 90
@@ -102,6 +103,8 @@ def read_call(
     contents, styles = (_several(values.get(name)) for name in ("content", "styles"))
     if len(contents) + len(styles) > limits.references:
         raise InputError(f"content and styles may be {limits.references} images together, not more")
+    if len(masks := _several(values.get("style_masks"))) > len(styles):
+        raise InputError(f"style_masks has {len(masks)} masks for {len(styles)} styles")
     read = lambda value, name: _reference(value, name, mode)
     side = options.get("content_ref") or content_ref
     if len(contents) * side * side > limits.pixels:
@@ -185,12 +188,17 @@ def _style(value: Any, saved: Callable[[str], StyleEmbedding], mode: str) -> Ref
     return _reference(value, "styles", mode)
 
 
-def _images(values: Mapping[str, Any], mode: str) -> dict[str, Reference]:
-    images = {"image": _reference(values["image"], "image", mode)} if "image" in values else {}
+def _images(values: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    images: dict[str, Any] = {"image": _reference(values["image"], "image", mode)} if "image" in values else {}
     for name in {"mask", "content_mask"} & values.keys():
-        data = values[name] if isinstance(values[name], bytes) else _decoded(values[name], name)
-        images[name] = read_mask(data, name, opening.UPLOADS)
+        images[name] = _mask(values[name], name)
+    if masks := _several(values.get("style_masks")):
+        images["style_masks"] = [_mask(one, "style_masks") if one else None for one in masks]
     return images
+
+
+def _mask(value: Any, name: str) -> Reference:
+    return read_mask(value if isinstance(value, bytes) else _decoded(value, name), name, opening.UPLOADS)
 
 
 def _adapters(value: Any) -> Adapters:

@@ -22,8 +22,9 @@ from uso_jax.common.http import HttpAnswer, HttpError, HttpServer
 from uso_jax.images import decode, opening
 from uso_jax.images.reference import Reference
 from uso_jax.inference.about import About
+from uso_jax.inference.canvas import read_mask
 from uso_jax.inference.options import GenerationOptions
-from uso_jax.inference.pipeline import Result
+from uso_jax.inference.records import Result
 from uso_jax.inference.sampler import Progress
 
 _MAX_ANSWER = 256 << 20  # bytes
@@ -106,6 +107,7 @@ class ServiceClient:
         image: Any = None,
         mask: Any = None,
         content_mask: Any = None,
+        style_masks: Sequence[Any] | None = None,
         options: GenerationOptions | None = None,
     ) -> RemoteRequest:
         """Read the references of one image; a style may be the name of one that the server has.
@@ -119,8 +121,12 @@ class ServiceClient:
         send = lambda one: _encoded(Reference.of(one, opening.UPLOADS, options.reference_mode))
         values |= {"prompt": prompt, "content": list(map(send, contents))}
         values["styles"] = [one if isinstance(one, str) else send(one) for one in styles]
-        images = {"image": image, "mask": mask, "content_mask": content_mask}
-        values |= {name: send(one) for name, one in images.items() if one is not None}
+        values |= {} if image is None else {"image": send(image)}
+        send_mask = lambda one, name: _encoded(read_mask(one, name, opening.UPLOADS))
+        masks = {"mask": mask, "content_mask": content_mask}
+        values |= {name: send_mask(one, name) for name, one in masks.items() if one is not None}
+        if style_masks is not None:
+            values["style_masks"] = [None if one is None else send_mask(one, "style_masks") for one in style_masks]
         return RemoteRequest(values)
 
     def generate(

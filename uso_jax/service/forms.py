@@ -10,8 +10,8 @@ from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.inference.options import SPECS
 
-FILES = ("image", "mask", "content_mask", "content", "styles")
-_SEVERAL = ("image", "content", "styles")
+FILES = ("image", "mask", "content_mask", "content", "styles", "style_masks")
+_SEVERAL = ("image", "content", "styles", "style_masks")
 _NAME = re.compile(r"(\w+)(?:\[(.*)\])?", re.DOTALL)
 
 
@@ -48,7 +48,7 @@ def _into(texts: dict[str, Any], name: str, kind: type) -> Any:
 
 def _parsed(name: str, text: str) -> Any:
     """Return the value of a field that is not part of a list."""
-    if name in ("adapters", "content", "styles"):
+    if name in ("adapters", "content", "styles", "style_masks"):
         return untrusted.json(text, Any, name, remedy="write it as JSON") if text[:1] in ("[", "{") else [text]
     if name in SPECS and SPECS[name].kind.several and text[:1] == "[":
         return untrusted.json(text, Any, name, remedy="write it as JSON")

@@ -7,7 +7,8 @@ backward pass. A block is some queries with all keys in the forward pass, and so
 pass, so no softmax is split. Heads are processed one after another to keep a block in cache. No product has a
 transposed operand of the size of the weights, which would be a third slower in XLA on CPU.
 
-Shapes: b batch, l queries, s keys, n heads, k head width, h samples times heads, m tokens of a block.
+Shapes: b batch, l queries, s keys, n heads, k head width, w width of values, h samples times heads, m tokens of a
+block.
 """
 
 import jax
@@ -20,21 +21,23 @@ _BLOCK = 256
 def blockwise_attention(
     q: Float[Array, "b l n k"],
     k: Float[Array, "b s n k"],
-    v: Float[Array, "b s n k"],
+    v: Float[Array, "b s n w"],
     bias: Float[Array, "b s"] | None = None,
-) -> Float[Array, "b l n k"]:
-    """Compute attention in float32; `bias` is added to the logits of a key, -inf masks it."""
-    b, _, heads, width = q.shape
-    first = lambda x: x.astype(jnp.float32).swapaxes(1, 2).reshape(b * heads, -1, width)
+    *,
+    scale: float,
+) -> Float[Array, "b l n w"]:
+    """Compute attention in float32; `bias` is added to the scaled logits of a key, -inf masks it."""
+    b, _, heads, _ = q.shape
+    first = lambda x: x.astype(jnp.float32).swapaxes(1, 2).reshape(b * heads, -1, x.shape[-1])
     rows = None if bias is None else jnp.repeat(bias.astype(jnp.float32), heads, axis=0)
-    out = _attend(first(q * width**-0.5), first(k), first(v), rows)
-    return out.reshape(b, heads, -1, width).swapaxes(1, 2).astype(q.dtype)
+    out = _attend(first(q * scale), first(k), first(v), rows)
+    return out.reshape(b, heads, -1, v.shape[-1]).swapaxes(1, 2).astype(q.dtype)
 
 
 @jax.custom_vjp
 def _attend(
-    q: Float[Array, "h l k"], k: Float[Array, "h s k"], v: Float[Array, "h s k"], bias: Float[Array, "h s"] | None
-) -> Float[Array, "h l k"]:
+    q: Float[Array, "h l k"], k: Float[Array, "h s k"], v: Float[Array, "h s w"], bias: Float[Array, "h s"] | None
+) -> Float[Array, "h l w"]:
     return _forward(q, k, v, bias)[0]
 
 

@@ -9,8 +9,9 @@ gets segment ids, and cuDNN, which only supports a valid length, gets the keys s
 (attention does not depend on the order of keys).
 
 `key_bias` multiplies a key's weight in the softmax by exp(`key_bias`). XLA gets a row. Splash has no bias, so it gets
-an extra channel: 1 in every query, the bias in the key. cuDNN supports neither more than 128 channels nor a bias with
-one row, so XLA replaces it.
+an extra channel: 1 in every query, the bias in the key. A `PairBias` depends on the query too; its factors are extra
+channels of queries and keys for every kernel. cuDNN supports neither more than 128 channels nor a bias with one row, so
+XLA replaces it.
 
 On CPU, attention over many keys is blockwise (uso_jax.models.attention.cpu). Milliseconds on one AVX-512 core in
 float32, forward / forward and backward, 4 heads of 128 channels:
@@ -26,7 +27,7 @@ For encoders: 32 images with 8 heads of 64 channels, 16 with 16 of 64, 2 with 16
     blockwise   7.3 / 22.8    20.2 / 64.5   71.4 / 226    63.8 / 206
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +43,20 @@ _SMALL_MEMORY = {"TPU v4"}  # chips whose on-chip memory does not hold all keys 
 _MANY_KEYS = 128  # number of keys from which blockwise attention is faster on CPU
 
 
+class PairBias(NamedTuple):
+    """A bias of the logit of every pair of a query and a key: the sum over c of their products."""
+
+    queries: Float[Array, "b l c"]
+    keys: Float[Array, "b s c"]
+
+
 def attention(
     q: Float[Array, "b l n k"],
     k: Float[Array, "b s n k"],
     v: Float[Array, "b s n k"],
     key_valid: Bool[Array, "b s"] | None = None,
     key_bias: Float[Array, "b s"] | None = None,
+    pair_bias: PairBias | None = None,
     *,
     order: Int[Array, "b s"] | None = None,
     implementation: Implementation = "auto",
@@ -60,6 +69,7 @@ def attention(
       v: values.
       key_valid: False masks a key; every sample needs at least one valid key.
       key_bias: added to the logits of a key.
+      pair_bias: added to the logits of a query and a key; its numbers must be finite.
       order: `key_order`, where many layers share it.
       implementation: "auto" chooses by platform: splash on TPU, cuDNN on GPU, blockwise or XLA on CPU. So does "fused",
         for what `fuses` refuses.
@@ -68,10 +78,13 @@ def attention(
         implementation = {"tpu": "splash", "gpu": "cudnn", "cpu": on_cpu(q, k)}.get(platform(), "xla")
         if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
             implementation = "xla"  # cuDNN's fused kernel does not support float32
-    if implementation == "cudnn" and key_bias is not None:
+    if implementation == "cudnn" and (key_bias is not None or pair_bias is not None):
         implementation = "xla"
+    scale = q.shape[-1] ** -0.5
+    if pair_bias is not None:
+        q, k = _with_channels(q, pair_bias.queries / scale), _with_channels(k, pair_bias.keys)
     if implementation == "splash":
-        return splash_attention(q, k, v, key_valid, key_bias)
+        return splash_attention(q, k, v, key_valid, key_bias, scale=scale)
     if implementation == "cudnn":
         lengths = {}
         if key_valid is not None:
@@ -86,10 +99,20 @@ def attention(
     if implementation == "blockwise":
         if key_valid is not None:
             key_bias = jnp.where(key_valid, 0.0 if key_bias is None else key_bias, -jnp.inf)
-        return blockwise_attention(q, k, v, key_bias)
+        return blockwise_attention(q, k, v, key_bias, scale=scale)
     mask = None if key_valid is None else key_valid[:, None, None, :]
     bias = None if key_bias is None else key_bias[:, None, None, :].astype(jnp.float32)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
+    options = dict(bias=bias, mask=mask, scale=scale, implementation="xla")
+    if (more := q.shape[-1] - v.shape[-1]) == 0:
+        return jax.nn.dot_product_attention(q, k, v, **options)
+    padded = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))  # this function takes one width for all
+    return jax.nn.dot_product_attention(q, k, padded, **options)[..., : v.shape[-1]]
+
+
+def _with_channels(x: Float[Array, "b l n k"], more: Float[Array, "b l c"]) -> Float[Array, "b l n _"]:
+    """Append the same channels to every head."""
+    more = jnp.broadcast_to(more[:, :, None].astype(x.dtype), (*x.shape[:3], more.shape[-1]))
+    return jnp.concatenate([x, more], axis=-1)
 
 
 def key_order(key_valid: Bool[Array, "b s"] | None, implementation: Implementation) -> Int[Array, "b s"] | None:
@@ -99,13 +122,13 @@ def key_order(key_valid: Bool[Array, "b s"] | None, implementation: Implementati
     return jnp.argsort(~key_valid, axis=1, stable=True)
 
 
-def fuses(implementation: Implementation, width: int, key_bias: Array | None) -> bool:
-    """Return whether joint attention runs from projected tokens to merged heads (`attention.fused`).
+def fuses(implementation: Implementation, width: int, *biases: Array | PairBias | None) -> bool:
+    """Return whether joint attention runs from projected tokens to merged heads (`attention.fused`), without a bias.
 
     "auto" does so on TPU. "fused" does so everywhere; other platforms interpret the kernels, for tests.
     """
     on_tpu = platform() == "tpu"
-    if key_bias is not None or (on_tpu and width % _LANES):
+    if any(bias is not None for bias in biases) or (on_tpu and width % _LANES):
         return False
     return implementation == "fused" or (implementation == "auto" and on_tpu and device_kind() not in _SMALL_MEMORY)
 

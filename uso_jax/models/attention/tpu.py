@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention on TPU: JAX's splash kernel, sharded by samples and heads, with block sizes tuned per chip.
 
-Shapes: b batch, l queries, s keys, n heads, k head width.
+Shapes: b batch, l queries, s keys, n heads, k head width, w width of values.
 
 Padding to whole blocks happens here, so linear layers do not compute it. Invalid keys and padding are in a different
 segment than all queries. Splash has no bias, so `key_bias` is an extra channel: 1 in every query, the bias in the key.
@@ -45,17 +45,21 @@ _FEW_QUERIES = {"TPU v5 lite"}  # chips whose forward pass also splits queries i
 def splash_attention(
     q: Float[Array, "b l n k"],
     k: Float[Array, "b s n k"],
-    v: Float[Array, "b s n k"],
+    v: Float[Array, "b s n w"],
     key_valid: Bool[Array, "b s"] | None = None,
     key_bias: Float[Array, "b s"] | None = None,
     *,
+    scale: float | None = None,
     interpret: bool = False,
-) -> Float[Array, "b l n k"]:
+) -> Float[Array, "b l n w"]:
     """Compute attention like `dispatch.attention`; each device runs the kernel on its samples and heads.
 
-    With `interpret`, Pallas interprets the kernel on any platform.
+    Args:
+      q, k, v, key_valid, key_bias: see there.
+      scale: of the products of queries and keys; None: by the width of heads.
+      interpret: let Pallas interpret the kernel on any platform.
     """
-    q = q * q.shape[-1] ** -0.5  # the kernel does not scale
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)  # the kernel does not scale
     if key_bias is not None:
         q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], axis=-1)
         channel = jnp.broadcast_to(key_bias[:, :, None, None].astype(k.dtype), k[..., :1].shape)

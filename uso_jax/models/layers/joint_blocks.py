@@ -182,6 +182,7 @@ class Joint:
       pe: rotation angles of the block's tokens.
       key_valid: False masks a key. Keys are the block's tokens, then the kept ones; None: all valid.
       key_bias: added to the logits of a key; None: zeros.
+      pair_bias: added to the logits of a query and a key; None: zeros.
       tables: the rotation angles of the fused kernels; None: attention is not fused.
       order: the keys with the valid ones first, where a kernel needs it.
     """
@@ -189,17 +190,23 @@ class Joint:
     pe: Float[Array, "_ l 1 pairs 2"]
     key_valid: Bool[Array, "_ keys"] | None = None
     key_bias: Float[Array, "_ keys"] | None = None
+    pair_bias: dispatch.PairBias | None = None
     tables: tuple[Float[Array, "_ l k"], Float[Array, "_ l k"]] | None = None
     order: Int[Array, "_ keys"] | None = None
 
     @classmethod
     def build(
-        cls, config: JointConfig, pe: Array, key_valid: Array | None = None, key_bias: Array | None = None
+        cls,
+        config: JointConfig,
+        pe: Array,
+        key_valid: Array | None = None,
+        key_bias: Array | None = None,
+        pair_bias: dispatch.PairBias | None = None,
     ) -> "Joint":
         """Return what the blocks of a config share; what no block changes is computed here, outside of the scan."""
-        fused = dispatch.fuses(config.attention, config.head_dim, key_bias)
+        fused = dispatch.fuses(config.attention, config.head_dim, key_bias, pair_bias)
         order = dispatch.key_order(key_valid, config.attention)
-        return cls(pe, key_valid, key_bias, rotation_tables(pe) if fused else None, order)
+        return cls(pe, key_valid, key_bias, pair_bias, rotation_tables(pe) if fused else None, order)
 
     def attend(
         self, streams: Sequence[Projected], kept: KeysValues | None, config: JointConfig
@@ -217,7 +224,7 @@ class Joint:
         if kept is not None:
             k, v = jnp.concatenate([k, kept.keys], axis=1), jnp.concatenate([v, kept.values], axis=1)
         q = rotate(q, self.pe)
-        masks = (self.key_valid, self.key_bias)
+        masks = (self.key_valid, self.key_bias, self.pair_bias)
         out = dispatch.attention(q, k, v, *masks, order=self.order, implementation=config.attention)
         ends = np.cumsum([stream.qkv.shape[1] for stream in streams])
         return [_merge_heads(by_tokens(x)) for x in jnp.split(out, ends[:-1], axis=1)], own

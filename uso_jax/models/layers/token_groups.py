@@ -19,15 +19,17 @@ class TokenGroup(NamedTuple):
       ids: position ids [b or 1, l, a]; None: zeros.
       valid: [b or 1, l], False masks a token as a key; None: all valid.
       bias: [b or 1, l], added to the attention logits of a token as a key; None: zeros.
+      owner: [b or 1, l], the style that the token belongs to (`layers.regions`), from 1; 0 and None: to none.
     """
 
     tokens: Array
     ids: Array | None = None
     valid: Array | None = None
     bias: Array | None = None
+    owner: Array | None = None
 
 
-_DEFAULTS = {"ids": 0, "valid": True, "bias": 0}
+_DEFAULTS = {"ids": 0, "valid": True, "bias": 0, "owner": 0}
 
 
 def join_groups(groups: list[TokenGroup], field: str) -> Array | None:
