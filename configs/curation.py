@@ -28,7 +28,7 @@ def get_config(variant: str = "mini") -> CurationRunConfig:
     builders = {"mini": mini, "flux": flux}
     if variant not in builders:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(builders)}")
-    config = _uso().get_config({"flux": "flux_dev"}.get(variant, variant))
+    config = _uso().get_config({"mini": "mini32", "flux": "flux_dev"}[variant])
     return CurationRunConfig(**vars(replace(config, variant=f"curation_{variant}")), curation=builders[variant]())
 
 
@@ -61,7 +61,7 @@ def mini() -> CurationConfig:
             reference="content",
             prompts=dict(preserved="{caption}", shifted="{caption} in another place"),
         ),
-        score=ScoreConfig(weights="mini", subject="siglip_text", size=32),
+        score=ScoreConfig(weights="tests/mini32", subject="siglip_text", size=32),
         keep=KeepConfig(subject=0.36, judge=None),
     )
 

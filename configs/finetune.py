@@ -18,7 +18,7 @@ from dataclasses import replace
 from uso_jax.data import recognition
 from uso_jax.data.config import DataConfig
 from uso_jax.training.config import CheckpointConfig, HeldoutConfig, TrainConfig, override
-from uso_jax.training.stage import by_name
+from uso_jax.training.stage import LORA, by_name
 
 VARIANTS = {
     "mini": "the small USO in the package; minutes on two CPU cores",
@@ -98,6 +98,7 @@ def _adapters(config: TrainConfig, **changes) -> TrainConfig:
         config.stages["disentanglement"],
         name="adapters",
         data={},
+        train=LORA,
         content_dropout=0.1,
         style_dropout=0.1,
         reward=None,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ablations of USO's ideas on mini: the paper's Tables 3 and 4, and further questions.
+"""Ablations of USO's ideas on mini at 32 pixels: the paper's Tables 3 and 4, and further questions.
 
     python scripts/train.py --config configs/mini_ablations.py:full --config.seed=1 --workdir runs/full-1
 
@@ -54,7 +54,7 @@ def get_config(variant: str = "full") -> TrainConfig:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
     uso = _uso()
-    config = uso.get_config("mini")
+    config = uso.get_config("mini32")
     align, both = (replace(stage, reward=None) for stage in config.run_stages)
     steps = align.steps + both.steps
     changes = {"variant": f"mini_{variant}", "evaluation.num_triplets": 256, "evaluation.tables": uso.TABLES}

@@ -7,7 +7,7 @@
 
 Each run is packed into a weights directory, which scripts/curate.py reads (docs/curation.md):
 
-    cp -r uso_jax/mini/weights experts/stylize
+    cp -r tests/mini32 experts/stylize
     python -m convert pack runs/stylize --to experts/stylize
 """
 
@@ -50,7 +50,7 @@ def get_config(variant: str = "stylize") -> TrainConfig:
         stage = StageConfig(variant, **few, train=LORA, conditions=("content",), data=data)
     # No evaluation: its tables measure how a style is applied to a content image, which neither expert does.
     changes = dict(variant=f"mini_{variant}", run=(variant,), stages=by_name(stage), evaluation=None)
-    return replace(_uso().get_config("mini"), **changes)
+    return replace(_uso().get_config("mini32"), **changes)
 
 
 def _uso() -> types.SimpleNamespace:

@@ -4,6 +4,8 @@
 
     python scripts/train.py --config configs/mini_foundation.py         all of them, in order
     python scripts/train.py --config configs/mini_foundation.py:base    one of them
+    python scripts/train.py --config configs/mini_foundation.py:base64  then the base at 64 pixels
+    python scripts/train.py --config configs/mini_foundation.py:tower   and its style tower
 
 The base is trained in four stages and never sees a style image:
 
@@ -25,20 +27,20 @@ from uso_jax.training.model_config import ModelConfig
 from uso_jax.training.stage import StageConfig, by_name
 
 VARIANTS = {
-    "all": "all of the following except small, in order",
+    "all": "all of the following at 32 pixels, in order",
     "autoencoder": "FLUX.1's convolutional autoencoder",
     "siglip": "image and text towers, by the sigmoid loss",
     "csd": "style and content descriptors, by contrast",
     "judge": "a classifier of subjects and styles, to measure with",
     "base": "text encoders and transformer, in the stages look, base, tokens and guidance",
-    "small": "the base of the package's mini, trained further at 64 pixels by look, base and guidance",
+    "base64": "the base of tests/mini32, trained further at 64 pixels by look, base and guidance",
     "tower": "the style tower of the 64-pixel model, by the words for style images",
 }
 BASE = ("look", "base", "tokens", "guidance")
 RUNS = {
     "all": ("autoencoder", "siglip", "csd", "judge", *BASE),
     "base": BASE,
-    "small": ("look", "base", "guidance"),
+    "base64": ("look", "base", "guidance"),
     "tower": ("tower", "match"),
 }
 
@@ -54,11 +56,11 @@ def get_config(variant: str = "all") -> TrainConfig:
     uso = _uso()
     if variant == "tower":
         return _tower(uso)
-    pixels, weights = (64, "mini") if variant == "small" else (32, "")
+    pixels, weights = (64, "tests/mini32") if variant == "base64" else (32, "")
     config = TrainConfig(
         variant="mini_foundation" if variant == "all" else f"mini_{variant}",
         run=RUNS.get(variant, (variant,)),
-        model=_base_model(uso.MINI, weights),
+        model=_base_model(uso.MINI32, weights),
         data=uso.mini_data(pixels),
         stages=by_name(*_networks(pixels), *_base(pixels)),
         checkpoint=CheckpointConfig(every=1000, keep=2),
@@ -67,7 +69,7 @@ def get_config(variant: str = "all") -> TrainConfig:
             num_batches=8, batch_size=32, every=2000, grid_every=2000, num_steps=12, guidance=3.0, shift="flux"
         ),
     )
-    if variant == "small":  # the base is trained already, and learns larger images only
+    if variant == "base64":  # the base is trained already, and learns larger images only
         return override(config, {f"stages.{k}.steps": v for k, v in dict(look=1500, base=4000, guidance=1500).items()})
     return config
 
@@ -106,12 +108,12 @@ def _tower(uso: types.SimpleNamespace) -> TrainConfig:
         data=dict(tasks=dict(text=1.0), style_words=0.8, sentences=0.3),
         learning_rate=2e-3,
     )
-    transformer = replace(uso.SMALL.transformer, lora_rank=0)
+    transformer = replace(uso.MINI.transformer, lora_rank=0)
     fresh = ("projector", "siglip", "siglip_text")
     return TrainConfig(
         variant="mini_tower",
         run=("tower", "match"),
-        model=replace(uso.SMALL, transformer=transformer, fresh=fresh),
+        model=replace(uso.MINI, transformer=transformer, fresh=fresh),
         data=uso.mini_data(64),
         stages=by_name(tower, match),
         checkpoint=CheckpointConfig(every=500, keep=2),

@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pad-ranks", **pad)
 
     sub = command("verify", verify, "Compare every file of a weights directory with its SHA-256.")
-    sub.add_argument("directory", metavar="DIR", help='weights directory, "mini" or "small"')
+    sub.add_argument("directory", metavar="DIR", help='weights directory, or "mini"')
     sub.add_argument("--component", metavar="NAME", help="verify this component only")
     sub.add_argument(
         "--record",

@@ -27,7 +27,7 @@ def test_a_quota_of_nothing_is_refused(capsys):
 
 
 def test_built_in_weights_say_what_they_can_do_and_have_examples_of_that(tmp_path):
-    assert "32 x 32" in about("mini") and "64 x 64" in about("small") and about("/weights/mini") == ""
+    assert "64 x 64" in about("mini") and about("/weights/mini") == ""
     rows = write_examples(tmp_path / "mini", "mini")
     assert all(row[2] for row in rows)  # each has a content image: from text or a style alone mini draws smears
     assert {row[0] for row in write_examples(tmp_path / "uso", "uso")} >= {"text", "style", "subject", "several styles"}

@@ -31,10 +31,10 @@ def test_other_names_stay(name, tmp_path, monkeypatch):
     assert config_files.find(name) == name
 
 
-@pytest.mark.parametrize("name", ["uso:small", "uso.py:small", "configs/uso.py:small"])
+@pytest.mark.parametrize("name", ["uso:mini32", "uso.py:mini32", "configs/uso.py:mini32"])
 def test_packaged_configurations_load_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert uso_jax.load_config(name).variant == "small"
+    assert uso_jax.load_config(name).variant == "mini32"
 
 
 def test_the_default_variant_is_mini(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from absl import flags
 
 from uso_jax.common import config_flag, config_help, schema
 
-USO, FLUX = "configs/uso.py", "configs/uso.py:flux_dev"
+USO, FLUX = "configs/uso.py:mini32", "configs/uso.py:flux_dev"
 FEATURES = ("data.source=features", "data.features.train.path=f", "data.features.heldout.path=g")
 
 
@@ -95,7 +95,7 @@ def own_flags(monkeypatch):
             ],
         ),
         ("configs/uso.py:flux_dev_joint", [], "run", ("joint",)),
-        ("configs/uso.py:small", [], "model.weights", "small"),
+        ("configs/uso.py", [], "model.weights", "mini"),
         ("configs/mini_ablations.py:full", ["seed=3"], "seed", 3),
         ("configs/mini_experts.py:destylize", ["seed=3"], "variant", "mini_destylize"),
         ("configs/mini_foundation.py:base", ["model.weights=w"], "model.weights", "w"),
@@ -177,7 +177,7 @@ def test_help_of_a_command():
     run = forks.command("scripts/train.py", "--help")
     assert run.returncode == 0 and "--workdir" in run.stdout
     assert "--config = " in run.stdout and "--config.SETTING=VALUE" in run.stdout and "--verify" in run.stdout
-    for variant in ("mini", "small", "flux_dev", "flux_dev_joint", "klein", "klein_joint", "klein_lora"):
+    for variant in ("mini", "mini32", "flux_dev", "flux_dev_joint", "klein", "klein_joint", "klein_lora"):
         assert f"\n  {variant} " in run.stdout
 
 

@@ -33,7 +33,12 @@ def quiet():
 
 
 def config(**changes):
-    values = {"shard_size": 2, "stylize.weights": "mini", "stylize.batch_size": 4, "stylize.settings": {"num_steps": 1}}
+    values = {
+        "shard_size": 2,
+        "stylize.weights": str(tiny.MINI32),
+        "stylize.batch_size": 4,
+        "stylize.settings": {"num_steps": 1},
+    }
     curation = runpy.run_path(str(tiny.ROOT / "configs" / "curation.py"))["get_config"]("mini").curation
     return override(curation, values | changes)
 

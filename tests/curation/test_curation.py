@@ -43,7 +43,7 @@ def cheap_compilation(compiled):
 def config(**changes):
     values = {"score.batch_size": 4, "shard_size": 2, "limit": 0}
     for name in ("stylize", "destylize"):
-        values |= {f"{name}.weights": "mini", f"{name}.batch_size": 4, f"{name}.settings": dict(num_steps=1)}
+        values |= {f"{name}.weights": str(tiny.MINI32), f"{name}.batch_size": 4, f"{name}.settings": dict(num_steps=1)}
     vlm = dict(model="judge", backoff=0.001, timeout=0.2, tries=2, takes=2, threads=2)
     values |= {f"vlm.{name}": value for name, value in vlm.items()}
     values |= {path.replace("__", "."): value for path, value in changes.items()}

@@ -30,6 +30,7 @@ from uso_jax.training.preflight import check_values
 from uso_jax.training.stage import StageConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
+MINI32 = ROOT / "tests" / "mini32"  # mini at 32 pixels
 _USO = runpy.run_path(str(ROOT / "configs" / "uso.py"))
 # A sequence of 6 style, 5 text, 16 target and 16 content tokens.
 _SIZES = {
@@ -81,8 +82,8 @@ _SIZES = {
 
 
 def config(*run: str, changes: dict | None = None, **stage_changes) -> TrainConfig:
-    """Return a run of mini's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
-    config = _USO["get_config"]("mini")
+    """Return a run of mini32's stages or "joint"; `changes` are by dotted path, `stage_changes` are for every stage."""
+    config = _USO["get_config"]("mini32")
     stages = {**config.stages, "joint": StageConfig("joint")}
     return _small(dataclasses.replace(config, stages=stages), run, _SIZES | (changes or {}), stage_changes)
 

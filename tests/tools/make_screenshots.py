@@ -136,7 +136,7 @@ def main(folder: pathlib.Path, parts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         if "generate" in parts:
-            with served("--weights", "small", "--training", "off", folder=temporary) as address:
+            with served("--training", "off", folder=temporary) as address:
                 generate(browser, address, folder)
         if "train" in parts:
             images = pathlib.Path(temporary, "own")

@@ -28,18 +28,21 @@ COMPONENTS = {
 }
 
 
-@pytest.mark.parametrize("name", mini.SIZES)
+WEIGHTS = {"mini": mini.WEIGHTS, "mini32": tiny.MINI32}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_complete(name):
-    assert set(weights.components(mini.directory(name))) == COMPONENTS
+    assert set(weights.components(WEIGHTS[name])) == COMPONENTS
 
 
 def test_few_bytes():
-    files = [path for path in mini.FOLDER.rglob("*") if path.is_file()]
+    files = [path for folder in (mini.FOLDER, tiny.MINI32) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert (mini.FOLDER / "MODEL_CARD.md").is_file()
 
 
-@pytest.mark.parametrize("name", mini.SIZES)
+@pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("component", sorted(COMPONENTS))
 def test_sizes_are_those_of_the_configuration(component, name):
     config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](name)
@@ -48,13 +51,13 @@ def test_sizes_are_those_of_the_configuration(component, name):
         owner, inner = component_of(path)
         if owner == component:
             wanted[inner] = shape.shape
-    assert {path: shape.shape for path, shape in weights.shapes(mini.directory(name), component).items()} == wanted
+    assert {path: shape.shape for path, shape in weights.shapes(WEIGHTS[name], component).items()} == wanted
 
 
-@pytest.fixture(scope="module", params=mini.SIZES)
-def figures(request):
+@pytest.fixture(scope="module")
+def figures():
     """Judge the shipped adapters, and the same model without them, on subjects and styles that training never saw."""
-    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"](request.param)
+    config = runpy.run_path(str(tiny.ROOT / "configs" / "uso.py"))["get_config"]("mini")
     tables = {"main": config.evaluation.tables["main"]}
     config = override(config, {"evaluation.num_triplets": 64, "evaluation.tables": tables})
     system, mesh = USO(config.system), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -71,7 +74,7 @@ def figures(request):
 def test_targets_and_copies_are_judged_exactly(figures):
     assert figures["target"]["content_accuracy"] == figures["target"]["style_accuracy"] == 1.0
     assert figures["target"]["mse"] == 0.0
-    assert figures["target"]["judge_style_accuracy"] > 0.7  # of images of either size
+    assert figures["target"]["judge_style_accuracy"] > 0.7
     assert figures["copy_content"]["style_accuracy"] < 0.1 < 0.4 < figures["copy_style"]["style_accuracy"]
 
 
@@ -85,7 +88,7 @@ def test_the_content_stays(figures):
     assert figures["after"]["content_accuracy"] > figures["before"]["content_accuracy"] + 0.35
 
 
-@pytest.mark.parametrize(("name", "side"), [("mini", 32), ("small", 64)])
+@pytest.mark.parametrize(("name", "side"), [("mini", 64), (str(tiny.MINI32), 32)])
 def test_generates_out_of_the_box(name, side):
     image = USOPipeline.from_weights(name)("a heart, neon style, red on black", seed=1, num_steps=4).images[0]
     assert image.size == (side, side)

@@ -227,9 +227,9 @@ def test_recipes():
     ):
         assert reward.weights == {"csd_style": 1.0}
         assert (reward.num_steps, reward.first, reward.last, reward.guidance, reward.scale) == (25, 1, 10, 4.0, 1.0)
-    assert get("mini").run == ("style_alignment", "disentanglement")
-    for name in get("mini").run:
-        stage = get("mini").stages[name]
+    assert get("mini32").run == ("style_alignment", "disentanglement")
+    for name in get("mini32").run:
+        stage = get("mini32").stages[name]
         assert 0 < stage.reward.start < stage.steps
         rewards.check_names((*stage.reward.weights, *stage.reward.judges), "mini")
 

@@ -15,10 +15,9 @@ COLUMNS = ("prompt", "content", "style", "extra", "seed")  # after the task; nam
 
 
 # The built-in weights draw what a content image shows; from text or a style alone they draw its colours.
-_BUILT_IN = {"mini": 32, "small": 64}  # pixels of a side
 _ABOUT = """
-**{name} is a small model for trying the program out.** It was trained on drawings only: 96 simple subjects, such as
-fish, mushrooms and hearts, in 28 drawing styles, at {side} x {side} pixels. It redraws the subject of a **content
+**mini is a small model for trying the program out.** It was trained on drawings only: 96 simple subjects, such as
+fish, mushrooms and hearts, in 28 drawing styles, at 64 x 64 pixels. It redraws the subject of a **content
 image**, also in the style of a style image. It cannot draw photos, people, writing or scenes, and from text alone it
 draws colours but no recognisable subject. For such images load USO's own weights with `--weights DIR`.
 """
@@ -26,7 +25,7 @@ draws colours but no recognisable subject. For such images load USO's own weight
 
 def about(weights: str) -> str:
     """Return what built-in weights can do, as Markdown; "" for other weights."""
-    return _ABOUT.format(name=weights, side=_BUILT_IN[weights]) if weights in _BUILT_IN else ""
+    return _ABOUT if weights == "mini" else ""
 
 
 def write_examples(folder: pathlib.Path, weights: str) -> list[list]:
@@ -53,7 +52,7 @@ def write_examples(folder: pathlib.Path, weights: str) -> list[list]:
     dots = file("heart", look("halftone", red, cream, "red", "cream"))
     lines = file("star", look("engraving", black, cream, "black", "cream"))
     glass = file("leaf", look("stained glass", (0.2, 0.6, 0.3), cream, "green", "cream"))
-    if weights in _BUILT_IN:
+    if weights == "mini":
         return [
             ["subject", "a fish", fish, None, None, 1],
             ["subject", "a mushroom", mushroom, None, None, 2],

@@ -6,9 +6,11 @@
 
 Each row is NAME=PATTERN of workdirs that have a summary.json. --table selects a table of the runs, by default the main
 one; --stage selects the state after a stage, by default the last. The rows before, target and copies come from the
-first run. --perceptual adds LPIPS to the target and the Gram distance to the style image, computed on the images that
-each run keeps (pip install "uso_jax[perceptual]"). --sheet shows the images of each row's first run side by side,
---curves plots rewards and judges on held-out images over the steps that trained with a reward:
+first run. --intervals adds the gain of every row over the state before training, and the difference of every row to the
+first one, with 95 % bootstrap intervals over the held-out images. --perceptual adds LPIPS to the target and the Gram
+distance to the style image, computed on the images that each run keeps (pip install "uso_jax[perceptual]"). --sheet
+shows the images of each row's first run side by side, --curves plots rewards and judges on held-out images over the
+steps that trained with a reward:
 
     uso-compare "full=runs/full-*" --curves curves.png --sheet sheet.png --images 0,3,17
 """
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", metavar="NAME", help="state after this stage; default: the last")
     parser.add_argument("--figures", metavar="A,B,...", help="default: all figures of the first row")
     parser.add_argument("--perceptual", action="store_true", help="also LPIPS and Gram distance, after the last stage")
+    parser.add_argument("--intervals", action="store_true", help="also differences with 95 %% intervals over images")
     parser.add_argument("--sheet", metavar="FILE", help="PNG of held-out images, one column per row of the table")
     parser.add_argument(
         "--images",
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for name, values in known.items():
         print(f"| {name.replace('_', ' ')} | | {' | '.join(_cell([values.get(figure)]) for figure in figures)} |")
+    if args.intervals:
+        print("\n" + _intervals(rows, args.table or "main", figures))
     if args.sheet:
         contact_sheet.save(_sheet({name: runs[0] for name, runs in rows.items()}, args.table, args.images), args.sheet)
     if args.curves:
@@ -138,6 +143,25 @@ def _with_distances(rows: dict, found: dict, known: dict, table: str | None) -> 
             more = [judge.distances(_images(folder, table), "after") for folder, _ in runs]
         found[name] = [figures | distances for figures, distances in zip(found[name], more, strict=True)]
     return found, known
+
+
+def _intervals(rows: dict, table: str, figures: Sequence[str]) -> str:
+    """Return a table of the rows' gains over the state before training, and of differences to the first row."""
+    from uso_jax.evaluation import verdicts  # brings SciPy along
+
+    kept = {name: [verdicts.load(folder, table) for folder, _ in runs] for name, runs in rows.items()}
+    of = lambda name, row: [run[row] for run in kept[name]]
+    first, *others = kept
+    found = {f"{name} - before": verdicts.gains(of(name, "after"), of(name, "before")) for name in kept}
+    found |= {f"{name} - {first}": verdicts.gains(of(name, "after"), of(first, "after")) for name in others}
+    exact = [figure for figure in figures if all(figure in gains for gains in found.values())]
+    if not exact:
+        raise InputError(
+            f"--intervals knows no figure of {', '.join(figures)}; it has {', '.join(found[f'{first} - before'])}"
+        )
+    cell = lambda gain: f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+    lines = [f"| {name} | {' | '.join(cell(gains[figure]) for figure in exact)} |" for name, gains in found.items()]
+    return "\n".join([f"| 95 % over images | {' | '.join(exact)} |", f"|---|{'---|' * len(exact)}", *lines])
 
 
 def _images(folder: pathlib.Path, table: str | None) -> dict[str, np.ndarray]:

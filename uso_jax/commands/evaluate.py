@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, metavar="PIXELS", help="long side of images in place of the benchmark's; 0 takes any")
     add("--limit", type=_count, metavar="N", help="items of each subset (default: all)")
     add = by_name["generate"].add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" (default) or "small"')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
     add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add_adapter_flags(by_name["generate"])
     add_option_flags(by_name["generate"], ["num_steps", "guidance"])

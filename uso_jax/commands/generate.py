@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     flag = dict(nargs="?", const=True, default=False, type=BOOLEAN.parse, metavar="BOOL")
-    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default: %(default)s)')
     add("--prompt", help='description of the image; "" restyles the content image and keeps its layout')
     add("--image_paths", nargs="*", default=[], metavar="IMAGE", help='content image or "", then styles')
     add("--content_paths", nargs="*", default=[], metavar="IMAGE", help="further content images")

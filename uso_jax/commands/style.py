@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode = commands.add_parser("encode", help="encode style images to a style file")
     encode.add_argument("images", nargs="+", metavar="IMAGE", help="style images; the style has the tokens of each")
     encode.add_argument(
-        "--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)'
+        "--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default: %(default)s)'
     )
     encode.add_argument(
         "--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them"

@@ -9,7 +9,6 @@ import sys
 import jax
 from absl import app, flags
 
-from uso_jax import mini
 from uso_jax.commands import input_flags, verify_flag
 from uso_jax.common import compat, config_flag
 from uso_jax.common.errors import exit_cleanly
@@ -44,7 +43,7 @@ def _run(_) -> None:
     _JOIN()
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.run_stages)}.")
-    if config.variant in mini.SIZES:
+    if config.variant == "mini":
         print("The 12 B model: uso-train --config configs/uso.py:flux_dev (needs converted weights).")
     print(end="", flush=True)
     with peers.together():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags; `load_weights` reads them."""
     add = parser.add_argument
-    add("--weights", default="mini", metavar="DIR", help='weights directory, "mini" or "small" (default: %(default)s)')
+    add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default: %(default)s)')
     add_adapter_flags(parser)
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")
     add("--offload", action="store_true", help="keep networks in host memory while they are not running")

@@ -68,7 +68,7 @@ class USOPipeline:
         projector: str | pathlib.Path | None = None,
         merge: bool = True,
     ) -> "USOPipeline":
-        """Load a weights directory, or the packaged weights "mini" or "small".
+        """Load a weights directory, or the packaged weights "mini".
 
         Args:
           name: the directory.

@@ -204,9 +204,13 @@ class Table:
             found = self._learned(params, images[part], batch | {"t5_ids": np.stack(phrases)})
             learned.append({name: np.mean(value) for name, value in found.items()})
         figures = {name: float(np.mean([part[name] for part in learned])) for name in learned[0]}
-        exact = self.judge.per_image(images) if self.judge else {}
-        found = {name: float(np.mean(values)) for name, values in exact.items()} | figures | self._distances(images)
+        exact = {name: float(np.mean(values)) for name, values in self.verdicts(images).items()}
+        found = exact | figures | self._distances(images)
         return {name: value for name, value in found.items() if name not in self.unknown}
+
+    def verdicts(self, images: Images) -> dict[str, np.ndarray]:
+        """Return the exact figures of every image."""
+        return self.judge.per_image(images) if self.judge else {}
 
     def columns(self, made: Mapping[str, Images]) -> dict[str, Images]:
         """Return the columns of a contact sheet: references, the model's images, and targets."""

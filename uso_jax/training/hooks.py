@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from uso_jax.common import atomic_files
+from uso_jax.evaluation import verdicts
 from uso_jax.images import contact_sheet
 from uso_jax.params import Params
 from uso_jax.training.run import Run
@@ -155,7 +156,12 @@ def evaluate_after(run: Run, index: int, params: Params) -> None:
             file=sys.stderr,
         )
         return
-    columns = {name: table.columns(made[name]) for name, table in run.evaluation.tables.items()}
+    tables = run.evaluation.tables
+    verdicts.save(
+        run.workdir,
+        {name: {row: tables[name].verdicts(images) for row, images in rows.items()} for name, rows in made.items()},
+    )
+    columns = {name: table.columns(made[name]) for name, table in tables.items()}
     kept = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
     with atomic_files.beside(run.workdir / contact_sheet.COLUMNS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **kept)

@@ -39,7 +39,7 @@ class ModelConfig:
     judge: DrawingClassifierConfig | None = None  # classifier of drawings, where it is trained or judges
     rewards: Mapping[str, Any] = field(default_factory=dict)
     """Sizes of networks that only rewards and judges read, by name; loaded where a stage of the run names them."""
-    weights: str = ""  # weights directory; "mini", "small": in the package; "": random numbers
+    weights: str = ""  # weights directory; "mini": in the package; "": random numbers
     fresh: tuple[str, ...] = ()  # components that start from random numbers although the directory has them
     frozen_dtype: str = "float32"  # dtype of parameters that no stage trains
     quantization: str = ""

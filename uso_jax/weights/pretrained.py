@@ -103,7 +103,7 @@ class Pretrained:
 
     @classmethod
     def open(cls, name: str | pathlib.Path, dtype: str | None = None, adapted: Adapted | None = None) -> "Pretrained":
-        """Read the manifests of a weights directory, or of "mini" or "small", which come with the package.
+        """Read the manifests of a weights directory, or of "mini", which comes with the package.
 
         Without `dtype`, weights in float32 or float16 run in float32, all others in bfloat16. `adapted` is the
         directory with adapters; None: with those that it has, beside the transformer.

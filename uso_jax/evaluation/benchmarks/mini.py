@@ -113,7 +113,7 @@ BENCHMARK = Benchmark(
     ),
     options={
         "count": ("128", "items per task, of three tasks"),
-        "size": ("32", "image size in pixels"),
+        "size": ("64", "image size in pixels"),
         "seed": ("2025", "seed of the drawings"),
         "split": ("heldout", "split of the procedural source"),
     },
