@@ -14,6 +14,7 @@ from oracle_pipeline import open_pipeline, photo, pixels
 from PIL import Image
 
 from uso_jax import params, weights
+from uso_jax.commands import generate as generate_command
 from uso_jax.common.errors import InputError
 from uso_jax.inference import records, styles
 from uso_jax.inference.options import GenerationOptions
@@ -147,3 +148,22 @@ def test_a_saved_style_serves_both_families(pipe, tmp_path):
     foreign = dataclasses.replace(encoder.encode_style([ink]), tower="another")
     with pytest.raises(InputError, match="another SigLIP"):
         klein(**ask, styles=[foreign])
+
+
+def test_the_command_draws_what_the_pipeline_draws(pipe, tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for image, path in zip(contents(2), paths, strict=True):
+        image.save(path)
+    weights_flags = [
+        "--weights",
+        str(pipe.pretrained.directory),
+        "--save_path",
+        str(tmp_path / "made"),
+        "--no_compilation_cache",
+    ]
+    asked = ["--prompt", PROMPT, "--negative_prompt", "the snow", "--seed", "5", "--image_paths", *paths]
+    generate_command.main([*weights_flags, *asked])
+    (file,) = (tmp_path / "made").glob("*.png")
+    with Image.open(file) as made:
+        want = pipe(PROMPT, negative_prompt="the snow", contents=contents(2), seed=5)
+        np.testing.assert_array_equal(np.asarray(made), pixels(want)[0])
