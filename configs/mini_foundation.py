@@ -43,6 +43,15 @@ RUNS = {
     "base64": ("look", "base", "guidance"),
     "tower": ("tower", "match"),
 }
+_SAID = dict(
+    tasks=dict(text=1.5, subject=8.5),
+    style_words=0.95,
+    subject_words=0.3,
+    sentences=0.3,
+    same_look=0.02,
+    plain=0.1,
+    preserved=0.85,
+)
 
 
 def get_config(variant: str = "all") -> TrainConfig:
@@ -69,8 +78,10 @@ def get_config(variant: str = "all") -> TrainConfig:
             num_batches=8, batch_size=32, every=2000, grid_every=2000, num_steps=12, guidance=3.0, shift="flux"
         ),
     )
-    if variant == "base64":  # the base is trained already, and learns larger images only
-        return override(config, {f"stages.{k}.steps": v for k, v in dict(look=1500, base=4000, guidance=1500).items()})
+    if variant == "base64":  # the base is trained already, and learns larger images, sentences and more from text
+        both = {"look.steps": 1500, "base.steps": 8500, "guidance.steps": 1500}
+        both |= {"base.data": _SAID, "guidance.data": _SAID, "base.clip_cut": 0.9, "base.all_dropout": 0.05}
+        return override(config, {f"stages.{key}": value for key, value in both.items()})
     return config
 
 
