@@ -171,7 +171,7 @@ def _mini(
         stages=by_name(*run, *others),
         checkpoint=CheckpointConfig(every=500, keep=2),
         heldout=HeldoutConfig(num_batches=8, batch_size=32, grid_rows=6, num_steps=12, guidance=3.0, shift="flux"),
-        evaluation=EvaluationConfig(tables),
+        evaluation=EvaluationConfig(tables, num_triplets=64),
     )
 
 

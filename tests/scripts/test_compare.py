@@ -78,8 +78,8 @@ def test_intervals_pair_the_images_of_all_seeds(runs, capsys):
     before, right = np.zeros(100), np.arange(100) < 60
     made = {"full-0": right, "full-1": ~right, "bare-0": np.arange(100) < 20}
     for name, values in made.items():
-        rows = {"before": {"style": before}, "after": {"style": values.astype(float)}}
-        verdicts.save(runs / name, {"main": rows, "unseen": rows})
+        verdicts.save(runs / name, {"before": {"main": {"style": before}, "unseen": {"style": before}}})
+        verdicts.save(runs / name, {"after": {"main": {"style": values.astype(float)}}})
     compare([f"full={runs}/full-0", f"bare={runs}/bare-0", "--intervals", "--figures", "style"])
     *_, header, _, full, bare, difference = capsys.readouterr().out.splitlines()
     assert header == "| 95 % over images | style |"

@@ -8,6 +8,7 @@ far the choice of images matters, where the standard deviation over seeds says i
 """
 
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,15 @@ Verdicts = Mapping[str, Float[np.ndarray, " n"]]
 
 
 def save(workdir: pathlib.Path, found: Mapping[str, Mapping[str, Verdicts]]) -> None:
-    """Write verdicts by table and row."""
-    kept = {
+    """Write verdicts by row and table, beside those of other rows that the run has."""
+    try:
+        kept = _arrays(workdir)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        kept = {}  # no others, or damaged
+    kept |= {
         f"{table}/{row}/{figure}": values
-        for table, rows in found.items()
-        for row, verdicts in rows.items()
+        for row, tables in found.items()
+        for table, verdicts in tables.items()
         for figure, values in verdicts.items()
     }
     with atomic_files.beside(workdir / FILE) as temporary, temporary.open("wb") as file:
@@ -42,16 +47,20 @@ def load(workdir: pathlib.Path, table: str) -> dict[str, dict[str, np.ndarray]]:
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     try:
-        with np.load(workdir / FILE, allow_pickle=False) as kept:
-            for key in kept:
-                owner, row, figure = key.split("/")
-                if owner == table:
-                    found.setdefault(row, {})[figure] = kept[key]
-    except (OSError, ValueError) as error:
+        for key, values in _arrays(workdir).items():
+            owner, row, figure = key.split("/")
+            if owner == table:
+                found.setdefault(row, {})[figure] = values
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{workdir / FILE} cannot be read ({error}): run that training again") from error
     if not found:
         raise InputError(f"{workdir / FILE} has no verdicts of table {table!r}")
     return found
+
+
+def _arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(workdir / FILE, allow_pickle=False) as kept:
+        return {key: kept[key] for key in kept}
 
 
 def gains(after: Sequence[Verdicts], before: Sequence[Verdicts]) -> dict[str, dict[str, Any]]:

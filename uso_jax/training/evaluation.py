@@ -81,6 +81,10 @@ class Evaluation:
         """Return the figures of any images, by table."""
         return {name: self.tables[name].figures(params, images) for name, images in made.items()}
 
+    def verdicts(self, made: Mapping[str, Images]) -> dict[str, dict[str, np.ndarray]]:
+        """Return the exact figures of each of any images, by table."""
+        return {name: self.tables[name].verdicts(images) for name, images in made.items()}
+
     def baselines(self, params: Params) -> dict[str, dict[str, Figures]]:
         """Return, by table, the figures of the true targets and of either reference copied unchanged."""
         return {
@@ -154,6 +158,7 @@ class Table:
             height, width = self.batches[0]["target"].shape[1:3]
             self._styles = np.stack([cover(t.styles[0], (height, width)) for t in self.triplets])
         self.judge = None
+        self._last: tuple[Images, dict[str, np.ndarray]] | None = None
         if self.has_content:
             self.judge = Counterfactuals(source, self.triplets, styles=self.has_style)
         elif self.has_style:
@@ -196,7 +201,7 @@ class Table:
         return np.concatenate([np.asarray(self._sample(params, sharding.whole_batch(self.mesh, b))) for b in shown])
 
     def figures(self, params: Params, images: Images) -> Figures:
-        """Return the figures of any images, one per triplet."""
+        """Return the figures of any images, one image per triplet."""
         learned = []
         for number, batch in enumerate(self.batches):
             part = slice(number * len(batch["target"]), (number + 1) * len(batch["target"]))
@@ -209,8 +214,10 @@ class Table:
         return {name: value for name, value in found.items() if name not in self.unknown}
 
     def verdicts(self, images: Images) -> dict[str, np.ndarray]:
-        """Return the exact figures of every image."""
-        return self.judge.per_image(images) if self.judge else {}
+        """Return the exact figures of every image; those of the images that were judged last are kept."""
+        if self._last is None or self._last[0] is not images:
+            self._last = images, self.judge.per_image(images) if self.judge else {}
+        return self._last[1]
 
     def columns(self, made: Mapping[str, Images]) -> dict[str, Images]:
         """Return the columns of a contact sheet: references, the model's images, and targets."""

@@ -133,9 +133,13 @@ def evaluate_before(run: Run, params: Params) -> None:
             np.savez(file, **kept)
     known = run.evaluation.baselines(params)
     figures = run.evaluation.figures(params, before)
+    judged = {"before": run.evaluation.verdicts(before)}
     run.record.evaluation = {name: {"before": found} | known[name] for name, found in figures.items()}
     for name, found in run.evaluation.figures(params, told).items():
         run.record.evaluation[name]["told_in_words"] = found
+    judged["told_in_words"] = run.evaluation.verdicts(told)
+    if jax.process_index() == 0:
+        verdicts.save(run.workdir, judged)
 
 
 def evaluate_after(run: Run, index: int, params: Params) -> None:
@@ -156,12 +160,8 @@ def evaluate_after(run: Run, index: int, params: Params) -> None:
             file=sys.stderr,
         )
         return
-    tables = run.evaluation.tables
-    verdicts.save(
-        run.workdir,
-        {name: {row: tables[name].verdicts(images) for row, images in rows.items()} for name, rows in made.items()},
-    )
-    columns = {name: table.columns(made[name]) for name, table in tables.items()}
+    verdicts.save(run.workdir, {"after": run.evaluation.verdicts(after)})
+    columns = {name: table.columns(made[name]) for name, table in run.evaluation.tables.items()}
     kept = {f"{name}/{key}": images for name, found in columns.items() for key, images in found.items()}
     with atomic_files.beside(run.workdir / contact_sheet.COLUMNS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **kept)
