@@ -5,12 +5,13 @@
 import shutil
 
 import pytest
+import tiny
 
 from convert import recipes
 from convert.__main__ import main
 from convert.recipes import RECIPES
 from convert.releases import RELEASES
-from uso_jax import mini, weights
+from uso_jax import weights
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import folders
 
@@ -74,8 +75,8 @@ def test_too_little_space_is_said_before_anything_is_fetched(tmp_path, monkeypat
 
 
 def test_files_that_are_there_are_imported_and_components_kept(tmp_path, capsys):
-    """With mini's adapters and projector under the names of the released ones."""
-    main(["export", str(mini.directory("mini")), "--format", "uso", "--to", str(tmp_path / "files")])
+    """With mini32's adapters and projector under the names of the released ones."""
+    main(["export", str(tiny.MINI32), "--format", "uso", "--to", str(tmp_path / "files")])
     arguments = ["download", "uso", "--to", str(tmp_path / "w"), "--files", str(tmp_path / "files")]
     main(arguments)
     assert "local files" in capsys.readouterr().out

@@ -6,6 +6,7 @@ Scores are rewards of uso_jax.training.rewards: CSD and DINO for the released mo
 reference is compared with the caption instead. Thresholds are applied later, when triplets are selected.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -99,8 +100,10 @@ class Scorer:
 
     @functools.cached_property
     def _system(self) -> USO:
-        # Other components have mini's sizes, but are never allocated.
-        config = Pretrained.open("mini").system.with_networks(self._networks)
+        # Other components have mini's sizes, but are never allocated; a projector would ask for mini's own style tower.
+        known = Pretrained.open("mini").system
+        plain = dataclasses.replace(known, transformer=dataclasses.replace(known.transformer, projector=None))
+        config = plain.with_networks(self._networks)
         return USO(config, without=set(USO(config).structures) - set(self.components))
 
     def _network(self, name: str) -> Any:
