@@ -28,6 +28,8 @@ SMALL = [
     "--config.heldout.num_batches=1",
     "--config.heldout.batch_size=8",
     "--config.heldout.num_steps=2",
+    "--config.evaluation.num_triplets=8",
+    "--config.evaluation.batch_size=8",
 ]
 
 
