@@ -58,7 +58,7 @@ def test_from_a_folder_to_files(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     (image,) = (tmp_path / "images").glob("*.png")
     with Image.open(image) as made:
-        assert made.size == (32, 32)
+        assert made.size == (64, 64)
     assert list((tmp_path / "runs" / "mine" / "samples" / "own").glob("*.png"))
     files = {"dit_lora.safetensors", "lora.safetensors", "pytorch_lora_weights.safetensors"}
     assert files <= {file.name for file in (tmp_path / "adapter").iterdir()}
