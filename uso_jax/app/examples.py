@@ -49,18 +49,21 @@ def write_examples(folder: pathlib.Path, weights: str) -> list[list]:
     look = lambda name, fill, ground, *names: DrawingStyle(name, fill, ground, black, *names)
     fish = file("fish", look("plain", blue, cream, "blue", "cream"))
     mushroom = file("mushroom", look("plain", red, cream, "red", "cream"))
-    dots = file("heart", look("halftone", red, cream, "red", "cream"))
-    lines = file("star", look("engraving", black, cream, "black", "cream"))
-    glass = file("leaf", look("stained glass", (0.2, 0.6, 0.3), cream, "green", "cream"))
-    if weights == "mini":
+    if weights == "mini":  # styles that it knows
+        sticker = file("heart", look("sticker", (0.95, 0.5, 0.1), (0.98, 0.9, 0.2), "orange", "yellow"))
+        relief = file("star", look("emboss", (0.2, 0.6, 0.3), cream, "green", "cream"))
+        glow = file("leaf", look("glow", black, (0.3, 0.15, 0.1), "black", "brown"))
         return [
             ["subject", "a fish", fish, None, None, 1],
             ["subject", "a mushroom", mushroom, None, None, 2],
             ["subject, other colours", "", mushroom, None, None, 1],
-            ["style + subject, layout kept", "", mushroom, dots, None, 4],
-            ["style + subject, layout kept", "", fish, lines, None, 5],
-            ["several styles", "", mushroom, lines, glass, 7],
+            ["style + subject, layout kept", "", fish, sticker, None, 1],
+            ["style + subject, layout kept", "", mushroom, relief, None, 5],
+            ["several styles", "", mushroom, relief, glow, 7],
         ]
+    dots = file("heart", look("halftone", red, cream, "red", "cream"))
+    lines = file("star", look("engraving", black, cream, "black", "cream"))
+    glass = file("leaf", look("stained glass", (0.2, 0.6, 0.3), cream, "green", "cream"))
     return [
         ["text", "a picture of a fish", None, None, None, 1],
         ["subject", "a mushroom in another place", mushroom, None, None, 2],
