@@ -29,6 +29,7 @@ COMMANDS = {  # command -> arguments that start it from a checkout
     "uso-evaluate": ["scripts/evaluate.py"],
     "uso-plan": ["scripts/plan.py"],
     "uso-compare": ["scripts/compare.py"],
+    "uso-prefer": ["scripts/prefer.py"],
     "uso-doctor": ["-m", "uso_jax.commands.doctor"],
 }
 WIDTH = 100  # columns

@@ -14,7 +14,7 @@ LAYERS = (  # lowest first; a room may import those of lower layers only
     {"uso_jax.common", "uso_jax.flow", "uso_jax.mini"},
     {"uso_jax.params", "uso_jax.images", "uso_jax.hardware", "uso_jax.web"},
     {"uso_jax.data", "uso_jax.parallel", "uso_jax.vlm"},
-    {"uso_jax.models"},
+    {"uso_jax.models", "uso_jax.preferences"},
     {"uso_jax.weights"},
     {"uso_jax.inference", "convert"},
     {"uso_jax.service"},

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 COMMANDS = ("uso_jax.commands.generate", "uso_jax.commands.app", "uso_jax.commands.evaluate")
-COMMANDS += ("uso_jax.commands.style", "uso_jax.commands.compare", "convert.__main__")
+COMMANDS += ("uso_jax.commands.style", "uso_jax.commands.compare", "uso_jax.commands.prefer", "convert.__main__")
 
 
 def lacking(parser, where):

@@ -14,11 +14,11 @@ from training_runs import metrics
 
 import uso_jax.training.fit
 from uso_jax.common.errors import InputError
+from uso_jax.data.rollout_store import RolloutStore
 from uso_jax.training import black_boxes, rewards
 from uso_jax.training.checkpoints import Checkpoints
 from uso_jax.training.fit import fit
 from uso_jax.training.policy import PolicyConfig
-from uso_jax.training.rollout_store import RolloutStore
 from uso_jax.training.rollouts import Rollouts
 
 # Rounds of 8 images and two steps; a checkpoint every three, so that one lies inside a round.
@@ -98,7 +98,11 @@ def test_rounds_are_kept_with_images_and_scores(straight, scores):
         worth = np.array([row["advantage"] for row in found]).reshape(4, 2)
         np.testing.assert_allclose(worth.sum(axis=1), 0, atol=1e-6)
         with tarfile.open(workdir / f"rollouts/joint/{number:05d}.tar") as archive:
-            assert archive.getnames() == [f"{i}.png" for i in range(8)]
+            names = archive.getnames()
+        assert names[:8] == [f"{i}.png" for i in range(8)]
+        known = [f"{i}.{kind}.png" for i in range(0, 8, 2) for kind in ("content", "style_0")]
+        assert set(names[8:]) <= set(known) and len(names) > 8
+        assert {row["request"] for row in found} == {0, 2, 4, 6} and all("prompt" in row for row in found[::2])
 
 
 @pytest.mark.slow
@@ -185,7 +189,7 @@ def test_grpo_begins_with_the_density_of_its_roll_outs(tmp_path):
 def kept(folder, scores=(1.0, np.nan)):
     store = RolloutStore(folder)
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    store.write(0, images, np.array([[0, 7], [0, 7]]), {"a": np.array(scores)}, np.array([0.5, 0.0]), with_images=False)
+    store.write(0, images, np.array([[0, 7], [0, 7]]), {"a": np.array(scores)}, np.array([0.5, 0.0]), requests=[])
     return store, images
 
 

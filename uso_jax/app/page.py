@@ -9,6 +9,7 @@ import contextlib
 import html
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ import gradio as gr
 from uso_jax.app import examples
 from uso_jax.app.actions import Actions, show_errors
 from uso_jax.app.form import Form
+from uso_jax.app.preference_page import Comparisons, PreferencePage
 from uso_jax.app.trainer import Trainer
 from uso_jax.app.training_page import TrainingPage
 
@@ -58,29 +60,34 @@ class _Page(gr.Blocks):
             ) from error
 
 
-def build_page(actions: Actions | None, trainer: Trainer | None, images: pathlib.Path) -> gr.Blocks:
+def build_page(
+    actions: Actions | None, trainer: Trainer | None, images: pathlib.Path, comparisons: Comparisons | None = None
+) -> gr.Blocks:
     """Lay out the page and connect its events.
 
     Args:
       actions: of the part that generates; None: there is none.
       trainer: of the part that trains; None: there is none.
       images: folder of the files that the page may show.
+      comparisons: of the part for preferences; None: there is none.
     """
+    parts: dict[str, Callable[[], object]] = {}
+    if actions is not None:
+        parts["Images"] = lambda: _lay_out_generation(actions, page)
+    if trainer is not None:
+        parts["Training"] = lambda: TrainingPage(trainer, images, page)
+    if comparisons is not None:
+        parts["Preferences"] = lambda: PreferencePage(comparisons, images, page)
     with _Page(title="USO", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         weights = ""
         if actions is not None:
             about = actions.pipe.about
             weights = f" Weights: {html.escape(about.name)}, {about.dtype}."
         gr.Markdown(f"# USO\nAny subject in any style.{weights}")
-        with contextlib.ExitStack() as parts:
-            if actions is not None and trainer is not None:
-                parts.enter_context(gr.Tabs())
-            if actions is not None:
-                with gr.Tab("Images") if trainer is not None else contextlib.nullcontext():
-                    _lay_out_generation(actions, page)
-            if trainer is not None:
-                with gr.Tab("Training") if actions is not None else contextlib.nullcontext():
-                    TrainingPage(trainer, images, page)
+        with gr.Tabs() if len(parts) > 1 else contextlib.nullcontext():
+            for title, lay_out in parts.items():
+                with gr.Tab(title) if len(parts) > 1 else contextlib.nullcontext():
+                    lay_out()
     for event in page.fns.values():  # those of gr.Examples too: gradio answers errors outside the queue with status 500
         event.queue = True
     return page

@@ -22,6 +22,7 @@ from uso_jax.app.actions import Actions
 from uso_jax.app.guard import Guard
 from uso_jax.app.page import build_page
 from uso_jax.app.painter import Painter
+from uso_jax.app.preference_page import Comparisons
 from uso_jax.app.trainer import Trainer
 from uso_jax.inference.style_library import StyleLibrary
 from uso_jax.service.client import ServerStyles, ServiceClient
@@ -45,6 +46,7 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     upload_quota: int = UPLOAD_QUOTA,
     trainer: Trainer | None = None,
+    comparisons: Comparisons | None = None,
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -56,6 +58,7 @@ def serve(
       allowed_hosts: names by which browsers may call the server, besides those of this machine.
       upload_quota: megabytes that one client may upload within some hours.
       trainer: trains; None: the page has no such part.
+      comparisons: pairs of images to judge; None: the page has no such part.
 
     Raises:
       InputError: the address cannot be used.
@@ -63,7 +66,7 @@ def serve(
     with listening(host, port, FIRST_PORT) as listener, _folders() as (uploads, images):
         saved = ServerStyles(pipe) if isinstance(pipe, ServiceClient) else StyleLibrary(style_folder)
         actions = None if pipe is None else Actions(pipe, saved, images)
-        page = build_page(actions, trainer, images)
+        page = build_page(actions, trainer, images, comparisons)
         page.queue(max_size=MAX_WAITING)
         page.state_session_capacity = MAX_SESSIONS
         page.has_launched = page.is_running = True  # otherwise gradio does not check the paths that browsers name

@@ -84,6 +84,14 @@ def compare() -> None:
     compare.main()
 
 
+def prefer() -> None:
+    """Run `uso-prefer`."""
+    keep_memory()
+    from uso_jax.commands import prefer
+
+    prefer.main()
+
+
 def doctor() -> None:
     """Run `uso-doctor`."""
     from uso_jax.commands import doctor

@@ -6,26 +6,20 @@ Scores are rewards of uso_jax.training.rewards: CSD and DINO for the released mo
 reference is compared with the caption instead. Thresholds are applied later, when triplets are selected.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from uso_jax import mini, weights
 from uso_jax.common.errors import BadExample, InputError
 from uso_jax.curation.config import CurationConfig
 from uso_jax.curation.store import Folder, Made
 from uso_jax.images import decode
-from uso_jax.models.components import by_component
-from uso_jax.models.uso import USO, to_float
+from uso_jax.models.uso import to_float
 from uso_jax.models.uso_config import USOConfig
-from uso_jax.params import Params
 from uso_jax.training import rewards
-from uso_jax.weights import manifest_configs, pretrained
-from uso_jax.weights.pretrained import Pretrained
+from uso_jax.training.reward_networks import RewardNetworks
 
 
 class Scorer:
@@ -35,16 +29,12 @@ class Scorer:
         self.config = config.score
         self.names = {"style": self.config.style, "subject": self.config.subject}
         self.reads_captions = rewards.REWARDS[self.config.subject].needs == ("prompt",)
-        self.components = sorted(rewards.components(self.names.values()))
-        self.directory = mini.directory(self.config.weights)
+        self.networks = RewardNetworks(self.config.weights, self.names.values())
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the scores: rewards, weight fingerprints and image size."""
-        for name in self.components:
-            weights.manifest(self.directory, name)  # raises a clear error if a network is missing
-        found = {name: pretrained.fingerprint(self.directory / name) for name in self.components}
-        return {"rewards": self.names, "weights": found, "size": self.config.size}
+        return {"rewards": self.names, "weights": self.networks.fingerprints(), "size": self.config.size}
 
     def make_shard(self, folder: Folder, shard: int) -> Made:
         """Score one shard. Returns one row per candidate, and no images."""
@@ -79,54 +69,32 @@ class Scorer:
         if self.reads_captions:
             tokens = [self._base.tokenize(caption) for _, _, caption in filled]
             batch |= {name: np.stack([one[name] for one in tokens]) for name in tokens[0]}
-        found = jax.device_get(self._score(self._params, batch))
+        found = jax.device_get(self._score(self.networks.params, batch))
         of = lambda i: {name: round(float(found[reward][i]), 5) for name, reward in self.names.items()}
         return [{"number": number} | of(i) for i, (number, _, _) in enumerate(waiting)]
 
     @functools.cached_property
-    def _networks(self) -> dict[str, Any]:
-        return {name: self._network(name) for name in self.components}
-
-    @functools.cached_property
     def _base(self) -> USOConfig:
         """The system whose tokenizers read captions."""
-        config = Pretrained.open(self.config.weights).system.with_networks(self._networks)
+        config = self.networks.base
         if missing := set(rewards.REWARDS[self.config.subject].tokens) - config.token_counts().keys():
             raise InputError(
                 f"config.curation.score: {self.config.subject} reads {' and '.join(missing)}, which the base model of"
-                f" {self.directory} does not have; choose another subject reward"
+                f" {self.networks.directory} does not have; choose another subject reward"
             )
         return config
 
     @functools.cached_property
-    def _system(self) -> USO:
-        # Other components have mini's sizes, but are never allocated; a projector would ask for mini's own style tower.
-        known = Pretrained.open("mini").system
-        plain = dataclasses.replace(known, transformer=dataclasses.replace(known.transformer, projector=None))
-        config = plain.with_networks(self._networks)
-        return USO(config, without=set(USO(config).structures) - set(self.components))
-
-    def _network(self, name: str) -> Any:
-        return manifest_configs.build(name, weights.manifest(self.directory, name)["config"])
-
-    @functools.cached_property
-    def _params(self) -> Params:
-        params: Params = {}
-        for name, paths in by_component(self._system.shapes).items():
-            shape = lambda path: jax.ShapeDtypeStruct(self._system.shapes[path].shape, jnp.float32)
-            loaded = weights.load(self.directory, name, {inner: shape(path) for inner, path in paths.items()})
-            params |= {paths[inner]: value for inner, value in loaded.items()}
-        return params
-
-    @functools.cached_property
     def _score(self):
+        system = self.networks.system
+
         def score(params, batch):
             found = {}
             for name, shown in zip(
                 self.names.values(), ("target", "content" if self.reads_captions else "target"), strict=True
             ):
-                described = rewards.describe(self._system, params, [name], batch)
-                found |= rewards.score(self._system, params, to_float(batch[shown]), described)
+                described = rewards.describe(system, params, [name], batch)
+                found |= rewards.score(system, params, to_float(batch[shown]), described)
             return found
 
         return jax.jit(score)

@@ -26,7 +26,7 @@ from uso_jax.data.storage import urls
 from uso_jax.models.families import FAMILIES
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
-from uso_jax.training import black_boxes, loggers, precompute, rewards
+from uso_jax.training import black_boxes, loggers, precompute, preference, rewards
 from uso_jax.training.config import TrainConfig
 from uso_jax.training.init import QUANTIZED, check_weights
 from uso_jax.training.objectives import OBJECTIVES
@@ -58,6 +58,7 @@ def checks_of_networks(config: TrainConfig, mesh: Mesh, system: USO) -> dict[str
     def check_stored() -> None:
         trained = set().union(*(stage.lr_multipliers(system.shapes) for stage in config.run_stages))
         check_weights(config, system.shapes, trained)
+        check_scorers(config)
 
     return {
         "mesh": lambda: check_mesh(config, mesh),
@@ -148,9 +149,9 @@ def _check_scores(config: TrainConfig, stage: StageConfig) -> None:
     where = f"stage {stage.name!r}, {'reward' if stage.policy is None else 'policy'}"
     rewards.check_names(stage.scored.names, where)
     for name in stage.scored.names:
-        if missing := set(rewards.REWARDS[name].needs) & set(CONDITIONS) - set(stage.conditions):
+        if missing := set(rewards.get(name).needs) & set(CONDITIONS) - set(stage.conditions):
             raise InputError(f"{where}: {name} needs the {' and '.join(missing)} condition, which the stage lacks")
-        if missing := set(rewards.REWARDS[name].tokens) - config.system.token_counts().keys():
+        if missing := set(rewards.get(name).tokens) - config.system.token_counts().keys():
             raise InputError(f"{where}: {name} reads {' and '.join(missing)}, which this base model does not have")
     if lacks := sorted(name for name in rewards.components(stage.scored.names) if not config.system.has(name)):
         raise InputError(f"{where}: needs {', '.join(lacks)}, but config.model.rewards has no sizes of it")
@@ -183,6 +184,18 @@ def _check_policy(config: TrainConfig, stage: StageConfig, where: str) -> None:
             )
         if name in QUESTIONS:
             extras.require("eval")
+
+
+def check_scorers(config: TrainConfig) -> None:
+    """Raise InputError if a scorer of preferences was fitted with other networks than the run loads."""
+    if not config.model.weights:
+        return
+    directory = mini.directory(config.model.weights)
+    stored = set(weights.components(directory)) - set(config.model.fresh)
+    names = {name for stage in config.run_stages if stage.scored is not None for name in stage.scored.names}
+    for name in sorted(names):
+        if name.startswith(rewards.PREFERENCE):
+            preference.check_networks(name.removeprefix(rewards.PREFERENCE), directory, stored)
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:

@@ -11,6 +11,7 @@ networks of the model, which have no training mode: no dropout, no batch statist
 
     rewards.add("brightness", rewards.Reward(score=brightness))
 
+The name "preference:FILE" is that of a scorer that was fitted to what people prefer (uso_jax.training.preference).
 Images are floats, nominally in [-1, 1]; every reward resizes, crops and normalises them as its metric does.
 Shapes: b batch, h w pixels, n style images, d channels of a vector.
 """
@@ -45,6 +46,7 @@ class Reward:
         list of such arrays, or None.
       components: names of the weights components that both read.
       tokens: token ids that `describe` reads, by their names in batches.
+      embed: (system, params, images) -> a unit vector per sample, where the score is its product with `describe`'s.
       needs: what a sample must have to be scored, of "style", "content", "prompt", "style_label", "subject_label".
     """
 
@@ -53,9 +55,11 @@ class Reward:
     components: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    embed: Callable[[USO, Params, Any], Any] | None = None
 
 
 REWARDS: dict[str, Reward] = {}
+PREFERENCE = "preference:"  # before the file of a fitted scorer
 
 
 def add(name: str, reward: Reward) -> None:
@@ -71,18 +75,35 @@ def add(name: str, reward: Reward) -> None:
     REWARDS[name] = reward
 
 
+def get(name: str) -> Reward:
+    """Return the reward of a name.
+
+    Raises:
+      InputError: there is none, or the file of a fitted scorer cannot be read.
+    """
+    if name.startswith(PREFERENCE):
+        from uso_jax.training import preference  # it builds on rewards
+
+        return preference.reward(name.removeprefix(PREFERENCE))
+    if name not in REWARDS:
+        raise InputError(f"unknown reward {name!r}; known are {', '.join(REWARDS)}, {PREFERENCE}FILE")
+    return REWARDS[name]
+
+
 def check_names(names: Iterable[str], where: str) -> None:
     """Raise InputError for a name that is no reward; `where` begins the message."""
     for name in names:
-        if name not in REWARDS:
-            raise InputError(f"{where}: unknown reward {name!r}; known are {', '.join(REWARDS)}")
+        try:
+            get(name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def components(names: Iterable[str]) -> set[str]:
     """Return the names of the weights components that some rewards read."""
     names = tuple(names)
     check_names(names, "rewards")
-    return {component for name in names for component in REWARDS[name].components}
+    return {component for name in names for component in get(name).components}
 
 
 def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def describe(system: USO, params: Params, names: Iterable[str], batch: Batch) ->
     """
     if "txt" in batch:
         return {name: _unpack_described(batch, name) for name in names}
-    return jax.lax.stop_gradient({name: REWARDS[name].describe(system, params, batch) for name in names})
+    return jax.lax.stop_gradient({name: get(name).describe(system, params, batch) for name in names})
 
 
 def pack_described(described: Mapping[str, Any]) -> dict[str, Array]:
@@ -113,7 +134,7 @@ def _unpack_described(batch: Batch, name: str) -> Any:
 
 def score(system: USO, params: Params, images: Images, described: Mapping[str, Any]) -> dict[str, Scores]:
     """Return every described reward of a batch of images, by name."""
-    return {name: REWARDS[name].score(system, params, images, what) for name, what in described.items()}
+    return {name: get(name).score(system, params, images, what) for name, what in described.items()}
 
 
 def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Array, " b"]]:
@@ -121,7 +142,7 @@ def valid(system: USO, names: Iterable[str], batch: Batch) -> dict[str, Bool[Arr
     found = {}
     for name in names:
         found[name] = jnp.ones(batch["style_valid"].shape[0], bool)
-        for need in REWARDS[name].needs:
+        for need in get(name).needs:
             found[name] &= _PRESENT[need](system, batch)
     return found
 
@@ -144,8 +165,12 @@ _PRESENT: dict[str, Callable[[USO, Batch], Bool[Array, " b"]]] = {
 }
 
 
-def _product(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Scores:
-    return jnp.sum(x * y, axis=-1)
+def _cosine(
+    embed: Callable[[USO, Params, Images], Any], describe: Callable[[USO, Params, Batch], Any], **more
+) -> Reward:
+    """Return the reward that compares unit vectors of images and of references; `more` are its other attributes."""
+    score = lambda system, params, images, other: jnp.sum(embed(system, params, images) * other, axis=-1)
+    return Reward(score=score, describe=describe, embed=embed, **more)
 
 
 def _styles(system: USO, params: Params, batch: Batch, embed: Callable[[USO, Params, Images], Any]) -> Any:
@@ -170,9 +195,9 @@ def _csd(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
 
 add(
     "csd_style",  # cosine of CSD's style vectors: the paper's reward and metric
-    Reward(
-        score=lambda system, params, images, style: _product(_csd(system, params, images), style),
-        describe=lambda system, params, batch: unit(_styles(system, params, batch, _csd)),
+    _cosine(
+        _csd,
+        lambda system, params, batch: unit(_styles(system, params, batch, _csd)),
         components=("csd",),
         needs=("style",),
     ),
@@ -215,9 +240,9 @@ def _dino(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
 
 add(
     "dino_content",  # cosine of DINO's class tokens
-    Reward(
-        score=lambda system, params, images, content: _product(_dino(system, params, images), content),
-        describe=lambda system, params, batch: _dino(system, params, to_float(batch["content"])),
+    _cosine(
+        _dino,
+        lambda system, params, batch: _dino(system, params, to_float(batch["content"])),
         components=("dino",),
         needs=("content",),
     ),
@@ -231,18 +256,18 @@ def _clip(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
 
 add(
     "clip_content",  # CLIP-I: cosine of CLIP's image embeddings
-    Reward(
-        score=lambda system, params, images, content: _product(_clip(system, params, images), content),
-        describe=lambda system, params, batch: _clip(system, params, to_float(batch["content"])),
+    _cosine(
+        _clip,
+        lambda system, params, batch: _clip(system, params, to_float(batch["content"])),
         components=("clip_model",),
         needs=("content",),
     ),
 )
 add(
     "clip_text",  # CLIP-T: cosine of CLIP's image and text embeddings
-    Reward(
-        score=lambda system, params, images, text: _product(_clip(system, params, images), text),
-        describe=lambda system, params, batch: system.module(params, "clip_model").embed_texts(batch["clip_ids"]),
+    _cosine(
+        _clip,
+        lambda system, params, batch: system.module(params, "clip_model").embed_texts(batch["clip_ids"]),
         components=("clip_model",),
         needs=("prompt",),
         tokens=("clip_ids",),
@@ -257,9 +282,9 @@ def _siglip(system: USO, params: Params, images: Images) -> Float[Array, "b d"]:
 
 add(
     "siglip_text",  # cosine of SigLIP's image and text vectors; mini has it in place of CLIP
-    Reward(
-        score=lambda system, params, images, text: _product(_siglip(system, params, images), text),
-        describe=lambda system, params, batch: unit(system.module(params, "siglip_text")(batch["t5_ids"])),
+    _cosine(
+        _siglip,
+        lambda system, params, batch: unit(system.module(params, "siglip_text")(batch["t5_ids"])),
         components=("siglip", "siglip_text"),
         needs=("prompt",),
         tokens=("t5_ids",),

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from uso_jax.common import progress
 from uso_jax.data.iterator import StreamIterator
+from uso_jax.data.rollout_store import Request, RolloutStore
 from uso_jax.models.uso import USO, Batch, to_float
 from uso_jax.parallel import sharding
 from uso_jax.params import Params
@@ -28,7 +29,6 @@ from uso_jax.training.black_boxes import Wanted
 from uso_jax.training.objectives import POLICIES, flow_matching
 from uso_jax.training.policy import ADVANTAGES, COUNTED
 from uso_jax.training.questions import QUESTIONS
-from uso_jax.training.rollout_store import RolloutStore
 from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState
 
@@ -117,7 +117,8 @@ class Rollouts:
         own = _own_rows(n // policy.group)
         worth, counted = worth[own].reshape(-1), counted[own].reshape(-1)
         if kept is None:
-            self.store.write(self.round, images, rows, found, worth, with_images=policy.keep_images)
+            requests = self._requests(examples, rows) if policy.keep_images else []
+            self.store.write(self.round, images, rows, found, worth, requests)
         self._tell(gathered, counted)
         float32 = lambda values: values.astype(np.float32)
         needed = {name: value for name, value in made.items() if is_for_training(name)}
@@ -143,6 +144,20 @@ class Rollouts:
         for name in others:
             with progress.phase(f"scoring by {name}"):
                 found[name] = black_boxes.score(name, images, wanted, self._ask)
+        return found
+
+    def _requests(self, examples: Arrays, rows: np.ndarray) -> list[Request]:
+        """Return what each group was generated for; of precomputed examples nothing is known."""
+        every = self.stage.policy.group
+        if "txt" in examples:
+            return [Request() for _ in rows[::every]]
+        found = []
+        for i, row in enumerate(rows[::every].tolist()):
+            example = {name: value[i * every] for name, value in examples.items()}
+            has = {name: name in example and name in self.stage.conditions for name in ("content", "style")}
+            content = example["content"] if has["content"] and example["content_valid"] else None
+            styles = list(example["style"][example["style_valid"]]) if has["style"] else []
+            found.append(Request(self._wanted(*row).triplet.prompt, content, styles))
         return found
 
     def _wanted(self, source: int, index: int) -> Wanted:
