@@ -87,7 +87,7 @@ def page(server):
 @pytest.mark.slow
 def test_buttons_and_keys(server, page):
     kept = lambda: [verdict.better for verdict in Verdicts(server.folder).read()]
-    told = lambda number: page.wait_for_selector(f"#prefer_status >> text={number} pairs are judged")
+    told = lambda number: page.wait_for_selector(f"#prefer_status >> text=Pairs judged: {number},")
     page.wait_for_selector("#prefer_image_left img")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     sides = [page.locator(f"#prefer_image_{side} img").bounding_box() for side in ("left", "right")]

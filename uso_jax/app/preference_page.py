@@ -114,7 +114,7 @@ class PreferencePage:
         with gr.Row(elem_id="prefer_buttons"):
             self.buttons = {
                 better: gr.Button(
-                    title, variant="secondary" if better == "neither" else "primary", interactive=False, min_width=100,
+                    title, variant="secondary" if better == "neither" else "primary", interactive=False, min_width=80,
                     elem_id=f"prefer_{better}",
                 )
                 for better, title in BUTTONS.items()
@@ -162,7 +162,7 @@ class PreferencePage:
             gr.Button(interactive=bool(state.choices))
         ]
         kept = len(self.comparisons.verdicts.read())
-        told = f"{kept} pairs are judged, {len(state.choices)} of them on this page."
+        told = f"Pairs judged: {kept}, on this page: {len(state.choices)}."
         if pair is None:
             status = f"<p>{told} <b>All pairs are judged.</b> A run that goes on makes more.</p>"
             return [state, "", None, None, "", None, None, status, *buttons]

@@ -16,7 +16,7 @@ from uso_jax.common.errors import InputError
 from uso_jax.flow import Shift
 from uso_jax.vlm.config import VlmConfig
 
-METHODS = ("nft", "grpo")
+METHODS = ("nft", "awm", "grpo")
 COMBINATIONS = ("parts", "sum", "product")
 SPREADS = ("round", "group")
 ADVANTAGES, COUNTED = "rollout_advantages", "rollout_counted"
@@ -25,7 +25,7 @@ ADVANTAGES, COUNTED = "rollout_advantages", "rollout_counted"
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Roll-outs, how scores become advantages, and the loss (uso_jax.training.objectives.nft and .grpo)."""
+    """Roll-outs, how scores become advantages, and the loss (uso_jax.training.objectives.nft, .awm and .grpo)."""
 
     method: str = "nft"  # one of METHODS
     weights: Mapping[str, float] = field(default_factory=lambda: {"csd_style": 1.0})
@@ -47,7 +47,7 @@ class PolicyConfig:
     beta: float = 1.0  # how far the implicit policies lie from the old one
     noise: float = 0.7  # strength of the noise in stochastic steps, for "grpo"
     window: tuple[int, int] = (1, 2)  # first stochastic step and their number, for "grpo"
-    ratio_clip: float = 1e-4  # how far the ratio of densities may leave 1, for "grpo"
+    ratio_clip: float = 1e-4  # how far the ratio of densities may leave 1, for "grpo" and "awm"
     anchor: float = 0.0  # weight of the squared velocity difference to the model before the stage; 0: none
     old_flat: int = 0  # rounds at first after which the old policy becomes the trained one
     old_rate: float = 0.001  # growth of the old policy's share a round after that

@@ -14,6 +14,7 @@ function: gradient accumulation only splits the draws, and a held-out loss uses 
 from types import ModuleType
 
 from uso_jax.training.objectives import (
+    awm,
     classification,
     descriptors,
     flow_matching,
@@ -38,4 +39,4 @@ OBJECTIVES: dict[str, ModuleType] = {
 # The losses of a stage with a policy (uso_jax.training.policy). Such a module has, besides `draw`:
 #     roll_out(params, system, stage, inputs, rng) -> tokens of images, and arrays that the loss reads of them
 #     loss(params, old, anchor, system, stage, batch, draws) -> scalar and figures
-POLICIES: dict[str, ModuleType] = {"nft": nft, "grpo": grpo}
+POLICIES: dict[str, ModuleType] = {"nft": nft, "awm": awm, "grpo": grpo}

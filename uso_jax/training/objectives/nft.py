@@ -16,6 +16,7 @@ the factors of (5) are those of the authors' program. Images without a score do 
 Shapes: b batch, l target tokens, d token channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -69,6 +70,7 @@ def loss(
     stage: StageConfig,
     batch: Batch,
     draws: Draws,
+    error: Callable[..., Float[Array, " b"]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return Eq. (5) of a batch of rolled-out images, and its figures.
 
@@ -80,6 +82,7 @@ def loss(
       stage: a stage with a policy.
       batch: conditions, and what a roll-out adds.
       draws: noise and times.
+      error: what replaces `policy_error`, its first term.
     """
     config, x0 = stage.policy, batch[IMAGES]
     # Adapters and projector are trained, what encodes text and images is not: it is the same for all policies.
@@ -87,7 +90,7 @@ def loss(
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predict = lambda params: system.velocity(params, inputs, x_t, draws.t, config.guidance)
     velocity, before = predict(params), jax.lax.stop_gradient(predict(old))
-    errors = policy_error(config, velocity, before, x0, x_t, draws.t, batch[ADVANTAGES])
+    errors = (error or policy_error)(config, velocity, before, x0, x_t, draws.t, batch[ADVANTAGES])
     counted = batch[COUNTED]
     figures = {"loss_policy": jnp.mean(errors * counted), "old_distance": jnp.mean(jnp.square(velocity - before))}
     total = figures["loss_policy"]
