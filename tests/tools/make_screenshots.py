@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Make the images of docs/app.md: the page, each of its examples drawn, a drawing under way, and a training.
+"""Make the images of docs/app.md: the page, each of its examples drawn, a drawing under way, a training, and preferences.
 
-python tests/tools/make_screenshots.py docs/images [generate] [train]
+python tests/tools/make_screenshots.py docs/images [generate] [train] [prefer]
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import numpy as np
 from chromium import ARGUMENTS, CHROMIUM
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -25,6 +26,7 @@ from uso_jax.data.drawings.canvas import Pose
 from uso_jax.data.drawings.look import DrawingStyle
 from uso_jax.data.drawings.styles import render
 from uso_jax.data.drawings.subjects import SUBJECTS
+from uso_jax.data.rollout_store import Request, RolloutStore
 
 WIDTH = 960  # of the files, in pixels
 NAMES = {0: "subject", 2: "colours", 3: "layout_kept", 5: "several_styles"}  # rows of the examples
@@ -59,15 +61,35 @@ def draw(page: Page, folder: pathlib.Path) -> None:
     save(page, folder / "app_progress.webp", (645, 170, 1270, 660))
 
 
+BLACK, CREAM = (0.1, 0.1, 0.12), (0.98, 0.94, 0.84)
+PLAIN = DrawingStyle("plain", (0.16, 0.36, 0.8), CREAM, BLACK, "blue", "cream")
+GLASS = DrawingStyle("stained glass", (0.2, 0.6, 0.3), CREAM, BLACK, "green", "cream")
+
+
 def write_triplets(folder: pathlib.Path) -> None:
     """Draw images to train on: subjects in stained glass, and as they are."""
-    black, cream = (0.1, 0.1, 0.12), (0.98, 0.94, 0.84)
-    plain = DrawingStyle("plain", (0.16, 0.36, 0.8), cream, black, "blue", "cream")
-    glass = DrawingStyle("stained glass", (0.2, 0.6, 0.3), cream, black, "green", "cream")
     folder.mkdir()
     for name in [name for name in SUBJECTS if name.isalpha()][:16]:
-        for part, look in {"": glass, ".content": plain}.items():
+        for part, look in {"": GLASS, ".content": PLAIN}.items():
             Image.fromarray(render(SUBJECTS[name], Pose(0.75), look, 128)).save(folder / f"{name}{part}.png")
+
+
+def write_roll_outs(folder: pathlib.Path) -> None:
+    """Draw what a run might have made for one request: its subject in stained glass at two sizes."""
+    names = [name for name in SUBJECTS if name.isalpha()]
+    content, style = (render(SUBJECTS[names[i]], Pose(0.75), look, 256) for i, look in enumerate((PLAIN, GLASS)))
+    images = np.stack([render(SUBJECTS[names[0]], Pose(size), GLASS, 256) for size in (0.75, 0.4)])
+    nothing = np.zeros(len(images))
+    request = Request(f"a {names[0]} in the style of the image", content, [style])
+    RolloutStore(folder / "rollouts" / "policy").write(0, images, np.zeros((2, 2), np.int64), {}, nothing, [request])
+
+
+def prefer(browser: Browser, address: str, folder: pathlib.Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    page.wait_for_selector("#prefer_image_right img")
+    page.wait_for_timeout(1000)
+    save(page, folder / "app_preferences.webp")
 
 
 def train(browser: Browser, address: str, folder: pathlib.Path) -> None:
@@ -144,8 +166,12 @@ def main(folder: pathlib.Path, parts: list[str]) -> None:
             write_triplets(images / "mine")
             with served("--training", "only", "--training_folder", str(images), folder=temporary) as address:
                 train(browser, address, folder)
+        if "prefer" in parts:
+            write_roll_outs(pathlib.Path(temporary))
+            with served("--preferences", temporary, folder=temporary) as address:
+                prefer(browser, address, folder)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), sys.argv[2:] or ["generate", "train"])
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:] or ["generate", "train", "prefer"])

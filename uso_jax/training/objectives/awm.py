@@ -6,8 +6,8 @@
     (2) l   = -mean |v(x_t) - (e - x_0)|^2            in place of log p(x_0)
     (3) L   = E max(-A p, -A clip(p, 1 - eps, 1 + eps)) + anchor E |v_theta - v_0|^2        p = exp(l_theta - l_old)
 
-As `nft`, it needs images and their advantages only, and any sampler; the clipping is that of `grpo`. Where the policy is
-the old one, the gradient of (3) is that of flow matching on every image, times its advantage.
+As `nft`, it needs images and their advantages only, and any sampler; the clipping is that of `grpo`. Where the policy
+is the old one, the gradient of (3) is that of flow matching on every image, times its advantage.
 Shapes: b batch, l target tokens, d token channels.
 """
 
