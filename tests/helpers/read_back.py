@@ -3,8 +3,10 @@
 """Every file of JSON that a program reads: a small valid one, and the call that reads it; and damages of JSON."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ from uso_jax.common import untrusted
 from uso_jax.curation import selection
 from uso_jax.curation.config import KeepConfig
 from uso_jax.curation.store import Folder
-from uso_jax.data import features
+from uso_jax.data import features, rollout_store
 from uso_jax.data.readers import FileTriplets, get_reader
 from uso_jax.evaluation import items, records
 from uso_jax.evaluation.metrics.ocr import Reader
@@ -28,6 +30,8 @@ from uso_jax.evaluation.report.html import read_summaries
 from uso_jax.evaluation.score_log import ScoreLog
 from uso_jax.images import files
 from uso_jax.inference import batch_jobs, styles
+from uso_jax.preferences.scorer import Scorer
+from uso_jax.preferences.verdicts import Verdicts
 from uso_jax.vlm.client import Vlm
 from uso_jax.vlm.judges import CachedJudge
 from uso_jax.weights.pretrained import Defaults
@@ -106,6 +110,13 @@ def _summary(folder: pathlib.Path) -> Any:
     return read_summaries(folder, None)
 
 
+def _roll_outs(folder: pathlib.Path) -> Any:
+    with tarfile.open(folder / "s" / "00000.tar", "w") as archive:
+        for name in ("0.png", "1.png"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return rollout_store.groups(folder)
+
+
 def _header(data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + data + bytes(8)
 
@@ -136,7 +147,21 @@ SYNCD |= {"aesthetics_scores": {"a": 6.0, "b": 6.0}}
 KEPT = {"of": "0", "reply": "4", "judge": "j", "date": "2026-01-01"}
 FEATURES = {"format": 1, "fingerprint": {"t5": "0"}, "shards": 1, "num_styles": 1, "downscale": 8}
 
+KEYS = {"left": "s/0/0/a", "right": "s/0/1/b"}
+SCORER = {"rewards": {"csd_style": 1}, "weights": [0.5, 1, -1.0], "offset": 0.1, "networks": {"csd": "0"}}
+SCORER |= {"pairs": [30, 8], "accuracy": 0.75, "format": "uso_jax preference 1"}
+ROLL_OUT = {"number": 0, "source": 0, "index": 3, "image": "ab", "scores": {"a": 0.5}, "advantage": 0.1}
+ROLL_OUT |= {"request": 0, "prompt": "a cat"}
+
 CASES = {
+    "choices of people": Case(
+        "preferences.jsonl",
+        [{"id": "1", "better": "left"} | KEYS, {"undo": "1"}],
+        lambda f: Verdicts(f).read(),
+        lines=True,
+    ),
+    "scorer of preferences": Case("s.json", SCORER, lambda f: Scorer.read(f / "s.json")),
+    "rows of roll-outs": Case("s/00000.jsonl", [ROLL_OUT, ROLL_OUT | {"number": 1}], _roll_outs, lines=True),
     "items of an evaluation": Case("items.jsonl", [ITEM], lambda f: items.read_items(f, "mini"), lines=True),
     "scores": Case("s.jsonl", [LINE, LINE | {"number": 1}], lambda f: ScoreLog(f / "s.jsonl"), lines=True),
     "summary of an evaluation": Case("m/summary.json", SUMMARY, _summary),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Make the images of docs/app.md: the page, each of its examples drawn, a drawing under way, a training, and preferences.
+"""Make the images of docs/app.md: the page, each of its examples drawn, a drawing under way, training, preferences.
 
 python tests/tools/make_screenshots.py docs/images [generate] [train] [prefer]
 """

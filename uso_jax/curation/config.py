@@ -49,7 +49,7 @@ class ScoreConfig:
     def __post_init__(self):
         for name, needs in ((self.style, ("style",)), (self.subject, ("content", "prompt"))):
             rewards.check_names([name], "curation.score")
-            if len(found := rewards.REWARDS[name].needs) != 1 or found[0] not in needs:
+            if len(found := rewards.get(name).needs) != 1 or found[0] not in needs:
                 raise ValueError(f"{name} compares with {' and '.join(found) or 'nothing'}, not with {needs[0]}")
 
 
