@@ -29,13 +29,14 @@ def test_loss_is_that_of_the_equations(distance):
     error = lambda velocity: ((velocity.astype(np.float64) - target) ** 2).mean(axis=(1, 2))
     p, worth = np.exp(error(given["old"]) - error(given["velocity"])), np.clip(ADVANTAGES, -5, 5)
     expected = np.maximum(-worth * p, -worth * np.clip(p, 0.99, 1.01))
-    np.testing.assert_allclose(awm.policy_error(config, **given), expected, rtol=1e-5)
+    np.testing.assert_allclose(awm.policy_error(config, **jax.tree.map(jnp.asarray, given)), expected, rtol=1e-5)
     assert (np.abs(p - 1) > 0.01).all() == (distance == 0.1)  # clipping matters in the last case
 
 
 def test_the_gradient_at_first_is_matching_times_the_advantage():
     config, (given, target) = PolicyConfig(), drawn(0.0)
-    velocity = jnp.asarray(given.pop("velocity"))
+    given = jax.tree.map(jnp.asarray, given)
+    velocity = given.pop("velocity")
     found = jax.grad(lambda v: awm.policy_error(config, velocity=v, **given).sum())(velocity)
     matching = 2 * (velocity - target) / velocity[0].size
     np.testing.assert_allclose(found, np.clip(ADVANTAGES, -5, 5)[:, None, None] * matching, rtol=1e-4, atol=1e-6)
