@@ -27,7 +27,8 @@ VARIANTS = {
     "hierarchical_siglip": "hierarchical with SigLIP trained too",
     "resampler_siglip": "resampler with SigLIP trained too",
     "mlp_siglip": "mlp with SigLIP trained too",
-    "nft": "no_reward, then DiffusionNFT with CSD as score, on as many roll-outs as full has",
+    "refl": "no_reward, then the gradient of CSD as reward, on as many images as nft has",
+    "nft": "no_reward, then DiffusionNFT with CSD as score, on as many images as full has with its reward",
     "nft_exact": "the same with the exact style verdict as score, which has no gradient",
     "nft_both": "the same with the exact verdicts of style and content",
     "grpo": "nft by Flow-GRPO",
@@ -41,6 +42,7 @@ POLICIES = {
     "nft_both": PolicyConfig(weights={}, black_boxes={"true_style": 1.0, "true_content": 1.0}, judges=("csd_style",)),
     "grpo": PolicyConfig(method="grpo"),
 }
+IMAGES = 7_520  # of a stage that learns from a reward after training: `full` makes as many in its last steps
 PROJECTORS = {"hierarchical": 2e-2, "resampler": 8e-3, "mlp": 3e-3}  # best learning rate of those tried
 SIGLIP = (r"siglip/.*", 0.1)  # learning rate relative to that of parameters that start from random numbers
 
@@ -78,6 +80,10 @@ def get_config(variant: str = "full") -> TrainConfig:
         changes["model.transformer.projector.kind"] = kind
         train = (SIGLIP, *PROJECTOR) if tower else PROJECTOR
         stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
+    elif variant == "refl":
+        reward = replace(uso.MINI_REWARD, start=0)
+        images = replace(both, name="reward", steps=IMAGES // both.batch_size, learning_rate=1e-4, decay="constant")
+        stages = (align, both, replace(images, reward=reward))
     elif variant in POLICIES:
         stages = (align, both, _with_policy(both, POLICIES[variant]))
     elif variant == "isolated":
@@ -96,10 +102,10 @@ def _rewarded(uso: types.SimpleNamespace, stage: StageConfig, share: float) -> S
 
 
 def _with_policy(stage: StageConfig, policy: PolicyConfig) -> StageConfig:
-    """Return a stage that goes on from the policy's scores, on 7,520 images: `full` makes as many with its reward."""
+    """Return a stage that goes on from the policy's scores of IMAGES images."""
     policy = replace(policy, judges=(*policy.judges, "judge_style", "judge_content"), guidance=3.0, num_steps=8)
     data = dict(tasks=dict(style_subject=1.0), preserved=1.0, style_words=0.0, plain=1.0)  # what exact verdicts need
-    rounds = 470 // policy.steps_per_round(stage.batch_size)
+    rounds = IMAGES // stage.batch_size // policy.steps_per_round(stage.batch_size)
     steps = rounds * policy.steps_per_round(stage.batch_size)
     return replace(stage, name="policy", steps=steps, learning_rate=3e-4, decay="constant", data=data, policy=policy)
 
