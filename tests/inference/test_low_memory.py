@@ -4,6 +4,7 @@
 
 import itertools
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,11 @@ from uso_jax.common.errors import InputError
 from uso_jax.models import tiled_decoding
 from uso_jax.models.autoencoder import AutoEncoder
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.linear import Linear
 from uso_jax.params import ModelDef
 from uso_jax.weights import quantization
 from uso_jax.weights.manifest_text import format_struct
-from uso_jax.weights.quantized_kernels import Kernel, join
+from uso_jax.weights.quantized_kernels import check_products, join
 from uso_jax.weights.writer import Writer
 
 pytestmark = pytest.mark.slow  # compiles or runs whole programs
@@ -130,10 +132,32 @@ def test_quantised_kernels_stay_so_and_draw_the_same(directory, tmp_path, monkey
     assert np.abs(pixels(load(directory)(**WANTED)) - got).max() > 1
 
 
+def test_products_in_8_bits(directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "SMALLEST", 2**8)
+    stored = quantised(directory, tmp_path / "weights", "int8")
+    plain, quick = load(stored), load(stored, quantize_activations=True)
+    assert "quantize_activations" not in plain.context and quick.context["quantize_activations"] is True
+    a, b = (pixels(pipe(**WANTED)).astype(int) for pipe in (plain, quick))
+    assert 0 < np.abs(a - b).mean() < 3  # grey levels
+    adapter = oracle.write(tmp_path / "other") / "lora"
+    quick.load_adapter(adapter.parent, strength=0.5)
+    assert quick.sampler.system.quantize_activations and quick.context["quantize_activations"] is True
+    with pytest.raises(InputError, match="in int8 or fp8, and this one is not quantised; import the weights with --qu"):
+        load(directory, quantize_activations=True)
+    with pytest.raises(InputError, match="and this one is in int4"):
+        check_products("int4", jax.devices()[0])
+    tpu = lambda kind: types.SimpleNamespace(platform="tpu", device_kind=kind)
+    check_products("int8", tpu("TPU v5 lite")), check_products("fp8", tpu("TPU7x"))
+    with pytest.raises(InputError, match="TPU v6 lite has no products in fp8; import the weights with --quantize int8"):
+        check_products("fp8", tpu("TPU v6 lite"))
+    with pytest.raises(InputError, match="TPU7x has no products in int8; import the weights with --quantize fp8"):
+        check_products("int8", tpu("TPU7x"))
+
+
 def test_a_stack_is_never_whole():
     """The program's temporaries are those of a layer, not of all."""
     depth, width = 24, 256
-    make = lambda rngs: nnx.Linear(width, width, use_bias=False, rngs=rngs)
+    make = lambda rngs: Linear(width, width, use_bias=False, rngs=rngs)
     graph, state = nnx.split(nnx.eval_shape(lambda: scan.stack(make, depth, nnx.Rngs(0))))
 
     def apply(params, x):
@@ -147,13 +171,6 @@ def test_a_stack_is_never_whole():
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes < 1.1 * kernel.size
     assert memory.temp_size_in_bytes < 3 * 4 * width * width  # one layer in float32, and its copies
-
-
-def test_a_kernel_is_the_product_of_its_groups():
-    rng = np.random.default_rng(0)
-    numbers, scales = rng.integers(-7, 8, (2, 6, 4)).astype(np.int8), rng.random((2, 3, 4)).astype(np.float32)
-    got = Kernel(jnp.asarray(numbers), jnp.asarray(scales))[...]
-    np.testing.assert_array_equal(got, numbers * np.repeat(scales, 2, axis=1))
 
 
 # ---------------------------------------------------------------------------------------------------- tiles

@@ -107,6 +107,16 @@ def test_sampling_describes_the_samplers_arguments(tmp_path, monkeypatch):
         assert described(program.arguments) == want
 
 
+def test_merged_adapters_and_products_in_8_bits_are_planned(config, eight):
+    choices = lambda **more: programs.Choices("sample", batch=8, quantization="int8", **more)
+    beside, merged = (planner._count(config, eight, choices(merge=merge)) for merge in (None, True))
+    assert merged["sampling step"] < beside["sampling step"]
+    _, (program,) = programs.build_programs(config, eight.devices, choices(quantize_activations=True))
+    assert program.function.__wrapped__.__self__.system.quantize_activations
+    with pytest.raises(InputError, match="this one is not quantised"):
+        programs.build_programs(config, eight.devices, programs.Choices("sample", quantize_activations=True))
+
+
 def test_quantised_weights_are_described_as_they_lie_on_a_device():
     structs = {"transformer/img_in/kernel": (64, 32), "transformer/big/kernel": (2, 512, 1024)}
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

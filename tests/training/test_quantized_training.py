@@ -17,6 +17,7 @@ from uso_jax.data.loader import batches
 from uso_jax.data.sources import open_source
 from uso_jax.models.components import by_component
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.lora import LoRA
 from uso_jax.models.uso import USO
 from uso_jax.parallel import sharding
@@ -113,7 +114,7 @@ def test_a_layer_is_whole_only_while_it_is_used():
 
     class Block(nnx.Module):
         def __init__(self, rngs):
-            self.base = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+            self.base = Linear(width, width, use_bias=False, rngs=rngs)
             self.lora = LoRA(width, width, rank, dtype=jnp.float32, rngs=rngs)
 
         def __call__(self, x):

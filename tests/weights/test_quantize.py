@@ -22,6 +22,7 @@ from uso_jax.models.flux import Flux
 from uso_jax.params import ModelDef
 from uso_jax.weights import quantization, safetensors_store
 from uso_jax.weights.manifest_text import format_struct
+from uso_jax.weights.quantized_kernels import join
 from uso_jax.weights.writer import Writer
 
 MODES = tuple(quantization.FORMATS)
@@ -253,15 +254,23 @@ def test_output_of_a_quantised_transformer(tmp_path):
     """The tiny random network amplifies errors more than a trained one would."""
     config = golden.flux_config(lora_rank=0, projector=None)
     structure = ModelDef(lambda rngs: Flux(config, rngs=rngs))
-    run = jax.jit(lambda params: golden.velocity(structure(params), "subject"))
+    run = jax.jit(
+        lambda params, **how: golden.velocity(structure(join(params, **how)), "subject"), static_argnames="in_8_bits"
+    )
     want, errors = None, {}
     for mode in (None, *MODES):
         to = bring(tmp_path / str(mode), *(("--quantize", mode) if mode else ()))
         got = np.asarray(run(weights.load(to, "transformer", structure.shapes)))
         want = got if mode is None else want
-        errors[mode] = float(np.sqrt(np.mean((got - want) ** 2)) / want.std())
+        error = lambda got, want=want: float(np.sqrt(np.mean((got - want) ** 2)) / want.std())
+        errors[mode] = error(got)
+        if mode in ("int8", "fp8"):
+            found = weights.load_quantized(to, "transformer", structure.shapes)
+            np.testing.assert_allclose(run(found), got, atol=1e-5 * np.abs(got).max())  # scaled after the products
+            errors[f"{mode} products"] = error(run(found, in_8_bits=True))
     print(errors)
     assert 0 < errors["int8"] < 0.02 and errors["int8"] < errors["fp8"] < 0.06 and errors["fp8"] < errors["int4"] < 0.25
+    assert errors["int8"] < errors["int8 products"] < 0.03 and errors["fp8"] < errors["fp8 products"] < 0.09
 
 
 def test_export_dequantises(tmp_path, capsys):

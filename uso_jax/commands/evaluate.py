@@ -22,6 +22,7 @@ from typing import Any
 
 from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.commands.option_flags import add_option_flags, given_options
+from uso_jax.commands.weights_flags import add_products_flag
 from uso_jax.common import locks, untrusted
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.evaluation import benchmark as benchmarks
@@ -78,6 +79,7 @@ def _generate(args: argparse.Namespace) -> int:
         options,
         batch_size=args.batch_size,
         verify=args.verify,
+        quantize_activations=args.quantize_activations,
         **given_adapters(args),
     )
     print(f"{folder}: {made} images made, {had} were finished.")
@@ -195,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", default="mini", metavar="DIR", help='weights directory, or "mini" (default)')
     add("--verify", action="store_true", help="compare every file of the weights with its SHA-256 before loading them")
     add_adapter_flags(by_name["generate"])
+    add_products_flag(by_name["generate"])
     add_option_flags(by_name["generate"], ["num_steps", "guidance"])
     by_name["score"].add_argument(
         "--images", metavar="WHERE", help="folder or pattern of another model's images (default: DIR/MODEL/images)"

@@ -21,6 +21,7 @@ from typing import Any
 
 from uso_jax.commands.adapter_flags import add_adapter_flags, given_adapters
 from uso_jax.commands.option_flags import add_option_flags, given_options
+from uso_jax.commands.weights_flags import add_products_flag
 from uso_jax.common import progress
 from uso_jax.common.errors import InputError, exit_cleanly
 from uso_jax.images import files
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tile=args.tile,
         compilation_cache=not args.no_compilation_cache,
         verify=args.verify,
+        quantize_activations=args.quantize_activations,
         **given_adapters(args),
     )
     if args.from_image and args.made_with != pipe.context:
@@ -124,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add_option_flags(parser)
     add("--concat_refs", help="append the references to the image", **flag)
     add("--offload", help="keep networks in host memory while they are not running", **flag)
+    add_products_flag(parser)
     add("--tile", type=int, metavar="PIXELS", help="decode larger images in tiles of this size (default: whole)")
     add("--batch_size", type=int, default=1, metavar="N", help="images at once (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), help="of transformer and text encoders (default: by the weights)")

@@ -29,10 +29,13 @@ _MODE = flags.DEFINE_enum(
 _STAGE = flags.DEFINE_string("stage", "", "Stage of the configuration; default: the last of its run.")
 _BATCH = flags.DEFINE_integer("batch", 0, "Images over all devices; default: the stage's, or one where it is split.")
 _QUANTIZATION = flags.DEFINE_string("quantization", "", "Plan with kernels quantised to int8, fp8 or int4.")
+_QUANTIZE_ACTIVATIONS = flags.DEFINE_bool(
+    "quantize_activations", False, "Sampling with products in the 8 bits of --quantization."
+)
 _TILE = flags.DEFINE_integer("tile", None, "Decode images in tiles of this many pixels a side.")
 _OFFLOAD = flags.DEFINE_bool("offload", False, "Sampling with unused networks in host memory.")
 _REFERENCES = flags.DEFINE_integer("references", 1, "Sampling with this many content images.", lower_bound=1)
-_MERGE = flags.DEFINE_bool("merge", True, "Sampling with adapters merged into weights that are not quantised.")
+_MERGE = flags.DEFINE_bool("merge", None, "Sampling with merged adapters; default: unless the weights are quantised.")
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with the least effort: much faster, but memory is an estimate.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File to write the reports to.")
@@ -66,6 +69,7 @@ def _run(argv: list[str]) -> None:
         stage=_STAGE.value,
         batch=_BATCH.value,
         quantization=_QUANTIZATION.value,
+        quantize_activations=_QUANTIZE_ACTIVATIONS.value,
         tile=_TILE.value,
         offload=_OFFLOAD.value,
         references=_REFERENCES.value,

@@ -26,6 +26,7 @@ def generate_images(
     adapters: Sequence[tuple[str, float]] = (),
     projector: str | None = None,
     merge: bool = True,
+    quantize_activations: bool = False,
 ) -> tuple[int, int]:
     """Generate FOLDER/KEY_j.png for every item. Return how many were generated now, and how many existed.
 
@@ -39,11 +40,19 @@ def generate_images(
       adapters: paths and strengths of adapters, added to the weights.
       projector: style projector in place of the weights' own.
       merge: merge the weights' own adapters, see `USOPipeline.from_weights`.
+      quantize_activations: products in 8 bits, see there too.
 
     Raises:
       InputError: the weights or a reference image cannot be read.
     """
-    pipe = USOPipeline.from_weights(weights, verify=verify, adapters=adapters, projector=projector, merge=merge)
+    pipe = USOPipeline.from_weights(
+        weights,
+        verify=verify,
+        adapters=adapters,
+        projector=projector,
+        merge=merge,
+        quantize_activations=quantize_activations,
+    )
     made = had = 0
     # The seed and the number of images belong to a job, so each job takes the items that agree in them.
     alike = lambda one: (one.seed is None, one.seed or 0, one.num_images)

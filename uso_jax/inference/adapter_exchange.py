@@ -23,7 +23,7 @@ def exchange_adapters(old: Sampler, before: Pretrained, after: Pretrained) -> tu
     Raises:
       InputError: numbers are NaN or infinite. The old ones are loaded again.
     """
-    system = old.system if after.system == before.system else type(old.system)(after.system)
+    system = old.system if after.system == before.system else old.system.with_config(after.system)
     changed = after.adapted.changed(before.adapted)
     memory = HOST if any(value.sharding.memory_kind == HOST for value in old.params.values()) else "device"
     known = by_component(old.system.shapes)

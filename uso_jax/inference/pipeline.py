@@ -39,7 +39,7 @@ from uso_jax.params import Params
 from uso_jax.weights.adapters.adapted import Adapted
 from uso_jax.weights.adapters.adapter import Adapter, Strength, open_adapters
 from uso_jax.weights.pretrained import Pretrained
-from uso_jax.weights.quantized_kernels import QuantizedUSO
+from uso_jax.weights.quantized_kernels import QuantizedUSO, check_products
 
 _log = logging.getLogger("uso_jax")
 
@@ -67,6 +67,7 @@ class USOPipeline:
         adapters: Sequence[tuple[str | pathlib.Path, Strength]] = (),
         projector: str | pathlib.Path | None = None,
         merge: bool = True,
+        quantize_activations: bool = False,
     ) -> "USOPipeline":
         """Load a weights directory, or the packaged weights "mini".
 
@@ -86,6 +87,8 @@ class USOPipeline:
           projector: style projector in place of the weights' own: a file, folder or workdir that has one.
           merge: merge the weights' own adapters into the transformer, unless it is quantised. False keeps them beside
             it, as in training: steps take longer, and images differ by rounding.
+          quantize_activations: multiply in the 8 bits of a transformer in int8 or fp8, which moves images further from
+            those of the unquantised weights (docs/low_memory.md).
 
         Raises:
           InputError: the weights are incomplete, or an argument does not fit them.
@@ -96,7 +99,9 @@ class USOPipeline:
             mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
         opened = open_adapters(directory := mini.directory(name), adapters, projector)
         pretrained = Pretrained.open(name, dtype, Adapted(directory, opened, merge=merge))
-        system = QuantizedUSO(pretrained.system)
+        if quantize_activations:
+            check_products(pretrained.quantization, mesh.devices.flat[0])
+        system = QuantizedUSO(pretrained.system, quantize_activations=quantize_activations)
         sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token
         if tile is not None and (tile % side or tile < 8 * side):
@@ -308,7 +313,7 @@ class USOPipeline:
     @property
     def context(self) -> dict[str, Any]:
         """What decides an image besides its request, in JSON terms."""
-        return context_of(self.pretrained, self.sampler.tile)
+        return context_of(self.pretrained, self.system, self.sampler.tile)
 
     def record(self, request: Request) -> dict[str, Any]:
         """Return everything that repeats an image, in JSON terms."""

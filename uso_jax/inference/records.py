@@ -19,6 +19,7 @@ from uso_jax.inference import styles as style_files
 from uso_jax.inference.options import check_options
 from uso_jax.inference.request import IMAGES, Request
 from uso_jax.inference.styles import StyleEmbedding
+from uso_jax.models.uso import USO
 from uso_jax.weights.pretrained import Pretrained
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -32,9 +33,10 @@ class Result:
     records: list[dict[str, Any]]
 
 
-def context_of(pretrained: Pretrained, tile: int | None) -> dict[str, Any]:
+def context_of(pretrained: Pretrained, system: USO, tile: int | None) -> dict[str, Any]:
     """Return what decides an image besides its request, in JSON terms; `tile` is the decoder's."""
-    more = {"tile": tile} if tile else {}
+    more: dict[str, Any] = {"tile": tile} if tile else {}
+    more |= {"quantize_activations": True} if getattr(system, "quantize_activations", False) else {}
     more |= {} if pretrained.adapted.merge else {"merge": False}
     if adapters := pretrained.adapted.record():
         more["adapters"] = adapters

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import check_heads
 from uso_jax.models.layers.encoder_block import EncoderBlock, layer_norm
+from uso_jax.models.layers.linear import Linear
 
 LEGACY_EOS = 2
 """`eos_token_id` in configs from before transformers 4.31. It is wrong; the highest id in a text marks its end."""
@@ -211,8 +212,8 @@ def clip_layer(config: ClipTextConfig | ClipVisionConfig, causal: bool, rngs: nn
     )
 
 
-def _projection(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(config.hidden_size, config.projection_dim, use_bias=False, dtype=config.dtype, rngs=rngs)
+def _projection(config: ClipTextConfig | ClipVisionConfig, rngs: nnx.Rngs) -> Linear:
+    return Linear(config.hidden_size, config.projection_dim, use_bias=False, dtype=config.dtype, rngs=rngs)
 
 
 class ClipText(nnx.Module):

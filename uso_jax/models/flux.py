@@ -20,6 +20,7 @@ from uso_jax.models.joint_transformer import JointTransformer
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.embeddings import timestep_embedding
 from uso_jax.models.layers.joint_blocks import DoubleStreamBlock, FinalLayer, JointConfig, SingleStreamBlock
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.lora import LoraRules
 from uso_jax.models.layers.mlp import MLP
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
@@ -83,13 +84,13 @@ class Flux(JointTransformer):
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         d, dtype = c.hidden_size, c.dtype
-        self.img_in = nnx.Linear(c.in_channels, d, dtype=dtype, rngs=rngs)
+        self.img_in = Linear(c.in_channels, d, dtype=dtype, rngs=rngs)
         self.time_in = MLP(256, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         self.vector_in = MLP(c.vec_in_dim, d, d, jax.nn.silu, dtype=dtype, rngs=rngs)
         if c.guidance_embed:
             # Initially silent, so that adding it to a model trained without guidance changes nothing.
             self.guidance_in = MLP(256, d, d, jax.nn.silu, silent=True, dtype=dtype, rngs=rngs)
-        self.txt_in = nnx.Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
+        self.txt_in = Linear(c.context_in_dim, d, dtype=dtype, rngs=rngs)
         self.double_blocks = scan.stack(lambda rngs: DoubleStreamBlock(c, rngs=rngs), c.depth, rngs)
         self.single_blocks = scan.stack(lambda rngs: SingleStreamBlock(c, rngs=rngs), c.depth_single_blocks, rngs)
         self.final_layer = FinalLayer(c, rngs=rngs)

@@ -28,6 +28,7 @@ from uso_jax.models.layers.joint_blocks import (
     Modulation,
     SingleStreamBlock,
 )
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.lora import LoraRules
 from uso_jax.models.layers.mlp import MLP
 from uso_jax.models.projector import PROJECTORS, ProjectorConfig
@@ -104,12 +105,12 @@ class Flux2(JointTransformer):
     def __init__(self, config: Flux2Config, *, rngs: nnx.Rngs):
         c = self.config = config
         d, options = c.hidden_size, dict(use_bias=False, dtype=c.dtype, rngs=rngs)
-        self.img_in = nnx.Linear(c.in_channels, d, **options)
+        self.img_in = Linear(c.in_channels, d, **options)
         self.time_in = MLP(256, d, d, jax.nn.silu, **options)
         if c.guidance_embed:
             # Initially silent, so that adding it to a model trained without guidance changes nothing.
             self.guidance_in = MLP(256, d, d, jax.nn.silu, silent=True, **options)
-        self.txt_in = nnx.Linear(c.context_in_dim, d, **options)
+        self.txt_in = Linear(c.context_in_dim, d, **options)
         self.double_stream_modulation_img = Modulation(c, 2, rngs=rngs)
         self.double_stream_modulation_txt = Modulation(c, 2, rngs=rngs)
         self.single_stream_modulation = Modulation(c, 1, rngs=rngs)

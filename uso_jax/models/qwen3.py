@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def _norm(width: int, config: Qwen3Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, dtype=jnp.float32, rngs=rngs)
 
 
-def _linear(config: Qwen3Config, in_dim: int, out_dim: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(in_dim, out_dim, use_bias=False, dtype=config.dtype, rngs=rngs)
+def _linear(config: Qwen3Config, in_dim: int, out_dim: int, rngs: nnx.Rngs) -> Linear:
+    return Linear(in_dim, out_dim, use_bias=False, dtype=config.dtype, rngs=rngs)
 
 
 class Qwen3Attention(nnx.Module):

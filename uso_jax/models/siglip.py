@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from uso_jax.models.layers import scan
 from uso_jax.models.layers.attention import MultiHeadAttention, check_heads
 from uso_jax.models.layers.encoder_block import EncoderBlock, layer_norm
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.mlp import MLP, gelu_tanh
 
 
@@ -228,7 +229,7 @@ class SiglipText(nnx.Module):
         self.position_embedding = nnx.Embed(c.max_position_embeddings, c.hidden_size, dtype=c.dtype, rngs=rngs)
         self.layers = scan.stack(lambda rngs: siglip_layer(c, rngs), c.num_hidden_layers, rngs)
         self.final_layer_norm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
-        self.head = nnx.Linear(c.hidden_size, c.projection_size, dtype=c.dtype, rngs=rngs)
+        self.head = Linear(c.hidden_size, c.projection_size, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, input_ids: Int[Array, "b l"]) -> SiglipTextOutput:
         """Encode texts. The pooled output is taken at the last position.

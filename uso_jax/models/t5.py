@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from uso_jax.models.layers import scan
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.mlp import gelu_tanh
 
 
@@ -81,8 +82,8 @@ def _norm(config: T5Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=jnp.float32, rngs=rngs)
 
 
-def _linear(config: T5Config, in_dim: int, out_dim: int, rngs: nnx.Rngs, **options) -> nnx.Linear:
-    return nnx.Linear(in_dim, out_dim, use_bias=False, dtype=config.dtype, rngs=rngs, **options)
+def _linear(config: T5Config, in_dim: int, out_dim: int, rngs: nnx.Rngs, **options) -> Linear:
+    return Linear(in_dim, out_dim, use_bias=False, dtype=config.dtype, rngs=rngs, **options)
 
 
 class T5Attention(nnx.Module):

@@ -103,6 +103,10 @@ class USO:
             for path, shape in structure.shapes.items()
         }
 
+    def with_config(self, config: USOConfig) -> "USO":
+        """Return the structures of another config, run like these."""
+        return type(self)(config)
+
     @functools.cached_property
     def null_tokens(self) -> dict[str, np.ndarray]:
         """The empty prompt's tokens."""

@@ -117,6 +117,7 @@ def _facts(config: TrainConfig, target: Slice, mesh: Mesh, choices: Choices, pro
         "target_size": list(stage.target_size),
         "tokens": tokens(config, stage, 1 if training else choices.references),
         "quantization": choices.quantization,
+        "quantize_activations": choices.quantize_activations,
         "merged": programs.merges(choices),
         "remat": config.system.transformer.remat if training else "",
         "offload": choices.offload and not training,
@@ -160,9 +161,10 @@ def _roofline(report: Report, target: Slice) -> Report:
         return {}
     # Arguments are read once, results written once, temporaries both.
     moved = report["argument_bytes"] + report["output_bytes"] + 2 * report["temporary_bytes"]
+    peak = (chip.int8_ops or chip.bf16_flops) if report["quantize_activations"] else chip.bf16_flops
     sent = sum(one["sent_bytes"] for one in report["collectives"].values())
     seconds = {
-        "arithmetic": report["executed_flops"] / len(target.devices) / chip.bf16_flops,
+        "arithmetic": report["executed_flops"] / len(target.devices) / peak,
         "memory": moved / chip.memory_bandwidth,
         "network": sent / chip.network_bandwidth,
     }

@@ -32,7 +32,7 @@ from uso_jax.training.stage import StageConfig
 from uso_jax.training.step import TrainState, describe_state, jit_train_step, state_shardings
 from uso_jax.weights import quantization as quantize
 from uso_jax.weights.pretrained import FULL_PRECISION
-from uso_jax.weights.quantized_kernels import QuantizedUSO, describe
+from uso_jax.weights.quantized_kernels import QuantizedUSO, check_products, describe
 
 PROGRAMS = ("sample", "train", "reward", "encode-parts")
 _NAMES = {"t5": "T5", "clip": "CLIP", "qwen3": "Qwen3"}  # of text encoders
@@ -51,7 +51,8 @@ class Choices:
     tile: int | None = None  # side of decoder tiles in pixels; None: decode whole images
     offload: bool = False  # sampling: keep unused networks in host memory
     references: int = 1  # sampling: content images, where the stage has them
-    merge: bool = True  # sampling: adapters merged into weights that are not quantised, as the pipeline does
+    merge: bool | None = None  # sampling: adapters merged into the weights; None: unless these are quantised
+    quantize_activations: bool = False  # sampling: products in the 8 bits of `quantization`
     quick: bool = False  # compile with the least effort
 
 
@@ -85,7 +86,8 @@ class _Untokenised(QuantizedUSO):
 
 def merges(choices: Choices) -> bool:
     """Return whether the planned transformer has its adapters merged."""
-    return choices.mode in ("sample", "encode-parts") and choices.merge and not choices.quantization
+    merge = not choices.quantization if choices.merge is None else choices.merge
+    return choices.mode in ("sample", "encode-parts") and merge
 
 
 def choose_stage(config: TrainConfig, choices: Choices) -> StageConfig:
@@ -252,7 +254,12 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     transformer = config.system.transformer
     if merges(choices):
         transformer = transformer.without_adapters()
-    system = _Untokenised(dataclasses.replace(config.system, networks={}, transformer=transformer))
+    if choices.quantize_activations:
+        check_products(choices.quantization, mesh.devices.flat[0])
+    system = _Untokenised(
+        dataclasses.replace(config.system, networks={}, transformer=transformer),
+        quantize_activations=choices.quantize_activations,
+    )
     params = _inference_params(system, mesh, choices.quantization)
     sampler = Sampler(system, params, mesh, choices.tile)
     b = choices.batch or sampler.data_shards

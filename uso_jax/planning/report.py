@@ -21,8 +21,9 @@ def table(reports: list[Report]) -> str:
         bound = one["roofline"].get("seconds")
         batch = f"{one['batch']}" + (f" in {one['accumulate']}" if one["accumulate"] > 1 else "")
         title = one["program"] + " (quick)" * one["quick"]
+        stored = (one["quantization"] or "bf16") + ", activations too" * one.get("quantize_activations", False)
         rows.append((
-            title, one["topology"], mesh, batch, str(one["tokens"]), one["quantization"] or "bf16",
+            title, one["topology"], mesh, batch, str(one["tokens"]), stored,
             gib("argument_bytes"), gib("temporary_bytes"), gib("idle_bytes"), "yes" if one["fits"] else "no",
             f"{one['model_flops'] / 1e12:.1f}", f"{sent:.2f}", "" if bound is None else f"{1000 * bound:.0f}",
             f"{one['compile_cpu_seconds']:.0f}",

@@ -202,6 +202,11 @@ class Pretrained:
         found = Pretrained.open(self.directory, self.dtype, self.adapted.with_adapters(adapters))
         return dataclasses.replace(found, name=self.name)
 
+    @property
+    def quantization(self) -> str:
+        """The format of the transformer's kernels; "": not quantised."""
+        return weights.manifest(self.directory, "transformer").get("quantization", {}).get("mode", "")
+
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprint of each component: sizes, dtypes, the SHA-256 of its sources, and a sample of its numbers.

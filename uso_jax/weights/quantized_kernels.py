@@ -2,48 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised kernels that stay quantised: numbers and scales on the device, multiplied inside the layer that uses them.
 
-A layer reads its kernel as `kernel[...]`, and a stack of layers is scanned, so only the kernels of one layer are ever
-whole, as temporaries of the program. The product is the one of `weights.load`, and so are the images.
+A layer multiplies its input and the numbers, and scales the product; with int4 it scales the kernel. A stack of layers
+is scanned, so only one layer's kernel is ever written. The images are those of `weights.load` up to rounding.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
+from uso_jax.common.errors import InputError
 from uso_jax.models.components import ADAPTERS, by_component, component_of
+from uso_jax.models.layers.quantized_kernel import QuantizedKernel
 from uso_jax.models.uso import USO
-from uso_jax.parallel.constraints import as_it_lies
+from uso_jax.models.uso_config import USOConfig
 from uso_jax.params import Params
 from uso_jax.weights import quantization
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel as a layer's parameter: `numbers` [layers,] i o times `scales` [layers,] groups o, in `dtype`."""
-
-    numbers: Array
-    scales: Array
-    dtype: Any = field(default=jnp.float32, metadata=dict(static=True))
-
-    def __getitem__(self, index: Any) -> Float[Array, "*layers i o"]:
-        *layers, inputs, outputs = shape = self.numbers.shape
-        groups = self.scales.shape[-2]
-        blocks = as_it_lies(self.numbers).astype(jnp.float32).reshape(*layers, groups, inputs // groups, outputs)
-        kernel = (blocks * self.scales[..., None, :]).reshape(shape).astype(self.dtype)
-        # Without the barrier XLA keeps both factors in float32, each as large as the kernel, until the product.
-        return jax.lax.optimization_barrier(kernel)[index]
-
-
-def join(params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: jnp.float32) -> dict[str, Any]:
+def join(
+    params: Mapping[str, Any], dtype: Callable[[str], Any] = lambda path: jnp.float32, *, in_8_bits: bool = False
+) -> dict[str, Any]:
     """Combine every kernel with its scales; `dtype` maps a path to the dtype that its layer computes in."""
     scales = {path: quantization.scale_path(path) for path in params if quantization.scale_path(path) in params}
-    kernels = {path: Kernel(params[path], params[scale], dtype(path)) for path, scale in scales.items()}
+    kernels = {
+        path: QuantizedKernel(params[path], params[scale], dtype(path), in_8_bits) for path, scale in scales.items()
+    }
     return {path: value for path, value in params.items() if path not in scales.values()} | kernels
 
 
@@ -63,13 +49,44 @@ def describe(
     return found
 
 
+def check_products(mode: str, device: jax.Device) -> None:
+    """Check that a kind of device multiplies tokens in the 8 bits of kernels in a format; "": not quantised.
+
+    Raises:
+      InputError: it does not.
+    """
+    if mode not in (eight := ("int8", "fp8")):
+        how = f"in {mode}" if mode else "not quantised"
+        raise InputError(
+            f"quantize_activations needs a transformer in {' or '.join(eight)}, and this one is {how}; import the"
+            " weights with --quantize int8"
+        )
+    has = "fp8" if device.device_kind.startswith("TPU7") else "int8"
+    if device.platform == "tpu" and mode != has:
+        raise InputError(
+            f"quantize_activations: {device.device_kind} has no products in {mode}; import the weights with --quantize"
+            f" {has}, or leave quantize_activations out"
+        )
+
+
 class QuantizedUSO(USO):
-    """A System that also takes kernels as `weights.load_quantized` gives them."""
+    """A System that also takes kernels as `weights.load_quantized` gives them.
+
+    With `quantize_activations`, the products of the transformer's tokens are in the 8 bits of its kernels.
+    """
+
+    def __init__(self, config: USOConfig, *args: Any, quantize_activations: bool = False, **options: Any):
+        super().__init__(config, *args, **options)
+        self.quantize_activations = quantize_activations
+
+    def with_config(self, config: USOConfig) -> "QuantizedUSO":
+        return type(self)(config, quantize_activations=self.quantize_activations)
 
     def module(self, params: Params, name: str) -> nnx.Module:
         prefix = f"{name}/"
         own = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
-        return self.structures[name](join(own, lambda path: self._dtype(name, path)))
+        in_8_bits = self.quantize_activations and name == "transformer"
+        return self.structures[name](join(own, lambda path: self._dtype(name, path), in_8_bits=in_8_bits))
 
     def _dtype(self, name: str, path: str) -> Any:
         component, _ = component_of(f"{name}/{path}")

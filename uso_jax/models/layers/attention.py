@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from uso_jax.models.attention.dispatch import attention, on_cpu
+from uso_jax.models.layers.linear import Linear
 from uso_jax.parallel.constraints import platform
 
 
@@ -24,10 +25,10 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, causal: bool = False, dtype, rngs: nnx.Rngs):
         self.num_heads, self.causal = num_heads, causal
-        self.q_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, queries: Float[Array, "b q c"], keys: Float[Array, "b s c"]) -> Float[Array, "b q c"]:
         q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)

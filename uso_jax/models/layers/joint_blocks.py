@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from uso_jax.models.attention import dispatch
 from uso_jax.models.layers import lora, scan
 from uso_jax.models.layers.embeddings import rotate, rotation_tables
+from uso_jax.models.layers.linear import Linear
 from uso_jax.models.layers.lora import DoubleProcessor, SingleProcessor
 from uso_jax.models.layers.mlp import MLP, gelu_tanh, swiglu
 from uso_jax.models.projector import ProjectorConfig
@@ -107,7 +108,7 @@ class Modulation(nnx.Module):
 
     def __init__(self, config: JointConfig, num_sublayers: int, *, rngs: nnx.Rngs):
         d = config.hidden_size
-        self.lin = nnx.Linear(d, 3 * num_sublayers * d, use_bias=config.use_bias, dtype=config.dtype, rngs=rngs)
+        self.lin = Linear(d, 3 * num_sublayers * d, use_bias=config.use_bias, dtype=config.dtype, rngs=rngs)
         self.num_sublayers = num_sublayers
 
     def __call__(self, vec: Float[Array, "b d"]) -> list[ModulationOut]:
@@ -155,9 +156,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         d, dtype = config.hidden_size, config.dtype
-        self.qkv = nnx.Linear(d, 3 * d, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(d, 3 * d, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.norm = QKNorm(config.head_dim, rngs=rngs)
-        self.proj = nnx.Linear(d, d, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
+        self.proj = Linear(d, d, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
 
 
 class KeysValues(NamedTuple):
@@ -316,10 +317,10 @@ class SingleStreamBlock(nnx.Module):
         c = self.config = config
         d, options = c.hidden_size, dict(use_bias=c.use_bias, dtype=c.dtype, rngs=rngs)
         self.modulation = _modulation(c, 1, rngs)
-        self.linear1_qkv = nnx.Linear(d, 3 * d, **options)
-        self.linear1_mlp = nnx.Linear(d, 2 * c.mlp_size if c.gated_mlp else c.mlp_size, **options)
+        self.linear1_qkv = Linear(d, 3 * d, **options)
+        self.linear1_mlp = Linear(d, 2 * c.mlp_size if c.gated_mlp else c.mlp_size, **options)
         self.norm = QKNorm(c.head_dim, rngs=rngs)
-        self.linear2 = nnx.Linear(d + c.mlp_size, d, **options)
+        self.linear2 = Linear(d + c.mlp_size, d, **options)
         if c.lora_rank:
             self.processor = SingleProcessor(d, c.mlp_size, c.adapters, dtype=c.dtype, rngs=rngs)
 
@@ -353,8 +354,8 @@ class FinalLayer(nnx.Module):
 
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         d, options = config.hidden_size, dict(use_bias=config.use_bias, dtype=config.dtype, rngs=rngs)
-        self.adaLN_modulation = nnx.Linear(d, 2 * d, **options)
-        self.linear = nnx.Linear(d, config.in_channels, **options)
+        self.adaLN_modulation = Linear(d, 2 * d, **options)
+        self.linear = Linear(d, config.in_channels, **options)
 
     def __call__(self, x: Float[Array, "b l d"], vec: Float[Array, "b d"]) -> Float[Array, "b l c"]:
         shift, scale = jnp.split(self.adaLN_modulation(jax.nn.silu(vec))[:, None], 2, axis=-1)

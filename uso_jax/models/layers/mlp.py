@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from uso_jax.models.layers.linear import Linear
+
 
 # Without checkpoint, the backward pass would keep five arrays of x's size. Recomputing them from x is cheaper.
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -46,8 +48,8 @@ class MLP(nnx.Module):
     ):
         out_init = nnx.initializers.zeros if silent else nnx.initializers.lecun_normal()
         options = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
-        self.in_layer = nnx.Linear(in_dim, 2 * mid_dim if gated else mid_dim, **options)
-        self.out_layer = nnx.Linear(mid_dim, out_dim, kernel_init=out_init, **options)
+        self.in_layer = Linear(in_dim, 2 * mid_dim if gated else mid_dim, **options)
+        self.out_layer = Linear(mid_dim, out_dim, kernel_init=out_init, **options)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
