@@ -100,7 +100,7 @@ class USOPipeline:
         opened = open_adapters(directory := mini.directory(name), adapters, projector)
         pretrained = Pretrained.open(name, dtype, Adapted(directory, opened, merge=merge))
         if quantize_activations:
-            check_products(pretrained.quantization, mesh.devices.flat[0])
+            check_products(pretrained.quantization, (one := mesh.devices.flat[0]).platform, one.device_kind)
         system = QuantizedUSO(pretrained.system, quantize_activations=quantize_activations)
         sharding.check_heads(mesh, system.config.transformer.num_heads)
         side = system.config.pixels_per_token

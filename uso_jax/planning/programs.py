@@ -255,7 +255,7 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
     if merges(choices):
         transformer = transformer.without_adapters()
     if choices.quantize_activations:
-        check_products(choices.quantization, mesh.devices.flat[0])
+        check_products(choices.quantization, (one := mesh.devices.flat[0]).platform, one.device_kind)
     system = _Untokenised(
         dataclasses.replace(config.system, networks={}, transformer=transformer),
         quantize_activations=choices.quantize_activations,

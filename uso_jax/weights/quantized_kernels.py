@@ -49,8 +49,13 @@ def describe(
     return found
 
 
-def check_products(mode: str, device: jax.Device) -> None:
-    """Check that a kind of device multiplies tokens in the 8 bits of kernels in a format; "": not quantised.
+def check_products(mode: str, platform: str, kind: str) -> None:
+    """Check that devices multiply tokens in the 8 bits of kernels in a format.
+
+    Args:
+      mode: the format; "": not quantised.
+      platform: of the devices, such as "tpu".
+      kind: JAX's `device_kind`.
 
     Raises:
       InputError: it does not.
@@ -61,10 +66,10 @@ def check_products(mode: str, device: jax.Device) -> None:
             f"quantize_activations needs a transformer in {' or '.join(eight)}, and this one is {how}; import the"
             " weights with --quantize int8"
         )
-    has = "fp8" if device.device_kind.startswith("TPU7") else "int8"
-    if device.platform == "tpu" and mode != has:
+    has = "fp8" if kind.startswith("TPU7") else "int8"
+    if platform == "tpu" and mode != has:
         raise InputError(
-            f"quantize_activations: {device.device_kind} has no products in {mode}; import the weights with --quantize"
+            f"quantize_activations: {kind} has no products in {mode}; import the weights with --quantize"
             f" {has}, or leave quantize_activations out"
         )
 

@@ -63,7 +63,7 @@ def quantize_tokens(x: Float[Array, "*b i"], dtype: Any) -> tuple[Array, Float[A
     x = x.astype(jnp.float32)
     scales = jnp.abs(x).max(axis=-1, keepdims=True) / largest
     scales = jnp.where(scales == 0, 1, scales)
-    x = x / scales
+    x = x * (1 / scales)  # cheaper than dividing every number
     return (jnp.round(x) if integers else x).astype(dtype), scales
 
 
