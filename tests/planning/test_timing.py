@@ -19,6 +19,7 @@ FileNames
 1 "/home/me/uso_jax/uso_jax/models/layers/scan.py"
 2 "/home/me/uso_jax/uso_jax/models/layers/joint_blocks.py"
 3 "/usr/lib/python3/site-packages/flax/nnx/nn/linear.py"
+4 "/home/me/uso_jax/uso_jax/models/layers/linear.py"
 
 FunctionNames
 1 "body"
@@ -28,11 +29,13 @@ FileLocations
 1 {file_name_id=1 function_name_id=1 line=90 end_line=90 column=24 end_column=103}
 2 {file_name_id=2 function_name_id=2 line=277 end_line=277 column=14 end_column=40}
 3 {file_name_id=3 function_name_id=2 line=8 end_line=8 column=14 end_column=40}
+4 {file_name_id=4 function_name_id=2 line=20 end_line=20 column=14 end_column=40}
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=1}
 2 {file_location_id=2 parent_frame_id=2}
-3 {file_location_id=3 parent_frame_id=3}
+3 {file_location_id=3 parent_frame_id=5}
+4 {file_location_id=4 parent_frame_id=3}
 
 %fused_product (param_0: bf16[5,512,256], param_1: bf16[1024,512], param_2: s32[]) -> bf16[1024,256] {
   %param_0 = bf16[5,512,256]{2,1,0:T(8,128)(2,1)} parameter(0)

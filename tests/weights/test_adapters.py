@@ -22,7 +22,7 @@ from oracle_torch import drawn_for, fill, flux_names, torch_flux
 from safetensors.numpy import save_file
 
 from convert.__main__ import main
-from uso_jax import params, weights
+from uso_jax import mini, params, weights
 from uso_jax.commands import adapter_flags
 from uso_jax.common.errors import InputError
 from uso_jax.models.components import split_transformer
@@ -364,6 +364,14 @@ def test_paths_and_strengths(tmp_path):
             parse_adapter(text, "--lora ")
     with pytest.raises(InputError, match="no weights directory, no workdir"):
         adapter.open_projector(tmp_path / "c")
+
+
+def test_a_projector_of_another_kind_is_taken():
+    (mine,) = adapter.open_adapters(mini.WEIGHTS, [(mini.WEIGHTS, 1.0)])
+    plain = weights.config(mini.WEIGHTS, "transformer")
+    assert Adapted(mini.WEIGHTS, [mine]).config(plain).projector.kind == "level_resampler"
+    with pytest.raises(InputError, match=f"the projector is for a transformer of width {plain.hidden_size}, this one"):
+        Adapted(mini.WEIGHTS, [mine]).config(FluxConfig.tiny(lora_rank=0, projector=None))
 
 
 def test_the_flags_are_keywords_of_the_pipeline(tmp_path):

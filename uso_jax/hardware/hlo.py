@@ -16,6 +16,7 @@ _LIMIT = re.compile(r" constant\((\d+)\)")
 _NUMBERED = re.compile(r"(\d+) (.*)$")  # a row of the tables of source lines
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _PACKAGE = "/uso_jax/"
+_LINEAR = {"models/layers/linear.py", "models/layers/quantized_kernel.py"}  # all linear layers; their callers differ
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Module:
                 if package
                 else f"{path.rpartition('/')[2]}:{place['line']}"
             )
-            if package:
+            if package and inside not in _LINEAR:
                 return name
             found = found or name
             frame = int(fields["parent_frame_id"]) - 1

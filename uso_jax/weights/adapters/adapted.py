@@ -24,6 +24,7 @@ from uso_jax.weights.adapters.changes import Change
 from uso_jax.weights.adapters.fitting import TITLES, Base, fit
 from uso_jax.weights.adapters.low_rank_sum import Columns, sum_low_rank
 from uso_jax.weights.adapters.names import ADAPTED, adapter_sizes
+from uso_jax.weights.adapters.projector import width_of
 from uso_jax.weights.adapters.sources import own_adapters
 from uso_jax.weights.lazy_array import Index, LazyArray
 from uso_jax.weights.quantization import QuantisedArray
@@ -128,7 +129,7 @@ class Adapted:
             config = dataclasses.replace(config, lora_rank=rank, lora_scale=1.0, lora_rules=())
         if self.projector is None:
             return config
-        width = self.projector.params["feature_embedder/high_projection/kernel"].shape[-1]
+        width = width_of(self.projector)
         if width != config.hidden_size:
             raise InputError(f"the projector is for a transformer of width {width}, this one has {config.hidden_size}")
         # FLUX.1 and FLUX.2 [klein] have the same width; a file without a manifest does not say which one it is for.

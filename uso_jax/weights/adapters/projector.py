@@ -17,7 +17,14 @@ _SIZES = {  # field: tensor, axis
     "siglip_dim": ("high_projection.weight", 1),
     "hidden_size": ("high_projection.weight", 0),
 }
+_OUTPUTS = ("high_projection", "proj_out", "mlp/out_layer")  # the last layer of each kind of projector
 _MOST = 1 << 16  # of any size
+
+
+def width_of(part: Part) -> int:
+    """Return the width of a projector's tokens, whatever its kind."""
+    paths = (f"feature_embedder/{layer}/kernel" for layer in _OUTPUTS)
+    return next(part.params[path].shape[-1] for path in paths if path in part.params)
 
 
 def read_projector(file: SafetensorsFile) -> Part:
