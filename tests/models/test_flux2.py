@@ -12,11 +12,11 @@ import pytest
 import tiny
 from comparison import error
 from golden_flux2 import MANIFESTS
+from small_transformers import BATCH, FAMILIES, batch, network
 
 from convert.tables import autoencoder, qwen3
-from uso_jax import flow, params
+from uso_jax import params
 from uso_jax.models.autoencoder2 import AutoEncoder2, AutoEncoder2Config
-from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.flux2 import PRESETS, Flux2, Flux2Config
 from uso_jax.models.layers.joint_blocks import JointConfig
 from uso_jax.models.qwen3 import PRESETS as QWEN3
@@ -131,40 +131,6 @@ def test_config_errors(make, message):
 
 
 # ---------------------------------------------------------------------------------------------- isolated references
-
-GRID, REF_GRIDS, BATCH = (2, 3), ((2, 2), (1, 3)), 3
-FAMILIES = {"flux1": (Flux, FluxConfig.tiny()), "flux2": (Flux2, Flux2Config.tiny())}
-IDS = {"flux1": (flow.position_ids, flow.reference_ids), "flux2": (flow.layered_ids, flow.layered_reference_ids)}
-
-
-@functools.cache
-def network(family: str):
-    """Return a model, all of whose parameters are drawn, adapters included."""
-    module, config = FAMILIES[family]
-    structure = params.ModelDef(lambda rngs: module(config, rngs=rngs))
-    rng = np.random.default_rng(0)
-    std = lambda path, x: x.shape[-2] ** -0.5 if path.endswith("kernel") else 0.3
-    drawn = {path: std(path, x) * rng.standard_normal(x.shape) for path, x in structure.shapes.items()}
-    return structure({path: jnp.asarray(x, jnp.float32) for path, x in drawn.items()})
-
-
-@functools.cache
-def batch(family: str):
-    """Return a step's arguments, and those of references."""
-    c, rng = FAMILIES[family][1], np.random.default_rng(1)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal((BATCH, *shape)), jnp.float32)
-    ids, reference_ids = IDS[family]
-    vec, guidance = (draw(c.vec_in_dim), jnp.linspace(1.0, 4.0, BATCH)) if family == "flux1" else (None, None)
-    step = dict(
-        img=draw(6, c.in_channels), img_ids=ids(*GRID)[None], txt=draw(5, c.context_in_dim),
-        timesteps=jnp.linspace(0.1, 0.9, BATCH), y=vec, guidance=guidance,
-    )  # fmt: skip
-    references = dict(
-        ref_img=draw(7, c.in_channels), ref_ids=jnp.concatenate(reference_ids(GRID, REF_GRIDS))[None],
-        ref_valid=jnp.asarray([[True] * 7, [True] * 4 + [False] * 3, [False] * 7]),
-        style=draw(6, c.hidden_size), style_valid=jnp.asarray([[True] * 6, [False] * 6, [False] * 6]),
-    )  # fmt: skip
-    return step, references
 
 
 @functools.cache

@@ -37,7 +37,12 @@ def group_requests(requests: Sequence[Request], batch_size: int) -> list[list[in
 
 
 def _compatible(a: Request, b: Request) -> bool:
-    kinds = lambda request: (request.has_strengths, request.canvas is not None, request.options.true_guidance != 1)
+    kinds = lambda request: (
+        request.has_strengths,
+        request.canvas is not None,
+        request.options.true_guidance != 1,
+        request.options.step_cache > 0,
+    )
     if a.options.batch_key() != b.options.batch_key() or kinds(a) != kinds(b):
         return False
     # The shorter list of content sizes must be a prefix of the longer one, so that position ids agree.
@@ -68,6 +73,8 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         conditions.guided = first.guidance_steps
         conditions.total_steps = first.num_steps
     conditions.isolated = first.isolated
+    if first.step_cache > 0:
+        conditions.step_cache = np.asarray([one.step_cache for one in options], np.float32)
     if any(one.variation for one in options):
         conditions.variation = np.asarray([one.variation for one in options], np.float32)
         conditions.variation_seeds = _seeds([one.variation_seed for one in options])

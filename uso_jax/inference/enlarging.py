@@ -54,7 +54,7 @@ class Enlarger:
         at_once = -(-(batch_size or _TILES) // shards) * shards
         start = self.sampler.latents(canvas.pixels, tiled=True)
         conditions, tiling = self._tiles(request, encoded, canvas, start, (height, width), at_once)
-        return Image.fromarray(canvas.paste(self.sampler.run(conditions, report, tiling)[0]))
+        return Image.fromarray(canvas.paste(self.sampler.run(conditions, report, tiling)[0][0]))
 
     def _tiles(
         self,
@@ -77,7 +77,8 @@ class Enlarger:
         """
         height, width = canvas.pixels.shape[:2]
         tiling = Tiling.of(self.system.token_grid(height, width), self.system.token_grid(*tile), at_once)
-        options = dataclasses.replace(request.options, height=tile[0], width=tile[1])
+        # A cache would be one for each tile, and few steps are left to reuse it.
+        options = dataclasses.replace(request.options, height=tile[0], width=tile[1], step_cache=0.0)
         plain = dataclasses.replace(request, canvas=None, options=options)
         conditions = make_conditions(self.system, [plain] * at_once, encoded)
         conditions.times = conditions.times[:, -request.upscale_steps - 1 :]

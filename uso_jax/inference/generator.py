@@ -30,8 +30,11 @@ class Generator:
 
     def generate(
         self, requests: Sequence[Request], batch_size: int | None = None, progress: Progress | None = None
-    ) -> list[Image.Image]:
-        """Return the image of each request. Images of one size run together; missing references are masked."""
+    ) -> tuple[list[Image.Image], list[int]]:
+        """Return the image of each request, and how many of its passes reused the pass before.
+
+        Images of one size run together; missing references are masked.
+        """
         groups = group_requests(requests, batch_size or len(requests))
         enlarged = [i for i, request in enumerate(requests) if request.options.upscale > 1]
         total = sum(requests[group[0]].num_steps for group in groups)
@@ -46,20 +49,26 @@ class Generator:
             report("Encoding references", 0, total)
         encoded = self.references.encode(requests)
         images: dict[int, Image.Image] = {}
+        reused: dict[int, int] = {}
         for group in groups:
-            made = self._drawn([requests[i] for i in group], encoded, report)
-            images |= {i: Image.fromarray(pixels) for i, pixels in zip(group, made, strict=True)}
+            for i, pixels, count in zip(
+                group, *self._drawn([requests[i] for i in group], encoded, report), strict=True
+            ):
+                images[i], reused[i] = Image.fromarray(pixels), count
             done += requests[group[0]].num_steps
         for i in enlarged:
             images[i] = self._enlarger.enlarge(requests[i], images[i], encoded, batch_size, report)
             done += requests[i].upscale_steps
-        return [images[i] for i in range(len(requests))]
+        return [images[i] for i in range(len(requests))], [reused[i] for i in range(len(requests))]
 
-    def _drawn(self, group: Sequence[Request], encoded: EncodedReferences, report: Progress) -> list[Pixels]:
-        """Draw one batch."""
+    def _drawn(
+        self, group: Sequence[Request], encoded: EncodedReferences, report: Progress
+    ) -> tuple[list[Pixels], list[int]]:
+        """Draw one batch. Return its images, and how many passes of each reused the pass before."""
         if group[0].num_steps == 0:  # nothing of the images to edit is drawn
-            return [request.canvas.pixels for request in group]
+            return [request.canvas.pixels for request in group], [0] * len(group)
         padded = [*group, *[group[-1]] * (-len(group) % self._sampler.data_shards)]
-        arrays = self._sampler.run(make_conditions(self._system, padded, encoded), report)
+        arrays, reused = self._sampler.run(make_conditions(self._system, padded, encoded), report)
         pairs = zip(group, arrays, strict=False)
-        return [pixels if request.canvas is None else request.canvas.paste(pixels) for request, pixels in pairs]
+        drawn = [pixels if request.canvas is None else request.canvas.paste(pixels) for request, pixels in pairs]
+        return drawn, reused[: len(group)].tolist()

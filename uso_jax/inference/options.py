@@ -139,6 +139,10 @@ class GenerationOptions:
         "references that attend to each other only, which is faster: content images, or all with styles",
         one_per_batch=True,
     )  # fmt: skip
+    step_cache: Number = _option(
+        0.0, NUMBER, "relative change of the first block's output below which a step reuses what the other blocks"
+        " computed before (first-block cache); 0: all blocks run in every step",
+    )  # fmt: skip
 
     strength: Number = _option(
         0.75, SHARE, "how much of the image to edit is drawn anew: 0 returns it, 1 starts from noise",

@@ -4,8 +4,8 @@
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
 arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
-without strengths, masks of styles, absent references, negative prompt and isolated references). The loop runs on the
-host and passes each step its two times, so the number of steps is free.
+without strengths, masks of styles, absent references, negative prompt, isolated references and step cache). The loop
+runs on the host and passes each step its two times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from uso_jax import flow
 from uso_jax.common.errors import InputError
@@ -64,6 +64,7 @@ class Sampler:
             "style": jit(lambda params, features: system.module(params, "transformer").feature_embedder(features)),
             "prepare": jax.jit(self._prepare, static_argnums=4),
             "noise": jit(self._draw, static_argnums=1),
+            "caches": jit(system.empty_caches, static_argnums=(1, 2)),
             "step": jit(self._advance),
             "decode": jit(self._image, static_argnums=(2, 3, 4)),
             # Of one image that is drawn in tiles: it is not a batch that could be split.
@@ -120,24 +121,28 @@ class Sampler:
 
     def run(
         self, conditions: Conditions, progress: Progress, tiling: Tiling | None = None
-    ) -> UInt8[np.ndarray, "b h w 3"]:
+    ) -> tuple[UInt8[np.ndarray, "b h w 3"], Int[np.ndarray, " b"]]:
         """Generate a batch of images, or with a tiling one image whose tiles are the batch.
 
-        With a tiling, `conditions` has the tiles' size, and one seed and one start of the whole image.
+        With a tiling, `conditions` has the tiles' size, and one seed and one start of the whole image, and no cache.
+
+        Returns:
+          the images, and how many passes of each reused what the pass before had computed.
         """
         c = conditions
         num_steps = c.times.shape[1] - 1
         with jax.set_mesh(self.mesh):
             progress("Encoding text", 0, num_steps)
-            x = self._sampled(c, self._inputs(c), tiling, progress)
+            x, reused = self._sampled(c, self._inputs(c), tiling, progress)
             progress("Decoding", num_steps, num_steps)
             decode, size = ("decode", (c.height, c.width)) if tiling is None else ("whole decode", c.whole)
-            return np.asarray(self.programs[decode](self._part("autoencoder"), x, *size, c.round_down))
+            images = np.asarray(self.programs[decode](self._part("autoencoder"), x, *size, c.round_down))
+            return images, reused
 
     def _sampled(
         self, c: Conditions, inputs: dict[str, Any], tiling: Tiling | None, progress: Progress
-    ) -> Float[Array, "b l d"]:
-        """Return the latents of the images; the transformer's parameters may be freed afterwards."""
+    ) -> tuple[Float[Array, "b l d"], Int[np.ndarray, " b"]]:
+        """Return the latents of the images and their reused passes; the transformer may be freed afterwards."""
         params, num_steps = self._part("transformer"), c.times.shape[1] - 1
         style = None if c.features is None else self.programs["style"](params, self._place(c.features))
         times, guidance = [self._place(t) for t in c.times.T], self._place(c.guidance)
@@ -154,15 +159,20 @@ class Sampler:
         plain = inputs | dict.fromkeys(("negative_txt", "negative_y", "negative_scale"))
         passes = [inputs if c.is_guided(number) else plain for number in range(num_steps)]
         like = x if tiling is None else self._place(tiling.cut(x)[: len(c.guidance)])
+        caches = None
+        if c.step_cache is not None:
+            caches = self.programs["caches"](self._place(c.step_cache), like.shape[1], c.negative is not None)
         compiled = {
-            id(one): self._step((params, one, style, like, times[0], times[1], guidance), num_steps, progress)
+            id(one): self._step((params, one, style, like, times[0], times[1], guidance, caches), num_steps, progress)
             for one in {id(one): one for one in passes}.values()
         }
         regions = self._regions(c)
 
         def advance(x: Array, number: int, part: int = 0) -> Array:
+            nonlocal caches
             step, one = compiled[id(passes[number])], passes[number] | {"regions": regions and regions[part]}
-            return step(params, one, style, x, times[number], times[number + 1], guidance)
+            x, caches = step(params, one, style, x, times[number], times[number + 1], guidance, caches)
+            return x
 
         progress("Sampling", 0, num_steps)
         for number in range(num_steps):
@@ -173,7 +183,8 @@ class Sampler:
                 x = replicate(self._by_tiles(step, x, tiling, len(c.guidance)))
             x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
             progress("Sampling", number + 1, num_steps)
-        return x
+        reused = sum(np.asarray(cache.reused) for cache in caches or () if cache is not None)
+        return x, np.broadcast_to(reused, len(c.guidance))
 
     def _by_tiles(self, advance: Callable[..., Array], x: Array, tiling: Tiling, at_once: int) -> Array:
         """Advance the tiles of an image, some at a time, and blend them."""
@@ -266,6 +277,10 @@ class Sampler:
         inputs, style = self.system.prepare(params, Inputs(**inputs, isolated=isolated), guidance, style)
         return {name: getattr(inputs, name) for name in Inputs.arrays()}, style
 
-    def _advance(self, params, inputs, style, x, t, s, guidance):
-        velocity = self.system.velocity(params, Inputs(**inputs), x, t, guidance, style)
-        return flow.euler_step(x, velocity, t, s)
+    def _advance(self, params, inputs, style, x, t, s, guidance, caches=None):
+        arguments = (params, Inputs(**inputs), x, t, guidance, style)
+        if caches is None:
+            velocity = self.system.velocity(*arguments)
+        else:
+            velocity, caches = self.system.cached_velocity(*arguments, caches)
+        return flow.euler_step(x, velocity, t, s), caches

@@ -13,7 +13,6 @@ Shapes: b batch, l tokens, i t r s image, text, reference and style tokens, d hi
 a rotary axes, c latent channels of a token.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from uso_jax.models.layers.embeddings import rotary_embedding
 from uso_jax.models.layers.joint_blocks import Condition, Joint, KeysValues
 from uso_jax.models.layers.regions import Regions
 from uso_jax.models.layers.token_groups import TokenGroup, join_groups
+from uso_jax.models.step_cache import StepCache
 from uso_jax.parallel.constraints import sequence_shards
 
 
@@ -90,8 +90,9 @@ class JointTransformer(nnx.Module):
         ref_owner: Int[Array, "b r"] | None = None,
         regions: Regions | None = None,
         kept: Kept | None = None,
-    ) -> Float[Array, "b l c"]:
-        """Return the float32 velocity of `img` at `timesteps`.
+        cache: StepCache | None = None,
+    ) -> Float[Array, "b l c"] | tuple[Float[Array, "b l c"], StepCache]:
+        """Return the float32 velocity of `img` at `timesteps` and, with a cache, the cache of the next step.
 
         Args:
           img: packed tokens of the noisy target.
@@ -111,6 +112,7 @@ class JointTransformer(nnx.Module):
           ref_owner: like `style_owner`, for `ref_img`.
           regions: how much each of these styles counts for each token.
           kept: isolated references.
+          cache: of the step before; all blocks but the first may be left out.
 
         Raises:
           ValueError: `guidance` does not match the config, or only one of `ref_img` and `ref_ids` is passed.
@@ -128,8 +130,13 @@ class JointTransformer(nnx.Module):
         start = sum(group.tokens.shape[1] for group in text)
         pairs = None if regions is None else regions.bias(text + image, keys, start)
         joint = self._joint(text + image, join_groups(keys, "valid"), join_groups(keys, "bias"), pairs)
-        x, _ = self._blocks(vec, text, image, joint, kept)
-        return self.final_layer(x[:, start : start + img.shape[1]], vec).astype(jnp.float32)
+        if cache is None:
+            x, _ = self._blocks(vec, text, image, joint, kept)
+            x = x[:, start : start + img.shape[1]]
+        else:
+            x, cache = self._target_by_cache(vec, text, image, joint, kept, cache)
+        velocity = self.final_layer(x, vec).astype(jnp.float32)
+        return velocity if cache is None else (velocity, cache)
 
     def keep(
         self,
@@ -213,22 +220,67 @@ class JointTransformer(nnx.Module):
         """Return the sequence and, with `keep`, the keys and values of both stacks."""
         double, single = self.conditions(vec)
         img, txt = join_groups(image, "tokens"), join_groups(text, "tokens")
-
-        own = (lambda found: found) if keep else (lambda found: None)  # a scan would store what nothing reads
-
-        def through_double(block, streams, kept):
-            streams, found = block(*streams, double, joint, kept)
-            return streams, own(found)
-
-        def through_single(block, x, kept):
-            x, found = block(x, single, joint, kept)
-            return x, own(found)
-
-        run = functools.partial(scan.scan_layers, remat=self.config.remat, constrain=scan.constrain_tokens)
-        (img, txt), own_double = run(self.double_blocks, through_double, (img, txt), kept and kept.double)
-        x = jnp.concatenate([txt, img], axis=1)
-        x, own_single = run(self.single_blocks, through_single, x, kept and kept.single)
+        (img, txt), own_double = self._through_double((img, txt), double, joint, kept, keep)
+        x, own_single = self._through_single((img, txt), single, joint, kept, keep)
         return x, (own_double, own_single)
+
+    def _target_by_cache(
+        self,
+        vec: Array,
+        text: list[TokenGroup],
+        image: list[TokenGroup],
+        joint: Joint,
+        kept: Kept | None,
+        cache: StepCache,
+    ) -> tuple[Array, StepCache]:
+        """Return the target's tokens after all blocks, by the cache where it serves, and the next step's cache."""
+        double, single = self.conditions(vec)
+        img, txt = join_groups(image, "tokens"), join_groups(text, "tokens")
+        start, length = txt.shape[1], image[0].tokens.shape[1]
+        streams, _ = self._through_double((img, txt), double, joint, kept, layers=range(1))
+        after_first = streams[0][:, :length]
+
+        def run():
+            later = range(1, self.config.depth)
+            x, _ = self._through_single(
+                self._through_double(streams, double, joint, kept, layers=later)[0], single, joint, kept
+            )
+            return x[:, start : start + length] - after_first
+
+        rest, cache = cache.advance(after_first - img[:, :length], run)
+        return after_first + rest, cache
+
+    def _through_double(
+        self,
+        streams: tuple[Array, Array],
+        condition: Condition,
+        joint: Joint,
+        kept: Kept | None,
+        keep: bool = False,
+        layers: range | None = None,
+    ) -> tuple[tuple[Array, Array], Any]:
+        """Return image and text after the double blocks of `layers`, None: of all."""
+
+        def step(block, streams, kept):
+            streams, own = block(*streams, condition, joint, kept)
+            return streams, own if keep else None  # a scan would store what nothing reads
+
+        return self._scan(self.double_blocks, step, streams, kept and kept.double, layers=layers)
+
+    def _through_single(
+        self, streams: tuple[Array, Array], condition: Condition, joint: Joint, kept: Kept | None, keep: bool = False
+    ) -> tuple[Array, Any]:
+        """Return the sequence after the single blocks."""
+
+        def step(block, x, kept):
+            x, own = block(x, condition, joint, kept)
+            return x, own if keep else None
+
+        img, txt = streams
+        return self._scan(self.single_blocks, step, jnp.concatenate([txt, img], axis=1), kept and kept.single)
+
+    def _scan(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+        return scan.scan_layers(*arguments, remat=self.config.remat, constrain=scan.constrain_tokens, **options)
 
 
 def _fill(stream: list[TokenGroup]) -> None:

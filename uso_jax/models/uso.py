@@ -21,6 +21,7 @@ from uso_jax import flow
 from uso_jax.models.families import FAMILIES
 from uso_jax.models.joint_transformer import Kept
 from uso_jax.models.layers.regions import Regions
+from uso_jax.models.step_cache import StepCache
 from uso_jax.models.uso_config import USOConfig, modules_of
 from uso_jax.params import Params, structure
 
@@ -28,6 +29,9 @@ Batch = Mapping[str, Array]
 """Images and token ids, or their precomputed features: "target_moments", "content_moments" float [b, lh, lw, 2 z],
 "style_features" [b, n, 3, s, c] or "style_moments" [b, n, lh, lw, 2 z], "txt" [b, t, context] and "vec" [b, vec]
 (uso_jax.training.precompute)."""
+
+Caches = tuple[StepCache, StepCache | None]
+"""What a sampling step hands to the next one, of the pass with the prompt and of that with the negative text."""
 
 NullText = tuple[Float[np.ndarray, "t context"], Float[np.ndarray, " vec"] | None]
 
@@ -266,17 +270,50 @@ class USO:
             text.
           style: style tokens, if `prepare` has returned them; otherwise they are projected here.
         """
+        return self._velocity(params, inputs, x_t, t, guidance, style)[0]
+
+    def cached_velocity(
+        self,
+        params: Params,
+        inputs: Inputs,
+        x_t: Float[Array, "b l d"],
+        t: Float[Array, " b"],
+        guidance: float | Float[Array, " b"],
+        style: Float[Array, "b s width"] | None,
+        caches: Caches,
+    ) -> tuple[Float[Array, "b l d"], Caches]:
+        """Predict the velocity as `velocity` does, by the caches of the step before; return those of the next one too.
+
+        Without a negative text, its cache stays as it is.
+        """
+        return self._velocity(params, inputs, x_t, t, guidance, style, caches)
+
+    def empty_caches(self, threshold: Float[Array, " b"], num_tokens: int, guided: bool) -> Caches:
+        """Return the caches before the first step; `guided`: a step has a pass with the negative text."""
+        c = self.config.transformer
+        cache = StepCache.empty(threshold, num_tokens, c.hidden_size, jnp.dtype(c.dtype))
+        return cache, cache if guided else None
+
+    def _velocity(self, params, inputs, x_t, t, guidance, style, caches=None):
         inputs, style = self.prepare(params, inputs, guidance, style)
         conditions = self._reference_conditions(inputs) | self._style_conditions(inputs, style)
         conditions |= {"kept": inputs.kept, "regions": inputs.regions}
         model, embedded = self.module(params, "transformer"), self._scale(guidance, len(t))
-        predict = lambda txt, y: model(x_t, inputs.img_ids, txt, t, y, embedded, **conditions)
-        velocity = predict(inputs.txt, inputs.y)
-        if inputs.negative_txt is None:
-            return velocity
-        scale = guidance if inputs.negative_scale is None else inputs.negative_scale
-        scale = jnp.broadcast_to(scale, t.shape).astype(t.dtype)
-        return flow.guide(velocity, predict(inputs.negative_txt, inputs.negative_y), scale)
+
+        def predict(txt, y, cache):
+            arguments = (x_t, inputs.img_ids, txt, t, y, embedded)
+            if cache is None:
+                return model(*arguments, **conditions), None
+            return model(*arguments, **conditions, cache=cache)
+
+        first, second = caches or (None, None)
+        velocity, first = predict(inputs.txt, inputs.y, first)
+        if inputs.negative_txt is not None:
+            scale = guidance if inputs.negative_scale is None else inputs.negative_scale
+            scale = jnp.broadcast_to(scale, t.shape).astype(t.dtype)
+            negative, second = predict(inputs.negative_txt, inputs.negative_y, second)
+            velocity = flow.guide(velocity, negative, scale)
+        return velocity, caches and (first, second)
 
     def _scale(self, guidance: float | Array, batch_size: int) -> Float[Array, " b"] | None:
         """Return the scale that the transformer embeds; None if it embeds none."""

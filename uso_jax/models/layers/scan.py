@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
@@ -69,6 +70,7 @@ def scan_layers(
     *,
     remat: str = "none",
     constrain: Callable[[jax.Array], jax.Array] = constrain_batch,
+    layers: range | None = None,
 ) -> tuple[Any, Any]:
     """Apply `carry, output = step(block, carry, input)` for each block of a stack.
 
@@ -79,13 +81,17 @@ def scan_layers(
       inputs: a pytree of arrays with a leading layer axis.
       remat: a key of REMAT_POLICIES.
       constrain: sharding constraint applied to every array of the carry.
+      layers: numbers of the blocks to apply, in a row; None: all.
 
     Returns:
       the last carry, and the outputs with a leading layer axis.
     """
     graphdef, params = nnx.split(blocks)
+    stacked = params, inputs
 
     def body(carry, layer):
+        if layers is not None:
+            layer = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stacked)
         carry = jax.tree.map(lambda x: checkpoint_name(x, "block_input"), carry)
         weights = jax.tree.map(lambda x: as_it_lies(x) if x.ndim == 2 else x, layer[0])
         carry, output = step(nnx.merge(graphdef, weights), carry, layer[1])
@@ -93,4 +99,6 @@ def scan_layers(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, jax.tree.map(constrain, carry), (params, inputs))
+    # A slice of the stack would be a copy of its weights, so a part of the blocks is found by number.
+    over = stacked if layers is None else jnp.arange(layers.start, layers.stop)
+    return jax.lax.scan(body, jax.tree.map(constrain, carry), over)
