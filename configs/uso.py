@@ -9,6 +9,8 @@
     python scripts/train.py --config configs/uso.py:flux_dev_nft    then from scores of its images, without gradients
     python scripts/train.py --config configs/uso.py:klein           the same on FLUX.2 [klein] base 4B; and klein_joint
     python scripts/train.py --config configs/uso.py:klein_nft       as flux_dev_nft
+    python scripts/train.py --config configs/uso.py:klein_distilled four steps instead of fifty; and flux_dev_distilled
+    python scripts/train.py --config configs/uso.py:mini_distilled  four steps instead of twelve, from the packaged mini
     python scripts/train.py --config configs/uso.py:klein_lora      adapters from references to targets, on your folder
 
 Any value is overridden on the command line: --config.stages.disentanglement.learning_rate=1e-4
@@ -43,7 +45,7 @@ from uso_jax.training.config import (
 )
 from uso_jax.training.model_config import ModelConfig
 from uso_jax.training.policy import PolicyConfig
-from uso_jax.training.stage import BOTH, LORA, PROJECTOR, RewardConfig, StageConfig, by_name
+from uso_jax.training.stage import BOTH, LORA, PROJECTOR, RewardConfig, StageConfig, TeacherConfig, by_name
 
 VARIANTS = {
     "mini": "a small USO on drawings of 64 pixels, aligned by words; minutes on two CPU cores",
@@ -54,6 +56,10 @@ VARIANTS = {
     "klein": "the paper's recipe on FLUX.2 [klein] base 4B, which one 16 GB chip holds; needs converted weights",
     "klein_joint": "klein with projector and adapters trained together",
     "klein_nft": "learning from scores of images after klein or klein_joint: add --init_from its workdir",
+    "mini_distilled": "mini in four steps; the teacher is the packaged one, or add --init_from a run of mini",
+    "mini32_distilled": "the same for mini32",
+    "flux_dev_distilled": "four steps instead of 25 after flux_dev or flux_dev_joint: add --init_from its workdir",
+    "klein_distilled": "four steps without a second pass after klein or klein_joint: add --init_from its workdir",
     "klein_lora": "adapters of FLUX.2 [klein] base 4B from one reference or several to a target, on your own folder",
 }
 TABLES = {  # of mini's evaluation: what is generated, from subjects and styles that training never saw
@@ -80,6 +86,10 @@ def get_config(variant: str = "mini") -> TrainConfig:
         "klein": klein,
         "klein_joint": klein_joint,
         "klein_nft": klein_nft,
+        "mini_distilled": lambda: _mini_distilled(mini()),
+        "mini32_distilled": lambda: _mini_distilled(mini32()),
+        "flux_dev_distilled": lambda: _distilled(flux_dev(), guidance=4.0),
+        "klein_distilled": lambda: _distilled(klein(), guidance=4.0),
         "klein_lora": klein_lora,
     }
     if variant not in builders:
@@ -173,6 +183,13 @@ def _mini(
         heldout=HeldoutConfig(num_batches=8, batch_size=32, grid_rows=6, num_steps=12, guidance=3.0, shift="flux"),
         evaluation=EvaluationConfig(tables, num_triplets=64),
     )
+
+
+def _mini_distilled(config: TrainConfig) -> TrainConfig:
+    """Return a stage that teaches the adapters of the weights in the package, or of a run, to draw in four steps."""
+    both = config.stages["disentanglement"]
+    config = replace(config, model=replace(config.model, fresh=()))
+    return _distilled(config, guidance=3.0, steps=1000, learning_rate=1e-3, train=both.train)
 
 
 def mini_data(pixels: int) -> DataConfig:
@@ -352,6 +369,29 @@ def _from_scores(config: TrainConfig, guidance: float) -> TrainConfig:
     heldout = replace(config.heldout, every=0, grid_every=80)
     name = f"{config.variant}_nft"
     return replace(config, variant=name, run=("policy",), stages=by_name(stage), heldout=heldout)
+
+
+def _distilled(config: TrainConfig, guidance: float, **changes) -> TrainConfig:
+    """Return one stage that distils to four steps in place of a recipe's stages (docs/train.md, Few steps).
+
+    `guidance` is the teacher's scale. On FLUX.2 it is that of a second pass, which the student does without.
+    """
+    both, shift = config.stages["disentanglement"], config.heldout.shift
+    stage = replace(
+        both,
+        name="distillation",
+        loss="distillation",
+        teacher=TeacherConfig(guidance=guidance, shift=shift),
+        reward=None,
+        **dict(steps=4000, train=BOTH, batch_size=16) | changes,
+    )
+    one_pass = 1.0 if config.system.family == "flux2" else guidance
+    sampled = dict(num_steps=stage.teacher.num_steps, guidance=one_pass, shift=shift)
+    evaluation = config.evaluation and replace(config.evaluation, **sampled)
+    heldout = replace(config.heldout, **sampled)
+    name = f"{config.variant}_distilled"
+    run = dict(run=("distillation",), stages=by_name(stage))
+    return replace(config, variant=name, **run, heldout=heldout, evaluation=evaluation)
 
 
 FLUX_REWARDS = dict(  # released sizes; only the networks that a stage names are loaded

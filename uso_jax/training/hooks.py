@@ -79,7 +79,7 @@ def stage_hooks(run: Run, index: int, validator: Validator, say: Callable[[str],
             say(f"{stage.name}: a judge fell while the reward rose; stopped at step {info.step} (docs/reward.md)")
 
     def heldout_loss(info: StepInfo, state: TrainState, frozen: Params) -> None:
-        loss = validator.loss(frozen | state.result)
+        loss = validator.loss(frozen | state.result, state.anchor)
         run.metrics.write(offset + info.step, stage.name, {"heldout_loss": loss})
         stage_record.heldout_loss_after = loss
 

@@ -43,7 +43,7 @@ def run_stage(run: Run, index: int, params: Params, lr_multipliers: dict[str, fl
     state, frozen = _first_state(run, stage, params, lr_multipliers, saved)
     validator = Validator(config, run.system, run.mesh, stage)
     if len(record.stages) == index:
-        _begin_record(run, index, validator, frozen | state.result)
+        _begin_record(run, index, validator, frozen | state.result, state.anchor)
     data = _open_data(run, index)
     train_step = _train_step(run, stage, lr_multipliers, state)
     needed_flops = ModelFlops(config, stage, lr_multipliers) if run.speed.wants_flops else lambda *_: 0.0
@@ -123,11 +123,12 @@ def _first_state(
     return state, {path: value for path, value in params.items() if path not in lr_multipliers}
 
 
-def _begin_record(run: Run, index: int, validator: Validator, params: Params) -> None:
+def _begin_record(run: Run, index: int, validator: Validator, params: Params, start: Params) -> None:
     """Begin the record of a stage with what held-out data says before its first step."""
     stage = run.config.run_stages[index]
     with progress.phase(f"{stage.name}, validating before the first step"):
-        run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=validator.loss(params)))
+        loss = validator.loss(params, start)
+        run.record.stages.append(StageRecord(stage.name, stage.steps, heldout_loss_before=loss))
         if stage.scored is not None and stage.scored.start == 0:
             validate_reward(run, index, validator, params, 0)
 

@@ -304,7 +304,7 @@ def check_features(config: TrainConfig) -> None:
 
 
 def _check_stage_of_features(stage: StageConfig, parameters: Iterable[str]) -> None:
-    if stage.loss not in ("flow_matching", "words"):
+    if stage.loss not in ("flow_matching", "words", "distillation"):
         raise InputError(
             f"stage {stage.name!r} needs the images themselves, which features do not hold: set"
             " --config.data.source to the images, or leave the stage out of --config.run."

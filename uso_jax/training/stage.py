@@ -17,6 +17,7 @@ from uso_jax.data import buckets
 from uso_jax.flow import Isolated, Shift
 from uso_jax.training.policy import PolicyConfig
 
+DISTILLATION = "distillation"  # the loss that has a teacher
 CONDITIONS = ("content", "style")
 OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "prodigy", "schedule_free")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
@@ -92,6 +93,24 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """How a stage's starting model teaches its own student to draw in few steps (objectives.distillation)."""
+
+    num_steps: int = 4  # steps that the student is to need
+    substeps: int = 3  # steps of the teacher for each of them
+    guidance: float = 4.0  # the teacher's scale: embedded, or of a second pass, which the student does without
+    shift: Shift = "flux"  # time shift of the schedule that the student is to be sampled with
+
+    def check(self, where: str) -> None:
+        """Raise InputError for values that are invalid by themselves."""
+        if self.num_steps < 1 or self.substeps < 1 or self.guidance < 0:
+            raise InputError(
+                f"{where}, teacher: num_steps and substeps must be at least 1, guidance not negative, not"
+                f" {self.num_steps}, {self.substeps} and {self.guidance}"
+            )
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage; the paper's two stages and its joint variant differ only in these values.
 
@@ -126,6 +145,7 @@ class StageConfig:
     shift_mu: float | None = None  # exponent of the time shift in training; None: the base model's, by token count
     reward: RewardConfig | None = None  # style reward learning; None: no reward
     policy: PolicyConfig | None = None  # learning from scores of images without gradients; None: from data
+    teacher: TeacherConfig | None = None  # of the loss "distillation"
     optimizer: str = "adamw"
     """One of OPTIMIZERS: "muon" updates the matrices of the blocks, "prodigy" finds its own rate around 1."""
     all_dropout: float = 0.0  # share of examples without any condition
@@ -199,6 +219,10 @@ class StageConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{where}: {name} must lie between 0 and 1, not {getattr(self, name)}")
+        if (self.teacher is None) != (self.loss != DISTILLATION):
+            raise InputError(f"{where}: the loss {DISTILLATION!r} and a teacher go together; set both or neither")
+        if self.teacher is not None:
+            self.teacher.check(where)
         if self.reward is not None:
             self.reward.check(self)
         if self.policy is not None:
@@ -250,6 +274,11 @@ class StageConfig:
     def scored(self) -> RewardConfig | PolicyConfig | None:
         """What has the names of scores and judges: the reward, the policy, or None."""
         return self.reward if self.policy is None else self.policy
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether training keeps the trained parameters as they were: for an anchor, or as the teacher."""
+        return self.teacher is not None or (self.scored is not None and self.scored.anchor > 0)
 
     @property
     def keeps_average(self) -> bool:

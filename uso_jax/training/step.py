@@ -34,7 +34,8 @@ class TrainState:
       params: trained parameters by path, float32.
       opt_state: state of the optimizer.
       ema: average of the trained parameters, exponential or schedule-free's; {} without one.
-      anchor: trained parameters as they were when the reward or the policy began, for its anchor; {} without one.
+      anchor: trained parameters as they were when the reward or the policy began, for its anchor, or when the stage
+        began, as the teacher; {} without one.
       old: trained parameters of the old policy, which generates the images of a stage with a policy; {} without one.
     """
 
@@ -79,7 +80,7 @@ def describe_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trai
 
 def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], trainable: Mapping[str, Any]) -> TrainState:
     copy = lambda wanted: jax.tree.map(jnp.copy, trainable) if wanted else {}
-    anchor = copy(stage.scored is not None and stage.scored.anchor)
+    anchor = copy(stage.keeps_start)
     opt_state = optimizer.make(stage, lr_multipliers).init(trainable)
     step, ema, old = jnp.zeros((), jnp.int32), copy(stage.keeps_average), copy(stage.policy is not None)
     return TrainState(step, trainable, opt_state, ema, anchor, old)
@@ -132,8 +133,10 @@ def make_train_step(
         return jax.tree.map(lambda x: x / stage.accumulate, total)
 
     def step_without_reward(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
+        teacher = {} if stage.teacher is None else {"teacher": {**frozen, **state.anchor}}
+
         def loss_and_grads(batch, draws):
-            loss = lambda trainable: objective.loss({**frozen, **trainable}, system, stage, batch, draws)
+            loss = lambda trainable: objective.loss({**frozen, **trainable}, system, stage, batch, draws, **teacher)
             return jax.value_and_grad(loss)(state.params)
 
         loss, grads = mean_over_micro_batches(loss_and_grads, batch, objective.draw(rng, system, stage))

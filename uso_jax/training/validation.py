@@ -84,10 +84,13 @@ class Validator:
         reading.close()
         return found
 
-    def loss(self, params: Params) -> float:
-        """Return the stage's loss on held-out batches, without dropout and with the same draws on every call."""
+    def loss(self, params: Params, start: Params) -> float:
+        """Return the stage's loss on held-out batches, without dropout and with the same draws on every call.
+
+        `start` has the trained parameters of before the stage, where it has a teacher.
+        """
         losses = [
-            self._loss(params, sharding.global_batch(self.mesh, batch), number)
+            self._loss(params, start, sharding.global_batch(self.mesh, batch), number)
             for number, batch in enumerate(self.batches)
         ]
         return float(np.mean(jax.device_get(losses)))
@@ -137,10 +140,11 @@ class Validator:
         sums = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
         return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
-    def _loss_of(self, params: Params, batch, number):
+    def _loss_of(self, params: Params, start: Params, batch, number):
         stage = self.stage.at_size(*self.system.target_size(batch))
         draws = self.objective.draw(jax.random.fold_in(jax.random.key(_SEED), number), self.system, stage)
-        return self.objective.loss(params, self.system, stage, batch, draws)
+        teacher = {} if stage.teacher is None else {"teacher": {**params, **start}}
+        return self.objective.loss(params, self.system, stage, batch, draws, **teacher)
 
     def _sample_of(self, params: Params, batch):
         stage = self.stage.at_size(*self.system.target_size(batch))

@@ -7,7 +7,7 @@ function: gradient accumulation only splits the draws, and a held-out loss uses 
 
     components(stage) -> names                               of the weights components it reads
     draw(rng, system, stage) -> Draws                        everything random in one step, per example
-    loss(params, system, stage, batch, draws) -> scalar      in float32
+    loss(params, system, stage, batch, draws) -> scalar      in float32; `teacher=` where a stage has one
     sample(params, system, stage, batch, settings) -> uint8  images [b, h, w, 3] for the sample grid; may be absent
 """
 
@@ -17,6 +17,7 @@ from uso_jax.training.objectives import (
     awm,
     classification,
     descriptors,
+    distillation,
     flow_matching,
     grpo,
     guidance,
@@ -29,6 +30,7 @@ from uso_jax.training.objectives import (
 OBJECTIVES: dict[str, ModuleType] = {
     "flow_matching": flow_matching,
     "guidance": guidance,
+    "distillation": distillation,
     "reconstruction": reconstruction,
     "image_text": image_text,
     "descriptors": descriptors,
