@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from uso_jax.models import flux
 from uso_jax.models.flux2 import SAMPLING
 
 
@@ -46,7 +47,12 @@ _KLEIN = (
 RELEASES = {
     "flux-dev": Release("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors",), _DEV, 22.2, ("transformer",)),
     "flux-schnell": Release(
-        "black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors",), "Apache-2.0", 22.2, ("transformer",)
+        "black-forest-labs/FLUX.1-schnell",
+        ("flux1-schnell.safetensors",),
+        "Apache-2.0",
+        22.2,
+        ("transformer",),
+        defaults=flux.SAMPLING["flux-schnell"],
     ),
     "flux-krea": Release(
         "black-forest-labs/FLUX.1-Krea-dev", ("flux1-krea-dev.safetensors",), _DEV, 22.2, ("transformer",)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads, from a hub that is a folder: no test uses the network."""
 
+import dataclasses
 import fnmatch
 import io
 import itertools
@@ -176,3 +177,14 @@ def test_unknown_name(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["download", "uso", "flux-pro"])
     assert caught.value.code == 2 and "'flux-pro' is not a release" in capsys.readouterr().err
+
+
+def test_distilled_releases_say_how_they_are_sampled(tmp_path):
+    file = tmp_path / "pipeline.json"
+    for name, release in releases.RELEASES.items():
+        file.write_text(json.dumps(dict(release.defaults)))
+        found = Defaults.read(tmp_path)
+        assert release.defaults.items() <= dataclasses.asdict(found).items()
+        if name in ("flux-schnell", "klein-4b", "klein-9b"):
+            assert found.num_steps == 4 and (name == "flux-schnell" or found.guidance == 1.0)
+    assert releases.RELEASES["flux-schnell"].defaults["shift"] == "none"

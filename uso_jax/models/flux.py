@@ -77,6 +77,10 @@ PRESETS = {
     "flux-schnell": FluxConfig(guidance_embed=False),
 }
 
+SAMPLING = {  # how released weights are sampled that differ from dev (black-forest-labs/flux, cli.py and util.py)
+    "flux-schnell": {"num_steps": 4, "shift": "none", "t5_length": 256},  # distilled, without guidance
+}
+
 
 class Flux(JointTransformer):
     """Predict the velocity of packed latents from time, text, and any number of style and content images."""

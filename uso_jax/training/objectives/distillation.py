@@ -7,9 +7,9 @@
     (3) y_0 = x,  y_j+1 = y_j + (s_j+1 - s_j) v_teacher(y_j, s_j, w | c)      s_0 = t_i ... s_m = t_i+1, evenly spaced
     (4) L = E || v_theta(x, t_i | c) - (y_m - x) / (t_i+1 - t_i) ||^2
 
-This is progressive distillation (arXiv 2202.00512) to n steps at once: an Euler step of (4)'s optimum ends where m steps
-of the teacher end. The teacher is the model before the stage, guided at w: by its embedded scale, which the student
-has too, or by a second pass with the empty prompt, which the student does without (arXiv 2210.03142).
+This is progressive distillation (arXiv 2202.00512) to n steps at once: an Euler step of (4)'s optimum ends where m
+steps of the teacher end. The teacher is the model before the stage, guided at w: by its embedded scale, which the
+student has too, or by a second pass with the empty prompt, which the student does without (arXiv 2210.03142).
 Shapes: b batch, l target tokens, d token channels.
 """
 
