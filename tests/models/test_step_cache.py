@@ -76,7 +76,7 @@ def silent(params):
     return {path: x.at[first(path) :].set(0) if last.fullmatch(path) else x for path, x in params.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (pytest.param("flux1", marks=pytest.mark.slow), "flux2"))
 def test_steps_with_a_cache(family):
     config, (cached, plain) = FAMILIES[family][1], programs(family)
     params, (step, _) = drawn(family), batch(family)

@@ -3,7 +3,6 @@
 """Distillation to few steps: the loss against its equations in NumPy, whom the gradient reaches, and a short stage."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,8 @@ import pytest
 import tiny
 
 from uso_jax.common.errors import InputError
+from uso_jax.models.uso import USO, Inputs
+from uso_jax.training.config import HeldoutConfig
 from uso_jax.training.fit import fit
 from uso_jax.training.objectives import distillation, flow_matching
 from uso_jax.training.stage import StageConfig, TeacherConfig
@@ -27,8 +28,10 @@ def v(params, x, t, scale, xp):
     return xp.tanh(params["a"] * x) * (1 + params["b"] * scale) + xp.sin(3 * t)[:, None, None]
 
 
-class Guided:
-    """A system whose model is `v`; with two passes, the second one has a scale of 0 and other references."""
+class Guided(USO):
+    """A system whose model is `v`; with two passes, those of the prompt have the scale 1 and the others 0."""
+
+    classifier_free = False
 
     def __init__(self, two_passes: bool):
         self.classifier_free = two_passes
@@ -38,17 +41,17 @@ class Guided:
         return TIMES
 
     def guided(self, params, inputs, guidance):
-        return inputs | {"guided": self.classifier_free and guidance != 1}
+        two = self.classifier_free and guidance != 1
+        return dataclasses.replace(inputs, negative_txt=inputs.txt) if two else inputs
 
     def prepare(self, params, inputs, guidance):
-        return inputs | {"style": params["a"]}, "style tokens"
+        return inputs, None
 
     def velocity(self, params, inputs, x, t, guidance, style=None):
-        assert (style == "style tokens") == ("style" in inputs)
         if not self.classifier_free:
             return v(params, x, t, guidance, jnp)
-        one = v(params, x, t, 0.0, jnp)
-        return one + guidance * (v(params, x, t, 1.0, jnp) - one) if inputs.get("guided") else v(params, x, t, 1.0, jnp)
+        one, nothing = (v(params, x, t, scale, jnp) for scale in (1.0, 0.0))
+        return one if inputs.negative_txt is None else nothing + guidance * (one - nothing)
 
 
 def numbers():
@@ -85,16 +88,20 @@ def encoded(monkeypatch):
     """Let batches be encoded as their numbers."""
     x0, noise, steps = numbers()
     monkeypatch.setattr(flow_matching, "drop_conditions", lambda system, batch, draws: batch)
-    monkeypatch.setattr(flow_matching, "encode", lambda params, system, stage, batch: (jnp.asarray(x0), {}))
-    return distillation.Draws(types.SimpleNamespace(noise=jnp.asarray(noise)), jnp.asarray(steps))
+    inputs = Inputs(jnp.zeros((B, 1, 1)), None, jnp.zeros((1, L, 3)))
+    monkeypatch.setattr(flow_matching, "encode", lambda params, system, stage, batch: (jnp.asarray(x0), inputs))
+    return distillation.Draws(_plain(noise), jnp.asarray(steps))
+
+
+def _plain(noise):
+    nothing = jnp.zeros(B, bool)
+    return flow_matching.Draws(jnp.asarray(noise), jnp.zeros(B), nothing, nothing, nothing, nothing)
 
 
 @pytest.mark.parametrize("two_passes", (False, True))
 def test_loss_and_gradient_follow_the_equations(encoded, two_passes):
     student, teacher = {"a": 0.7, "b": 0.2}, {"a": 1.3, "b": -0.4}
-    loss = lambda student, teacher: distillation.loss(
-        student, Guided(two_passes), STAGE, {}, encoded, teacher=jax.tree.map(jnp.asarray, teacher)
-    )
+    loss = lambda student, teacher: distillation.loss(student, Guided(two_passes), STAGE, {}, encoded, teacher=teacher)
     given = jax.tree.map(jnp.float32, student), jax.tree.map(jnp.float32, teacher)
     found, (of_student, of_teacher) = jax.value_and_grad(loss, argnums=(0, 1))(*given)
     assert found == pytest.approx(by_numpy(two_passes, student, teacher), rel=1e-5)
@@ -112,17 +119,17 @@ def test_a_straight_path_leaves_nothing_to_learn(encoded):
 
 
 def test_every_step_of_the_schedule_is_drawn(monkeypatch):
-    monkeypatch.setattr(flow_matching, "draw", lambda rng, system, stage: None)
-    drawn = distillation.draw(jax.random.key(0), None, dataclasses.replace(STAGE, batch_size=3000))
+    monkeypatch.setattr(flow_matching, "draw", lambda rng, system, stage: _plain(numbers()[1]))
+    drawn = distillation.draw(jax.random.key(0), Guided(False), dataclasses.replace(STAGE, batch_size=3000))
     assert np.abs(np.bincount(drawn.step, minlength=3) / 3000 - 1 / 3).max() < 0.05
 
 
 def test_samples_are_drawn_as_the_student_is_meant_to_be(monkeypatch):
-    monkeypatch.setattr(flow_matching, "sample", lambda params, system, stage, batch, settings: settings)
-    config = tiny.config("joint")
+    seen, nothing = [], jnp.zeros((B, 2, 2, 3), jnp.uint8)
+    monkeypatch.setattr(flow_matching, "sample", lambda *args: seen.append(args[-1]) or nothing)
     for two_passes, guidance in ((False, 2.5), (True, 1.0)):
-        found = distillation.sample({}, Guided(two_passes), STAGE, {}, config.heldout)
-        assert (found.num_steps, found.guidance, found.shift) == (3, guidance, "none")
+        distillation.sample({}, Guided(two_passes), STAGE, {}, HeldoutConfig())
+        assert (seen[-1].num_steps, seen[-1].guidance, seen[-1].shift) == (3, guidance, "none")
 
 
 @pytest.mark.parametrize(
@@ -145,5 +152,3 @@ def test_a_stage_learns_what_its_start_does_in_more_steps(tmp_path):
     config = tiny.config("joint", loss="distillation", teacher=teacher, learning_rate=1e-2, steps=12)
     (stage,) = fit(config, tmp_path)["stages"]
     assert 0 < stage["heldout_loss_after"] < 0.9 * stage["heldout_loss_before"]
-    again = fit(dataclasses.replace(config), tmp_path)  # it is finished: the summary is read
-    assert again["stages"] == [stage]

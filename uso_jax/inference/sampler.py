@@ -184,7 +184,7 @@ class Sampler:
             x = state.keep(x, own_times[number + 1]).block_until_ready()  # so that progress counts finished steps
             progress("Sampling", number + 1, num_steps)
         reused = sum(np.asarray(cache.reused) for cache in caches or () if cache is not None)
-        return x, np.broadcast_to(reused, len(c.guidance))
+        return x, np.broadcast_to(reused, len(x))
 
     def _by_tiles(self, advance: Callable[..., Array], x: Array, tiling: Tiling, at_once: int) -> Array:
         """Advance the tiles of an image, some at a time, and blend them."""

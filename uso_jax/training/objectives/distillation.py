@@ -73,7 +73,7 @@ def mean_velocity(
     config = stage.teacher
     inputs, style = system.prepare(params, system.guided(params, inputs, config.guidance), config.guidance)
     shares = jnp.linspace(0.0, 1.0, config.substeps + 1)[:, None]
-    times = start + shares * (end - start)[None]
+    times = start[None] + shares * (end - start)[None]
 
     def step(y, pair):
         velocity = system.velocity(params, inputs, y, pair[0], config.guidance, style)
