@@ -86,8 +86,8 @@ def get_config(variant: str = "mini") -> TrainConfig:
         "klein": klein,
         "klein_joint": klein_joint,
         "klein_nft": klein_nft,
-        "mini_distilled": lambda: _mini_distilled(mini()),
-        "mini32_distilled": lambda: _mini_distilled(mini32()),
+        "mini_distilled": lambda: _mini_distilled(mini(), steps=300),
+        "mini32_distilled": lambda: _mini_distilled(mini32(), steps=400),
         "flux_dev_distilled": lambda: _distilled(flux_dev(), guidance=4.0),
         "klein_distilled": lambda: _distilled(klein(), guidance=4.0),
         "klein_lora": klein_lora,
@@ -185,11 +185,11 @@ def _mini(
     )
 
 
-def _mini_distilled(config: TrainConfig) -> TrainConfig:
+def _mini_distilled(config: TrainConfig, steps: int) -> TrainConfig:
     """Return a stage that teaches the adapters of the weights in the package, or of a run, to draw in four steps."""
     both = config.stages["disentanglement"]
     config = replace(config, model=replace(config.model, fresh=()))
-    return _distilled(config, guidance=3.0, steps=1000, learning_rate=1e-3, train=both.train)
+    return _distilled(config, guidance=3.0, steps=steps, learning_rate=1e-3, train=both.train)
 
 
 def mini_data(pixels: int) -> DataConfig:
