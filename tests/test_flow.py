@@ -3,6 +3,7 @@
 """Properties of the flow's formulas that need no reference."""
 
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,27 @@ def test_integrate():
     shape = lambda t: jnp.broadcast_to(t[:, None, None], X0.shape)
     want = X0 + float((times[:-1] * (times[1:] - times[:-1])).sum())
     np.testing.assert_allclose(flow.integrate(lambda x, t: shape(t), X0, times), want, atol=1e-5)
+
+
+def test_adams_steps_are_of_second_order():
+    """Follow dx/dt = 3 x cos(3 t) from 1 to 0 by steps of different lengths: x(0) = x(1) exp(-sin 3)."""
+    velocity = lambda x, t: 3 * x * jnp.cos(3 * t)[:, None, None]
+
+    def end(num_steps, adams):
+        x = earlier = X0
+        times = np.linspace(1, 0, num_steps + 1) ** 1.3
+        r = np.inf
+        for t, s in itertools.pairwise(times):
+            r, t, s = (jnp.full(3, float(time)) for time in (r, t, s))
+            v = velocity(x, t)
+            x = flow.adams_step(x, v, earlier, r, t, s) if adams else flow.euler_step(x, v, t, s)
+            r, earlier = float(t[0]), v
+        return x
+
+    error = lambda *how: float(jnp.abs(end(*how) - X0 * np.exp(-np.sin(3))).max())
+    np.testing.assert_array_equal(end(1, True), end(1, False))  # the first step has none before it
+    assert 3.3 < error(20, True) / error(40, True) < 4.7 and 1.7 < error(20, False) / error(40, False) < 2.5
+    assert error(20, True) < 0.3 * error(20, False)
 
 
 @pytest.mark.parametrize("patch", (1, 2))

@@ -12,10 +12,12 @@ Time runs from t = 1 (noise) to t = 0 (image); the network predicts the velocity
     (6) mu(L) = 0.5 + 0.65 (L - 256) / (4096 - 256) L image tokens                 `shift_mu`
     (7) mu(L, n): a line through n = 10 and n = 200 n steps, FLUX.2                `empirical_mu`
     (8) v   = u + s (c - u)                         classifier-free guidance       `guide`
+    (9) x_s = x_t + (s - t) (v_t + (s - t) / (2 (t - r)) (v_t - v_r))   r > t     `adams_step`
 
 Sources: (1)-(4) USO paper (arXiv 2508.18966) section 3 and Algorithm 1; (5), (6) black-forest-labs/flux sampling.py;
-(7), (8) and ids with four axes: black-forest-labs/flux2 sampling.py; position ids of references with three axes:
-bytedance/UNO, `prepare_multi_ip` (UnoPE).
+(7), (8) and ids with four axes: black-forest-labs/flux2 sampling.py; (9): the second-order Adams-Bashforth method for
+steps of different lengths (Hairer, Norsett, Wanner: Solving Ordinary Differential Equations I, III.5); position ids of
+references with three axes: bytedance/UNO, `prepare_multi_ip` (UnoPE).
 
 Shapes: b batch, h w latent grid, c latent channels, l tokens, d = c * patch**2 token channels.
 """
@@ -32,6 +34,7 @@ from jaxtyping import Array, Float
 
 Shift = Literal["flux", "upstream", "none"]
 OffsetMode = Literal["d", "h", "w", "o"]
+Solver = Literal["euler", "adams"]
 Isolated = Literal["none", "content", "all"]
 """References that attend to each other only, and whose keys and values are kept: none, those from the autoencoder, or
 those and the style tokens (uso_jax.models.joint_transformer)."""
@@ -127,6 +130,19 @@ def euler_step(
 ) -> Float[Array, "b *rest"]:
     """Take one Euler step from time t to time s, Eq. (3)."""
     return x_t + _per_sample(s - t, x_t) * velocity
+
+
+def adams_step(
+    x_t: Float[Array, "b *rest"],
+    velocity: Float[Array, "b *rest"],
+    earlier: Float[Array, "b *rest"],
+    r: Float[Array, " b"],
+    t: Float[Array, " b"],
+    s: Float[Array, " b"],
+) -> Float[Array, "b *rest"]:
+    """Take a step from time t to s by the velocities at t and, `earlier`, at r, Eq. (9); r = infinity is Eq. (3)."""
+    slope = _per_sample((s - t) / (2 * (t - r)), x_t) * (velocity - earlier)
+    return x_t + _per_sample(s - t, x_t) * (velocity + slope)
 
 
 def predict_x0(

@@ -30,7 +30,7 @@ OTHER = dict(
     content_strength=2.0, style_strength=0.5, style_fit="crop", reference_mode="upstream",
     negative_prompt="a photo", isolated="all", true_guidance=2.0, guidance_steps=(0.25, 0.5), strength=0.5,
     outpaint=(8, 0, 16, 0), upscale=2.0, upscale_strength=0.5, variation=0.1, variation_seed=7,
-    step_cache=0.1,
+    step_cache=0.1, solver="adams",
 )  # fmt: skip
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
 

@@ -19,7 +19,7 @@ from uso_jax.inference.options import SPECS, GenerationOptions
 # Rarely changed; the command line and Python have them.
 WITHOUT_CONTROL = (
     "shift", "pe", "style_fit", "isolated", "guidance_steps", "outpaint", "upscale", "upscale_strength", "variation",
-    "variation_seed", "step_cache",
+    "variation_seed", "step_cache", "solver",
 )  # fmt: skip
 # The three strengths of style inputs, which together are the option style_strength.
 STYLE_STRENGTHS = ("style_strength", "extra_strength", "saved_strength")

@@ -72,7 +72,7 @@ def make_conditions(system: USO, batch: Sequence[Request], encoded: EncodedRefer
         conditions.negative = {name: np.stack([t[name] for t in tokens]) for name in tokens[0]}
         conditions.guided = first.guidance_steps
         conditions.total_steps = first.num_steps
-    conditions.isolated = first.isolated
+    conditions.isolated, conditions.solver = first.isolated, first.solver
     if first.step_cache > 0:
         conditions.step_cache = np.asarray([one.step_cache for one in options], np.float32)
     if any(one.variation for one in options):

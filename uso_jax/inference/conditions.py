@@ -41,6 +41,7 @@ class Conditions:
     total_steps: int = 0  # of the schedule, with those that an image to edit leaves out
     isolated: flow.Isolated = "none"
     step_cache: Float[np.ndarray, " b"] | None = None  # threshold of `uso_jax.models.step_cache`; None: no cache
+    solver: flow.Solver = "euler"
     start: Float[np.ndarray, "b l d"] | None = None  # latents of images to edit; sampling begins at the first time
     drawn: Float[np.ndarray, "b l d"] | None = None  # how much of each latent is drawn anew; None: all
     variation_seeds: UInt32[np.ndarray, "b 2"] | None = None

@@ -77,8 +77,9 @@ class Enlarger:
         """
         height, width = canvas.pixels.shape[:2]
         tiling = Tiling.of(self.system.token_grid(height, width), self.system.token_grid(*tile), at_once)
-        # A cache would be one for each tile, and few steps are left to reuse it.
-        options = dataclasses.replace(request.options, height=tile[0], width=tile[1], step_cache=0.0)
+        # What a step leaves to the next one would be needed for each tile, and few steps are left to use it.
+        alone = dict(step_cache=0.0, solver="euler")
+        options = dataclasses.replace(request.options, height=tile[0], width=tile[1], **alone)
         plain = dataclasses.replace(request, canvas=None, options=options)
         conditions = make_conditions(self.system, [plain] * at_once, encoded)
         conditions.times = conditions.times[:, -request.upscale_steps - 1 :]

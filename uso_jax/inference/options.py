@@ -139,6 +139,11 @@ class GenerationOptions:
         "references that attend to each other only, which is faster: content images, or all with styles",
         one_per_batch=True,
     )  # fmt: skip
+    solver: str = _option(
+        "euler", choice(*get_args(flow.Solver)),
+        "how steps are taken: euler, or adams, which also uses the velocity of the step before",
+        one_per_batch=True,
+    )  # fmt: skip
     step_cache: Number = _option(
         0.0, NUMBER, "relative change of the first block's output below which a step reuses what the other blocks"
         " computed before (first-block cache); 0: all blocks run in every step",

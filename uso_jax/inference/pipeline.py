@@ -190,6 +190,7 @@ class USOPipeline:
         reference_mode: str | Sequence[str] = GenerationOptions.reference_mode,
         negative_prompt: str | Sequence[str] = GenerationOptions.negative_prompt,
         isolated: str | Sequence[str] = GenerationOptions.isolated,
+        solver: str | Sequence[str] = GenerationOptions.solver,
         step_cache: Number | Sequence[Number] = GenerationOptions.step_cache,
         true_guidance: Number | Sequence[Number] = GenerationOptions.true_guidance,
         guidance_steps: Sequence[Number] | Sequence[Sequence[Number]] = GenerationOptions.guidance_steps,
@@ -236,6 +237,8 @@ class USOPipeline:
           negative_prompt: what guidance by a second pass moves away from (FLUX.2 base models, or `true_guidance`).
           isolated: "content" images attend to each other only, or "all" references with styles, for models that were
             trained so. Each step is then faster. "none" is FLUX.1's and FLUX.2's usual way.
+          solver: "euler" steps (upstream), or "adams", which use the velocity of the step before, too: as many passes
+            and less error of each step.
           step_cache: relative change of the first block's output below which a step reuses what the other blocks
             computed before, such as 0.1; records count the passes that did. 0: all blocks run in every step.
           true_guidance: scale of guidance by a second pass, for models that embed their guidance. 1: no second pass.
@@ -257,7 +260,7 @@ class USOPipeline:
             keep_size=keep_size, num_steps=num_steps, guidance=guidance, seed=seed, shift=shift, pe=pe,
             content_ref=content_ref, content_strength=content_strength, style_strength=style_strength,
             style_fit=style_fit, reference_mode=reference_mode, negative_prompt=negative_prompt, isolated=isolated,
-            step_cache=step_cache,
+            solver=solver, step_cache=step_cache,
             true_guidance=true_guidance, guidance_steps=guidance_steps, strength=strength, outpaint=outpaint,
             upscale=upscale, upscale_strength=upscale_strength, variation=variation, variation_seed=variation_seed,
             image=image, mask=mask, content_mask=content_mask, style_masks=style_masks,

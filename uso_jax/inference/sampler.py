@@ -4,8 +4,8 @@
 
 A program depends on shapes only. Parameters, text, latents, references, seeds, times, guidance and strengths are its
 arguments. A step is therefore compiled once per (target size, content sizes, number of styles, batch size, with or
-without strengths, masks of styles, absent references, negative prompt, isolated references and step cache). The loop
-runs on the host and passes each step its two times, so the number of steps is free.
+without strengths, masks of styles, absent references, negative prompt, isolated references, step cache and solver). The
+loop runs on the host and passes each step its two times, so the number of steps is free.
 
 Shapes: b batch, l target tokens, d token channels, n styles, r content tokens.
 """
@@ -124,7 +124,8 @@ class Sampler:
     ) -> tuple[UInt8[np.ndarray, "b h w 3"], Int[np.ndarray, " b"]]:
         """Generate a batch of images, or with a tiling one image whose tiles are the batch.
 
-        With a tiling, `conditions` has the tiles' size, and one seed and one start of the whole image, and no cache.
+        With a tiling, `conditions` has the tiles' size, one seed and one start of the whole image, no cache, and the
+        solver is Euler's.
 
         Returns:
           the images, and how many passes of each reused what the pass before had computed.
@@ -162,16 +163,22 @@ class Sampler:
         caches = None
         if c.step_cache is not None:
             caches = self.programs["caches"](self._place(c.step_cache), like.shape[1], c.negative is not None)
+        earlier = None
+        if c.solver == "adams":
+            never = np.full(len(like), np.inf, np.float32)
+            earlier = self._place(np.zeros(like.shape, np.float32)), self._place(never)
+        state_of_step = (times[0], times[1], guidance, caches, earlier)
         compiled = {
-            id(one): self._step((params, one, style, like, times[0], times[1], guidance, caches), num_steps, progress)
+            id(one): self._step((params, one, style, like, *state_of_step), num_steps, progress)
             for one in {id(one): one for one in passes}.values()
         }
         regions = self._regions(c)
 
         def advance(x: Array, number: int, part: int = 0) -> Array:
-            nonlocal caches
+            nonlocal caches, earlier
             step, one = compiled[id(passes[number])], passes[number] | {"regions": regions and regions[part]}
-            x, caches = step(params, one, style, x, times[number], times[number + 1], guidance, caches)
+            now = (times[number], times[number + 1], guidance, caches, earlier)
+            x, caches, earlier = step(params, one, style, x, *now)
             return x
 
         progress("Sampling", 0, num_steps)
@@ -277,10 +284,13 @@ class Sampler:
         inputs, style = self.system.prepare(params, Inputs(**inputs, isolated=isolated), guidance, style)
         return {name: getattr(inputs, name) for name in Inputs.arrays()}, style
 
-    def _advance(self, params, inputs, style, x, t, s, guidance, caches=None):
+    def _advance(self, params, inputs, style, x, t, s, guidance, caches=None, earlier=None):
+        """Take a step; `earlier` has the velocity and the time of the step before, where the solver needs them."""
         arguments = (params, Inputs(**inputs), x, t, guidance, style)
         if caches is None:
             velocity = self.system.velocity(*arguments)
         else:
             velocity, caches = self.system.cached_velocity(*arguments, caches)
-        return flow.euler_step(x, velocity, t, s), caches
+        if earlier is None:
+            return flow.euler_step(x, velocity, t, s), caches, None
+        return flow.adams_step(x, velocity, *earlier, t, s), caches, (velocity, t)
