@@ -62,3 +62,12 @@ def test_requests_with_and_without_a_cache_are_drawn_apart(pipe):
     together, alone = pipe.generate(requests), pipe.generate(requests[:1])
     np.testing.assert_array_equal(pixels(together)[0], pixels(alone)[0])
     assert "reused_passes" in together.records[1] and "reused_passes" not in together.records[0]
+
+
+def test_the_second_order_solver_uses_the_step_before(pipe):
+    ask = dict(prompt="a fox", seed=7)
+    one, two = (
+        {solver: pixels(pipe(**ask, num_steps=n, solver=solver))[0] for solver in ("euler", "adams")} for n in (1, 2)
+    )
+    np.testing.assert_array_equal(one["euler"], one["adams"])  # the first step has none before it
+    assert np.abs(two["euler"] - two["adams"]).max() > 2
