@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised kernels that stay quantised: numbers and scales on the device, multiplied inside the layer that uses them.
 
-A layer multiplies its input and the numbers, and scales the product; with int4 it scales the kernel. A stack of layers
-is scanned, so only one layer's kernel is ever written. The images are those of `weights.load` up to rounding.
+A product scales the numbers while it reads them; with int4 the layer's kernel is written first. A stack of layers is
+scanned, so only one layer's kernel is ever whole. The images are those of `weights.load` up to rounding.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels of linear layers in 8 or 4 bits, and their products.
 
-With one scale for each output, the numbers are multiplied in the layer's dtype, which holds them exactly, and the
-product is scaled: (x Q) s = x (Q s). A kernel with a scale for each group of inputs is scaled first.
+With one scale for each output, XLA scales the numbers while a product reads them, and no kernel is written. A kernel
+with a scale for each group of inputs is written first.
 
 Products in 8 bits quantise their inputs too, each token by its largest magnitude (dynamic W8A8, LLM.int8(), arXiv
 2208.07339, without its outliers in 16 bits): int8 accumulates in int32, float8_e4m3fn in float32.
@@ -51,7 +51,8 @@ class QuantizedKernel:
             return x.astype(self.dtype) @ self[...]
         numbers, scales = as_it_lies(self.numbers), self.scales.reshape([1] * (x.ndim - 1) + [-1])
         if not self.in_8_bits or x.ndim < 3:  # the time of one vector is that of reading the kernel
-            return (x.astype(self.dtype) @ numbers.astype(self.dtype)).astype(jnp.float32) * scales
+            # XLA scales the numbers while the product reads them.
+            return x.astype(self.dtype) @ (numbers.astype(jnp.float32) * self.scales).astype(self.dtype)
         tokens, extents = quantize_tokens(x, numbers.dtype)
         return _product(tokens, numbers).astype(jnp.float32) * (extents * scales)
 
