@@ -81,10 +81,12 @@ def get_config(variant: str = "full") -> TrainConfig:
         train = (SIGLIP, *PROJECTOR) if tower else PROJECTOR
         stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
     elif variant == "refl":
+        changes["evaluation.tables"] = {"main": uso.TABLES["main"]}
         reward = replace(uso.MINI_REWARD, start=0)
         images = replace(both, name="reward", steps=IMAGES // both.batch_size, learning_rate=1e-4, decay="constant")
         stages = (align, both, replace(images, reward=reward))
     elif variant in POLICIES:
+        changes["evaluation.tables"] = {"main": uso.TABLES["main"]}
         stages = (align, both, _with_policy(both, POLICIES[variant]))
     elif variant == "isolated":
         stages = (align, replace(both, isolated="content"))
