@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 # Files that read JSON themselves: what the same process has written a moment ago.
 OWN_JSON = {
     "uso_jax/common/untrusted.py",  # the way in
+    "uso_jax/common/strict_json.py",  # its decoder
     "uso_jax/data/readers/source.py",  # rows in memory
     "uso_jax/hardware/peers.py",  # between the processes of one run
 }

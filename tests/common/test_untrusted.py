@@ -4,6 +4,7 @@
 
 import json
 import os
+import tracemalloc
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
@@ -88,14 +89,68 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damages_of_json(tmp_path, name):
+def test_damages_of_json(tmp_path, monkeypatch, name):
     data, words = DAMAGES[name]
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    for read in (untrusted.json, items):
+    for read, piece in ((untrusted.json, 1), (items, 1 << 20), (items, max(3, len(data) // 50))):
+        monkeypatch.setattr(untrusted, "PIECE", piece)
         with pytest.raises(InputError, match=rf"a\.json.*({words}).*; write it again") as caught:
             read(path, remedy="write it again")
         assert "\n" not in str(caught.value)
+
+
+LIST = json.dumps(
+    [
+        {"a": 'é\U0001f600\\ "\n[{', "b": [1.5e-7, -12, True, None, {}]},
+        [],
+        1234567,
+        "x",
+        False,
+        {"c": {"d": [[]]}},
+        -0.5,
+    ],
+    indent=3,
+    ensure_ascii=False,
+)
+
+
+def told(text, piece, monkeypatch):
+    monkeypatch.setattr(untrusted, "PIECE", piece)
+    try:
+        return list(untrusted.json_items(text.encode("utf-8", "surrogatepass"), Any, "a.json"))
+    except InputError as error:
+        return str(error)
+
+
+def test_a_list_in_pieces_is_the_list(monkeypatch):
+    for text in (LIST, "\ufeff" + json.dumps(json.loads(LIST)), " [ ] \n", "[1]"):
+        expected = json.loads(text.removeprefix("\ufeff"))
+        for piece in (1, 2, 7, 1 << 20):
+            assert told(text, piece, monkeypatch) == [(f"a.json, item {n}", one) for n, one in enumerate(expected)]
+
+
+def test_damages_of_a_list_in_pieces_are_the_same(monkeypatch):
+    damaged = [LIST[:end] for end in range(6, len(LIST), 3)]
+    damaged += [LIST[:place] + wrong + LIST[place:] for place in range(1, len(LIST), 9) for wrong in ("]", "{", "\t,")]
+    for text in damaged:
+        whole = told(text, 1 << 20, monkeypatch)
+        assert told(text, 2, monkeypatch) == told(text, 11, monkeypatch) == whole
+        try:
+            expected = [(f"a.json, item {n}", item) for n, item in enumerate(untrusted.json(text, list))]
+        except InputError as error:
+            expected = str(error).replace("the text", "a.json")
+        assert whole == expected, text
+
+
+def test_a_list_is_never_whole_in_memory(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": f"a fox {n} " + "x" * 200} for n in range(40_000)]))
+    tracemalloc.start()
+    assert sum(1 for _ in untrusted.json_items(path)) == 40_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size
 
 
 def test_deep_enough():

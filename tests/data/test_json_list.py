@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets from JSON lists: both schemas, orientation, and errors that name file and item."""
 
+import hashlib
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.data.sources import open_source
 
@@ -82,6 +85,47 @@ def test_orientation_and_transparency(folder):
 def test_wrong_files(folder, items, message):
     with pytest.raises(InputError, match=message):
         JsonSource(write(folder, items))
+
+
+def test_many_items_take_little_memory(folder, monkeypatch):
+    count = 3_000
+    monkeypatch.setattr(untrusted, "PIECE", 1 << 14)
+    JsonSource(write(folder, [{"prompt": "x", "target": "c.png"}]))  # its imports
+    path = write(folder, [
+        {"prompt": f"a cat on mat {n}", "content": f"images/{n}/a.png", "target": f"images/{n}/c.png", "key": f"k{n}"}
+        for n in range(count)
+    ])  # fmt: skip
+    tracemalloc.start()
+    source = JsonSource(path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300 * count and kept < 100 * count  # bytes
+    for number in (0, 63, 64, count - 1):
+        item = source.item(number)
+        assert (item.key, item.prompt) == (f"k{number}", f"a cat on mat {number}")
+
+
+def test_rows_keep_their_digest(folder):
+    item = {"prompt": "a cat é\n", "content": "images/a.png", "styles": ["images/./b.png"], "target": "images//c.png"}
+    source = JsonSource(
+        write(folder, [item, {"target": "images/c.png", "key": "k", "prompt": "x", "meta": {"s": 1e20}}])
+    )
+    place = lambda name: [f"{folder}/images/{name}.png"]
+    rows = [
+        ["0", "a cat é\n", "shifted", place("a"), [place("b")], place("c"), {}],
+        ["k", "x", "shifted", None, [], place("c"), {"s": 1e20}],
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows).encode()
+    text += f"0 {(folder / 'images/c.png').stat().st_size} 1 {(folder / 'images/c.png').stat().st_size} ".encode()
+    assert source.digest() == hashlib.sha256(text).hexdigest()[:16]
+
+
+def test_two_items_with_one_key(folder):
+    items = [{"prompt": "x", "target": "images/c.png", "key": key} for key in ("a", "b", "1", "a")]
+    with pytest.raises(InputError, match="two triplets have the key 'a'"):
+        JsonSource(write(folder, items))
+    with pytest.raises(InputError, match="two triplets have the key '1'"):  # the number of the item without a key
+        JsonSource(write(folder, [items[2], {"prompt": "x", "target": "images/c.png"}]))
 
 
 def test_missing_file(tmp_path):

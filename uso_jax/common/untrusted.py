@@ -11,29 +11,29 @@
 A source is a path (`pathlib.Path`), bytes, or text that was decoded already (`str`). Text is UTF-8, with or without a
 byte order mark, and lines end at "\\n" or "\\r\\n" only. A schema is an annotation: a scalar, `dict`, `list`,
 `dict[str, X]`, `list[X]`, `tuple[X, ...]`, a Literal, a union, a TypedDict or a dataclass; `Any` accepts every value.
-JSON is RFC 8259 without repeated keys, without NaN unless asked for, with whole numbers of at most 64 bits, at most 64
-levels deep. Every damage is an `InputError` that names the source and the line and says how to fix it.
+JSON is that of `strict_json`. Every damage is an `InputError` that names source and line and says how to fix it.
 """
 
-import math
+import codecs
+import io
 import os
 import pathlib
 import re
 import stat
 from collections.abc import Callable, Iterator
-from json import JSONDecodeError, JSONDecoder, dumps, loads
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from json import dumps, loads
+from typing import Any, TypeVar
 
 from uso_jax.common import schema as schemas
 from uso_jax.common.errors import InputError
+from uso_jax.common.strict_json import ListText, check_surrogates, is_json, parsed
 
 T = TypeVar("T")
 Source = pathlib.Path | bytes | str
 
 LIMIT = 1 << 26  # bytes of a file, or of one line
 LIST_LIMIT = 1 << 32  # bytes of a list of items
-DEPTH = 64  # levels of lists and objects
-_DIGITS = 20  # of a 64-bit number with its sign
+PIECE = 1 << 20  # bytes of a list that are read at once
 _REMEDY = "fix the file"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python decodes the bytes of such names
 
@@ -78,7 +78,7 @@ def json(
     """
     where = where or _name(source)
     found = _whole_text(source, where, missing, remedy, limit)
-    return _checked(_parsed(found, where, remedy, nan), schema, where, remedy)
+    return _checked(parsed(found, where, remedy, nan), schema, where, remedy)
 
 
 def json_lines(
@@ -105,20 +105,7 @@ def json_lines(
       InputError: see `json`.
     """
     with _opened(path, str(path), missing, remedy) as file:
-        number = 0
-        while line := _line(file, f"{path} line {number + 1}", remedy):
-            number += 1
-            where = f"{path} line {number}"
-            try:
-                found = _decoded(line if number > 1 else line.removeprefix(b"\xef\xbb\xbf"), where, remedy, LIMIT)
-                if not found.strip():
-                    continue
-                value = _checked(_parsed(found, where, remedy, nan), schema, where, remedy)
-            except InputError as error:
-                if damaged is None:
-                    raise
-                damaged(error)
-                continue
+        for number, _, value in _lines(file, str(path), schema, remedy, damaged, nan):
             yield number, value
 
 
@@ -134,26 +121,35 @@ def json_items(
 ) -> Iterator[tuple[str, T]]:
     """Yield (location, item) for the items of a JSON list, or of JSON lines, whatever the file is called.
 
+    Items are parsed one after the other, so a list is never whole in memory; a damage is an error when it is reached.
     One object is a list of one, an empty one of none. A location is "a.json, item 0" or "a.json line 1".
+
+    Args:
+      source: path, bytes or text.
 
     Raises:
       InputError: see `json`; `schema` is that of one item.
     """
     where = where or _name(source)
-    found = _whole_text(source, where, missing, remedy, limit)
-    if not found.lstrip().startswith("{"):
-        for number, item in enumerate(_checked(_parsed(found, where, remedy, nan), list, where, remedy)):
-            yield f"{where}, item {number}", _checked(item, schema, f"{where}, item {number}", remedy)
-        return
-    first, _, rest = found.lstrip().partition("\n")
-    if not rest.strip() or not _is_json(first):  # one object, perhaps over several lines
-        if item := _parsed(found, where, remedy, nan):
-            yield f"{where}, item 0", _checked(item, schema, f"{where}, item 0", remedy)
-        return
-    for number, line in enumerate(found.split("\n"), 1):
-        if line.strip():
-            there = f"{where} line {number}"
-            yield there, _checked(_parsed(line, there, remedy, nan), schema, there, remedy)
+    with _stream(source, where, missing, remedy, limit) as file:
+        text = ListText(_pieces(file, where, remedy), where, remedy, nan)
+        if (first := text.first()) == "[":
+            for number, item in enumerate(text.items()):
+                there = f"{where}, item {number}"
+                yield there, item if schema is Any else _checked(item, schema, there, remedy)
+            return
+        file.seek(0)
+        if first == "{" and _has_lines(file, where, remedy):
+            file.seek(0)
+            for _, there, value in _lines(file, where, schema, remedy, None, nan):
+                yield there, value
+            return
+        file.seek(0)
+        value = parsed("".join(_pieces(file, where, remedy)), where, remedy, nan)
+        if first != "{":
+            _checked(value, list, where, remedy)  # it is none
+        elif value:  # one object, perhaps over several lines
+            yield f"{where}, item 0", _checked(value, schema, f"{where}, item 0", remedy)
 
 
 def lines(found: str) -> list[str]:
@@ -199,11 +195,61 @@ def _name(source: Source) -> str:
 def _whole_text(source: Source, where: str, missing: str, remedy: str, limit: int) -> str:
     if isinstance(source, pathlib.Path):
         with _opened(source, where, missing, remedy) as file:
-            source = _read(file, limit, where, remedy)
+            # Python allocates all that it is asked for at once, so not the limit of a list for a small file.
+            source = _read(file, min(limit, os.fstat(file.fileno()).st_size) + 1, where, remedy)
     return _decoded(source, where, remedy, limit)
 
 
-def _opened(path: pathlib.Path, where: str, missing: str, remedy: str) -> BinaryIO:
+def _stream(source: Source, where: str, missing: str, remedy: str, limit: int) -> io.BufferedIOBase:
+    """Return a file, at its beginning, of at most `limit` bytes."""
+    if isinstance(source, str):
+        source = _decoded(source, where, remedy, limit).encode()
+    file = io.BytesIO(source) if isinstance(source, bytes) else _opened(source, where, missing, remedy)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > limit:
+        file.close()
+        raise _too_large(where, remedy, limit)
+    return file
+
+
+def _has_lines(file: io.BufferedIOBase, where: str, remedy: str) -> bool:
+    """Return whether the first line of a file that is not blank is JSON, and not the last one."""
+    first = b""
+    while line := _line(file, where, remedy):
+        if first and line.strip():
+            return is_json(first.decode("utf-8-sig", "replace"))
+        first = first or line.strip()
+    return False
+
+
+def _lines(
+    file: io.BufferedIOBase,
+    name: str,
+    schema: Any,
+    remedy: str,
+    damaged: Callable[[InputError], object] | None,
+    nan: bool,
+) -> Iterator[tuple[int, str, Any]]:
+    """Yield (number from 1, location, value) of the lines that are not blank."""
+    number = 0
+    while line := _line(file, f"{name} line {number + 1}", remedy):
+        number += 1
+        where = f"{name} line {number}"
+        try:
+            found = _decoded(line if number > 1 else line.removeprefix(codecs.BOM_UTF8), where, remedy, LIMIT)
+            if not found.strip():
+                continue
+            value = _checked(parsed(found, where, remedy, nan), schema, where, remedy)
+        except InputError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+            continue
+        yield number, where, value
+
+
+def _opened(path: pathlib.Path, where: str, missing: str, remedy: str) -> io.BufferedIOBase:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for a writer
             raise InputError(f"{where} is not a file; pass a file")
@@ -214,15 +260,14 @@ def _opened(path: pathlib.Path, where: str, missing: str, remedy: str) -> Binary
         raise InputError(f"{where} cannot be read ({_reason(error)}); {remedy}") from error
 
 
-def _read(file: BinaryIO, limit: int, where: str, remedy: str) -> bytes:
+def _read(file: io.BufferedIOBase, length: int, where: str, remedy: str) -> bytes:
     try:
-        # Python allocates all that it is asked for at once, so not the limit of a list for a small file.
-        return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+        return file.read(length)
     except OSError as error:
         raise InputError(f"{where} cannot be read ({_reason(error)}); {remedy}") from error
 
 
-def _line(file: BinaryIO, where: str, remedy: str) -> bytes:
+def _line(file: io.BufferedIOBase, where: str, remedy: str) -> bytes:
     try:
         return file.readline(LIMIT + 1)
     except OSError as error:
@@ -235,125 +280,50 @@ def _reason(error: Exception) -> str:
 
 def _decoded(source: bytes | str, where: str, remedy: str, limit: int) -> str:
     if len(source) > limit:
-        raise InputError(f"{where} is larger than {limit} bytes, the limit; {remedy}")
+        raise _too_large(where, remedy, limit)
+    if isinstance(source, bytes):
+        return _utf8(source, where, remedy)[0].removeprefix("\ufeff")
+    found = source.removeprefix("\ufeff")
+    _check_nul(found, where, remedy, 1)
+    check_surrogates(found, where, remedy)
+    return found
+
+
+def _utf8(data: bytes, where: str, remedy: str, line: int = 1, last: bool = True) -> tuple[str, int]:
+    """Return decoded text and the number of its bytes, all if they are the last ones; `line` is that of the first."""
     try:
-        found = source.decode("utf-8-sig") if isinstance(source, bytes) else source.removeprefix("\ufeff")
+        found, used = codecs.utf_8_decode(data, "strict", last)
     except UnicodeDecodeError as error:
-        line = source.count(b"\n", 0, error.start) + 1
-        wrong = f"byte 0x{source[error.start]:02x} in line {line}"
+        line += data.count(b"\n", 0, error.start)
+        wrong = f"byte 0x{data[error.start]:02x} in line {line}"
         raise InputError(f"{where} is not UTF-8 text ({wrong}); {remedy}") from error
+    _check_nul(found, where, remedy, line)
+    return found, used
+
+
+def _check_nul(found: str, where: str, remedy: str, line: int) -> None:
     if "\0" in found:
-        line = found.count("\n", 0, found.index("\0")) + 1
+        line += found.count("\n", 0, found.index("\0"))
         raise InputError(f"{where} is damaged: line {line} holds a NUL character; {remedy}")
-    if isinstance(source, str):
-        _no_surrogate(found, where, remedy)
-    return found
 
 
-def _no_surrogate(found: str, where: str, remedy: str) -> None:
-    try:
-        found.encode()
-    except UnicodeEncodeError as error:
-        wrong = f"U+{ord(found[error.start]):04X} after {found[max(error.start - 20, 0) : error.start]!r}"
-        raise InputError(f"{where} holds half of a character ({wrong}); {remedy}") from error
+def _pieces(file: io.BufferedIOBase, where: str, remedy: str) -> Iterator[str]:
+    """Yield the text of a file in pieces that are not empty."""
+    line, rest, last, mark = 1, b"", False, "\ufeff"
+    while not last:
+        read = _read(file, PIECE, where, remedy)
+        last = not read
+        data = rest + read
+        found, used = _utf8(data, where, remedy, line, last)
+        line += found.count("\n")
+        rest = data[used:]
+        if found := found.removeprefix(mark):
+            yield found
+            mark = ""
 
 
-# ------------------------------------------------------------------------------------------------------------ JSON
-
-
-class _Invalid(ValueError):
-    """JSON that Python's decoder would accept."""
-
-
-def _repeated(pairs: list[tuple[str, Any]]) -> NoReturn:
-    seen: set[str] = set()
-    name = next(name for name, _ in pairs if name in seen or seen.add(name))
-    raise _Invalid(f"the key {name!r} occurs twice")
-
-
-def _long(digits: str) -> int:
-    if len(digits) > _DIGITS or not -(1 << 63) <= (found := int(digits)) < 1 << 64:
-        raise _Invalid(f"the number {digits[:_DIGITS]}... has more than 64 bits")
-    return found
-
-
-def _infinite(digits: str) -> NoReturn:
-    raise _Invalid(f"the number {digits[:_DIGITS]} is too large")
-
-
-def _constant(name: str) -> float:
-    raise _Invalid(f"{name} is not a number")
-
-
-# Called for every object and number.
-_HOOKS: dict[str, Callable] = {
-    "object_pairs_hook": lambda pairs: found if len(found := dict(pairs)) == len(pairs) else _repeated(pairs),
-    "parse_int": lambda digits: int(digits) if len(digits) < 19 else _long(digits),
-}
-_STRICT = JSONDecoder(
-    **_HOOKS,
-    parse_float=lambda digits: found if not math.isinf(found := float(digits)) else _infinite(digits),
-    parse_constant=_constant,
-)
-_WITH_NAN = JSONDecoder(**_HOOKS)
-
-
-def _is_json(found: str) -> bool:
-    try:
-        _STRICT.decode(found)
-    except (ValueError, RecursionError) as error:
-        return isinstance(error, _Invalid)  # told by the line's own error
-    return True
-
-
-def _parsed(found: str, where: str, remedy: str, nan: bool) -> Any:
-    try:
-        value = (_WITH_NAN if nan else _STRICT).decode(found)
-        if found.count("[") + found.count("{") > DEPTH:
-            _check_depth(value)
-    except JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}" if "\n" in found.strip() else f"column {error.colno}"
-        raise InputError(f"{where} is not valid JSON ({error.msg}: {place}); {remedy}") from error
-    except _Invalid as error:
-        raise InputError(f"{where} is not valid JSON ({error}); {remedy}") from error
-    except RecursionError:
-        raise InputError(f"{where} is not valid JSON (nested more than {DEPTH} levels deep); {remedy}") from None
-    if "\\u" in found:
-        _check_strings(value, where, remedy)
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) in (dict, list)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _check_strings(value: Any, where: str, remedy: str) -> None:
-    """Raise an InputError if an escape in a string is half of a surrogate pair or NUL."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            if "\0" in value:
-                raise InputError(f"{where} holds a NUL character in {value[:40]!r}; {remedy}")
-            if not value.isascii():
-                _no_surrogate(value, where, remedy)
-        elif isinstance(value, dict | list):
-            waiting.extend(_inside(value))
-            waiting.extend(value if isinstance(value, dict) else ())
-
-
-def _inside(value: dict | list) -> Any:
-    return value.values() if isinstance(value, dict) else value
+def _too_large(where: str, remedy: str, limit: int) -> InputError:
+    return InputError(f"{where} is larger than {limit} bytes, the limit; {remedy}")
 
 
 def _checked(value: Any, schema: Any, where: str, remedy: str) -> Any:

@@ -16,6 +16,7 @@ from uso_jax.common.errors import InputError
 
 Task = Literal["subject", "style", "style_subject", "text"]
 Layout = Literal["preserved", "shifted"]
+_LAYOUTS = get_args(Layout)
 Tokenize = Callable[[str], dict[str, np.ndarray]]
 
 # task -> (has a content image, has style images)
@@ -103,8 +104,8 @@ def task_of(*, content: bool, styles: bool) -> Task:
 
 def check_words(prompt: Any, layout: Any, where: str) -> None:
     """Raise an InputError, prefixed with `where`, if the prompt or the layout is invalid."""
-    if layout not in get_args(Layout):
-        raise InputError(f"{where}: layout is {layout!r}; use one of {', '.join(get_args(Layout))}.")
+    if layout not in _LAYOUTS:
+        raise InputError(f"{where}: layout is {layout!r}; use one of {', '.join(_LAYOUTS)}.")
     if not isinstance(prompt, str):
         raise InputError(f"{where}: the prompt must be text, not {type(prompt).__name__}.")
     if not prompt and layout == "shifted":

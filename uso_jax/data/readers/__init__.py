@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of triplets from files, one per schema: those of public data sets and plain ones of this project.
 
-A reader is a generator function `read_NAME(path, **options)`. It yields an `Item` for every triplet and a `LeftOut` for
-every row that it skips, and raises an InputError if the file as a whole is invalid. `FileTriplets` turns it into a
-source.
+A reader is a generator function `read_NAME(path, **options)`. It yields an `Item`, or a `Packed` one, for every triplet
+and a `LeftOut` for every row that it skips, and raises an InputError if the file as a whole is invalid. `FileTriplets`
+turns it into a source.
 """
 
 import importlib

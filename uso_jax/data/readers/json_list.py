@@ -22,9 +22,8 @@ from typing import Any
 from uso_jax.common import untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.common.upstream_items import with_image_paths
-from uso_jax.data.readers.source import Item, LeftOut
+from uso_jax.data.readers.source import NONE, LeftOut, Packed, pack, quote
 from uso_jax.data.storage import urls
-from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import check_words
 
 OWN_KEYS = {"prompt", "content", "styles", "target", "layout", "task", "key", "meta", "mask"}
@@ -33,25 +32,25 @@ SAMPLE_KEYS = {"prompt", "content", "styles", "image_paths"}
 EVAL_KEYS = {"prompt", "image_paths", "save_dir", "seed"}
 
 
-def read_json(path: str | Path, root: str = "") -> Iterator[Item]:
+def read_json(path: str | Path, root: str = "") -> Iterator[Packed]:
     """Read a list in this project's form; items in upstream's form are accepted too."""
     folder = root or urls.parent(str(path))
     for number, (where, item) in enumerate(read_items(path)):
-        yield own_item(item, number, folder, where)
+        yield _own_item(item, number, folder, where)
 
 
-def read_samples(path: str | Path) -> Iterator[Item]:
+def read_samples(path: str | Path) -> Iterator[Packed]:
     """Read a list of items to draw: those of `read_json` without a target."""
     folder = urls.parent(str(path))
     for number, (where, item) in enumerate(read_items(path)):
         item = _object(with_image_paths(item, where) if isinstance(item, Mapping) else item, where, SAMPLE_KEYS)
         values = _references(item) if "image_paths" in item else item
-        values = {"styles": [], "prompt": ""} | {name: value for name, value in values.items() if value is not None}
+        values = {"prompt": ""} | {name: value for name, value in values.items() if value is not None}
         values["layout"] = "shifted" if values["prompt"] else "preserved"
-        yield _item(values, str(number), folder, where, None)
+        yield _item(values, str(number), folder, where)
 
 
-def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Item | LeftOut]:
+def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> Iterator[Packed | LeftOut]:
     """Read UNO's training file.
 
     Args:
@@ -73,7 +72,7 @@ def read_uno(path: str | Path, root: str = "", several: str = "leave_out") -> It
         yield _item(values, str(number), folder, where, _target(values, folder, where))
 
 
-def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Item]:
+def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Iterator[Packed]:
     """Read USO's list of images to generate. Targets are the generated images in the directory `pictures`, if set."""
     folder = root or urls.parent(str(path))
     for number, (where, item) in enumerate(read_items(path)):
@@ -83,7 +82,7 @@ def read_uso_eval(path: str | Path, root: str = "", pictures: str = "") -> Itera
         name = item.get("save_dir", str(number))
         if not isinstance(name, str):
             raise InputError(f'{where}: "save_dir" must be a string, not {name!r}.')
-        made = Place(urls.join(pictures, f"{name}_0.png", where)) if pictures else None
+        made = _file(pictures, f"{name}_0.png", where) if pictures else NONE
         yield _item(values, str(number), folder, where, made)
 
 
@@ -96,25 +95,22 @@ def read_items(path: str | Path, nan: bool = False) -> Iterator[tuple[str, Any]]
     path, empty = str(path), True
     if not urls.exists(path):
         raise InputError(f"{path} does not exist: check the path of the triplets file.")
-    text = urls.read_text(path)
-    for pair in untrusted.json_items(text, Any, untrusted.printable(path), limit=untrusted.LIST_LIMIT, nan=nan):
+    source = urls.read_text(path) if urls.is_url(path) else Path(path)
+    for pair in untrusted.json_items(source, Any, untrusted.printable(path), nan=nan):
         empty = False
         yield pair
     if empty:
         raise InputError(f"{path} must contain a list with at least one item.")
 
 
-def own_item(item: Any, number: int, folder: str, where: str) -> Item:
-    """Validate and convert one item of `read_json`.
-
-    Raises:
-      InputError: the item is invalid; `where` is the prefix of the message.
-    """
-    if isinstance(item, Mapping) and "image_tgt_path" in item:
+def _own_item(item: Any, number: int, folder: str, where: str) -> Packed:
+    """Validate and convert one item of `read_json`; a list has millions of them."""
+    if isinstance(item, dict) and "image_tgt_path" in item:
         values = _upstream(item, where)
         return _item(values, str(number), folder, where, _target(values, folder, where))
-    item = _object(item, where, OWN_KEYS)
-    values = {"styles": [], "prompt": ""} | {name: value for name, value in item.items() if value is not None}
+    values = _object(item, where, OWN_KEYS)
+    if None in values.values():
+        values = {name: value for name, value in values.items() if value is not None}
     return _item(values, str(item.get("key", number)), folder, where, _target(values, folder, where))
 
 
@@ -131,32 +127,50 @@ def _references(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(item: Any, where: str, known: set[str]) -> Mapping[str, Any]:
     """Raise an InputError unless `item` is a JSON object with known keys only."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise InputError(f"{where} is not a JSON object.")
-    if strange := sorted(set(item) - known):
-        raise InputError(f"{where} has unknown keys {', '.join(strange)}; known are {', '.join(sorted(known))}.")
+    if not item.keys() <= known:
+        strange = ", ".join(sorted(item.keys() - known))
+        raise InputError(f"{where} has unknown keys {strange}; known are {', '.join(sorted(known))}.")
     return item
 
 
-def _target(values: Mapping[str, Any], folder: str, where: str) -> Place:
+def _target(values: Mapping[str, Any], folder: str, where: str) -> str:
     target = values.get("target")
     if not isinstance(target, str) or not target:
         raise InputError(f'{where} has no "target": add the image file that the model should learn to generate.')
-    return Place(urls.join(folder, target, where))
+    return _file(folder, target, where)
 
 
-def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: Place | None) -> Item:
-    prompt, content, styles = (values.get(name) for name in ("prompt", "content", "styles"))
-    if not isinstance(styles, list) or not all(isinstance(path, str) and path for path in styles):
+def _file(folder: str, name: str, where: str) -> str:
+    return f"[{quote(urls.prefix(folder) + urls.check_inside(name, where))}]"  # a `Place` that is a whole file, packed
+
+
+def _item(values: Mapping[str, Any], key: str, folder: str, where: str, target: str = NONE) -> Packed:
+    """Check and pack one item; a list has millions of them."""
+    get = values.get
+    prompt, content, mask, styles, meta = get("prompt", ""), get("content"), get("mask"), get("styles"), get("meta")
+    if not isinstance(styles, list) and "styles" in values:
         raise InputError(f'{where}: "styles" must be a list of image files.')
-    for name in ("content", "mask"):
-        if not isinstance(values.get(name), str | None):
-            raise InputError(f'{where}: "{name}" must be an image file or null.')
-    layout = values.get("layout", "shifted" if prompt or not content else "preserved")
+    files = []
+    for style in styles or ():
+        if not isinstance(style, str) or not style:
+            raise InputError(f'{where}: "styles" must be a list of image files.')
+        files.append(_file(folder, style, where))
+    if not (content is None or isinstance(content, str)) or not (mask is None or isinstance(mask, str)):
+        name = "mask" if content is None or isinstance(content, str) else "content"
+        raise InputError(f'{where}: "{name}" must be an image file or null.')
+    layout = get("layout", "shifted" if prompt or not content else "preserved")
     check_words(prompt, layout, where)
-    meta = values.get("meta", {})
-    if not isinstance(meta, Mapping):
+    if not isinstance(meta, dict) and "meta" in values:
         raise InputError(f'{where}: "meta" must be a JSON object.')
-    place = lambda path: Place(urls.join(folder, path, where)) if path else None
-    mask = place(values.get("mask"))
-    return Item(key, target, prompt, place(content), tuple(map(place, styles)), layout, dict(meta), mask)
+    return pack(
+        key,
+        prompt,
+        layout,
+        _file(folder, content, where) if content else NONE,
+        files,
+        target,
+        meta or {},
+        _file(folder, mask, where) if mask else NONE,
+    )

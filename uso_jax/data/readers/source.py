@@ -16,13 +16,14 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
 
 from uso_jax.common import atomic_files, progress, untrusted, user_folders
 from uso_jax.common.errors import BadExample, InputError
+from uso_jax.data.readers.packed_rows import PackedRows
 from uso_jax.data.storage.places import Place
 from uso_jax.data.triplet import Triplet, task_of
 from uso_jax.images.decode import Fit
@@ -32,6 +33,10 @@ _KEPT_FROM = 10_000  # number of triplets from which measured image sizes are ca
 _NAMED = 3  # skipped files of one reason that messages name
 _MEASURED = 256  # files whose length is part of the digest; each costs a request on a network file system
 _THREADS = 16  # for reading image headers, which is I/O-bound
+_WAITING = 4096  # images whose headers wait for a thread
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+quote = json.encoder.encode_basestring  # what it does with strings, without building an encoder for each
+NONE = "null"  # JSON text of an image that an item lacks
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class Item:
     layout: str = "shifted"
     meta: dict[str, Any] = field(default_factory=dict)
     mask: Place | None = None
+
+
+class Packed(NamedTuple):
+    """An item as the row that it is kept as, from readers of lists with millions of items."""
+
+    key: str
+    row: bytes
+    has_mask: bool
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,7 @@ def both_ways(
 class FileTriplets:
     """Random access to the triplets of a reader. Images are read and decoded on access.
 
-    Items are stored as JSON in one buffer: a few hundred bytes each, without cost for garbage collection or for the
-    start of worker processes.
+    Items are kept as JSON in `PackedRows`.
 
     Args:
       name: of the reader.
@@ -86,10 +98,10 @@ class FileTriplets:
       InputError: two items have the same key, or there are none.
     """
 
-    def __init__(self, name: str, path: str, found: Iterable[Item | LeftOut]):
+    def __init__(self, name: str, path: str, found: Iterable[Item | Packed | LeftOut]):
         self.name, self.path = name, str(path)
         self.left_out: collections.Counter[str] = collections.Counter()
-        rows, ends, keys = bytearray(), array("q", [0]), set()
+        self._rows, hashes = PackedRows(), array("q")
         self.num_masks = 0
         names: dict[str, list[str]] = collections.defaultdict(list)
         for item in found:
@@ -98,13 +110,11 @@ class FileTriplets:
                 if item.name and len(names[item.reason]) < _NAMED:
                     names[item.reason].append(untrusted.printable(item.name))
                 continue
-            if item.key in keys:
-                raise InputError(f"{self.path}: two triplets have the key {item.key!r}; rename or remove one.")
-            keys.add(item.key)
-            self.num_masks += item.mask is not None
-            rows += _pack(item)
-            ends.append(len(rows))
-        self._rows, self._ends = bytes(rows), ends
+            key, row, has_mask = item if isinstance(item, Packed) else _packed(item)
+            hashes.append(hash(key))
+            self.num_masks += has_mask
+            self._rows.append(row)
+        self._check_keys(np.asarray(hashes))
         if not len(self):
             lost = "; ".join(_told(reason, count, names[reason]) for reason, count in self.left_out.items())
             raise InputError(f"{self.path} has no usable triplet ({lost or 'it is empty'}).")
@@ -114,7 +124,7 @@ class FileTriplets:
             _LOG.info("%s: %d targets have a mask, for stages with outside_mask below 1", path, self.num_masks)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._rows)
 
     def __getitem__(self, index: SupportsIndex) -> Triplet:
         return self.fitted(operator.index(index))
@@ -145,7 +155,7 @@ class FileTriplets:
         """Return an item without reading its images."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        return _unpack(self._rows[self._ends[index] : self._ends[index + 1]])
+        return _unpack(self._rows[index])
 
     def split(self, share: float) -> dict[str, "FileTriplets"]:
         """Return the triplets to train on and those to hold out, by "train" and "heldout".
@@ -161,20 +171,30 @@ class FileTriplets:
         count = len(self)
         if count < 2:
             raise InputError(f"{self.path} has one usable triplet; training and validation need at least two.")
-        ranks = sorted(range(count), key=lambda index: hashlib.sha256(self.item(index).key.encode()).digest())
-        held = np.sort(ranks[: min(max(1, round(share * count)), count - 1)])
-        return {"train": self._only(np.setdiff1d(np.arange(count), held)), "heldout": self._only(held)}
+        digests = b"".join(hashlib.sha256(_key(row).encode()).digest() for row in self._rows)
+        ranks = np.argsort(np.frombuffer(digests, "S32"), kind="stable")
+        held = np.zeros(count, bool)
+        held[ranks[: min(max(1, round(share * count)), count - 1)]] = True
+        return {"train": self._only(~held), "heldout": self._only(held)}
 
-    def _only(self, indices: np.ndarray) -> "FileTriplets":
+    def _only(self, chosen: np.ndarray) -> "FileTriplets":
         """Return the source of some of the triplets."""
         part = copy.copy(self)
-        rows = [self._rows[self._ends[index] : self._ends[index + 1]] for index in indices]
-        part._rows, part._ends = b"".join(rows), array("q", [0, *itertools.accumulate(map(len, rows))])
+        part._rows = PackedRows(itertools.compress(self._rows, chosen))
         return part
+
+    def _check_keys(self, hashes: np.ndarray) -> None:
+        """Raise an InputError if two triplets have the same key; only keys of equal hashes are compared."""
+        values, counts = np.unique(hashes, return_counts=True)
+        seen: set[str] = set()
+        for row in itertools.compress(self._rows, np.isin(hashes, values[counts > 1])):
+            if (key := _key(row)) in seen:
+                raise InputError(f"{self.path}: two triplets have the key {key!r}; rename or remove one.")
+            seen.add(key)
 
     def digest(self) -> str:
         """Return a digest of all rows, and of the lengths of some of their files."""
-        found = hashlib.sha256(self._rows)
+        found = self._rows_digest()
         for index in range(0, len(self), -(-len(self) // _MEASURED)):
             target = self.item(index).target
             if target is not None and target.length < 0 and os.path.isfile(target.file):
@@ -186,12 +206,12 @@ class FileTriplets:
 
         Only image headers are read. For large sets the result is cached in the user's cache directory.
         """
-        name = hashlib.sha256(self._rows).hexdigest()[:24]
+        name = self._rows_digest().hexdigest()[:24]
         kept = cache_folder() / "sizes" / f"{name}.npy"
         if len(self) >= _KEPT_FROM and kept.is_file():
             return np.load(kept, allow_pickle=False)
         with ThreadPoolExecutor(_THREADS) as pool:
-            rows = pool.map(self._sizes_of, range(len(self)))
+            rows = itertools.chain.from_iterable(pool.map(_sizes_of, some) for some in _batched(self._rows, _WAITING))
             hidden = len(self) < _KEPT_FROM
             sizes = list(progress.bar(rows, f"sizes of {self.path}", total=len(self), unit="item", disable=hidden))
         sizes = np.asarray(sizes, np.int32)
@@ -202,9 +222,11 @@ class FileTriplets:
                     np.save(file, sizes)
         return sizes
 
-    def _sizes_of(self, index: int) -> tuple[int, int, int, int]:
-        item = self.item(index)
-        return *_size(item.target), *_size(item.content)
+    def _rows_digest(self):
+        found = hashlib.sha256()
+        for row in self._rows:
+            found.update(row)
+        return found
 
 
 def cache_folder() -> pathlib.Path:
@@ -231,6 +253,17 @@ def _mask(item: Item, what: str, fit: Fit | None) -> np.ndarray | None:
     return item.mask.decode(what, fit)
 
 
+def _batched(rows: Iterable[bytes], number: int) -> Iterator[list[bytes]]:
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, number)):
+        yield some
+
+
+def _sizes_of(row: bytes) -> tuple[int, int, int, int]:
+    item = _unpack(row)
+    return *_size(item.target), *_size(item.content)
+
+
 def _size(place: Place | None) -> tuple[int, int]:
     try:
         return (0, 0) if place is None else place.size()
@@ -238,13 +271,40 @@ def _size(place: Place | None) -> tuple[int, int]:
         return 0, 0  # reported when the image is decoded
 
 
-def _pack(item: Item) -> bytes:
-    place = lambda value: value and value.pack()
-    values = [item.key, item.prompt, item.layout, place(item.content), [place(p) for p in item.styles]]
-    values += [place(item.target), item.meta]
-    values += [] if item.mask is None else [place(item.mask)]  # rows without masks are those of earlier releases
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogateescape")  # names of files may be any bytes
+def pack(
+    key: str,
+    prompt: str,
+    layout: str,
+    content: str,
+    styles: Iterable[str],
+    target: str,
+    meta: Mapping[str, Any],
+    mask: str = NONE,
+) -> Packed:
+    """Return an item whose images are JSON texts, such as `pack_place` returns.
+
+    The row is JSON without a line feed. The digests by which runs know their data are made of it.
+    """
+    text = (
+        f"[{quote(key)},{quote(prompt)},{quote(layout)},{content},[{','.join(styles)}],{target},"
+        f"{_ENCODE(meta) if meta else '{}'}"
+    )
+    text += "]" if mask == NONE else f",{mask}]"  # rows without masks are those of earlier releases
+    return Packed(key, text.encode("utf-8", "surrogateescape"), mask != NONE)  # names of files may be any bytes
+
+
+def pack_place(place: Place | None) -> str:
+    """Return the JSON text of an image, or of none."""
+    return NONE if place is None else _ENCODE(place.pack())
+
+
+def _packed(item: Item) -> Packed:
+    images = (pack_place(item.content), map(pack_place, item.styles), pack_place(item.target))
+    return pack(item.key, item.prompt, item.layout, *images, item.meta, pack_place(item.mask))
+
+
+def _key(row: bytes) -> str:
+    return json.loads(row.decode("utf-8", "surrogateescape"))[0]
 
 
 def _unpack(row: bytes) -> Item:
