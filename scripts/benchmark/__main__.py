@@ -4,9 +4,12 @@
 
     python scripts/benchmark/__main__.py                                  # small on CPU, FLUX.1-dev's size on a GPU
     python scripts/benchmark/__main__.py --only step,lora --repeats 11 --json speed.json
+    python scripts/benchmark/__main__.py --seconds 540 --json gpu.json    # what is measured by then; the file grows
     python scripts/benchmark/__main__.py --size full --dry_run            # list the tasks without running them
 
-A ratio above 1 means that uso_jax is faster. The sides take turns, so other load on the machine slows both.
+A ratio above 1 means that uso_jax is faster. The sides take turns, so other load on the machine slows both. Beside
+torch, uso_jax is compared with itself: with a mask, with adapters beside the weights, with quantised kernels, and with
+flags of XLA. Tasks of one network share its weights.
 """
 
 from uso_jax.hardware.malloc import keep_memory
@@ -32,15 +35,15 @@ if TYPE_CHECKING:
 sys.path.append(str(pathlib.Path(__file__).parents[2]))  # the checkout, for convert
 PEERS = ("torch", "diffusers", "transformers", "peft")
 _COLUMNS = (
-    "task", "torch", "ratio", "busy", "ours, s", "theirs, s", "TFLOP/s", "share", "ours, GiB", "theirs, GiB",
+    "task", "beside", "ratio", "busy", "ours, s", "theirs, s", "TFLOP/s", "share", "ours, GiB", "theirs, GiB",
     "difference",
 )  # fmt: skip
 TASKS = {
     "step": "transformer, one sampling step",
-    "sample": "transformer, all sampling steps",
     "lora": "adapters, training step with AdamW",
     "decode": "autoencoder, latents to image",
     "siglip": "SigLIP vision tower",
+    "sample": "transformer, all sampling steps",
 }
 
 
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(advice)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs a part of a GPU's memory too
     import jax
-    from tasks import SIZES, describe
+    from tasks import SIZES, describe, variants_of
 
     size = args.size if args.size != "auto" else "full" if jax.default_backend() == "gpu" else "small"
     print(_heading(size, SIZES[size]))
@@ -62,16 +65,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in args.only:
         num, operations[task] = describe(task, SIZES[size], args.steps)
         print(f"  {task:<8} {TASKS[task]:<52}{num / 1e6:>10,.1f} M parameters{operations[task] / 1e12:>11,.3f} TFLOP")
+        if args.variants and (names := variants_of(task)):
+            print(f"{'':<11}also {', '.join(names)}")
     if args.dry_run:
         print(advice if missing else "Nothing is missing.")
         return
     from turns import measure
 
-    report = measure(args.only, size, operations, args)
+    def keep(report: dict) -> None:
+        if args.json:
+            with atomic_files.explained(f"--json {args.json}", "choose another file"):
+                atomic_files.write_file(args.json, json.dumps(report, indent=2) + "\n")
+
+    report = measure(args.only, size, operations, args, keep)
+    keep(report)
     print(_table(report))
-    if args.json:
-        with atomic_files.explained(f"--json {args.json}", "choose another file"):
-            atomic_files.write_file(args.json, json.dumps(report, indent=2) + "\n")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -81,15 +89,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side; default: %(default)s")
     parser.add_argument("--steps", type=int, default=25, help="of the whole sampling; default: %(default)s")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile as well")
+    parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True, help="our own ones as well")
+    parser.add_argument("--seconds", type=int, default=0, help="start nothing more after these; default: no limit")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="also write the figures to this file")
     parser.add_argument("--dry_run", action="store_true", help="list the tasks without running them")
     args = parser.parse_args(argv)
     args.only = args.only.split(",")
     if unknown := [task for task in args.only if task not in TASKS]:
         raise InputError(f"--only {','.join(unknown)}: unknown task; use some of {', '.join(TASKS)}")
-    for name in ("repeats", "steps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name, least in (("repeats", 1), ("steps", 1), ("seconds", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} must be at least {least}, not {getattr(args, name)}")
     if args.json and not args.json.absolute().parent.is_dir():
         raise InputError(f"--json {args.json}: {args.json.parent} does not exist; create it first")
     return args
@@ -110,7 +120,7 @@ def _table(report: dict) -> str:
     ceiling, columns = report["matmul_tflops"], _COLUMNS
     lines = [
         "",
-        "ratio: their time over ours, median of the turns (smallest - largest), and of all cores' busy time;",
+        "ratio: the other's time over ours, median of the turns (smallest - largest), and of all cores' busy time;",
         f"TFLOP/s, and share of what a square product reaches here, {ceiling:.3f}: ours; memory: {report['memory']};",
         "difference: of the outputs, in their standard deviations (of a training step: of the loss, relatively).",
         "",

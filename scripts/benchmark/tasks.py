@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks that the benchmark times, at three sizes, in uso_jax; torch_peer.py has the other side.
 
-A task's weights are torch's random ones, brought through the conversion tables, so both sides compute the same numbers.
+The weights are torch's random ones, brought through the conversion tables, so both sides compute the same numbers.
+Tasks of one network share them.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from uso_jax.hardware import flops
 from uso_jax.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from uso_jax.models.flux import Flux, FluxConfig
 from uso_jax.models.siglip import SiglipConfig, SiglipVision
-from uso_jax.params import ModelDef
+from uso_jax.params import ModelDef, Params
+from uso_jax.weights import quantization, quantized_kernels
 from uso_jax.weights.tables.table import to_flax
 
 RATE = 1e-4  # of AdamW
@@ -71,6 +73,52 @@ SIZES = {
     ),
 }  # fmt: skip
 Run = Callable[[], np.ndarray]  # does a task, waits for it, and gives an array to compare
+NETWORKS = {  # task -> its network
+    "step": "transformer", "lora": "transformer", "decode": "autoencoder", "siglip": "siglip", "sample": "transformer",
+}  # fmt: skip
+_FAMILIES = {"transformer": "flux-diffusers", "autoencoder": "flux-ae-diffusers", "siglip": "siglip"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How uso_jax runs a task.
+
+    Attributes:
+      tasks: that have it.
+      masked: pass a mask of the reference tokens in which all are valid.
+      adapters: keep adapters beside the transformer.
+      mode: format of the kernels, one of quantization.FORMATS; "": the dtype of the network.
+      options: of XLA's compiler.
+      backend: on which it can run; "": any.
+    """
+
+    tasks: tuple[str, ...] = ()
+    masked: bool = False
+    adapters: bool = False
+    mode: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = ""
+
+
+VARIANTS = {  # beside what users run: adapters merged, no mask where all is valid, blocks in a loop
+    "masked": Variant(("step", "lora"), masked=True),
+    "adapters": Variant(("step",), adapters=True),
+    "int8": Variant(("step",), mode="int8"),
+    "fp8": Variant(("step",), mode="fp8"),
+    "unrolled": Variant(
+        ("step", "lora"),
+        options={"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_FULL_UNROLL"},
+        backend="gpu",
+    ),
+    "scheduled": Variant(("step", "lora"), options={"xla_gpu_enable_latency_hiding_scheduler": True}, backend="gpu"),
+}
+PLAIN = Variant()
+
+
+def variants_of(task: str) -> list[str]:
+    """Return the names of the variants of a task that this machine can run."""
+    here = jax.default_backend()
+    return [name for name, one in VARIANTS.items() if task in one.tasks and one.backend in ("", here)]
 
 
 @dataclass
@@ -82,7 +130,7 @@ class _Network:
     inputs: dict[str, np.ndarray]
 
 
-def _network(task: str, sizes: Sizes) -> _Network:
+def _network(task: str, sizes: Sizes, variant: Variant = PLAIN) -> _Network:
     if task == "decode":
         shape = (1, *sizes.latent, sizes.autoencoder.z_channels)
         return _Network(
@@ -97,8 +145,11 @@ def _network(task: str, sizes: Sizes) -> _Network:
             lambda model, inputs: model(inputs["pixels"]).last_hidden_state.astype(jnp.float32),
             {"pixels": normal(0, 1, side, side, 3)},
         )
-    c = dataclasses.replace(sizes.transformer, lora_rank=sizes.rank if task == "lora" else 0)
-    return _Network(lambda rngs: Flux(c, rngs=rngs), lambda model, inputs: model(**inputs), tokens(sizes))
+    c = dataclasses.replace(sizes.transformer, lora_rank=sizes.rank if task == "lora" or variant.adapters else 0)
+    inputs = tokens(sizes)
+    if variant.masked:
+        inputs["ref_valid"] = np.ones(inputs["ref_img"].shape[:2], bool)
+    return _Network(lambda rngs: Flux(c, rngs=rngs), lambda model, inputs: model(**inputs), inputs)
 
 
 def tokens(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -130,7 +181,7 @@ def times(steps: int) -> Float[np.ndarray, " steps_plus_1"]:
 _OPTIMIZER = optax.adamw(RATE, weight_decay=0.01)  # torch's default decay
 
 
-def _train_step(structure: ModelDef, call: Callable, trained, moments, frozen, inputs, target):
+def _train_step(structure: Callable[[Params], nnx.Module], call: Callable, trained, moments, frozen, inputs, target):
     loss = lambda trained: jnp.square(call(structure(frozen | trained), inputs) - target).mean()
     value, grads = jax.value_and_grad(loss)(trained)
     updates, moments = _OPTIMIZER.update(grads, moments, trained)
@@ -157,35 +208,63 @@ def _parts(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {k: params[k] for k in adapters}, {k: v for k, v in params.items() if k not in adapters}
 
 
-def run(task: str, sizes: Sizes, steps: int, weights: Mapping[str, np.ndarray]) -> tuple[Run, int | None]:
+def load(task: str, sizes: Sizes, weights: Iterable[tuple[str, np.ndarray]]) -> Params:
+    """Return the parameters of a task's network, without adapters, on the device; `weights` are torch's tensors."""
+    shapes = ModelDef(_network("step" if NETWORKS[task] == "transformer" else task, sizes).make).shapes
+    return jax.device_put(to_flax(family_by_name(_FAMILIES[NETWORKS[task]]).rows, shapes, weights))
+
+
+def _draw_adapters(shapes: Mapping[str, Any], sizes: Sizes) -> Params:
+    """Draw adapters that change nothing yet."""
+    dtype = jnp.dtype(sizes.transformer.dtype)
+    draw = lambda path, x: jnp.asarray(normal(len(path), *x.shape) / sizes.rank, dtype)
+    adapters, _ = _parts(shapes)
+    return {k: jnp.zeros(v.shape, dtype) if "/up/" in k else draw(k, v) for k, v in adapters.items()}
+
+
+def _quantise(params: Params, mode: str) -> Params:
+    """Quantise kernels on the device, with one scale for each output channel."""
+    dtype, largest = quantization.FORMATS[mode]
+
+    @jax.jit
+    def quantise(kernel):
+        kernel = kernel.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / largest
+        numbers = kernel / scale
+        return (jnp.round(numbers) if mode == "int8" else numbers).astype(dtype), scale
+
+    found = dict(params)
+    for path in quantization.choose("transformer", params):
+        found[path], found[quantization.scale_path(path)] = quantise(params[path])
+    return found
+
+
+def run(task: str, sizes: Sizes, steps: int, params: Params, variant: Variant = PLAIN) -> tuple[Run, int | None]:
     """Return a compiled task and the bytes that its program needs besides its arguments."""
-    network = _network(task, sizes)
-    structure = ModelDef(network.make)
-    adapters = {k: v for k, v in structure.shapes.items() if "processor/" in k}
-    rows = family_by_name({"decode": "flux-ae-diffusers", "siglip": "siglip"}.get(task, "flux-diffusers")).rows
-    taken = {k: v for k, v in structure.shapes.items() if k not in adapters}
-    params = jax.device_put(to_flax(rows, taken, weights.items()))
+    network = _network(task, sizes, variant)
+    definition, dtype = ModelDef(network.make), jnp.dtype(sizes.transformer.dtype)
+    structure = lambda params: definition(quantized_kernels.join(params, lambda path: dtype))
+    compiled = lambda lowered: lowered.compile(compiler_options=dict(variant.options))
     inputs = jax.device_put(network.inputs)
+    adapters = _draw_adapters(definition.shapes, sizes)
     if task == "lora":
-        dtype = jnp.dtype(sizes.transformer.dtype)
-        draw = lambda path, x: jnp.asarray(normal(len(path), *x.shape) / sizes.rank, dtype)
-        trained = {k: jnp.zeros(v.shape, dtype) if "/up/" in k else draw(k, v) for k, v in adapters.items()}
-        state = [trained, _OPTIMIZER.init(trained)]
+        state = [adapters, _OPTIMIZER.init(adapters)]
         step = jax.jit(lambda *args: _train_step(structure, network.call, *args), donate_argnums=(0, 1))
         target = jax.device_put(normal(9, *inputs["img"].shape))
-        program = step.lower(*state, params, inputs, target).compile()
+        program = compiled(step.lower(*state, params, inputs, target))
 
         def train():
             state[0], state[1], loss = program(*state, params, inputs, target)
             return np.asarray(loss)
 
         return train, _temporary(program)
+    params = (_quantise(params, variant.mode) if variant.mode else params) | adapters
     if task == "sample":
         advance = lambda params, inputs, t, s: flow.euler_step(
             inputs["img"], network.call(structure(params), inputs | {"timesteps": t}), t, s
         )
         moments = [jnp.full(1, t) for t in times(steps)]
-        program = jax.jit(advance).lower(params, inputs, *moments[:2]).compile()
+        program = compiled(jax.jit(advance).lower(params, inputs, *moments[:2]))
 
         def sample():
             x = inputs
@@ -194,7 +273,7 @@ def run(task: str, sizes: Sizes, steps: int, weights: Mapping[str, np.ndarray]) 
             return np.asarray(x["img"])
 
         return sample, _temporary(program)
-    program = jax.jit(lambda params, inputs: network.call(structure(params), inputs)).lower(params, inputs).compile()
+    program = compiled(jax.jit(lambda params, inputs: network.call(structure(params), inputs)).lower(params, inputs))
     return lambda: np.asarray(program(params, inputs)), _temporary(program)
 
 

@@ -3,13 +3,14 @@
 """The tasks of the benchmark in torch, by unmodified diffusers, transformers and PEFT."""
 
 import itertools
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from peft import LoraConfig
-from tasks import RATE, Run, Sizes, normal, times, tokens
+from tasks import NETWORKS, RATE, Run, Sizes, normal, times, tokens
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from convert.tables.lora_out import TARGETS
@@ -17,24 +18,42 @@ from convert.tables.lora_out import TARGETS
 _SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 
 
-class Peer:
-    """A task's network in torch with random weights. `eager` and `compiled` return functions that run it."""
+Weights = dict[str, torch.Tensor]  # of a network, by torch's names, on the device
 
-    def __init__(self, task: str, sizes: Sizes, steps: int, threads: int):
+
+class Peer:
+    """A task in torch. `eager` and `compiled` return functions that run it.
+
+    Args:
+      task: a name of tasks.NETWORKS.
+      sizes: of networks and inputs.
+      steps: of the whole sampling.
+      threads: that torch uses.
+      weights: of the task's network, used in place; None: random ones are drawn.
+    """
+
+    def __init__(self, task: str, sizes: Sizes, steps: int, threads: int, weights: Weights | None = None):
         torch.set_num_threads(threads)
         self._task, self._sizes, self._steps = task, sizes, steps
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = {"decode": sizes.autoencoder, "siglip": sizes.siglip}.get(task, sizes.transformer)
-        self._dtype = getattr(torch, config.dtype)
+        network = NETWORKS[task]
+        self._dtype = getattr(torch, getattr(sizes, network).dtype)
         torch.manual_seed(0)
-        with torch.device(self._device):
-            self._module = _MAKE[task](sizes).eval().requires_grad_(False)
-        if self._dtype != torch.float32:
-            self._module.to(self._dtype)
+        torch.set_default_dtype(self._dtype)
+        try:
+            with torch.device(self._device if weights is None else "meta"):
+                self._module = _MAKE[network](sizes).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        if weights is not None:
+            self._module.load_state_dict(weights, assign=True)
+        self._module.requires_grad_(False)
+        self.weights = dict(self._module.state_dict())  # before adapters change the names
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return the weights that both sides start from."""
-        return {key.removeprefix("vision_model."): _numpy(x) for key, x in self._module.state_dict().items()}
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the weights that both sides start from, one after the other."""
+        for key, x in self.weights.items():
+            yield key.removeprefix("vision_model."), _numpy(x)
 
     def eager(self) -> Run:
         """Return a function that runs the task eagerly."""
@@ -174,4 +193,4 @@ def _siglip(sizes: Sizes) -> SiglipVisionModel:
     return SiglipVisionModel(SiglipVisionConfig(**{name: getattr(sizes.siglip, name) for name in _SIGLIP}))
 
 
-_MAKE = dict.fromkeys(("step", "sample", "lora"), _transformer) | {"decode": _autoencoder, "siglip": _siglip}
+_MAKE = {"transformer": _transformer, "autoencoder": _autoencoder, "siglip": _siglip}
