@@ -88,7 +88,7 @@ def test_wrong_files(folder, items, message):
 
 
 def test_many_items_take_little_memory(folder, monkeypatch):
-    count = 3_000
+    count = 2_000
     monkeypatch.setattr(untrusted, "PIECE", 1 << 14)
     JsonSource(write(folder, [{"prompt": "x", "target": "c.png"}]))  # its imports
     path = write(folder, [
