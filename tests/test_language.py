@@ -42,7 +42,7 @@ PICTURES = {  # text that may contain the word: why
     '"--pictures"': "alias of a command-line flag",
     "`pictures`": "option of the reader uso_eval",
     'pictures: str = ""': "option of the reader uso_eval",
-    "urls.join(pictures,": "option of the reader uso_eval",
+    "_file(pictures,": "option of the reader uso_eval",
     "if pictures else": "option of the reader uso_eval",
 }
 
