@@ -234,7 +234,8 @@ def _quantise(params: Params, mode: str) -> Params:
         return (jnp.round(numbers) if mode == "int8" else numbers).astype(dtype), scale
 
     found = dict(params)
-    for path in quantization.choose("transformer", params):
+    structs = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+    for path in quantization.choose("transformer", structs):
         found[path], found[quantization.scale_path(path)] = quantise(params[path])
     return found
 
