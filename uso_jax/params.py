@@ -29,8 +29,26 @@ def from_model(model: nnx.Module) -> Params:
 
 def shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the parameter shapes of the model that `make` builds, without allocating it."""
-    state = nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+    state = nnx.state(_described(make), nnx.Param)
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+class _OneKey(nnx.RngStream):
+    """A stream of the same key: to fold keys and to count them is almost half of the time of tracing initialisers."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def _described(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    """Return the module that `make` builds, with shapes as parameters."""
+
+    def build() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        rngs.default = _OneKey(jax.random.key(0), tag="default")
+        return make(rngs)
+
+    return nnx.eval_shape(build)
 
 
 class ModelDef:
@@ -38,7 +56,7 @@ class ModelDef:
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
-        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+        self._graphdef, state = nnx.split(_described(make), nnx.Param)
         self._variables = {"/".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
         self.shapes = {path: leaf.get_value() for path, (_, leaf) in self._variables.items()}
 
