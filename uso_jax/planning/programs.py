@@ -309,15 +309,16 @@ def _sampling(config: TrainConfig, mesh: Mesh, stage: StageConfig, choices: Choi
         count = sum(map(math.prod, grids))
         inputs["ref_img"] = floats(count, depth)
         inputs["ref_ids"] = ids(lambda: system.reference_ids((rows, columns), grids))
+    state = (floats(), floats(), floats(), None, None)  # two times, guidance, no cache and no earlier step
     if stage.isolated == "none":
-        return [program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
+        return [program("sampling step", "step", "transformer", inputs, style, x, *state)]
     first = program("references", "prepare", "transformer", inputs, style, floats(), static=(stage.isolated,))
     prepared, later_style = jax.eval_shape(first.function, *first.arguments, *first.static)
     by_layer = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
     kept = jax.tree.map(lambda one: place(one, split if one.ndim == 2 else by_layer), prepared["kept"])
     inputs = {name: None if prepared[name] is None else struct for name, struct in inputs.items()} | {"kept": kept}
     style = None if later_style is None else style
-    return [first, program("sampling step", "step", "transformer", inputs, style, x, *[floats()] * 3)]
+    return [first, program("sampling step", "step", "transformer", inputs, style, x, *state)]
 
 
 def _inference_params(system: QuantizedUSO, mesh: Mesh, mode: str) -> Structs:
