@@ -13,10 +13,8 @@ A candidate is an image of the source with one of the layouts: number = index * 
 
 import functools
 import hashlib
-import io
 import json
 import pathlib
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -196,22 +194,14 @@ class Folder:
             self._file(name, shard, "jsonl").unlink(missing_ok=True)  # depends on what is replaced here
         with atomic_files.explained(self.path, "free some space and run the command again."):
             if images:
-                _write_tar(self._file(step, shard, "tar"), images)
+                members = {f"{number:08d}": image for number, image in images.items()}
+                archives.write_images(self._file(step, shard, "tar"), members)
+                _members.cache_clear()
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             atomic_files.write_file(self._file(step, shard, "jsonl"), lines)
 
     def _file(self, step: str, shard: int, ending: str) -> pathlib.Path:
         return self.path / step / f"{shard:05d}.{ending}"
-
-
-def _write_tar(path: pathlib.Path, images: Mapping[int, decode.Pixels]) -> None:
-    with atomic_files.beside(path) as temporary, tarfile.open(temporary, "w") as tar:
-        for number, image in images.items():
-            data = decode.encode_png(image)
-            member = tarfile.TarInfo(f"{number:08d}.png")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    _members.cache_clear()
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,12 +13,10 @@ image, whose row has the "prompt". With several processes, each has its own file
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import pathlib
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -31,7 +29,6 @@ from uso_jax.common import atomic_files, untrusted
 from uso_jax.common.errors import InputError
 from uso_jax.data.storage import archives
 from uso_jax.data.storage.places import Place
-from uso_jax.images import decode
 
 Images = UInt8[np.ndarray, "n h w 3"]
 Scores = Mapping[str, Float[np.ndarray, " n"]]
@@ -105,7 +102,7 @@ class RolloutStore:
             for i, request in enumerate(requests):
                 members |= {} if request.content is None else {f"{i * group}.content": request.content}
                 members |= {f"{i * group}.style_{j}": style for j, style in enumerate(request.styles)}
-            _write_archive(self._file(number, ".tar"), members)
+            archives.write_images(self._file(number, ".tar"), members)
         lines = []
         for i, (source, index) in enumerate(rows.tolist()):
             found = {name: float(values[i]) if math.isfinite(values[i]) else None for name, values in scores.items()}
@@ -172,12 +169,3 @@ def _round(file: pathlib.Path, written: int) -> list[Group]:
         name = f"{file.parent.name}/{file.stem}/{first}"
         found.append(Group(name, prompts.get(first, ""), members.get(f"{first}.content.png"), styles, images))
     return [group for group in found if len(group.images) > 1]
-
-
-def _write_archive(path: pathlib.Path, images: Mapping[str, decode.Pixels]) -> None:
-    with atomic_files.beside(path) as temporary, tarfile.open(temporary, "w") as archive:
-        for name, image in images.items():
-            data = decode.encode_png(image)
-            member = tarfile.TarInfo(f"{name}.png")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))

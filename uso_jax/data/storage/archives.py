@@ -1,23 +1,25 @@
 # SPDX-FileCopyrightText: uso_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""List the contents of folders, tar and zip files as places to read from. Nothing is unpacked.
+"""List the contents of folders, tar and zip files as places to read from, and write tar files of images.
 
-A member of an archive is a byte range of the archive, read on demand. Files of desktops and editors are left out of
-all of them; see `uso_jax.common.folders` for the other rules of folders.
+Nothing is unpacked: a member of an archive is a byte range of the archive, read on demand. Files of desktops and
+editors are left out of all of them; see `uso_jax.common.folders` for the other rules of folders.
 """
 
 import io
+import pathlib
 import posixpath
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from uso_jax.common import folders
+from uso_jax.common import atomic_files, folders
 from uso_jax.common.errors import InputError
 from uso_jax.common.untrusted import printable
 from uso_jax.data.storage import urls
 from uso_jax.data.storage.places import Place
+from uso_jax.images import decode
 
 _TAR_BLOCK = 512
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -113,6 +115,16 @@ def images_by_stem(folder: str, part: str, unused: list[str] | None = None) -> d
             raise InputError(f"{path} contains two images {printable(stem)!r}: rename or remove one.")
         found[stem] = place
     return found
+
+
+def write_images(path: pathlib.Path, images: Mapping[str, decode.Pixels]) -> None:
+    """Write a tar file of images, each as the member NAME.png; an older file stays whole until the new one is."""
+    with atomic_files.beside(path) as temporary, tarfile.open(temporary, "w") as archive:
+        for name, image in images.items():
+            data = decode.encode_png(image)
+            member = tarfile.TarInfo(f"{name}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
 
 
 def _folder(path: str, inside: str) -> Iterator[tuple[str, Place]]:
