@@ -80,14 +80,10 @@ def get_config(variant: str = "full") -> TrainConfig:
         changes["model.transformer.projector.kind"] = kind
         train = (SIGLIP, *PROJECTOR) if tower else PROJECTOR
         stages = (replace(align, learning_rate=PROJECTORS[kind], train=train),)
-    elif variant == "refl":
+    elif variant == "refl" or variant in POLICIES:
         changes["evaluation.tables"] = {"main": uso.TABLES["main"]}
-        reward = replace(uso.MINI_REWARD, start=0)
-        images = replace(both, name="reward", steps=IMAGES // both.batch_size, learning_rate=1e-4, decay="constant")
-        stages = (align, both, replace(images, reward=reward))
-    elif variant in POLICIES:
-        changes["evaluation.tables"] = {"main": uso.TABLES["main"]}
-        stages = (align, both, _with_policy(both, POLICIES[variant]))
+        last = _with_gradient(uso, both) if variant == "refl" else _with_policy(both, POLICIES[variant])
+        stages = (align, both, last)
     elif variant == "isolated":
         stages = (align, replace(both, isolated="content"))
     elif variant == "same_ids":
@@ -101,6 +97,12 @@ def get_config(variant: str = "full") -> TrainConfig:
 def _rewarded(uso: types.SimpleNamespace, stage: StageConfig, share: float) -> StageConfig:
     """Return a stage with the reward after a share of its steps, the paper's 16,000 of 23,000 or 18,000 of 21,000."""
     return replace(stage, reward=replace(uso.MINI_REWARD, start=round(share * stage.steps)))
+
+
+def _with_gradient(uso: types.SimpleNamespace, stage: StageConfig) -> StageConfig:
+    """Return a stage that goes on from the gradient of the reward of IMAGES images."""
+    reward, steps = replace(uso.MINI_REWARD, start=0), IMAGES // stage.batch_size
+    return replace(stage, name="reward", steps=steps, learning_rate=1e-4, decay="constant", reward=reward)
 
 
 def _with_policy(stage: StageConfig, policy: PolicyConfig) -> StageConfig:
