@@ -3,20 +3,22 @@
 """One function per command, called by the installed `uso-*` commands and by scripts/*.py.
 
 This module imports nothing slow. Commands that compute on the CPU first call `keep_memory`, which starts the process
-again, and only then import their own module.
+again, and only then import their own module. All import it as `lasting`.
 """
 
 import os
 
 from uso_jax.common import extras
 from uso_jax.common.errors import exit_cleanly
+from uso_jax.common.garbage import lasting
 from uso_jax.hardware.malloc import keep_memory
 
 
 def train() -> None:
     """Run `uso-train`."""
     keep_memory()
-    from uso_jax.commands import train
+    with lasting():
+        from uso_jax.commands import train
 
     train.main()
 
@@ -24,14 +26,16 @@ def train() -> None:
 def generate() -> None:
     """Run `uso-generate`."""
     keep_memory()
-    from uso_jax.commands import generate
+    with lasting():
+        from uso_jax.commands import generate
 
     generate.main()
 
 
 def app() -> None:
     """Run `uso-app`."""
-    from uso_jax.commands import app
+    with lasting():
+        from uso_jax.commands import app
 
     app.main()
 
@@ -39,14 +43,16 @@ def app() -> None:
 def serve() -> None:
     """Run `uso-serve`."""
     keep_memory()
-    from uso_jax.commands import serve
+    with lasting():
+        from uso_jax.commands import serve
 
     serve.main()
 
 
 def style() -> None:
     """Run `uso-style`."""
-    from uso_jax.commands import style
+    with lasting():
+        from uso_jax.commands import style
 
     style.main()
 
@@ -54,7 +60,8 @@ def style() -> None:
 def curate() -> None:
     """Run `uso-curate`."""
     keep_memory()
-    from uso_jax.commands import curate
+    with lasting():
+        from uso_jax.commands import curate
 
     curate.main()
 
@@ -64,7 +71,8 @@ def evaluate() -> None:
     """Run `uso-evaluate`."""
     extras.require("eval")
     keep_memory()
-    from uso_jax.commands import evaluate
+    with lasting():
+        from uso_jax.commands import evaluate
 
     evaluate.main()
 
@@ -72,14 +80,16 @@ def evaluate() -> None:
 def plan() -> None:
     """Run `uso-plan`."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan needs no accelerator and must not take one from a job
-    from uso_jax.commands import plan
+    with lasting():
+        from uso_jax.commands import plan
 
     plan.main()
 
 
 def compare() -> None:
     """Run `uso-compare`."""
-    from uso_jax.commands import compare
+    with lasting():
+        from uso_jax.commands import compare
 
     compare.main()
 
@@ -87,13 +97,15 @@ def compare() -> None:
 def prefer() -> None:
     """Run `uso-prefer`."""
     keep_memory()
-    from uso_jax.commands import prefer
+    with lasting():
+        from uso_jax.commands import prefer
 
     prefer.main()
 
 
 def doctor() -> None:
     """Run `uso-doctor`."""
-    from uso_jax.commands import doctor
+    with lasting():
+        from uso_jax.commands import doctor
 
     doctor.main()
