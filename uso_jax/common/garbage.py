@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def lasting() -> Iterator[None]:
     """Import modules inside without garbage collection, and leave what they made out of all later ones.
 
-    The modules of a command live as long as its process. To look through their half a million objects again and again
+    The modules of a command live as long as its process. To look through their 250,000 objects again and again
     takes a fifth of the time of a short command (docs/performance.md).
     """
     was_on = gc.isenabled()
