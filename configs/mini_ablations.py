@@ -29,17 +29,21 @@ VARIANTS = {
     "mlp_siglip": "mlp with SigLIP trained too",
     "refl": "no_reward, then the gradient of CSD as reward, on as many images as nft has",
     "nft": "no_reward, then DiffusionNFT with CSD as score, on as many images as full has with its reward",
-    "nft_exact": "the same with the exact style verdict as score, which has no gradient",
+    "nft_own_noise": "the same with a noise and times of its own for every image",
+    "nft_exact": "nft with the exact style verdict as score, which has no gradient",
     "nft_both": "the same with the exact verdicts of style and content",
     "grpo": "nft by Flow-GRPO",
     "isolated": "no_reward with content images that attend to themselves only: sampling keeps their keys and values",
     "same_ids": "no_reward with content tokens at the target's own positions",
     "all_weights": "no_reward with the whole transformer trained instead of adapters",
 }
+NFT = PolicyConfig(levels=4, common_noise=True)
+EXACT = replace(NFT, weights={}, judges=("csd_style",))
 POLICIES = {
-    "nft": PolicyConfig(),
-    "nft_exact": PolicyConfig(weights={}, black_boxes={"true_style": 1.0}, judges=("csd_style",)),
-    "nft_both": PolicyConfig(weights={}, black_boxes={"true_style": 1.0, "true_content": 1.0}, judges=("csd_style",)),
+    "nft": NFT,
+    "nft_own_noise": replace(NFT, common_noise=False),
+    "nft_exact": replace(EXACT, black_boxes={"true_style": 1.0}),
+    "nft_both": replace(EXACT, black_boxes={"true_style": 1.0, "true_content": 1.0}),
     "grpo": PolicyConfig(method="grpo"),
 }
 IMAGES = 7_520  # of a stage that learns from a reward after training: `full` makes as many in its last steps
@@ -106,12 +110,18 @@ def _with_gradient(uso: types.SimpleNamespace, stage: StageConfig) -> StageConfi
 
 
 def _with_policy(stage: StageConfig, policy: PolicyConfig) -> StageConfig:
-    """Return a stage that goes on from the policy's scores of IMAGES images."""
+    """Return a stage that goes on from the policy's scores of IMAGES images.
+
+    A step of DiffusionNFT trains on a whole round, whose advantages sum to zero.
+    """
     policy = replace(policy, judges=(*policy.judges, "judge_style", "judge_content"), guidance=3.0, num_steps=8)
     data = dict(tasks=dict(style_subject=1.0), preserved=1.0, style_words=0.0, plain=1.0)  # what exact verdicts need
-    rounds = IMAGES // stage.batch_size // policy.steps_per_round(stage.batch_size)
-    steps = rounds * policy.steps_per_round(stage.batch_size)
-    return replace(stage, name="policy", steps=steps, learning_rate=3e-4, decay="constant", data=data, policy=policy)
+    if policy.method == "nft":
+        stage = replace(stage, batch_size=policy.images, learning_rate=1e-3, warmup_steps=5)
+    else:
+        stage = replace(stage, learning_rate=3e-4)
+    steps = IMAGES // policy.images * policy.steps_per_round(stage.batch_size)
+    return replace(stage, name="policy", steps=steps, decay="constant", data=data, policy=policy)
 
 
 def _uso() -> types.SimpleNamespace:

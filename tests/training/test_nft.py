@@ -7,13 +7,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import tiny
+from comparison import relative
+from training_steps import adam, batch, one_device, start, system
 
 from uso_jax.common.errors import InputError
 from uso_jax.training.advantages import advantages
 from uso_jax.training.objectives import nft
-from uso_jax.training.policy import PolicyConfig, update_old
+from uso_jax.training.objectives.flow_matching import encode_conditions
+from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig, update_old
 from uso_jax.training.stage import StageConfig
+from uso_jax.training.step import make_train_step
 
 B, L, D = 3, 4, 5
 
@@ -96,6 +102,84 @@ def test_the_old_policy_follows():
     assert shares == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.25, 0.25])
 
 
+# ---------------------------------------------------------------------------------------------------- noise levels
+
+
+def stage_of(**changes):
+    policy = PolicyConfig(prompts=4, group=2, **changes)
+    (stage,) = tiny.config("joint", reward=None, policy=policy, learning_rate=1e-3).run_stages
+    return stage
+
+
+def pairs(values):
+    """Return whether two images' noises or times are equal, for all pairs."""
+    return [np.array_equal(values[i], values[j]) for i in range(len(values)) for j in range(i)]
+
+
+def test_every_image_has_noises_and_times_of_its_own():
+    draws = nft.draw(jax.random.key(0), system(), stage_of(levels=3))
+    assert draws.noise.shape[:2] == draws.t.shape == (8, 3)
+    assert not any(pairs(draws.noise) + pairs(draws.t))
+    assert not any(pairs(draws.noise[0]))
+
+
+def test_images_may_share_noises_and_times():
+    draws = nft.draw(jax.random.key(0), system(), stage_of(levels=3, common_noise=True))
+    assert draws.noise.shape[:2] == draws.t.shape == (8, 3)
+    assert all(pairs(draws.noise) + pairs(draws.t))
+    assert not any(pairs(draws.noise[0]))
+    assert len(np.unique(draws.t)) > 1
+
+
+def test_what_common_noise_does_to_all_images_alike_cancels():
+    """Of equal images, a step learns nothing from noise that they share, and something from noises of their own."""
+    x0 = np.repeat(drawn()["x0"][:1], 2, axis=0)
+    noise, t = np.random.default_rng(1).standard_normal((2, L, D)).astype(np.float32), np.float32([0.4, 0.6])
+
+    def slope(noise, t):
+        x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
+        given = {"x0": x0, "x_t": x_t, "t": t, "advantages": np.float32([1, -1])}
+        given = {name: jnp.asarray(value) for name, value in given.items()}
+        predict = lambda weight: weight * given["x_t"]
+        error = lambda weight: nft.policy_error(PolicyConfig(), velocity=predict(weight), old=predict(0.5), **given)
+        return float(jax.grad(lambda weight: error(weight).sum())(0.5))
+
+    assert abs(slope(noise[[0, 0]], t[[0, 0]])) < 1e-6
+    assert abs(slope(noise, t)) > 1e-2
+
+
+@pytest.mark.slow
+def test_a_step_takes_the_mean_over_its_levels():
+    stage = stage_of(levels=3, anchor=0.1)
+    state, frozen = start(stage, one_device())
+    state = dataclasses.replace(state, old={path: 0.9 * value for path, value in state.params.items()})
+    rows = np.random.default_rng(0)
+    _, tokens, width = nft.draw(jax.random.key(0), system(), stage).noise.shape[1:]
+    images = {nft.IMAGES: rows.standard_normal((8, tokens, width)).astype(np.float32)}
+    examples = dict(batch()) | images | {ADVANTAGES: rows.standard_normal(8).astype(np.float32)}
+    examples[COUNTED] = np.float32([1, 1, 1, 0, 1, 1, 1, 1])
+    examples = jax.tree.map(jnp.asarray, examples)
+    rng = jax.random.fold_in(jax.random.key(0), 0)
+
+    @jax.jit
+    def expected(state, frozen):
+        inputs = encode_conditions({**frozen, **state.params}, system(), stage, examples)
+        others = [{**frozen, **state.old}, {**frozen, **state.anchor}, system(), stage, inputs, examples]
+        draws = nft.draw(rng, system(), stage)
+        at = lambda k: nft.Draws(draws.noise[:, k], draws.t[:, k])
+        loss = lambda params: sum(nft.loss({**frozen, **params}, *others, at(k))[0] for k in range(3)) / 3
+        return jax.value_and_grad(loss)(state.params)
+
+    cost, gradient = expected(state, frozen)
+    function = make_train_step(system(), stage, stage.lr_multipliers(system().shapes), seed=0)
+    after, metrics = jax.jit(function)(state, frozen, examples)
+    assert relative(metrics["loss"], cost) < 1e-6
+    assert relative(metrics["grad_norm"], optax.tree.norm(gradient)) < 1e-5
+    clipped = optax.clip_by_global_norm(stage.clip_norm).update(gradient, optax.EmptyState())[0]
+    errors = {path: relative(moment, (1 - stage.betas[0]) * clipped[path]) for path, moment in adam(after).mu.items()}
+    assert max(errors.values()) < 1e-4
+
+
 # ---------------------------------------------------------------------------------------------------- advantages
 
 NAN = np.nan
@@ -154,6 +238,9 @@ def test_a_negative_weight_is_a_penalty():
         (dict(prompts=3, group=5), "15 images"),
         (dict(sample_batch=3), "sample_batch 3"),
         (dict(old_most=1.0), "never moves"),
+        (dict(levels=0), "levels must be at least 1"),
+        (dict(method="grpo", levels=2), "leave out levels"),
+        (dict(method="grpo", common_noise=True), "leave out levels and common_noise"),
         (dict(combine="product", weights={"a": -1.0}), "negative"),
     ],
 )

@@ -21,7 +21,9 @@ QUANTILES = np.linspace(0.05, 0.95, 19)
 
 
 def times(mu: float = 0.0, **values) -> np.ndarray:
-    return np.asarray(noise_levels.draw_times(jax.random.key(3), dataclasses.replace(STAGE, **values), mu))
+    return np.asarray(
+        noise_levels.draw_times(jax.random.key(3), dataclasses.replace(STAGE, **values), mu, STAGE.batch_size)
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ class PolicyConfig:
     beta: float = 1.0  # how far the implicit policies lie from the old one
     noise: float = 0.7  # strength of the noise in stochastic steps, for "grpo"
     window: tuple[int, int] = (1, 2)  # first stochastic step and their number, for "grpo"
+    levels: int = 1  # noise levels at which a step trains every image, for "nft" and "awm"
+    common_noise: bool = False
+    """One noise for all images of a step at each level, for "nft" and "awm". What a noise does to all images alike
+    cancels then, because advantages sum to zero."""
     ratio_clip: float = 1e-4  # how far the ratio of densities may leave 1, for "grpo" and "awm"
     anchor: float = 0.0  # weight of the squared velocity difference to the model before the stage; 0: none
     old_flat: int = 0  # rounds at first after which the old policy becomes the trained one
@@ -83,6 +87,12 @@ class PolicyConfig:
                 )
         if self.clip <= 0 or self.beta <= 0 or min(self.anchor, self.old_flat, self.old_rate) < 0:
             raise InputError(f"{where}: clip and beta must be positive, anchor, old_flat and old_rate not negative")
+        if self.levels < 1:
+            raise InputError(f"{where}: levels must be at least 1, not {self.levels}")
+        if self.method == "grpo" and (self.levels > 1 or self.common_noise):
+            raise InputError(
+                f"{where}: grpo trains at the noise of its trajectories; leave out levels and common_noise"
+            )
         first, count = self.window
         if self.method == "grpo" and (first < 0 or count < 1 or first + count > self.num_steps - 1):
             raise InputError(

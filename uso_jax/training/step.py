@@ -19,6 +19,7 @@ from uso_jax.models.uso import USO, Batch
 from uso_jax.params import Params
 from uso_jax.training import optimizer, policy
 from uso_jax.training.objectives import OBJECTIVES, POLICIES, reward
+from uso_jax.training.objectives.flow_matching import encode_conditions
 from uso_jax.training.stage import StageConfig
 
 
@@ -86,6 +87,16 @@ def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], traina
     return TrainState(step, trainable, opt_state, ema, anchor, old)
 
 
+def _mean(function: Callable, parts: tuple, count: int) -> Any:
+    """Return the mean result of a function over the first axis of its arguments, one part at a time."""
+    if count == 1:
+        return function(*jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts)))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / count, total)
+
+
 def jit_train_step(
     system: USO,
     stage: StageConfig,
@@ -126,11 +137,7 @@ def make_train_step(
             # Strided micro-batches: each keeps every device's share of the batch on that device.
             return x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1)
 
-        micro = jax.tree.map(cut, (dict(batch), draws))
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro)))
-        add = lambda total, micro: (jax.tree.map(jnp.add, total, function(*micro)), None)
-        total, _ = jax.lax.scan(add, zeros, micro)
-        return jax.tree.map(lambda x: x / stage.accumulate, total)
+        return _mean(function, jax.tree.map(cut, (dict(batch), draws)), stage.accumulate)
 
     def step_without_reward(stage: StageConfig, state: TrainState, frozen: Params, batch: Batch, rng: Array):
         teacher = {} if stage.teacher is None else {"teacher": {**frozen, **state.anchor}}
@@ -147,8 +154,16 @@ def make_train_step(
         anchor = {**frozen, **state.anchor} if state.anchor else None
 
         def losses_and_grads(batch, draws):
-            loss = lambda trainable: objective.loss({**frozen, **trainable}, old, anchor, system, stage, batch, draws)
-            return jax.value_and_grad(loss, has_aux=True)(state.params)
+            # Adapters and projector are trained, what encodes text and images is not: it is the same for all policies.
+            inputs = encode_conditions({**frozen, **state.params}, system, stage, batch)
+
+            def at_level(draws):
+                others = (old, anchor, system, stage, inputs, batch, draws)
+                loss = lambda trainable: objective.loss({**frozen, **trainable}, *others)
+                return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+            levels = jax.tree.map(lambda x: x.swapaxes(0, 1), draws)
+            return _mean(at_level, (levels,), stage.policy.levels)
 
         (loss, figures), grads = mean_over_micro_batches(losses_and_grads, batch, objective.draw(rng, system, stage))
         return loss, grads, figures

@@ -14,7 +14,7 @@ Shapes: b batch, l target tokens, d token channels.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uso_jax.models.uso import USO, Batch
+from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
 from uso_jax.training.objectives import grpo, nft
 from uso_jax.training.policy import PolicyConfig
@@ -24,10 +24,17 @@ roll_out, draw = nft.roll_out, nft.draw
 
 
 def loss(
-    params: Params, old: Params, anchor: Params | None, system: USO, stage: StageConfig, batch: Batch, draws: nft.Draws
+    params: Params,
+    old: Params,
+    anchor: Params | None,
+    system: USO,
+    stage: StageConfig,
+    inputs: Inputs,
+    batch: Batch,
+    draws: nft.Draws,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return Eq. (3) of a batch of rolled-out images, and its figures; arguments are those of `nft.loss`."""
-    return nft.loss(params, old, anchor, system, stage, batch, draws, policy_error)
+    return nft.loss(params, old, anchor, system, stage, inputs, batch, draws, policy_error)
 
 
 def policy_error(

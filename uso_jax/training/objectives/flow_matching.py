@@ -65,7 +65,7 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
     drop = lambda name, rate: chosen(name, rate) | drop_all
     return Draws(
         noise=jax.random.normal(keys["noise"], (b, num_tokens, system.config.transformer.in_channels)),
-        t=noise_levels.draw_times(keys["t"], stage, mu),
+        t=noise_levels.draw_times(keys["t"], stage, mu, b),
         drop_text=drop("text", stage.text_dropout),
         drop_content=drop("content", stage.content_dropout),
         drop_style=drop("style", stage.style_dropout),

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Key
 
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
-from uso_jax.training.objectives import flow_matching
 from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig
 from uso_jax.training.stage import StageConfig
 
@@ -66,7 +65,14 @@ def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> dict:
 
 
 def loss(
-    params: Params, old: Params, anchor: Params | None, system: USO, stage: StageConfig, batch: Batch, draws: dict
+    params: Params,
+    old: Params,
+    anchor: Params | None,
+    system: USO,
+    stage: StageConfig,
+    inputs: Inputs,
+    batch: Batch,
+    draws: dict,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return Eq. (4) of a batch of rolled-out images, the mean over the window, and its figures.
 
@@ -74,7 +80,6 @@ def loss(
     """
     del old, draws
     policy, times = stage.policy, _times(system, stage)
-    inputs = jax.lax.stop_gradient(flow_matching.encode_conditions(params, system, stage, batch))
     b = batch[ADVANTAGES].shape[0]
 
     def of_step(totals, number):

@@ -16,6 +16,7 @@ the factors of (5) are those of the authors' program. Images without a score do 
 Shapes: b batch, l target tokens, d token channels.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, Key
 from uso_jax import flow
 from uso_jax.models.uso import USO, Batch, Inputs
 from uso_jax.params import Params
-from uso_jax.training.objectives import flow_matching, noise_levels
+from uso_jax.training.objectives import noise_levels
 from uso_jax.training.policy import ADVANTAGES, COUNTED, PolicyConfig
 from uso_jax.training.stage import StageConfig
 
@@ -37,10 +38,10 @@ IMAGES = "rollout_tokens"
 @jax.tree_util.register_dataclass
 @dataclass
 class Draws:
-    """Everything random in one step."""
+    """Everything random in one step: drawn is b, k for k noise levels of every image (`PolicyConfig.levels`)."""
 
-    noise: Float[Array, "*micro b l d"]
-    t: Float[Array, "*micro b"]
+    noise: Float[Array, "*drawn l d"]
+    t: Float[Array, " *drawn"]
 
 
 def roll_out(
@@ -54,12 +55,16 @@ def roll_out(
 
 
 def draw(rng: Key[Array, ""], system: USO, stage: StageConfig) -> Draws:
-    """Draw noise and times for a whole batch, as flow matching does."""
-    noise, times = jax.random.split(rng)
+    """Draw noise and times for a whole batch, as flow matching does, or the same for all its images."""
+    policy, (noise, times) = stage.policy, jax.random.split(rng)
     rows, columns = system.token_grid(*stage.target_size)
     mu = system.family.shift_mu(rows * columns) if stage.shift_mu is None else stage.shift_mu
-    shape = (stage.batch_size, rows * columns, system.config.transformer.in_channels)
-    return Draws(jax.random.normal(noise, shape), noise_levels.draw_times(times, stage, mu))
+    drawn = (1 if policy.common_noise else stage.batch_size, policy.levels)
+    tokens = (rows * columns, system.config.transformer.in_channels)
+    noise = jax.random.normal(noise, (*drawn, *tokens))
+    t = noise_levels.draw_times(times, stage, mu, math.prod(drawn)).reshape(drawn)
+    wanted = (stage.batch_size, policy.levels)
+    return Draws(jnp.broadcast_to(noise, (*wanted, *tokens)), jnp.broadcast_to(t, wanted))
 
 
 def loss(
@@ -68,11 +73,12 @@ def loss(
     anchor: Params | None,
     system: USO,
     stage: StageConfig,
+    inputs: Inputs,
     batch: Batch,
     draws: Draws,
     error: Callable[..., Float[Array, " b"]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Return Eq. (5) of a batch of rolled-out images, and its figures.
+    """Return Eq. (5) of a batch of rolled-out images at one noise level, and its figures.
 
     Args:
       params: all parameters.
@@ -80,13 +86,12 @@ def loss(
       anchor: all parameters before the stage; None without that term.
       system: the model.
       stage: a stage with a policy.
-      batch: conditions, and what a roll-out adds.
-      draws: noise and times.
+      inputs: what encoders make of the conditions; they are not trained.
+      batch: what a roll-out adds.
+      draws: noise [b, l, d] and times [b].
       error: what replaces `policy_error`, its first term.
     """
     config, x0 = stage.policy, batch[IMAGES]
-    # Adapters and projector are trained, what encodes text and images is not: it is the same for all policies.
-    inputs = jax.lax.stop_gradient(flow_matching.encode_conditions(params, system, stage, batch))
     x_t = flow.interpolate(x0, draws.noise, draws.t)
     predict = lambda params: system.velocity(params, inputs, x_t, draws.t, config.guidance)
     velocity, before = predict(params), jax.lax.stop_gradient(predict(old))

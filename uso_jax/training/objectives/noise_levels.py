@@ -24,15 +24,15 @@ from uso_jax import flow
 from uso_jax.training.stage import StageConfig
 
 
-def draw_times(rng: Key[Array, ""], stage: StageConfig, mu: float) -> Float[Array, " b"]:
-    """Draw one time per example of a batch; `mu` is the exponent of the time shift."""
+def draw_times(rng: Key[Array, ""], stage: StageConfig, mu: float, count: int) -> Float[Array, " count"]:
+    """Draw times as a stage says; `mu` is the exponent of the time shift."""
     if stage.timesteps == "uniform":
-        return flow.sample_times(rng, stage.batch_size, mu)
+        return flow.sample_times(rng, count, mu)
     if stage.timesteps == "logit_normal":
-        z = jax.random.normal(rng, (stage.batch_size,))
+        z = jax.random.normal(rng, (count,))
         t = jax.nn.sigmoid(stage.timestep_mean + stage.timestep_std * z)
     else:
-        u = jax.random.uniform(rng, (stage.batch_size,))
+        u = jax.random.uniform(rng, (count,))
         t = 1 - u - stage.mode_scale * (jnp.square(jnp.cos(0.5 * jnp.pi * u)) - 1 + u)
     return flow.time_shift(t, mu)
 
