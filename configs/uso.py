@@ -343,12 +343,15 @@ def flux_dev_nft() -> TrainConfig:
 
 
 def _from_scores(config: TrainConfig, guidance: float) -> TrainConfig:
-    """Return one stage with a policy in place of a recipe's stages."""
+    """Return one stage with a policy in place of a recipe's stages: a hundred rounds, with a step each."""
     both = config.stages["disentanglement"]
     policy = PolicyConfig(
         weights={"csd_style": 1.0, "clip_content": 1.0},
         prompts=16,
         group=8,
+        sample_batch=16,
+        levels=4,
+        common_noise=True,
         guidance=guidance,
         judges=("clip_text",),
         patience=2,
@@ -356,19 +359,23 @@ def _from_scores(config: TrainConfig, guidance: float) -> TrainConfig:
     stage = replace(
         both,
         name="policy",
-        steps=800,
+        steps=100,
         train=BOTH,
-        batch_size=16,
+        batch_size=128,
+        accumulate=8,
         target_size=(512, 512),
         target_aspects=(),
         content_aspects=(),
-        learning_rate=1e-4,
+        learning_rate=3e-4,
+        warmup_steps=5,
         reward=None,
         policy=policy,
     )
-    heldout = replace(config.heldout, every=0, grid_every=80)
+    often = dict(
+        heldout=replace(config.heldout, every=0, grid_every=10), checkpoint=replace(config.checkpoint, every=10)
+    )
     name = f"{config.variant}_nft"
-    return replace(config, variant=name, run=("policy",), stages=by_name(stage), heldout=heldout)
+    return replace(config, variant=name, run=("policy",), stages=by_name(stage), **often)
 
 
 def _distilled(config: TrainConfig, guidance: float, **changes) -> TrainConfig:
