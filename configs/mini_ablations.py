@@ -31,7 +31,8 @@ VARIANTS = {
     "nft": "no_reward, then DiffusionNFT with CSD as score, on as many images as full has with its reward",
     "nft_own_noise": "the same with a noise and times of its own for every image",
     "nft_exact": "nft with the exact style verdict as score, which has no gradient",
-    "nft_both": "the same with the exact verdicts of style and content",
+    "nft_both": "nft with the exact verdicts of style and content",
+    "nft_guarded": "nft with CSD for the style and the exact verdict of the content",
     "grpo": "nft by Flow-GRPO",
     "isolated": "no_reward with content images that attend to themselves only: sampling keeps their keys and values",
     "same_ids": "no_reward with content tokens at the target's own positions",
@@ -44,6 +45,7 @@ POLICIES = {
     "nft_own_noise": replace(NFT, common_noise=False),
     "nft_exact": replace(EXACT, black_boxes={"true_style": 1.0}),
     "nft_both": replace(EXACT, black_boxes={"true_style": 1.0, "true_content": 1.0}),
+    "nft_guarded": replace(NFT, black_boxes={"true_content": 1.0}),
     "grpo": PolicyConfig(method="grpo"),
 }
 IMAGES = 7_520  # of a stage that learns from a reward after training: `full` makes as many in its last steps
