@@ -44,8 +44,9 @@ def train(*arguments, **environment):
     )
 
 
-def test_trains_every_stage(tmp_path):
-    run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+def test_trains_every_stage_and_keeps_compiled_programs(tmp_path):
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = train("--config", "configs/uso.py", f"--workdir={tmp_path}", *SMALL, **environment)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert lines[0] == f"Training variant 'mini' in {tmp_path}: words, disentanglement."
@@ -60,6 +61,7 @@ def test_trains_every_stage(tmp_path):
     assert str(tmp_path / "samples") in lines[-1] and "tensorboard --logdir" in lines[-1]
     # Only progress bars go to stderr: no warnings, and no search for a TPU.
     assert "Warning" not in run.stderr and "initialize backend" not in run.stderr
+    assert any("train_step" in path.name for path in (tmp_path / "cache" / "uso_jax" / "compiled").iterdir())
 
 
 def test_a_mistake_is_one_sentence(tmp_path):

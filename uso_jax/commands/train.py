@@ -13,6 +13,7 @@ from uso_jax.commands import input_flags, verify_flag
 from uso_jax.common import compat, config_flag
 from uso_jax.common.errors import exit_cleanly
 from uso_jax.hardware import multihost, peers
+from uso_jax.hardware.compilation_cache import keep_compiled_programs
 from uso_jax.training.fault_tolerance import Stopped
 from uso_jax.training.fit import fit
 from uso_jax.training.preflight import check_settings
@@ -41,6 +42,7 @@ def _run(_) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.variant}")
     _JOIN()
+    keep_compiled_programs()
     # These lines come before JAX looks for devices, which can take a while.
     print(f"Training variant '{config.variant}' in {workdir}: {', '.join(stage.name for stage in config.run_stages)}.")
     if config.variant == "mini":
