@@ -29,7 +29,7 @@ VARIANTS = {
     "mlp_siglip": "mlp with SigLIP trained too",
     "refl": "no_reward, then the gradient of CSD as reward, on as many images as nft has",
     "nft": "no_reward, then DiffusionNFT with CSD as score, on as many images as full has with its reward",
-    "nft_own_noise": "the same with a noise and times of its own for every image",
+    "nft_own_noise": "nft with separate noises and times for every image",
     "nft_exact": "nft with the exact style verdict as score, which has no gradient",
     "nft_both": "nft with the exact verdicts of style and content",
     "nft_guarded": "nft with CSD for the style and the exact verdict of the content",

@@ -116,7 +116,7 @@ def pairs(values):
     return [np.array_equal(values[i], values[j]) for i in range(len(values)) for j in range(i)]
 
 
-def test_every_image_has_noises_and_times_of_its_own():
+def test_every_image_has_separate_noises_and_times():
     draws = nft.draw(jax.random.key(0), system(), stage_of(levels=3))
     assert draws.noise.shape[:2] == draws.t.shape == (8, 3)
     assert not any(pairs(draws.noise) + pairs(draws.t))
@@ -132,7 +132,7 @@ def test_images_may_share_noises_and_times():
 
 
 def test_what_common_noise_does_to_all_images_alike_cancels():
-    """Of equal images, a step learns nothing from noise that they share, and something from noises of their own."""
+    """Of equal images, a step learns nothing from noise that they share, and something from separate ones."""
     x0 = np.repeat(drawn()["x0"][:1], 2, axis=0)
     noise, t = np.random.default_rng(1).standard_normal((2, L, D)).astype(np.float32), np.float32([0.4, 0.6])
 
