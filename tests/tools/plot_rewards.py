@@ -22,7 +22,7 @@ FIGURES = {"csd_style": "CSD", "judge_style": "judge: style", "judge_content": "
 
 
 def history(folder: pathlib.Path) -> tuple[list[dict], int, float]:
-    """Return what held-out images were worth, the steps of the stage, and the seconds of a step that was not disturbed."""
+    """Return what held-out images were worth, the steps of the stage, and the least seconds of a step."""
     stage = json.loads((folder / "summary.json").read_text())["stages"][-1]
     lines = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
     return stage["reward"], stage["steps"], min(line["step_seconds"] for line in lines)
