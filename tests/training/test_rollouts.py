@@ -22,7 +22,17 @@ from uso_jax.training.policy import PolicyConfig
 from uso_jax.training.rollouts import Rollouts
 
 # Rounds of 8 images and two steps; a checkpoint every three, so that one lies inside a round.
-POLICY = dict(prompts=4, group=2, epochs=2, num_steps=2, weights={"bright": 1.0}, black_boxes={"red": 1.0}, anchor=0.1)
+POLICY = dict(
+    prompts=4,
+    group=2,
+    epochs=2,
+    num_steps=2,
+    levels=2,
+    common_noise=True,
+    weights={"bright": 1.0},
+    black_boxes={"red": 1.0},
+    anchor=0.1,
+)
 STEPS, EVERY = 6, 3
 
 
@@ -176,7 +186,7 @@ def test_training_raises_what_is_scored(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_grpo_begins_with_the_density_of_its_roll_outs(tmp_path):
     """The first step of a round knows the policy that made its images, so all ratios are 1; then they leave it."""
-    own = dict(method="grpo", num_steps=4, window=(0, 2), anchor=0.0, weights={})
+    own = dict(method="grpo", num_steps=4, window=(0, 2), levels=1, common_noise=False, anchor=0.0, weights={})
     changes = dict(steps=2, reward=None, policy=PolicyConfig(**POLICY | own), learning_rate=1e-2)
     fit(tiny.config("joint", changes={"checkpoint.every": 0}, **changes), tmp_path)
     first, second = (line["ratio_distance"] for line in metrics(tmp_path) if "ratio_distance" in line)
