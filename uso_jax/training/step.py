@@ -89,9 +89,10 @@ def _first_state(stage: StageConfig, lr_multipliers: Mapping[str, float], traina
 
 def _mean(function: Callable, parts: tuple, count: int) -> Any:
     """Return the mean result of a function over the first axis of its arguments, one part at a time."""
+    first = jax.tree.map(lambda x: x[0], parts)
     if count == 1:
-        return function(*jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts)))
+        return function(*first)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *first))
     add = lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / count, total)

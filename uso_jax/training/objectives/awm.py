@@ -11,30 +11,15 @@ is the old one, the gradient of (3) is that of flow matching on every image, tim
 Shapes: b batch, l target tokens, d token channels.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uso_jax.models.uso import USO, Batch, Inputs
-from uso_jax.params import Params
 from uso_jax.training.objectives import grpo, nft
 from uso_jax.training.policy import PolicyConfig
-from uso_jax.training.stage import StageConfig
 
 roll_out, draw = nft.roll_out, nft.draw
-
-
-def loss(
-    params: Params,
-    old: Params,
-    anchor: Params | None,
-    system: USO,
-    stage: StageConfig,
-    inputs: Inputs,
-    batch: Batch,
-    draws: nft.Draws,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Return Eq. (3) of a batch of rolled-out images, and its figures; arguments are those of `nft.loss`."""
-    return nft.loss(params, old, anchor, system, stage, inputs, batch, draws, policy_error)
 
 
 def policy_error(
@@ -50,3 +35,7 @@ def policy_error(
     target = (x_t - x0) / t[:, None, None]
     likelihood = lambda velocity: -jnp.mean(jnp.square(velocity - target), axis=(1, 2))
     return grpo.clipped_loss(config, jnp.exp(likelihood(velocity) - likelihood(old)), advantages)
+
+
+loss = functools.partial(nft.loss, error=policy_error)
+"""Eq. (3) of a batch of rolled-out images, and its figures; arguments are those of `nft.loss`."""
